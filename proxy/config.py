@@ -1,0 +1,362 @@
+"""The configuration: one frozen, typed value, complete before anything starts and replaced whole by a reload.
+
+A file is read as located text (`yamlfile`), each setting gets its type (`settings`) in the sections below, and what
+settings demand of each other is checked besides (`consistency`). All problems come at once, each with its place, as one
+ConfigError. The docstrings of the sections' attributes are the reference: `schema` shows them in editors. pydantic ends
+here: `Config.directory` gives the clients as the values that the rest of the program knows.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from proxy import consistency, references, secret, settings, yamlfile
+from proxy.errors import ConfigError, Problem
+from proxy.protocol.feeds import Dialect, endpoint
+from proxy.routing.access import DEFAULT, Allowlist, Client, Directory, WhenSlow
+from proxy.secret import Secret
+from proxy.settings import Fault, Unsuitable, nearest
+from proxy.yamlfile import Document, Items, Step, Table, Text, quoted
+
+
+def _readable(value: object, info: ValidationInfo) -> Path:
+    name = settings.text(value)
+    path: Path = (info.context or {}).get("folder", Path()) / name
+    try:
+        path.open("rb").close()
+    except (OSError, ValueError) as error:
+        raise Unsuitable(Fault(f"the file {quoted(name, longest=256)} {references.unreadable(error)}")) from None
+    return path
+
+
+def _blank_is(absent: object) -> BeforeValidator:
+    return BeforeValidator(lambda value: absent if value == "" else value)
+
+
+_SCALAR = WithJsonSchema({"type": ["string", "number", "boolean"]})
+Name = Annotated[str, BeforeValidator(settings.name)]
+Port = Annotated[int, BeforeValidator(settings.port)]
+Host = Annotated[str, BeforeValidator(settings.host)]
+Flag = Annotated[bool, BeforeValidator(settings.flag)]
+Origins = Annotated[tuple[Annotated[str, BeforeValidator(settings.origin)], ...], _blank_is(())]
+Url = Annotated[str, BeforeValidator(settings.url)]
+File = Annotated[Path, BeforeValidator(_readable), WithJsonSchema({"type": "string"})]
+AccountSecret = Annotated[Secret, BeforeValidator(secret.account_secret), _SCALAR]
+ClientSecret = Annotated[Secret, BeforeValidator(secret.client_secret), _SCALAR]
+Token = Annotated[Secret, BeforeValidator(secret.token), _SCALAR]
+Key = Annotated[str, BeforeValidator(settings.key), _SCALAR]
+Allow = Annotated[
+    Mapping[str, Mapping[str, tuple[str, ...]]],
+    BeforeValidator(settings.allow),
+    WithJsonSchema(settings.allow_schema()),
+]
+
+
+class Section(BaseModel):
+    """A group of settings; one that is left blank has its defaults."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _blank(cls, value: object) -> object:
+        return {} if value == "" else value
+
+
+class Tls(Section):
+    """The certificate of the client port. A relative path starts at the folder of the configuration."""
+
+    cert: File
+    """The certificate with its chain, PEM."""
+    key: File
+    """Its private key, PEM, not encrypted."""
+
+    @model_validator(mode="after")
+    def _fit(self) -> Tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(self.cert, self.key, password=lambda: b"")
+        except (OSError, ValueError) as error:
+            mismatch = getattr(error, "reason", None) == "KEY_VALUES_MISMATCH"
+            reason = "the key is not that of the certificate" if mismatch else "cert and key are not both plain PEM"
+            raise Unsuitable(Fault(reason)) from None
+        return self
+
+
+class Listen(Section):
+    """Where the algorithms connect."""
+
+    host: Host = settings.LOOPBACK
+    """The address to listen on; beyond this machine it takes `tls`, or `insecure: true`."""
+    port: Port = settings.LISTEN_PORT
+    """The TCP port; 0 takes any free one."""
+    tls: Annotated[Tls | None, _blank_is(None)] = None
+    """The certificate and its key, for wss://."""
+    insecure: Flag = False
+    """true allows plaintext beyond this machine; secrets and data are then readable on the network."""
+    origins: Origins = ()
+    """Browser origins that may connect, besides IP literals and localhost."""
+
+
+class Admin(Section):
+    """Where the status page, the metrics and the health checks are."""
+
+    host: Host = settings.LOOPBACK
+    """The address to listen on; beyond this machine it takes a `token`."""
+    port: Port = settings.ADMIN_PORT
+    """The TCP port; 0 takes any free one."""
+    token: Token | None = None
+    """The bearer token that every request must carry; optional on this machine."""
+    hosts: Origins = ()
+    """Host names that requests may ask for, besides IP literals and localhost."""
+
+
+class Log(Section):
+    """What is logged to standard error."""
+
+    format: Literal["auto", "human", "json"] = "auto"
+    """auto is human on a terminal, else json."""
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe level that is logged."""
+
+
+class Limits(Section):
+    """Bounds on what clients can make the proxy hold."""
+
+    message: Annotated[int, BeforeValidator(settings.message_size)] = 1024 * 1024
+    """The largest message that a client may send; 64KiB to 16MiB."""
+    outboxes: Annotated[int, BeforeValidator(settings.outboxes_size)] = settings.OUTBOXES
+    """What all outboxes together may hold."""
+
+
+class Account(Section):
+    """One Alpaca identity."""
+
+    key: AccountSecret
+    """The key that Alpaca gave."""
+    secret: AccountSecret
+    """The secret that Alpaca gave; best as ${ENV} or ${file:PATH}."""
+    trading: Literal["paper", "live"] = "paper"
+    """Which trading host the account belongs to."""
+    codec: Annotated[Mapping[str, Literal["msgpack", "json"]], BeforeValidator(settings.codecs)] = {}
+    """The upstream codec by feed; msgpack unless given (options always msgpack, trading always JSON)."""
+    data_url: Url = "wss://stream.data.alpaca.markets"
+    """Where the market data comes from."""
+    trading_url: Url | None = None
+    """Where the order updates come from; by default the host that `trading` says."""
+
+    def url(self, feed: str) -> str:
+        """Where a feed of this account is. Raises LookupError for what is no feed."""
+        known = endpoint(feed)
+        if known is None:
+            raise LookupError(f"no such feed: {feed}")
+        if known.dialect is Dialect.TRADING:
+            paper = "paper-" if self.trading == "paper" else ""
+            return (self.trading_url or f"wss://{paper}api.alpaca.markets") + known.path
+        return self.data_url + known.path
+
+    def speaks(self, feed: str) -> str:
+        """The codec of a feed's upstream connection: `msgpack` or `json`."""
+        known = endpoint(feed)
+        return self.codec.get(feed) or (known.codecs[0] if known else "json")
+
+
+class ClientEntry(Section):
+    """One algorithm: its own key and secret, and what it may see."""
+
+    key: Key
+    """What the algorithm passes as its Alpaca key; a name, not a secret."""
+    secret: ClientSecret
+    """What it passes as its secret: sha256:HEX (`keygen` makes one), a text, or ${ENV}."""
+    account: Annotated[Mapping[str, str], BeforeValidator(settings.accounts_by_feed)] = {}
+    """The account that serves it: a name, or names by feed with a `default`; may be left out if there is only one."""
+    allow: Allow = {}
+    """What it may see, by feed and channel: symbols, PREFIX* or "*". Nothing unless given."""
+    max_connections: Annotated[int, BeforeValidator(settings.whole(1, 10_000))] = 4
+    """Its authenticated sessions at once per feed; more are refused with 406."""
+    when_slow: Literal["disconnect", "conflate"] = "disconnect"
+    """What happens when its outbox overflows: disconnect (407), or keep the newest where that is correct."""
+    outbox: Annotated[int, BeforeValidator(settings.outbox_size)] = settings.OUTBOX
+    """What may wait for one of its sessions."""
+
+
+class Config(Section):
+    """The configuration of alpaca-proxy."""
+
+    listen: Listen = Listen()
+    """Where the algorithms connect."""
+    admin: Admin = Admin()
+    """Where the status page, the metrics and the health checks are."""
+    log: Log = Log()
+    """What is logged."""
+    limits: Limits = Limits()
+    """Bounds on what clients can make the proxy hold."""
+    default_feed: Annotated[str, BeforeValidator(settings.market_feed)] = "iex"
+    """What the path / and the legacy stream names mean."""
+    accounts: Annotated[Mapping[Name, Account], BeforeValidator(settings.some)]
+    """The Alpaca accounts, by a name of your own; at least one."""
+    clients: Annotated[Mapping[Name, ClientEntry], BeforeValidator(settings.some)]
+    """The algorithms, by name; at least one."""
+
+    def directory(self) -> Directory:
+        """The clients as the rest of the program knows them."""
+        only = {DEFAULT: next(iter(self.accounts))} if len(self.accounts) == 1 else {}
+        return Directory(
+            Client(
+                name=name,
+                key=entry.key,
+                digest=entry.secret.digest(),
+                accounts={**only, **entry.account},
+                allow=Allowlist(entry.allow),
+                max_connections=entry.max_connections,
+                when_slow=WhenSlow(entry.when_slow),
+                outbox=entry.outbox,
+            )
+            for name, entry in self.clients.items()
+        )
+
+
+def load(path: Path, environ: Mapping[str, str]) -> Config:
+    """The configuration in a file. Raises ConfigError with everything that is wrong with it."""
+    return parse(yamlfile.read(path), str(path), environ, path.parent)
+
+
+def parse(text: str, name: str, environ: Mapping[str, str], folder: Path) -> Config:
+    """The configuration in a text; `name` stands for its file in problems, `folder` is where relative paths start."""
+    return _typed(yamlfile.parse(text, name=name, environ=environ, folder=folder), folder)
+
+
+def explain(path: Path, environ: Mapping[str, str], client: str, feed: str, channel: str, symbol: str) -> str | None:
+    """The line that lets a client see a topic, as `FILE:LINE:COL: PATH: ENTRY`; None if no line does.
+
+    Raises ConfigError for the file, LookupError for a client that it does not name.
+    """
+    document = yamlfile.parse(yamlfile.read(path), name=str(path), environ=environ, folder=path.parent)
+    entry = _typed(document, path.parent).clients[client]
+    granted = Allowlist(entry.allow).granted_by(feed, channel, symbol)
+    if granted is None:
+        return None
+    listed, pattern = granted
+    place: tuple[Step, ...] = ("clients", client, "allow", feed)
+    if isinstance(document.find(place), Table):
+        place = (*place, listed)
+    if isinstance(entries := document.find(place), Items):
+        place = (*place, entries.index(Text(pattern)))
+    return str(document.problem(place, pattern))
+
+
+def warnings(config: Config, path: Path) -> list[str]:
+    """What works but is unwise, a sentence each. No secret is in them."""
+    found = []
+    try:
+        mode = path.stat().st_mode & 0o777
+    except OSError:
+        mode = 0
+    if mode & 0o077:
+        found.append(f"other users of this machine can open it (mode {mode:04o}); chmod 600 {path}")
+    plain = "is in plain text; use ${ENV} or ${file:PATH}"
+    for name, account in config.accounts.items():
+        if account.secret.literal:
+            found.append(f"accounts.{name}.secret {plain}")
+        for setting, url in (("data_url", account.data_url), ("trading_url", account.trading_url or "")):
+            if url.startswith("ws://") and not settings.is_loopback(urlsplit(url).hostname or ""):
+                found.append(f"accounts.{name}.{setting} sends the account's secret unencrypted; use wss://")
+    for name, entry in config.clients.items():
+        if entry.secret.literal and not entry.secret.is_digest():
+            found.append(f"clients.{name}.secret {plain}, or the sha256:… that the verb `keygen` prints")
+    if config.admin.token is not None and config.admin.token.literal:
+        found.append(f"admin.token {plain}")
+    return [f"{path}: {warning}" for warning in found]
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of the file, for editors. Where a number or a flag is due, `${…}` will do as well."""
+    found = Config.model_json_schema()
+    found["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    found["$defs"]["ClientEntry"]["properties"]["account"]["type"] = ["string", "object"]
+    for section in (found, *found["$defs"].values()):
+        for setting in section["properties"].values():
+            if setting.get("type") in ("integer", "boolean"):
+                setting["type"] = [setting["type"], "string"]
+    return found
+
+
+_SECTIONS: dict[Step, type[Section]] = {
+    "listen": Listen,
+    "tls": Tls,
+    "admin": Admin,
+    "log": Log,
+    "limits": Limits,
+    "accounts": Account,
+    "clients": ClientEntry,
+}
+_REASONS = {
+    "missing": "is missing",
+    "model_type": 'should hold settings, one "name: value" a line',
+    "mapping_type": 'should hold entries, one "name: value" a line',
+    "dict_type": 'should hold entries, one "name: value" a line',
+    "tuple_type": "should be a list, as in [first, second]",
+    "string_type": "should be a single value",
+}
+
+
+def _typed(document: Document, folder: Path) -> Config:
+    config = None
+    problems: list[Problem | None] = [*document.problems]
+    try:
+        config = Config.model_validate(document.root, context={"folder": folder})
+    except ValidationError as error:
+        for details in error.errors(include_url=False, include_input=False):
+            problems.extend(_worded(document, details))
+    problems.extend(consistency.check(document))
+    found = [problem for problem in problems if problem is not None]
+    # Raised out here, so that pydantic's error, which holds the values, is not its context.
+    if config is None or found:
+        raise ConfigError(sorted(found, key=lambda problem: (problem.line, problem.column)))
+    return config
+
+
+def _worded(document: Document, details: ErrorDetails) -> Iterator[Problem | None]:
+    """What pydantic found, in sentences of our own and with its place."""
+    path, context = details["loc"], details.get("ctx", {})
+    cause = context.get("error")
+    if isinstance(cause, Unsuitable):
+        about_name = path[-1:] == ("[key]",)  # which is how pydantic says that it means the name
+        path = path[:-1] if about_name else path
+        for fault in cause.faults:
+            place = document.name_problem if fault.name or about_name else document.problem
+            yield place((*path, *fault.path), fault.reason, fault.hint)
+    elif details["type"] == "extra_forbidden":
+        depth = 2 if path[0] in ("accounts", "clients") else 1
+        section = _SECTIONS["tls" if path[1:2] == ("tls",) else path[0]] if len(path) > depth else Config
+        yield document.name_problem(path, "unknown key", nearest(str(path[-1]), section.model_fields))
+    elif details["type"] == "literal_error":
+        choices = re.findall("'([^']+)'", context["expected"])
+        given = document.find(path)
+        shown = f", not {quoted(given)}" if isinstance(given, Text) else ""
+        hint = nearest(given, choices) if isinstance(given, Text) else None
+        yield document.problem(path, f"should be {' or '.join(choices)}{shown}", hint)
+    else:
+        yield document.problem(path, _REASONS.get(details["type"], "cannot be used"))

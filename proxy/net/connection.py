@@ -1,0 +1,70 @@
+"""An algorithm's connection as bytes: what the frames of `frames.py` travel on."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+from typing import Any
+
+import gevent
+
+from proxy.errors import ConnectionLost
+
+READ_BYTES = 8 * 1024
+
+
+class ClientConnection:
+    """An algorithm's WebSocket: bytes, one reader and one writer.
+
+    Raises ConnectionLost when the peer is gone. `shut` may be called from any greenlet and wakes both.
+    """
+
+    def __init__(self, sock: Any, rfile: Any, address: str) -> None:
+        self.address = address
+        self.tls = isinstance(sock, ssl.SSLSocket)
+        self._socket = sock
+        self._raw = sock._sock  # gevent's own name for the non-blocking socket under its cooperative one
+        self._rfile = rfile
+        self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def __repr__(self) -> str:
+        return f"<ClientConnection {self.address}{' tls' if self.tls else ''}>"
+
+    def receive(self) -> bytes:
+        """What has come, at most 8 KiB; waits for some. Empty at the end."""
+        try:
+            data: bytes = self._rfile.read1(READ_BYTES)
+        except (OSError, ValueError) as error:  # ValueError: the file was closed under us
+            raise ConnectionLost(str(error)) from error
+        return data
+
+    def try_send(self, data: bytes) -> int:
+        """Writes what the kernel takes now and says how much; never waits. Not for TLS."""
+        try:
+            sent: int = self._raw.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise ConnectionLost(str(error)) from error
+        return sent
+
+    def send(self, data: bytes, seconds: float) -> bool:
+        """Writes all of it; False if it did not get through in `seconds`, and then the connection is of no more use."""
+        try:
+            if not self.tls:
+                sent = self.try_send(data)
+                if sent == len(data):
+                    return True
+                data = data[sent:]
+            with gevent.Timeout(seconds, False):
+                self._socket.sendall(data)
+                return True
+        except OSError as error:
+            raise ConnectionLost(str(error)) from error
+        return False
+
+    def shut(self) -> None:
+        """Ends both directions at once; a greenlet that reads or writes is woken."""
+        with contextlib.suppress(OSError):  # the peer was first
+            self._raw.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,258 @@
+"""One algorithm at work: its greenlet, its connection, its outbox, its place at a feed.
+
+The greenlet reads; frames become messages, the pure `Session` turns them into outcomes, and each outcome is performed
+here. Everything that is sent goes through the outbox, whose writer is the only one to write, and which is ended before
+the greenlet returns.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import gevent
+
+from proxy.errors import ConnectionLost
+from proxy.logs import Log
+from proxy.net import frames
+from proxy.net.connection import ClientConnection
+from proxy.net.outbox import FAREWELL_SECONDS, Outbox, Outboxes
+from proxy.net.upstream import Upstream
+from proxy.protocol import session as talk
+from proxy.protocol.codec import Codec
+from proxy.protocol.feeds import WILDCARD
+from proxy.protocol.session import Session, State, TradingSession
+from proxy.protocol.topics import NOTHING, Subscription, words
+from proxy.routing.access import Client, WhenSlow
+from proxy.routing.ledger import Seat
+from proxy.routing.overflow import conflate
+from proxy.snapshot import SessionState, Totals
+
+LOGIN_SECONDS = 10.0
+PING_SECONDS = 10.0
+GONE_SECONDS = 20.0
+STRANGER_MESSAGE = 64 * 1024
+STRANGER_OUTBOX = 256 * 1024
+
+
+class Desk(Protocol):
+    """Whom a conversation asks what it cannot decide."""
+
+    outboxes: Outboxes
+    message_limit: int
+
+    def identify(self, conversation: Conversation, key: str, secret: str) -> Client | int:
+        """The client, now counted as here, or the code that refuses it."""
+
+    def penalty(self, conversation: Conversation) -> float:
+        """How many seconds a refusal waits."""
+
+    def upstream(self, client: Client, feed: str) -> Upstream:
+        """The connection that serves this client's feed."""
+
+    def clock(self) -> float:
+        """Steady time in seconds."""
+
+
+class Conversation:
+    """A session with everything that it needs to be held. `client` is None until it has authenticated."""
+
+    def __init__(self, connection: ClientConnection, session: Session, desk: Desk) -> None:
+        self.session = session
+        self.codec: Codec = session.codec
+        self.client: Client | None = None
+        self.name = ""
+        self.curious = False
+        self.seat = Seat(self)
+        self.opened = desk.clock()
+        opcode = frames.TEXT if session.text else frames.BINARY
+        self.outbox = Outbox(connection, desk.outboxes, opcode=opcode, limit=STRANGER_OUTBOX, slow_words=session.slow())
+        self.put: Callable[[bytes, int], None] = self.outbox.put
+        self.ended = ""  # why, once it is over
+        self._connection = connection
+        self._desk = desk
+        self._inbound = frames.Inbound(STRANGER_MESSAGE)
+        self._upstream: Upstream | None = None
+        self._tried = False
+        self._pinged_at = self._ponged_at = self.opened
+        self._closing_at = 0.0
+        self._log = Log("session", feed=session.endpoint.feed, address=connection.address)
+
+    def __repr__(self) -> str:
+        return f"<Conversation {self.name or 'stranger'} {self.session.endpoint.feed} {self._connection.address}>"
+
+    @property
+    def address(self) -> str:
+        """The peer, as host:port."""
+        return self._connection.address
+
+    # The greenlet
+
+    def run(self, credentials: tuple[str, str] | None) -> None:
+        """The whole conversation. `credentials` are those of the request's headers, if it had any."""
+        writer = gevent.spawn(self.outbox.run)
+        try:
+            for payload in self.session.opening():
+                self.outbox.reply(payload)
+            if credentials is not None:
+                self._authenticate(*credentials)
+            self._listen()
+        except ConnectionLost as error:
+            self.ended = self.ended or str(error)
+        except frames.FrameError as fault:
+            self.close(fault.code, fault.reason)
+        except Exception:
+            self._log.error("bug", client=self.name)
+            self.close(frames.INTERNAL_ERROR, "internal error")
+        finally:
+            if self._upstream is not None:
+                self._upstream.leave(self)
+            self.close(frames.NORMAL, "")
+            writer.join(FAREWELL_SECONDS)
+            writer.kill()
+            if self.client is not None:
+                self._log.info("closed", client=self.name, reason=self.ended, delivered=self.outbox.delivered)
+
+    def _listen(self) -> None:
+        while data := self._connection.receive():
+            for event in self._inbound.receive(data):
+                match event:
+                    case frames.Message(payload):
+                        if self.outbox.closing is None:
+                            self._message(payload)
+                    case frames.Ping(payload):
+                        self.outbox.pong(payload)
+                    case frames.Pong():
+                        self._ponged_at = self._desk.clock()
+                    case frames.Closed(code):
+                        self.close(frames.NORMAL if code == frames.NO_CODE else code, "client closed")
+                        return
+            gevent.sleep(0)  # a client that never stops talking is read in turns
+        self.ended = self.ended or "client went away"
+
+    def _message(self, payload: bytes) -> None:
+        for outcome in self.session.receive(payload):
+            match outcome:
+                case talk.Reply(reply):
+                    self.outbox.reply(reply)
+                case talk.Authenticate(key, secret):
+                    self._authenticate(key, secret)
+                case talk.Subscribe(topics):
+                    self._subscribe(topics)
+                case talk.Unsubscribe(topics):
+                    self._change(NOTHING, topics)
+                case talk.Replace(topics):
+                    held = self.seat.holds
+                    allowed = self._allowed_streams(topics)
+                    self._change(allowed, held - allowed)
+
+    def _authenticate(self, key: str, secret: str) -> None:
+        self._tried = True
+        found = self.session.barred or self._desk.identify(self, key, secret)
+        if isinstance(found, int):
+            wait = self._desk.penalty(self)
+            self._log.info("refused", code=found, wait=wait)
+            gevent.sleep(wait)
+            self.outbox.reply(self.session.denied(found))
+            return
+        self.client = found
+        self.name = found.name
+        feed = self.session.endpoint.feed
+        self.curious = found.allow.takes_unknown(feed)
+        self.outbox.limit = found.outbox
+        if found.when_slow is WhenSlow.CONFLATE:
+            self.outbox.conflate = partial(conflate, codec=self.codec)
+        self._inbound.limit = self._desk.message_limit
+        self._upstream = self._desk.upstream(found, feed)
+        self._log.info("authenticated", client=self.name)
+        self.outbox.reply(self.session.granted())
+
+    def _subscribe(self, topics: Subscription) -> None:
+        assert self.client is not None
+        assert self._upstream is not None
+        refused = self.client.allow.refused(self.session.endpoint.feed, topics)
+        if refused:
+            self._upstream.deny(self, 409, f"insufficient subscription: {words(refused)}")
+        else:
+            self._change(topics, NOTHING)
+
+    def _change(self, add: Subscription, remove: Subscription) -> None:
+        assert self._upstream is not None
+        self._upstream.change(self, add, remove)
+
+    def _allowed_streams(self, topics: Subscription) -> Subscription:
+        """Those streams of which the client may hear anything; whose updates it hears is decided update by update."""
+        assert self.client is not None
+        entries = self.client.allow.entries(self.session.endpoint.feed)
+        return frozenset(topic for topic in topics if topic[0] in entries or WILDCARD in entries)
+
+    # What its feed tells it
+
+    def acked(self, held: Subscription) -> None:
+        """The feed's answer: this is what the session holds now."""
+        self.outbox.reply(self.session.acked(held))
+
+    def refused(self, code: int, msg: str) -> None:
+        """The feed's answer: no."""
+        self.outbox.reply(self.session.refused(code, msg))
+
+    # What time and others do
+
+    def tick(self, now: float) -> None:
+        """Whatever is due: a log-in that took too long, a ping, a peer that is gone, a close that is not answered."""
+        if self.outbox.closing is not None:
+            self._closing_at = self._closing_at or now
+            if now - self._closing_at >= FAREWELL_SECONDS:
+                self._connection.shut()
+            return
+        if self.session.state is State.GREETED and now - self.opened >= LOGIN_SECONDS:
+            if not self._tried:
+                self.outbox.reply(self.session.timed_out())
+            self.close(frames.POLICY, "auth timeout")
+        elif now - self._ponged_at >= GONE_SECONDS:
+            self.ended = f"no pong for {GONE_SECONDS:.0f} s"
+            self._connection.shut()
+        elif now - self._pinged_at >= PING_SECONDS:
+            self._pinged_at = now
+            self.outbox.ping()
+
+    def state(self) -> SessionState:
+        """For the snapshot."""
+        return SessionState(
+            self.name,
+            self.session.endpoint.feed,
+            self.address,
+            self.codec.name,
+            len(self.seat.shown),
+            self.outbox.pending,
+        )
+
+    def count(self, totals: Totals) -> None:
+        """Adds what this session got to its client's totals."""
+        outbox = self.outbox
+        totals.add(outbox.delivered, outbox.conflated, outbox.lost, "slow" if outbox.slow else "closed")
+
+    def close(self, code: int, reason: str) -> None:
+        """Flush, say why, and end; the first reason stands."""
+        self.ended = self.ended or reason
+        self.outbox.close(code, reason)
+
+
+def header_credentials(environ: dict[str, Any], session: Session) -> tuple[str, str] | None:
+    """The key and secret of the request's headers: Alpaca's own pair, or HTTP's Basic. The trading stream has none."""
+    if isinstance(session, TradingSession):
+        return None
+    key, secret = environ.get("HTTP_APCA_API_KEY_ID"), environ.get("HTTP_APCA_API_SECRET_KEY")
+    if key is not None and secret is not None:
+        return key, secret
+    scheme, _, given = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    if scheme.lower() == "basic":
+        try:
+            user, _, password = base64.b64decode(given.strip(), validate=True).decode().partition(":")
+        except (binascii.Error, ValueError):
+            return "", ""
+        return user, password
+    return None

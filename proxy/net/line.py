@@ -1,0 +1,73 @@
+"""One open connection to Alpaca: the upstream greenlet reads it, one other greenlet writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import gevent
+from gevent.queue import Queue
+
+from proxy.errors import ConnectionLost
+from proxy.net import frames
+from proxy.net.websocket import Frame, UpstreamConnection, dial
+
+PING_SECONDS = 10.0
+MUTE_SECONDS = 20.0
+
+
+class Line:
+    """A WebSocket with its writer and its signs of life. Opening it waits; raises ConnectionLost or UpgradeRefused.
+
+    `cause` is why it was ended from here, if it was.
+    """
+
+    def __init__(self, url: str, content_type: str, clock: Callable[[], float]) -> None:
+        self.cause = ""
+        self._clock = clock
+        self._says: Queue[tuple[int, bytes]] = Queue()
+        headers = {"Content-Type": content_type, "User-Agent": "alpaca-proxy"}
+        self._connection: UpstreamConnection = dial(url, headers, self.say)
+        self.heard_at = self._pinged_at = clock()
+        self._writer = gevent.spawn(self._write)
+
+    def __repr__(self) -> str:
+        return f"<Line {self.cause or 'open'}>"
+
+    def say(self, opcode: int, payload: bytes) -> None:
+        """Sends a frame in its turn; never waits."""
+        self._says.put_nowait((opcode, payload))
+
+    def receive(self) -> list[Frame]:
+        """The messages that are there; waits for the first. Raises ConnectionLost."""
+        try:
+            arrived = self._connection.receive()
+        except ConnectionLost as error:
+            raise ConnectionLost(self.cause or str(error)) from error
+        self.heard_at = self._clock()
+        return arrived
+
+    def tick(self, now: float) -> None:
+        """Pings, and ends a connection whose peer gives no sign of life, pongs included."""
+        if now - self.heard_at >= MUTE_SECONDS:
+            self.end(f"no sign of life for {MUTE_SECONDS:.0f} s")
+        elif now - self._pinged_at >= PING_SECONDS:
+            self._pinged_at = now
+            self.say(frames.PING, b"")
+
+    def end(self, cause: str) -> None:
+        """Gives the connection up; whoever receives gets ConnectionLost with this cause."""
+        self.cause = self.cause or cause
+        self._connection.shut()
+
+    def close(self) -> None:
+        """Frees everything."""
+        self._connection.shut()
+        self._writer.kill()
+        self._connection.free()
+
+    def _write(self) -> None:
+        try:
+            while True:
+                self._connection.write(*self._says.get())
+        except ConnectionLost:
+            self._connection.shut()

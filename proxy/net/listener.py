@@ -1,0 +1,134 @@
+"""The door: accepts sockets, bounds what strangers may take, and hands each request to its handler.
+
+A *stranger* is a socket whose client is not known yet. Strangers are bounded per address and in all, and each has a
+deadline for its TLS handshake and for its request's head, so that half a request held for ever costs one place of many.
+`admit` takes a connection out of the count once it has proved who it is.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import ssl
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+import gevent
+from gevent.pywsgi import WSGIServer
+
+from proxy.net.connection import ClientConnection
+from proxy.net.websocket import HEAD_SECONDS, Handler
+
+STRANGERS_PER_ADDRESS = 256
+STRANGERS = 1024
+
+Environ = dict[str, Any]
+Answer = tuple[str, str] | tuple[str, str, str]  # an HTTP status, a text, and its type if it is not plain
+
+# gevent-websocket logs each refused handshake through `server.logger`; what matters is logged by name elsewhere.
+_silent = logging.getLogger("proxy.handshake")
+_silent.addHandler(logging.NullHandler())
+_silent.propagate = False
+
+
+class Listener(WSGIServer):  # type: ignore[misc]
+    """Accepts WebSockets at one address.
+
+    `refuse(environ)` may answer a request instead of its upgrade; `serve(connection, environ)` holds the conversation
+    and returns when it is over; `answer(environ)` replies to plain HTTP. Raises OSError from `start` when the address
+    cannot be had.
+    """
+
+    logger = _silent
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        *,
+        serve: Callable[[ClientConnection, Environ], None],
+        refuse: Callable[[Environ], Answer | None],
+        answer: Callable[[Environ], Answer],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        options = {} if tls is None else {"ssl_context": tls}
+        environ = {"SERVER_NAME": address[0]}  # given, so that no name look-up happens at the start
+        super().__init__(address, log=None, error_log=None, handler_class=Handler, environ=environ, **options)
+        self.application = self._application
+        self.refuse = refuse
+        self._serve = serve
+        self._answer = answer
+        self._strangers: dict[tuple[Any, ...], str] = {}
+        self._by_host: Counter[str] = Counter()
+
+    @property
+    def strangers(self) -> int:
+        """How many sockets' clients are not known yet."""
+        return len(self._strangers)
+
+    def admit(self, environ: Environ) -> None:
+        """The client behind this request is known now: it no longer takes a stranger's place."""
+        self._forget((environ["REMOTE_ADDR"], int(environ["REMOTE_PORT"])))
+
+    def do_handle(self, sock: Any, address: tuple[Any, ...]) -> None:
+        host = address[0]
+        if len(self._strangers) >= STRANGERS or self._by_host[host] >= STRANGERS_PER_ADDRESS:
+            sock.close()
+            return
+        self._strangers[address[:2]] = host
+        self._by_host[host] += 1
+        super().do_handle(sock, address)
+
+    def do_close(self, sock: Any, address: tuple[Any, ...]) -> None:
+        self._forget(address[:2])
+        super().do_close(sock, address)
+
+    def wrap_socket_and_handle(self, client_socket: Any, address: tuple[Any, ...]) -> None:
+        """The TLS handshake, within its deadline; one that fails is nobody's error but the stranger's."""
+        secured = None
+        with gevent.Timeout(HEAD_SECONDS, False):
+            try:
+                secured = self.wrap_socket(client_socket, **self.ssl_args)
+            except OSError:
+                return
+        if secured is not None:
+            try:
+                self.handle(secured, address)
+            finally:
+                secured.close()
+
+    def _forget(self, address: tuple[Any, ...]) -> None:
+        host = self._strangers.pop(address, None)
+        if host is not None:
+            self._by_host[host] -= 1
+            if not self._by_host[host]:
+                del self._by_host[host]
+
+    def _application(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        connection = environ.get("wsgi.websocket")
+        if connection is not None:
+            self._serve(connection, environ)
+            return []
+        status, body, *content_type = self._answer(environ)
+        kind = content_type[0] if content_type else "text/plain; charset=utf-8"
+        start_response(status, [("Content-Type", kind), ("Connection", "close")])
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [f"{body.rstrip()}\n".encode()]
+
+
+def is_local_name(authority: str, listed: Collection[str]) -> bool:
+    """Whether a host name (with or without port) is an IP literal, localhost, or one of those listed.
+
+    A browser can be made to send any other name here by whoever owns that name (DNS rebinding).
+    """
+    try:
+        host = urlsplit(f"//{authority}").hostname or ""
+    except ValueError:
+        return False
+    if host == "localhost" or host in listed:
+        return True
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,224 @@
+"""A session's bounded outbox, and the writer greenlet that empties it.
+
+Whoever has something for a client calls `put` (or `reply`, `ping`, `pong`, `close`); that never blocks nor raises.
+One greenlet, `run`, owns the connection's sends. It takes all that has piled up and sends it at once, so an idle client
+gets each frame as it comes and a busy one gets many in one call; there is no timer. When nothing is pending and the
+writer waits, `put` writes at once without blocking, which saves the switch to it.
+
+The bound is in bytes. A client that lets its outbox overflow, or a send wait for SEND_SECONDS, is *slow*. With
+conflation its pending messages are thinned out; else, or if that does not help, it is told 407 and closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from gevent.queue import Queue
+
+from proxy.errors import ConnectionLost
+from proxy.net import frames
+from proxy.net.connection import ClientConnection
+
+SEND_SECONDS = 10.0
+FAREWELL_SECONDS = 5.0
+WRITE_BYTES = 64 * 1024
+THIN_BYTES = 1024 * 1024  # conflation begins here, so that it never has much to read at once
+
+Conflate = Callable[[Sequence[bytes]], tuple[list[bytes], int]]
+
+
+class Outboxes:
+    """All outboxes together, and the bound on what is pending in them, in bytes. Over it, the fullest gives way."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.pending = 0
+        self.open: set[Outbox] = set()
+
+    def __repr__(self) -> str:
+        return f"<Outboxes {len(self.open)} with {self.pending} of {self.limit} bytes>"
+
+    def relieve(self) -> None:
+        """Closes the fullest one."""
+        if candidates := [outbox for outbox in self.open if outbox.closing is None]:
+            max(candidates, key=lambda outbox: outbox.pending).give_up()
+
+
+class Outbox:
+    """What is pending for one session.
+
+    `opcode` is that of its data frames, `slow_words` the payload that tells a slow client so (empty for none). `limit`
+    (bytes) and `conflate` may be set once the client is known.
+    """
+
+    def __init__(
+        self, connection: ClientConnection, outboxes: Outboxes, *, opcode: int, limit: int, slow_words: bytes
+    ) -> None:
+        self.limit = limit
+        self.conflate: Conflate | None = None
+        self.pending = 0  # bytes, those that are being sent included
+        self.delivered = 0  # messages
+        self.lost = 0  # messages dropped here, thinned out ones not included
+        self.conflated = 0
+        self.slow = False
+        self.closing: tuple[int, str] | None = None
+        self._connection = connection
+        self._outboxes = outboxes
+        self._opcode = opcode
+        self._slow_words = slow_words
+        self._queue: Queue[tuple[bytes, int]] = Queue()
+        self._rest = b""  # of a frame that went out in part: nothing may come before it
+        self._urgent: dict[int, bytes] = {}  # the newest ping and pong, ahead of everything else
+        self._waiting = False  # the writer waits for something to do
+        self._thin_at = THIN_BYTES
+        outboxes.open.add(self)
+
+    def __repr__(self) -> str:
+        state = " closing" if self.closing else ""
+        return f"<Outbox {self._connection.address} {self.pending} of {self.limit} bytes{state}>"
+
+    def put(self, frame: bytes, messages: int) -> None:
+        """A data frame that carries so many messages; its bytes may be shared with other outboxes."""
+        if self.closing is not None:
+            self.lost += messages
+            return
+        if not self.pending and self._waiting and not self._connection.tls:
+            try:
+                sent = self._connection.try_send(frame)
+            except ConnectionLost:
+                self.lost += messages
+                self._connection.shut()
+                return
+            if sent == len(frame):
+                self.delivered += messages
+                return
+            if sent:
+                self._rest = frame[sent:]
+                self._count(len(self._rest))
+                self._queue.put_nowait((b"", messages))
+                return
+        self._append(frame, messages)
+        self._check()
+
+    def reply(self, payload: bytes) -> None:
+        """A control message: in order with the data, a frame of its own. Nothing, for an empty one."""
+        if payload and self.closing is None:
+            self._append(frames.encode(self._opcode, payload), 0)
+            self._check()
+
+    def ping(self) -> None:
+        """A keep-alive ping, ahead of what is pending."""
+        self._hurry(frames.PING, b"")
+
+    def pong(self, payload: bytes) -> None:
+        """The answer to a ping, ahead of what is pending. Only the newest ping counts (RFC 6455 §5.5.3)."""
+        self._hurry(frames.PONG, payload)
+
+    def close(self, code: int, reason: str) -> None:
+        """What is pending is still sent, then a close frame; from now on nothing is taken."""
+        if self.closing is None:
+            self._append(frames.encode_close(code, reason), 0)
+            self.closing = (code, reason)
+
+    def give_up(self) -> None:
+        """The client is slow: what is pending is lost, and it is told so."""
+        if self.closing is None:
+            self.slow = True
+            self._discard()
+            self.reply_last(self._slow_words)
+            self.close(frames.POLICY, "slow client")
+
+    def reply_last(self, payload: bytes) -> None:
+        """A control message that no bound keeps back, right before a close."""
+        if payload:
+            self._append(frames.encode(self._opcode, payload), 0)
+
+    def run(self) -> None:
+        """The writer: until the close frame is out, the client is gone, or a send has waited too long."""
+        try:
+            while self.closing is None or self.pending:
+                data, messages, pending = self._gather()
+                seconds = SEND_SECONDS if self.closing is None else FAREWELL_SECONDS
+                sent = self._connection.send(data, seconds)
+                self._count(-pending)
+                if not sent:
+                    self.slow = self.slow or self.closing is None
+                    self.lost += messages
+                    self._connection.shut()
+                    return
+                self.delivered += messages
+        except ConnectionLost:
+            self._connection.shut()
+        finally:
+            self._waiting = False
+            self._discard()
+            self._count(-self.pending)
+            self._outboxes.open.discard(self)
+
+    def _gather(self) -> tuple[bytes, int, int]:
+        """Waits for something; then all that has piled up, its messages, and how much of `pending` it is."""
+        self._waiting = True
+        frame, messages = self._queue.get()
+        self._waiting = False
+        batch = [self._rest, frame]
+        size = len(self._rest) + len(frame)
+        while size < WRITE_BYTES and not self._queue.empty():
+            frame, more = self._queue.get_nowait()
+            batch.append(frame)
+            size += len(frame)
+            messages += more
+        if self._urgent:
+            batch[1:1] = self._urgent.values()
+            self._urgent.clear()
+        self._rest = b""
+        return b"".join(batch), messages, size
+
+    def _hurry(self, opcode: int, payload: bytes) -> None:
+        if self.closing is None:
+            idle = not self._urgent and self._queue.empty()
+            self._urgent[opcode] = frames.encode(opcode, payload)
+            if idle:
+                self._queue.put_nowait((b"", 0))  # wakes the writer
+
+    def _append(self, frame: bytes, messages: int) -> None:
+        self._count(len(frame))
+        self._queue.put_nowait((frame, messages))
+
+    def _count(self, size: int) -> None:
+        self.pending += size
+        self._outboxes.pending += size
+
+    def _check(self) -> None:
+        """Over a bound? Then the slow one is this one, or the fullest of all."""
+        if self.conflate is not None and self.pending > min(self._thin_at, self.limit):
+            self._thin_out(self.conflate)
+        if self.pending > self.limit:
+            self.give_up()
+        elif self._outboxes.pending > self._outboxes.limit:
+            self._outboxes.relieve()
+
+    def _thin_out(self, conflate: Conflate) -> None:
+        payloads = []
+        messages = 0
+        while not self._queue.empty():
+            frame, more = self._queue.get_nowait()
+            self._count(-len(frame))
+            messages += more
+            if frame:
+                payloads.append(frames.payload_of(frame))
+        kept, dropped = conflate(payloads)
+        self.conflated += dropped
+        left = messages - dropped
+        for payload in kept:
+            self._append(frames.encode(self._opcode, payload), left)
+            left = 0  # counted with the first: they go out together or not at all
+        self._thin_at = max(THIN_BYTES, 2 * self.pending)
+
+    def _discard(self) -> None:
+        """Drops what waits; what is being sent, or was sent in part, goes on."""
+        while not self._queue.empty():
+            frame, messages = self._queue.get_nowait()
+            self._count(-len(frame))
+            self.lost += messages
+        if self._rest:
+            self._queue.put_nowait((b"", 0))  # the writer must still finish that frame

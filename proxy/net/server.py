@@ -1,0 +1,164 @@
+"""The client port: who is let in, and the conversations that are held.
+
+A request's path names its feed; its Origin and path may refuse it before it is a WebSocket. What stays is a
+`Conversation` in the greenlet that the WSGI server gave it.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Collection
+from dataclasses import replace
+
+from proxy.net.connection import ClientConnection
+from proxy.net.conversation import Conversation, header_credentials
+from proxy.net.listener import Answer, Environ, Listener, is_local_name
+from proxy.net.outbox import Outboxes
+from proxy.net.upstream import Upstream
+from proxy.protocol.feeds import endpoint, feed_of_path
+from proxy.protocol.session import open_session
+from proxy.routing.access import Client, Directory
+from proxy.routing.penalties import Penalties
+from proxy.snapshot import SessionState, Totals
+
+_NOT_FOUND = (
+    "404 Not Found",
+    "No stream has this path. This proxy carries streams only: send REST calls to Alpaca, with Alpaca's own key.",
+)
+_UPGRADE = ("426 Upgrade Required", "This is a WebSocket stream: point an Alpaca SDK here.")
+_ORIGIN = ("403 Forbidden", "This web page's origin is not listed in listen.origins.")
+_DRAINING = ("503 Service Unavailable", "The proxy is shutting down.")
+
+
+class Server:
+    """Serves the algorithms at one address.
+
+    `find_upstream` gives the connection that serves a client's feed. Raises OSError from `start` if the address cannot
+    be had.
+    """
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        *,
+        directory: Directory,
+        find_upstream: Callable[[Client, str], Upstream],
+        outboxes: Outboxes,
+        message_limit: int,
+        default_feed: str,
+        origins: Collection[str],
+        clock: Callable[[], float],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.directory = directory
+        self.outboxes = outboxes
+        self.message_limit = message_limit
+        self.origins = frozenset(origins)
+        self.default_feed = default_feed
+        self.clock = clock
+        self.draining = False
+        self.conversations: set[Conversation] = set()
+        self.totals: dict[tuple[str, str], Totals] = {}
+        self._penalties = Penalties()
+        self._find_upstream = find_upstream
+        self._requests: dict[Conversation, Environ] = {}
+        self._listener = Listener(address, serve=self._serve, refuse=self._refuse, answer=self._answer, tls=tls)
+
+    def __repr__(self) -> str:
+        return f"<Server {self.address[0]}:{self.address[1]} {len(self.conversations)} conversations>"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens; the real port, once it has started."""
+        host, port = self._listener.address[:2]
+        return host, port
+
+    @property
+    def strangers(self) -> int:
+        """How many sockets' clients are not known yet."""
+        return self._listener.strangers
+
+    def start(self) -> None:
+        self._listener.start()
+
+    def stop_accepting(self) -> None:
+        """No new conversations; those that are held go on."""
+        self.draining = True
+        self._listener.close()
+
+    def tick(self, now: float) -> None:
+        for conversation in [*self.conversations]:
+            conversation.tick(now)
+
+    def states(self) -> list[SessionState]:
+        """The sessions that are held, as far as their clients are known."""
+        return [conversation.state() for conversation in self.conversations if conversation.client is not None]
+
+    def totals_now(self) -> dict[tuple[str, str], Totals]:
+        """What each client got of each feed, the open sessions included."""
+        now = {of: replace(totals, lost=dict(totals.lost)) for of, totals in self.totals.items()}
+        for conversation in self.conversations:
+            if conversation.client is not None:
+                conversation.count(now[conversation.name, conversation.session.endpoint.feed])
+        return now
+
+    # What a conversation asks
+
+    def identify(self, conversation: Conversation, key: str, secret: str) -> Client | int:
+        client = self.directory.authenticate(key, secret)
+        if client is None:
+            return 402
+        feed = conversation.session.endpoint.feed
+        if not client.allow.names(feed):
+            return 409
+        here = sum(c.name == client.name and c.session.endpoint.feed == feed for c in self.conversations)
+        if here >= client.max_connections:
+            return 406
+        self.totals.setdefault((client.name, feed), Totals()).sessions += 1
+        self._penalties.forgive(_host(conversation))
+        self._listener.admit(self._requests[conversation])
+        return client
+
+    def penalty(self, conversation: Conversation) -> float:
+        return self._penalties.refuse(_host(conversation), self.clock())
+
+    def upstream(self, client: Client, feed: str) -> Upstream:
+        return self._find_upstream(client, feed)
+
+    # What a request gets
+
+    def _refuse(self, environ: Environ) -> Answer | None:
+        if self.draining:
+            return _DRAINING
+        if not self._origin_allowed(environ.get("HTTP_ORIGIN")):
+            return _ORIGIN
+        return None if feed_of_path(environ["PATH_INFO"], self.default_feed) else _NOT_FOUND
+
+    def _answer(self, environ: Environ) -> Answer:
+        return _UPGRADE if feed_of_path(environ["PATH_INFO"], self.default_feed) else _NOT_FOUND
+
+    def _origin_allowed(self, origin: str | None) -> bool:
+        """A browser says where its page comes from; pages of strangers' hosts stay out, programs say nothing."""
+        if origin is None:
+            return True
+        return origin in self.origins or is_local_name(origin.partition("://")[2], self.origins)
+
+    def _serve(self, connection: ClientConnection, environ: Environ) -> None:
+        feed = feed_of_path(environ["PATH_INFO"], self.default_feed)
+        found = endpoint(feed or "")
+        assert found is not None  # `_refuse` has looked
+        session = open_session(found, environ.get("CONTENT_TYPE", ""))
+        conversation = Conversation(connection, session, self)
+        self.conversations.add(conversation)
+        self._requests[conversation] = environ
+        try:
+            conversation.run(header_credentials(environ, session))
+        finally:
+            self.conversations.discard(conversation)
+            del self._requests[conversation]
+            if conversation.client is not None:
+                conversation.count(self.totals[conversation.name, session.endpoint.feed])
+
+
+def _host(conversation: Conversation) -> str:
+    return conversation.address.rpartition(":")[0]

@@ -1,0 +1,333 @@
+"""One feed of one account at work: the greenlet that holds its connection to Alpaca, and everyone who hears it.
+
+    frame = connection.receive() ─► codec.split ─► router.take / flush ─► member.put
+                                        └─ a control message ─► feed.hear ─► ledger ─► answers ─► members
+
+The connection is opened when somebody wants something and closed when nobody has wanted anything for a while. What is
+to be sent goes through `_say` to the connection's one writer. Sessions never see a reconnect: the ledger forgets what
+was acked, and the difference is asked for again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Protocol
+
+import gevent
+from gevent.event import Event
+
+from proxy.errors import ConnectionLost, UpgradeRefused
+from proxy.logs import Log
+from proxy.net import frames
+from proxy.net.line import Line
+from proxy.net.websocket import Frame
+from proxy.protocol import feed as talk
+from proxy.protocol.codec import Codec, Malformed, Raw
+from proxy.protocol.feed import Login, Phase
+from proxy.protocol.feeds import Endpoint
+from proxy.protocol.market import ERRORS
+from proxy.protocol.topics import NOTHING, Subscription
+from proxy.routing.ledger import Answer, Ledger, Seat
+from proxy.routing.router import Delivery, Member
+from proxy.snapshot import FeedState
+
+STEP_SECONDS = 10.0  # for Alpaca to answer a log-in or a request
+PATIENT_STEPS = 3  # requests may go unanswered so often before the connection is replaced
+IDLE_SECONDS = 10.0
+STABLE_SECONDS = 10.0
+SLICE_SECONDS = 0.001  # of work, before others get their turn
+
+
+class Audience(Member, Protocol):
+    """A session, as far as its feed knows it."""
+
+    seat: Seat
+
+    def acked(self, held: Subscription) -> None: ...
+    def refused(self, code: int, msg: str) -> None: ...
+
+
+class Routing(Protocol):
+    """Who hears what: `routing.router.Router` on market data, `routing.orders.OrderRouter` on trading."""
+
+    received: int
+    unheard: int
+
+    def hold(self, member: Member, subscription: Subscription) -> None: ...
+    def drop(self, member: Member) -> None: ...
+    def take(self, frame: bytes) -> Raw | bytes | None: ...
+    def flush(self) -> list[Delivery]: ...
+
+
+class Upstream:
+    """The connection of one account to one feed, kept as long as somebody wants something of it.
+
+    `clock` is steady time in seconds; `tick` is to be called several times a second.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        login: Login,
+        codec: Codec,
+        router: Routing,
+        clock: Callable[[], float],
+    ) -> None:
+        self.endpoint = endpoint
+        self.login = login
+        self.codec = codec
+        self.router = router
+        self.ledger = Ledger()
+        self.phase = Phase.IDLE
+        self.since = clock()  # when the phase began
+        self.connects = 0
+        self.malformed = 0  # frames
+        self.trouble = ""  # the last one, in words
+        self._clock = clock
+        self._feed = talk.open_feed(endpoint, codec, login)
+        self._backoff = talk.Backoff(random.random)
+        self._line: Line | None = None
+        self._greenlet: gevent.Greenlet | None = None
+        self._wake = Event()
+        self._asked_at = self._wanted_at = self.since
+        self._refused_at = 0.0
+        self._unanswered = 0
+        self._log = Log("upstream", account=login.account, feed=endpoint.feed)
+
+    def __repr__(self) -> str:
+        return f"<Upstream {self.login.account}/{self.endpoint.feed} {self.phase.value}>"
+
+    # What sessions do
+
+    def change(self, member: Audience, add: Subscription, remove: Subscription = NOTHING) -> None:
+        """The member asks for `add` and gives up `remove`; it is told when that is so, or why not."""
+        self._perform(self.ledger.change(member.seat, add, remove, self._clock()))
+        self._reconcile()
+
+    def deny(self, member: Audience, code: int, msg: str) -> None:
+        """The member may not have what it asked for; it is told in its turn."""
+        self._perform(self.ledger.deny(member.seat, code, msg, self._clock()))
+
+    def leave(self, member: Audience) -> None:
+        """The member is gone."""
+        self.router.drop(member)
+        self.ledger.leave(member.seat)
+        self._reconcile()
+
+    # What time does
+
+    def tick(self, now: float) -> None:
+        """Whatever is due: late acknowledgements, pings, a peer that has gone mute, a connection nobody wants."""
+        self._perform(self.ledger.overdue(now))
+        if self._greenlet is None and self.ledger.closed and now - self._refused_at >= talk.Backoff.REFUSED:
+            self.ledger.open()  # the next who asks finds out
+        if not self.ledger.idle:
+            self._wanted_at = now
+        elif now - self._wanted_at >= IDLE_SECONDS and self._greenlet is not None:
+            self._end("nobody wants it any more")
+        if self._line is not None:
+            self._line.tick(now)
+            if self.phase is Phase.AUTHENTICATING and now - self.since >= STEP_SECONDS:
+                self._end(f"no answer to the log-in within {STEP_SECONDS:.0f} s")
+            elif self.ledger.request is not None and now - self._asked_at >= STEP_SECONDS:
+                self._ask_again(now)
+
+    def state(self) -> FeedState:
+        """For the snapshot."""
+        now = self._clock()
+        return FeedState(
+            account=self.login.account,
+            feed=self.endpoint.feed,
+            phase=self.phase.value,
+            since=now - self.since,
+            trouble=self.trouble,
+            wanted=len(self.ledger.wanted),
+            acked=len(self.ledger.acked),
+            connects=self.connects,
+            received=self.router.received,
+            unheard=self.router.unheard,
+            malformed=self.malformed,
+            age=None if self._line is None else now - self._line.heard_at,
+            needed=not self.ledger.idle,
+        )
+
+    def stop(self) -> None:
+        """Ends the connection and its greenlet, and waits for that."""
+        if self._greenlet is not None:
+            self._greenlet.kill()
+
+    # The greenlet
+
+    def _run(self) -> None:
+        try:
+            while not self._expired():
+                wait = self._try()
+                if self._expired():
+                    break
+                self._wake.clear()
+                self._wake.wait(wait)
+        finally:
+            self._greenlet = None
+            self._enter(Phase.IDLE)
+
+    def _expired(self) -> bool:
+        return self.ledger.idle and self._clock() - self._wanted_at >= IDLE_SECONDS
+
+    def _try(self) -> float:
+        """One connection, from its opening to its end; then how long to wait before the next, in seconds."""
+        refusal: int | None = None
+        self._enter(Phase.CONNECTING)
+        try:
+            self._converse()
+        except UpgradeRefused as error:
+            refusal, trouble = error.status, str(error)
+        except _LoginRefused as error:
+            refusal, trouble = error.code, f"Alpaca says {error.code} {error.msg}"
+        except ConnectionLost as error:
+            trouble = str(error)
+        except Exception as error:  # a bug costs the connection, not the feed
+            trouble = f"a bug: {type(error).__name__}"
+            self._log.error("bug")
+        finally:
+            was_live, lasted = self.phase is Phase.LIVE, self._clock() - self.since
+            self.ledger.lost()
+        if was_live and lasted >= STABLE_SECONDS:
+            self._backoff.reset()
+        self.trouble = trouble
+        if self._expired():
+            self._log.info("closed", reason=trouble)
+            return 0.0
+        if refusal == 409:
+            self._enter(Phase.REFUSED)
+            self._refused_at = self.since
+            self._perform(self.ledger.close(409, "insufficient subscription"))
+            wait = talk.Backoff.REFUSED
+        else:
+            self._enter(Phase.WAITING)
+            wait = self._backoff.next(refused=refusal is not None and refusal < 500)
+        self._log.warning(
+            "lost" if was_live else "failed", reason=trouble, hint=talk.HINTS.get(refusal or 0), retry_in=wait
+        )
+        return wait
+
+    def _converse(self) -> None:
+        line = self._line = Line(self.login.url, self.codec.content_type, self._clock)
+        try:
+            self._unanswered = 0
+            self._enter(Phase.AUTHENTICATING)
+            for payload in self._feed.opening():
+                self._say(payload)
+            self._listen(line)
+        finally:
+            self._line = None
+            line.close()
+
+    def _listen(self, line: Line) -> None:
+        """Until the connection is lost. A reader whose data is always ready would never let anybody else run."""
+        done = slice_began = self._clock()
+        while True:
+            arrived = line.receive()
+            if line.heard_at - done >= SLICE_SECONDS:
+                slice_began = line.heard_at  # it waited, so the others had their turn
+            self._take(arrived)
+            done = self._clock()
+            if done - slice_began >= SLICE_SECONDS:
+                gevent.sleep(0)
+                done = slice_began = self._clock()
+
+    def _take(self, arrived: list[Frame]) -> None:
+        """The data path, from frames to outboxes; nothing in here waits."""
+        take = self.router.take
+        for frame in arrived:
+            try:
+                control = take(frame.payload)
+            except Malformed:
+                self.malformed += 1
+                continue
+            if control is not None:
+                self._deliver()
+                self._heard(self._feed.hear(control))
+        self._deliver()
+
+    def _deliver(self) -> None:
+        for members, text, payload, messages in self.router.flush():
+            frame = frames.encode(frames.TEXT if text else frames.BINARY, payload)
+            for member in members:
+                member.put(frame, messages)
+
+    def _heard(self, heard: talk.Heard) -> None:
+        """What Alpaca said to us."""
+        match heard:
+            case talk.Say(payload):
+                self._say(payload)
+            case talk.Authenticated():
+                self.connects += 1
+                self._enter(Phase.LIVE)
+                self._log.info("live", topics=len(self.ledger.wanted))
+                self.ledger.open()
+                self._reconcile()
+            case talk.Confirmed():
+                self._perform(self.ledger.confirmed())
+                self._reconcile()
+            case talk.Refused(code, msg) if self.phase is not Phase.LIVE:
+                raise _LoginRefused(code, msg)
+            case talk.Refused(code, msg):
+                self._log.warning("refused", code=code, reason=msg, hint=talk.HINTS.get(code))
+                if code not in talk.OF_THE_CONNECTION:
+                    self._perform(self.ledger.refused(code, msg or ERRORS.get(code, ERRORS[500])))
+                    self._reconcile()
+            case talk.Nothing():
+                pass
+
+    def _perform(self, answers: list[Answer]) -> None:
+        """Tells sessions what they wait for. The acknowledgement is put before any data that it allows."""
+        for answer in answers:
+            member = answer.seat.member
+            if answer.error is not None:
+                member.refused(*answer.error)
+            if answer.state is not None:
+                member.acked(answer.state)
+                self.router.hold(member, answer.state)
+
+    def _reconcile(self) -> None:
+        """Sends the next piece of the difference between wanted and acked, if the turn is ours."""
+        if self._greenlet is None:
+            if not self.ledger.idle:
+                self._wanted_at = self._clock()
+                self._greenlet = gevent.spawn(self._run)
+        elif self.phase is Phase.LIVE and (request := self.ledger.next_request()) is not None:
+            self._asked_at = self._clock()
+            self._unanswered = 0
+            self._say(self._feed.request(request.add, request.topics, self.ledger.acked))
+
+    def _ask_again(self, now: float) -> None:
+        """Adding what is there already changes nothing, so an unanswered request may be repeated."""
+        request = self.ledger.request
+        self._asked_at = now
+        self._unanswered += 1
+        if self._unanswered >= PATIENT_STEPS:
+            self._end(f"no answer to a request within {PATIENT_STEPS * STEP_SECONDS:.0f} s")
+        elif request is not None:
+            self._say(self._feed.request(request.add, request.topics, self.ledger.acked))
+
+    def _say(self, payload: bytes) -> None:
+        if self._line is not None:
+            self._line.say(frames.TEXT if self._feed.text else frames.BINARY, payload)
+
+    def _end(self, reason: str) -> None:
+        """Gives the connection up, or the wait for the next one."""
+        self._wake.set()
+        if self._line is not None:
+            self._line.end(reason)
+
+    def _enter(self, phase: Phase) -> None:
+        self.phase = phase
+        self.since = self._clock()
+
+
+class _LoginRefused(Exception):
+    def __init__(self, code: int, msg: str) -> None:
+        super().__init__(code, msg)
+        self.code = code
+        self.msg = msg

@@ -1,0 +1,330 @@
+"""The two given WebSocket libraries, and nothing else of the code, meet here.
+
+Toward the algorithms: `Handler` is gevent-websocket's upgrade with the checks it lacks (version 13 only, strict key and
+Connection header, Origin and path asked of the server, a head bounded in time and size, answers that are bytes), and
+`connection.ClientConnection` takes the place of its WebSocket, whose frame code blocks the hub, knows no limits and
+closes without a code.
+
+Toward Alpaca: `UpstreamConnection` is websocket-client's WebSocket with a buffered reader in front of it: many frames
+for one recv, whole frames cut in user space. Everything but whole text and binary frames is the library's own code,
+fed from the same buffer. It never writes by itself: pongs and closes are handed to the connection's one writer.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import gevent
+import websocket
+from geventwebsocket.handler import WebSocketHandler
+
+from proxy.errors import ConnectionLost, UpgradeRefused
+from proxy.net import frames
+from proxy.net.connection import ClientConnection
+
+HEAD_SECONDS = 10
+HEAD_BYTES = 16 * 1024
+UPSTREAM_READ_BYTES = 256 * 1024
+UPSTREAM_MESSAGE_BYTES = 16 * 1024 * 1024
+MERGE_FRAMES = 64
+MERGE_BYTES = 256 * 1024
+DIAL_STEP_SECONDS = 8
+DIAL_SECONDS = 25
+
+
+class Handler(WebSocketHandler):  # type: ignore[misc]
+    """One HTTP request on the client port: refuses it, upgrades it, or hands it to the application.
+
+    The server that it runs in offers `refuse(environ)`: None, or an HTTP status and one sentence.
+    """
+
+    SUPPORTED_VERSIONS = ("13",)
+    rfile: Any
+
+    def handle_one_request(self) -> Any:
+        self._head_timeout = gevent.Timeout.start_new(HEAD_SECONDS)
+        self.rfile = _BoundedHead(self.rfile)
+        try:
+            return super().handle_one_request()
+        except gevent.Timeout as timeout:
+            if timeout is not self._head_timeout:
+                raise
+            return None
+        finally:
+            self._head_timeout.close()
+
+    def get_environ(self) -> Any:
+        self._head_timeout.close()
+        self.rfile = self.rfile.inner
+        return super().get_environ()
+
+    def upgrade_websocket(self) -> list[bytes] | None:
+        environ = self.environ
+        if environ.get("HTTP_UPGRADE", "").strip().lower() != "websocket":
+            return None
+        refusal = self._malformed() or self.server.refuse(environ)
+        if refusal is None:
+            refused: list[bytes] | None = self.upgrade_connection()
+            return refused
+        return self._answer(refusal[0], refusal[1])
+
+    def _malformed(self) -> tuple[str, str] | None:
+        """RFC 6455 §4.2.1, the checks that the library makes loosely or not at all."""
+        environ = self.environ
+        if environ["REQUEST_METHOD"] != "GET" or self.request_version != "HTTP/1.1":
+            return "400 Bad Request", "A WebSocket is opened with GET and HTTP/1.1."
+        tokens = {token.strip().lower() for token in environ.get("HTTP_CONNECTION", "").split(",")}
+        if "upgrade" not in tokens:
+            return "400 Bad Request", "The Connection header lacks Upgrade."
+        if not environ.get("HTTP_HOST"):
+            return "400 Bad Request", "The Host header is missing."
+        if environ.get("HTTP_SEC_WEBSOCKET_VERSION", "").strip() != "13":
+            return "426 Upgrade Required", "WebSocket version 13 is needed."
+        try:
+            key = base64.b64decode(environ.get("HTTP_SEC_WEBSOCKET_KEY", "").strip(), validate=True)
+        except (binascii.Error, ValueError):
+            key = b""
+        if len(key) != 16:
+            return "400 Bad Request", "Sec-WebSocket-Key is not the base64 of 16 bytes."
+        return None
+
+    def _answer(self, status: str, sentence: str) -> list[bytes]:
+        body = sentence.encode() + b"\n"
+        headers = [("Content-Type", "text/plain; charset=utf-8"), ("Connection", "close")]
+        if status.startswith("426"):
+            headers.append(("Sec-WebSocket-Version", "13"))
+        self.start_response(status, headers)
+        return [body]
+
+    def run_websocket(self) -> None:
+        host, port = self.client_address[:2]
+        connection = ClientConnection(self.socket, self.rfile, f"{host}:{port}")
+        self.environ["wsgi.websocket"] = connection
+        try:
+            for _ in self.application(self.environ, lambda *_: None):
+                pass
+        finally:
+            connection.shut()
+
+    def _handle_client_error(self, ex: Exception) -> tuple[str, bytes]:
+        """Answers what is not HTTP in short, where the library would log what the client sent."""
+        status = "431 Request Header Fields Too Large" if isinstance(ex, _HeadTooBig) else "400 Bad Request"
+        return status, f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode()
+
+    def log_request(self) -> None:
+        """Sessions are logged by name where they begin and end; requests are not."""
+
+
+class _HeadTooBig(ValueError):
+    pass
+
+
+class _BoundedHead:
+    """The request's head, line by line, within HEAD_BYTES."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self._left = HEAD_BYTES
+
+    def readline(self, size: int = -1) -> bytes:
+        line: bytes = self.inner.readline(self._left + 1 if size < 0 else min(size, self._left + 1))
+        self._left -= len(line)
+        if self._left < 0:
+            raise _HeadTooBig
+        return line
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A whole message from Alpaca."""
+
+    text: bool
+    payload: bytes
+
+
+class UpstreamConnection(websocket.WebSocket):
+    """The WebSocket to Alpaca: one greenlet calls `receive`, one other calls `write`; `shut` wakes both.
+
+    Control frames that want an answer are put to `answer` as (opcode, payload), for the one that writes.
+    """
+
+    answer: Callable[[int, bytes], None]
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._data = b""
+        self._at = 0
+        self._fragments = 0
+
+    def receive(self) -> list[Frame]:
+        """The whole messages that are there, at most MERGE_FRAMES or MERGE_BYTES of them; waits for the first.
+
+        Raises ConnectionLost: the peer closed, or broke RFC 6455 or a bound.
+        """
+        try:
+            while not (messages := self._plain_messages()):
+                head = self._head()
+                if head is None or head.first in _PLAIN:
+                    self._fill(0 if head is None else head.end)
+                elif messages := self._other_message():
+                    break
+            return messages
+        except (OSError, websocket.WebSocketException, UnicodeDecodeError) as error:
+            raise ConnectionLost(str(error) or type(error).__name__) from error
+
+    def write(self, opcode: int, payload: bytes) -> None:
+        """Sends one frame, masked; waits for the kernel. Raises ConnectionLost."""
+        try:
+            self.send(payload, opcode)
+        except (OSError, websocket.WebSocketException) as error:
+            raise ConnectionLost(str(error) or type(error).__name__) from error
+
+    def shut(self) -> None:
+        """Ends both directions at once; greenlets that read or write are woken. Nothing more is said."""
+        if self.sock is not None:
+            with contextlib.suppress(OSError):
+                self.sock._sock.shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
+
+    def free(self) -> None:
+        """Closes the socket."""
+        self.shutdown()  # type: ignore[no-untyped-call]
+
+    def pong(self, payload: str | bytes = b"") -> None:
+        self.answer(frames.PONG, payload if isinstance(payload, bytes) else payload.encode())
+
+    def send_close(self, status: int = frames.NORMAL, reason: str | bytes = b"") -> None:
+        self.answer(frames.CLOSE, struct.pack("!H", status))
+
+    def _plain_messages(self) -> list[Frame]:
+        """The unfragmented text and binary messages that lie whole in the buffer; never waits."""
+        messages: list[Frame] = []
+        size = 0
+        while size < MERGE_BYTES and len(messages) < MERGE_FRAMES:
+            head = self._head()
+            if head is None or head.first not in _PLAIN or head.end > len(self._data):
+                break
+            payload = self._data[head.start : head.end]
+            self._at = head.end
+            text = head.first == _PLAIN_TEXT
+            if text and not payload.isascii():
+                payload.decode()  # RFC 6455 §8.1; the JSON decoder skips over what it need not read
+            messages.append(Frame(text, payload))
+            size += len(payload)
+        return messages
+
+    def _other_message(self) -> list[Frame]:
+        """What begins with a control frame or a fragment is the library's own business."""
+        opcode, frame = self.recv_data_frame(control_frame=True)
+        if opcode == frames.CLOSE:
+            code = struct.unpack("!H", frame.data[:2])[0] if frame.data else 1005
+            raise ConnectionLost(
+                f"closed by the other side with {code} {frame.data[2:].decode(errors='replace')}".strip()
+            )
+        if opcode in (frames.TEXT, frames.BINARY):
+            return [Frame(opcode == frames.TEXT, bytes(frame.data))]
+        return []
+
+    def recv_frame(self) -> Any:
+        """One frame by the library's own code, within the bounds that it does not know."""
+        while (head := self._head()) is None:
+            self._fill()
+        if head.first & 0x0F < frames.CLOSE:
+            self._fragments += head.end - head.start
+            if self._fragments > UPSTREAM_MESSAGE_BYTES:
+                raise websocket.WebSocketProtocolException(f"message over {UPSTREAM_MESSAGE_BYTES} bytes")
+            if head.first & 0x80:
+                self._fragments = 0
+        return super().recv_frame()  # type: ignore[no-untyped-call]
+
+    def _head(self) -> _Head | None:
+        """Where the next frame begins and ends, if that much is there."""
+        data, at = self._data, self._at
+        if len(data) < at + 2:
+            return None
+        first, size = data[at], data[at + 1]
+        if size & 0x80:
+            raise websocket.WebSocketProtocolException("masked frame from the server")
+        start = at + 2
+        if size >= 126:
+            width = 2 if size == 126 else 8
+            start += width
+            if len(data) < start:
+                return None
+            size = int.from_bytes(data[start - width : start], "big")
+            if size > UPSTREAM_MESSAGE_BYTES:
+                raise websocket.WebSocketProtocolException(f"frame over {UPSTREAM_MESSAGE_BYTES} bytes")
+        return _Head(first, start, start + size)
+
+    def _fill(self, until: int = 0) -> None:
+        """Reads at least once, and until the buffer reaches `until`, a position of now."""
+        if self.sock is None:
+            raise ConnectionLost("closed here")
+        parts = [self._data[self._at :]]
+        missing = until - len(self._data)
+        while True:
+            chunk = self.sock.recv(UPSTREAM_READ_BYTES)
+            if not chunk:
+                raise ConnectionLost("closed by the other side without a word")
+            parts.append(chunk)
+            missing -= len(chunk)
+            if missing <= 0:
+                break
+        self._data = b"".join(parts)
+        self._at = 0
+
+    def _recv(self, bufsize: int) -> bytes:
+        """The library's reads are served from the buffer."""
+        if self._at == len(self._data):
+            self._fill()
+        part = self._data[self._at : self._at + bufsize]
+        self._at += len(part)
+        return part
+
+
+class _Head(NamedTuple):
+    first: int
+    start: int
+    end: int
+
+
+_PLAIN_TEXT = 0x80 | frames.TEXT
+_PLAIN = (_PLAIN_TEXT, 0x80 | frames.BINARY)
+
+
+def dial(url: str, headers: Mapping[str, str], answer: Callable[[int, bytes], None]) -> UpstreamConnection:
+    """Opens a WebSocket to Alpaca. Raises UpgradeRefused (an HTTP answer) or ConnectionLost (everything else).
+
+    Each address of the host gets DIAL_STEP_SECONDS, so that a dead IPv6 route leaves time for IPv4. Redirects are not
+    followed: keys go only where the configuration says.
+    """
+    try:
+        with gevent.Timeout(DIAL_SECONDS, TimeoutError(f"no connection within {DIAL_SECONDS} s")):
+            connection = websocket.create_connection(
+                url,
+                timeout=DIAL_STEP_SECONDS,
+                class_=UpstreamConnection,
+                header=[f"{name}: {value}" for name, value in headers.items()],
+                sockopt=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
+                suppress_origin=True,
+                skip_utf8_validation=True,
+                enable_multithread=False,
+                redirect_limit=0,
+            )
+    except websocket.WebSocketBadStatusException as error:
+        raise UpgradeRefused(int(error.status_code)) from error
+    except (OSError, websocket.WebSocketException, ValueError) as error:
+        raise ConnectionLost(str(error) or type(error).__name__) from error
+    assert isinstance(connection, UpstreamConnection)
+    connection.answer = answer
+    connection.settimeout(None)
+    return connection

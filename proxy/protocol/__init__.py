@@ -1,0 +1,1 @@
+"""What is said: Alpaca's protocol, pure. No gevent, no socket, no clock, no logging."""

@@ -1,0 +1,120 @@
+"""The market-data dialect: what is said on every feed but trading, by both sides.
+
+Requests are objects with an `action`; answers are arrays, and control messages stand alone in theirs. Codes and texts
+are Alpaca's, exact: SDKs match on either (docs.alpaca.markets, "Streaming Market Data"; the Python SDK stops for good
+at the text of 409, Java's at those of 401, 402 and 404, Go's and C#'s at codes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from proxy.protocol.feeds import FOLLOWERS, WILDCARD, Endpoint
+from proxy.protocol.topics import MAX_SYMBOL, Subscription, Topic, by_channel
+
+ERRORS = {
+    400: "invalid syntax",
+    401: "not authenticated",
+    402: "auth failed",
+    403: "already authenticated",
+    404: "auth timeout",
+    405: "symbol limit exceeded",
+    406: "connection limit exceeded",
+    407: "slow client",
+    409: "insufficient subscription",
+    410: "invalid subscribe action for this feed",
+    412: "option messages are only available in MsgPack format",
+    413: "star subscription is not allowed for option quotes",
+    500: "internal error",
+}
+
+# The kinds of control messages. Everything else is data.
+CONTROL = frozenset(("success", "error", "subscription"))
+
+Frame = list[dict[str, Any]]
+
+CONNECTED: Frame = [{"T": "success", "msg": "connected"}]
+AUTHENTICATED: Frame = [{"T": "success", "msg": "authenticated"}]
+
+
+def error(code: int, msg: str | None = None) -> Frame:
+    """A refusal; `msg` is Alpaca's text for the code unless it is given."""
+    return [{"T": "error", "code": code, "msg": msg or ERRORS[code]}]
+
+
+def subscription(endpoint: Endpoint, held: Iterable[Topic]) -> Frame:
+    """The acknowledgement: the whole state, each documented channel's key present, symbols sorted."""
+    channels = by_channel(held)
+    trades = channels.get("trades", [])
+    reply: dict[str, Any] = {"T": "subscription"}
+    for channel in endpoint.shown:
+        reply[channel] = trades if channel in FOLLOWERS else channels.pop(channel, [])
+    return [reply | channels]
+
+
+@dataclass(frozen=True, slots=True)
+class Auth:
+    key: str
+    secret: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A subscribe (`add`) or an unsubscribe of these topics."""
+
+    add: bool
+    topics: Subscription
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """A request that is refused as it stands, whoever asks."""
+
+    code: int
+
+
+def request(document: Any, endpoint: Endpoint) -> Auth | Change | Bad:
+    """What a client asks. Unknown keys are ignored in `auth`, as Alpaca does; `corrections` and `cancelErrors` in
+    `subscribe`, since one SDK sends them."""
+    if not isinstance(document, dict):
+        return Bad(400)
+    action = document.get("action")
+    if action == "auth":
+        key, secret = document.get("key", ""), document.get("secret", "")
+        return Auth(key, secret) if isinstance(key, str) and isinstance(secret, str) else Bad(400)
+    if action not in ("subscribe", "unsubscribe"):
+        return Bad(400)
+    topics: set[Topic] = set()
+    for channel, symbols in document.items():
+        # Go sends every channel's key to every feed, nil where it wants nothing. What is no list and no channel of
+        # Alpaca's is some key of the SDK's own.
+        if channel == "action" or symbols is None or not isinstance(channel, str) or channel in FOLLOWERS:
+            continue
+        if not isinstance(symbols, list):
+            if channel in endpoint.channels or endpoint.foreign(channel):
+                return Bad(400)
+            continue
+        if symbols and endpoint.foreign(channel):
+            return Bad(410)
+        if not all(map(_is_symbol, symbols)):
+            return Bad(400)
+        topics.update([(channel, symbol) for symbol in symbols])
+    if action == "subscribe" and endpoint.options and ("quotes", WILDCARD) in topics:
+        return Bad(413)
+    return Change(action == "subscribe", frozenset(topics))
+
+
+def _is_symbol(symbol: Any) -> bool:
+    return isinstance(symbol, str) and 0 < len(symbol) <= MAX_SYMBOL and ("*" not in symbol or symbol == WILDCARD)
+
+
+def auth(key: str, secret: str) -> dict[str, Any]:
+    """The request that logs in to Alpaca."""
+    return {"action": "auth", "key": key, "secret": secret}
+
+
+def change(add: bool, topics: Iterable[Topic]) -> dict[str, Any]:
+    """The request for one difference between wanted and acked."""
+    return {"action": "subscribe" if add else "unsubscribe", **by_channel(topics)}

@@ -1,0 +1,198 @@
+"""One client's conversation, our side of it: bytes in, outcomes out.
+
+    GREETED ──authenticate, granted──► AUTHENTICATED
+       └────────── authenticate, denied: stays, may try again until its time is over
+
+A session decides what can be decided from the words alone: their form, their order, what this feed knows. Who the
+client is, what it may have and when Alpaca confirms it are others' to say; they answer an outcome by calling `granted`,
+`denied`, `acked` or `refused`, each of which gives the bytes to send. Every reply is a frame of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from proxy.protocol import market, trading
+from proxy.protocol.codec import JSON, MSGPACK, Codec, Malformed
+from proxy.protocol.feeds import Dialect, Endpoint
+from proxy.protocol.topics import Subscription, Topic
+
+
+class State(Enum):
+    GREETED = "greeted"
+    AUTHENTICATED = "authenticated"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Send this as a frame of its own."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticate:
+    """Find out who this is, then call `granted` or `denied`."""
+
+    key: str
+    secret: str
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """Add these topics, all or nothing."""
+
+    topics: Subscription
+
+
+@dataclass(frozen=True, slots=True)
+class Unsubscribe:
+    """Give these topics up."""
+
+    topics: Subscription
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """Hold these topics, as far as they are allowed, and no others."""
+
+    topics: Subscription
+
+
+Outcome = Reply | Authenticate | Subscribe | Unsubscribe | Replace
+
+
+class Session:
+    """The market dialect. `codec` is what both sides speak, `text` whether its frames are text frames, `barred` the
+    code that answers any authentication here, if nobody may."""
+
+    def __init__(self, endpoint: Endpoint, codec: Codec) -> None:
+        self.endpoint = endpoint
+        self.codec = codec
+        self.text = codec.text
+        self.state = State.GREETED
+        # Alpaca carries options in msgpack alone, and says so in reply to auth.
+        self.barred = 412 if endpoint.options and codec is JSON else None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.endpoint.feed} {self.codec.name} {self.state.value}>"
+
+    def opening(self) -> list[bytes]:
+        """What is said before the client has said anything."""
+        return [self._encode(market.CONNECTED)]
+
+    def receive(self, frame: bytes) -> Iterator[Outcome]:
+        """What follows from one message of the client; each outcome is performed before the next is asked for."""
+        try:
+            documents = self.codec.documents(frame)
+        except Malformed:
+            yield self._error(400)
+            return
+        for document in documents:
+            yield self._request(document)
+
+    def _request(self, document: object) -> Outcome:
+        request = market.request(document, self.endpoint)
+        if isinstance(request, market.Bad):
+            return self._error(request.code)
+        if isinstance(request, market.Auth):
+            if self.state is State.AUTHENTICATED:
+                return self._error(403)
+            return Authenticate(request.key, request.secret)
+        if self.state is not State.AUTHENTICATED:
+            return self._error(401)
+        return Subscribe(request.topics) if request.add else Unsubscribe(request.topics)
+
+    def granted(self) -> bytes:
+        """The client is who it says, and may be here."""
+        self.state = State.AUTHENTICATED
+        return self._encode(market.AUTHENTICATED)
+
+    def denied(self, code: int) -> bytes:
+        """It is not, or may not: 402, 406, 409 or 412. It may try again."""
+        return self._encode(market.error(code))
+
+    def timed_out(self) -> bytes:
+        """The time to authenticate is over."""
+        return self._encode(market.error(404))
+
+    def acked(self, held: Iterable[Topic]) -> bytes:
+        """The whole state, as the reply to a change."""
+        return self._encode(market.subscription(self.endpoint, held))
+
+    def refused(self, code: int, msg: str | None = None) -> bytes:
+        """A change was refused; the state is as before."""
+        return self._encode(market.error(code, msg))
+
+    def slow(self) -> bytes:
+        """The last words to a slow client."""
+        return self._encode(market.error(407))
+
+    def _error(self, code: int) -> Reply:
+        return Reply(self.refused(code))
+
+    def _encode(self, frame: market.Frame) -> bytes:
+        return self.codec.encode(frame)
+
+
+class TradingSession(Session):
+    """The trading dialect: no greeting, no codes, JSON in binary frames whatever was asked for."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        super().__init__(endpoint, JSON)
+        self.text = False
+
+    def opening(self) -> list[bytes]:
+        return []
+
+    def receive(self, frame: bytes) -> Iterator[Outcome]:
+        try:
+            documents = self.codec.documents(frame)
+        except Malformed:
+            documents = [None]
+        for document in documents:
+            yield self._request(document)
+
+    def _request(self, document: object) -> Outcome:
+        request = trading.request(document)
+        if request is None:
+            return Reply(self.codec.encode(trading.INVALID))
+        if isinstance(request, market.Auth):
+            if self.state is State.AUTHENTICATED:
+                return Reply(self.codec.encode(trading.AUTHORIZED))
+            return Authenticate(request.key, request.secret)
+        if self.state is not State.AUTHENTICATED:
+            return Reply(self.codec.encode(trading.NOT_YET))
+        return Replace(trading.topics(request.streams, self.endpoint))
+
+    def granted(self) -> bytes:
+        self.state = State.AUTHENTICATED
+        return self.codec.encode(trading.AUTHORIZED)
+
+    def denied(self, code: int) -> bytes:
+        return self.codec.encode(trading.UNAUTHORIZED)
+
+    def timed_out(self) -> bytes:
+        return b""
+
+    def acked(self, held: Iterable[Topic]) -> bytes:
+        return self.codec.encode(trading.listening({channel for channel, _ in held}))
+
+    def refused(self, code: int, msg: str | None = None) -> bytes:
+        error = msg or market.ERRORS[code]
+        return self.codec.encode({"stream": "listening", "data": {"error": error}})
+
+    def slow(self) -> bytes:
+        return b""
+
+
+def open_session(endpoint: Endpoint, content_type: str) -> Session:
+    """The session for a request to this endpoint; the codec is that of the Content-Type header, never of the opcode."""
+    if endpoint.dialect is Dialect.TRADING:
+        return TradingSession(endpoint)
+    named = content_type.partition(";")[0].strip().lower()
+    if named == MSGPACK.content_type or (endpoint.options and named != JSON.content_type):
+        return Session(endpoint, MSGPACK)
+    return Session(endpoint, JSON)

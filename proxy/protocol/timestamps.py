@@ -1,0 +1,67 @@
+"""Timestamps, exact to the nanosecond, in both codecs' spellings.
+
+JSON carries RFC 3339 in UTC with trailing zeros trimmed (`2023-04-06T13:15:42.83540958Z`), msgpack the extension type
+-1 of its specification (4, 8 or 12 bytes). In between they are whole nanoseconds since 1970. `datetime` stops at
+microseconds, so it only ever sees whole seconds here.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from datetime import datetime, timezone
+from functools import lru_cache
+
+EXT = -1
+_SECOND = 1_000_000_000
+_TEXT = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
+
+
+@lru_cache(maxsize=64)  # a burst shares its second: the calendar is computed once, not once a message
+def _date(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+@lru_cache(maxsize=64)
+def _seconds(date: str, zone: str) -> int:
+    return int(datetime.fromisoformat(date + ("+00:00" if zone == "Z" else zone)).timestamp())
+
+
+def rfc3339(nanoseconds: int) -> str:
+    """JSON's spelling. Raises ValueError or OverflowError outside of the years 1 to 9999."""
+    seconds, rest = divmod(nanoseconds, _SECOND)
+    if not rest:
+        return _date(seconds) + "Z"
+    return f"{_date(seconds)}.{rest:09d}".rstrip("0") + "Z"
+
+
+def nanoseconds(text: str) -> int:
+    """From JSON's spelling, any UTC offset. Raises ValueError."""
+    match = _TEXT.fullmatch(text)
+    if match is None:
+        raise ValueError("not an RFC 3339 timestamp")
+    date, fraction, zone = match.groups()
+    return _seconds(date, zone) * _SECOND + int((fraction or "").ljust(9, "0"))
+
+
+def ext(nanoseconds: int) -> bytes:
+    """msgpack's spelling: the data of extension type -1, as short as the specification allows."""
+    seconds, rest = divmod(nanoseconds, _SECOND)
+    if seconds >> 34 or seconds < 0:
+        return struct.pack(">Iq", rest, seconds)
+    if rest or seconds >> 32:
+        return (rest << 34 | seconds).to_bytes(8, "big")
+    return seconds.to_bytes(4, "big")
+
+
+def of_ext(data: bytes | memoryview) -> int:
+    """From msgpack's spelling. Raises ValueError for a length that the specification does not know."""
+    if len(data) == 8:
+        both = int.from_bytes(data, "big")
+        return (both & 0x3FFFFFFFF) * _SECOND + (both >> 34)
+    if len(data) == 4:
+        return int.from_bytes(data, "big") * _SECOND
+    if len(data) == 12:
+        rest, seconds = struct.unpack(">Iq", data)
+        return int(seconds) * _SECOND + int(rest)
+    raise ValueError(f"a timestamp of {len(data)} bytes")

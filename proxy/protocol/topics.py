@@ -1,0 +1,45 @@
+"""Topics and subscriptions: the unit of routing, and sets of it.
+
+A topic is the pair (channel, symbol), as plain a tuple as a hot path wants; `*` is a symbol like any other here, the
+wildcard. A subscription is a frozenset of topics, so union, difference and comparison are Python's own; what else is
+asked of one stands below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from proxy.protocol.feeds import WILDCARD
+
+Topic = tuple[str, str]
+Subscription = frozenset[Topic]
+
+NOTHING: Subscription = frozenset()
+MAX_SYMBOL = 64
+
+
+def covers(subscription: Subscription, topic: Topic) -> bool:
+    """Whether messages of this topic reach who holds the subscription."""
+    return topic in subscription or (topic[0], WILDCARD) in subscription
+
+
+def by_channel(topics: Iterable[Topic]) -> dict[str, list[str]]:
+    """The symbols of each channel, sorted; channels in the order in which they first appear."""
+    channels: dict[str, list[str]] = {}
+    for channel, symbol in topics:
+        channels.setdefault(channel, []).append(symbol)
+    for symbols in channels.values():
+        symbols.sort()
+    return channels
+
+
+def of_channels(channels: Mapping[str, Iterable[str]]) -> Subscription:
+    """The subscription that names these symbols of these channels."""
+    return frozenset((channel, symbol) for channel, symbols in channels.items() for symbol in symbols)
+
+
+def words(topics: Iterable[Topic], most: int = 20) -> str:
+    """Topics in a sentence: `trades AAPL MSFT, quotes *`, cut after `most` of them."""
+    listed = sorted(topics)
+    text = ", ".join(f"{channel} {' '.join(symbols)}" for channel, symbols in by_channel(listed[:most]).items())
+    return text if len(listed) <= most else f"{text} and {len(listed) - most} more"

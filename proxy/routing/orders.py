@@ -1,0 +1,125 @@
+"""Whose order is it: the trading feed's updates go to the clients that the order belongs to.
+
+A client's patterns name the `client_order_id`s that its algorithm gives its orders. Alpaca invents ids for what it
+derives from them (a replacement, the legs of a bracket), so ownership is also learned: an order belongs to whoever owns
+an order that it replaces, that replaces it, or that it is a leg of or has as a leg. What was learned is kept for a day,
+and for a bounded number of orders.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from proxy.protocol.codec import JSON
+from proxy.protocol.feeds import WILDCARD, Endpoint
+from proxy.protocol.topics import Subscription
+from proxy.routing.router import Delivery, Member
+
+KEEP_SECONDS = 24 * 3600.0
+KEEP_ORDERS = 100_000
+
+
+class Orders:
+    """Owners by order id. `matches(client_order_id)` gives the names of the clients whose patterns name it."""
+
+    def __init__(self, matches: Callable[[str], Iterable[str]]) -> None:
+        self.matches = matches
+        self._owners: OrderedDict[str, tuple[frozenset[str], float]] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return f"<Orders {len(self._owners)} known>"
+
+    def owners(self, update: Mapping[str, Any], now: float) -> frozenset[str]:
+        """The clients that an update's `data` belongs to; learns from it. `now` is in seconds of any steady clock."""
+        order = update.get("order")
+        if not isinstance(order, Mapping):
+            return frozenset()
+        family = list(_family(order))
+        owners: set[str] = set()
+        for member in family:
+            if known := self._owners.get(member.get("id", "")):
+                owners |= known[0]
+            given = member.get("client_order_id")
+            owners.update(self.matches(given if isinstance(given, str) else ""))
+        found = frozenset(owners)
+        if found:
+            for member in family:
+                self._learn(member.get("id", ""), found, now)
+        self._forget(now)
+        return found
+
+    def _learn(self, order: str, owners: frozenset[str], now: float) -> None:
+        known = self._owners.pop(order, None)
+        self._owners[order] = (owners | known[0] if known else owners, now)
+
+    def _forget(self, now: float) -> None:
+        while self._owners:
+            order, (_, learned) = next(iter(self._owners.items()))
+            if len(self._owners) <= KEEP_ORDERS and now - learned < KEEP_SECONDS:
+                return
+            del self._owners[order]
+
+
+class OrderRouter:
+    """Who hears which update on the trading feed; the counterpart of `router.Router`, one object a frame.
+
+    Updates of the account as a whole, which belong to no order, reach everyone who hears their stream.
+    """
+
+    def __init__(self, endpoint: Endpoint, orders: Orders, clock: Callable[[], float]) -> None:
+        self.endpoint = endpoint
+        self.received = 0  # updates
+        self.unheard = 0  # of them, those that nobody wanted
+        self._orders = orders
+        self._clock = clock
+        self._members: dict[Member, Subscription] = {}
+        self._deliveries: list[Delivery] = []
+
+    def __repr__(self) -> str:
+        return f"<OrderRouter {len(self._members)} members>"
+
+    def hold(self, member: Member, subscription: Subscription) -> None:
+        """From now on the member hears these streams, and nothing else."""
+        self._members[member] = subscription
+
+    def drop(self, member: Member) -> None:
+        """The member hears nothing any more."""
+        self._members.pop(member, None)
+
+    def take(self, frame: bytes) -> bytes | None:
+        """Gathers an update for those who hear it; any other frame is given back. Raises Malformed."""
+        message = JSON.decode(frame)
+        stream = message.get("stream") if isinstance(message, dict) else None
+        if stream not in self.endpoint.channels:
+            return frame
+        members = [member for member, held in self._members.items() if (stream, WILDCARD) in held]
+        data = message.get("data")
+        if isinstance(data, dict) and "order" in data:
+            owners = self._orders.owners(data, self._clock())
+            members = [member for member in members if member.name in owners]
+        self.received += 1
+        if members:
+            self._deliveries.append(Delivery(members, False, frame, 1))
+        else:
+            self.unheard += 1
+        return None
+
+    def flush(self) -> list[Delivery]:
+        """The updates that `take` gathered; binary frames, as Alpaca's."""
+        deliveries, self._deliveries = self._deliveries, []
+        return deliveries
+
+
+def _family(order: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The order, those that it names as its relatives, and its legs."""
+    if isinstance(order.get("id"), str):
+        yield order
+    for relation in ("replaces", "replaced_by"):
+        if isinstance(relative := order.get(relation), str):
+            yield {"id": relative}
+    legs = order.get("legs")
+    for leg in legs if isinstance(legs, list) else ():
+        if isinstance(leg, Mapping):
+            yield from _family(leg)

@@ -1,0 +1,229 @@
+"""Topic → who hears it: the data path of one feed, pure.
+
+Sessions that hold the same subscription in the same codec form a *group*: a batch is joined once a group, however many
+members share the bytes. `routes` maps a message's (kind, symbol) to the groups that hear it, wildcards folded in, so
+a message costs one look-up; it is filled as messages come and emptied when any subscription changes. Order is kept:
+bodies are appended in upstream's order and flushed before anything else happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+from proxy.protocol.codec import Codec, Malformed, Raw
+from proxy.protocol.feeds import CHANNEL_OF_KIND, WILDCARD, Endpoint
+from proxy.protocol.market import CONTROL
+from proxy.protocol.topics import Subscription
+from proxy.protocol.transcode import transcode
+
+FRAME_BYTES = 512 * 1024  # Python's SDKs refuse a message over 1 MiB
+MAX_ROUTES = 1 << 16  # options have more symbols than memory wants routes
+
+_NEWS = "n"
+
+
+class Member(Protocol):
+    """A session, as far as routing knows it. `name` is its client's; `curious` that its allowlist has `*` for channels,
+    those that this code does not know included."""
+
+    name: str
+    codec: Codec
+    curious: bool
+    put: Callable[[bytes, int], None]
+
+
+class Group:
+    """The members that hear the same messages in the same codec, and the bodies gathered for them."""
+
+    __slots__ = ("bodies", "codec", "curious", "members", "subscription", "symbols")
+
+    def __init__(self, subscription: Subscription, codec: Codec, curious: bool) -> None:
+        self.subscription = subscription
+        self.codec = codec
+        self.curious = curious
+        self.members: list[Member] = []
+        self.bodies: list[Raw | bytes] = []
+        # Only for kinds that no documented channel carries; see `Router._strange`.
+        self.symbols = frozenset(symbol for _, symbol in subscription) if curious else frozenset()
+
+    def __repr__(self) -> str:
+        return f"<Group {len(self.members)} members, {len(self.subscription)} topics, {self.codec.name}>"
+
+
+class Route(NamedTuple):
+    """The groups that hear a message: those of the feed's own codec, and those it must be transcoded for."""
+
+    same: tuple[Group, ...]
+    other: tuple[Group, ...]
+
+
+class Delivery(NamedTuple):
+    """A data frame's payload, how many messages are in it, and who gets it. `text`: it travels in a text frame."""
+
+    members: Sequence[Member]
+    text: bool
+    payload: bytes
+    messages: int
+
+
+class Router:
+    """The groups of one feed, whose upstream speaks `codec`."""
+
+    def __init__(self, endpoint: Endpoint, codec: Codec) -> None:
+        self.endpoint = endpoint
+        self.codec = codec
+        self.received = 0  # messages
+        self.unheard = 0  # of them, those that nobody wanted
+        self.untranslatable = 0
+        self._groups: dict[tuple[Subscription, str, bool], Group] = {}
+        self._home: dict[Member, Group] = {}
+        self._holders: dict[tuple[str, str], dict[Group, None]] = {}
+        self._routes = _Routes(self)
+        self._touched: list[Group] = []
+        self._frames: list[bytes] = []
+        self._count = 0
+
+    def __repr__(self) -> str:
+        return f"<Router {self.endpoint.feed} {len(self._home)} members in {len(self._groups)} groups>"
+
+    def hold(self, member: Member, subscription: Subscription) -> None:
+        """From now on the member hears this subscription, and nothing else."""
+        self.drop(member)
+        if not subscription:
+            return
+        key = (subscription, member.codec.name, member.curious)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = Group(subscription, member.codec, member.curious)
+            for topic in subscription:
+                self._holders.setdefault(topic, {})[group] = None
+            self._routes.clear()
+        group.members.append(member)
+        self._home[member] = group
+
+    def drop(self, member: Member) -> None:
+        """The member hears nothing any more."""
+        group = self._home.pop(member, None)
+        if group is None:
+            return
+        group.members.remove(member)
+        if group.members:
+            return
+        del self._groups[group.subscription, group.codec.name, group.curious]
+        for topic in group.subscription:
+            holders = self._holders[topic]
+            del holders[group]
+            if not holders:
+                del self._holders[topic]
+        self._routes.clear()
+
+    def take(self, frame: bytes) -> Raw | None:
+        """Gathers a data frame's messages for those who hear them; `flush` must follow before any `hold` or `drop`.
+
+        A control message is given back: Alpaca sends each alone in its frame. Raises Malformed.
+        """
+        raws, heads = self.codec.split(frame)
+        if len(heads) == 1 and heads[0].T in CONTROL:
+            return raws[0]
+        self._frames.append(frame)
+        self._count += len(raws)
+        routes, touched = self._routes, self._touched
+        for raw, head in zip(raws, heads, strict=True):
+            kind = head.T
+            same, other = routes[kind, head.S] if kind != _NEWS else self._news(raw)
+            for group in same:
+                if not group.bodies:
+                    touched.append(group)
+                group.bodies.append(raw)
+            if other:
+                self._transcoded(kind, raw, other)
+            elif not same:
+                self.unheard += 1
+        return None
+
+    def flush(self) -> list[Delivery]:
+        """The batches that `take` gathered, one a group (more if a frame would grow too large)."""
+        deliveries: list[Delivery] = []
+        for group in self._touched:
+            bodies, group.bodies = group.bodies, []
+            text = group.codec.text
+            if len(bodies) == self._count and len(self._frames) == 1 and group.codec is self.codec:
+                deliveries.append(Delivery(group.members, text, self._frames[0], self._count))
+            else:
+                for payload, messages in _joined(group.codec, bodies):
+                    deliveries.append(Delivery(group.members, text, payload, messages))
+        self.received += self._count
+        self._touched.clear()
+        self._frames.clear()
+        self._count = 0
+        return deliveries
+
+    def _transcoded(self, kind: str, raw: Raw, groups: Iterable[Group]) -> None:
+        try:
+            body = transcode(kind, raw, self.codec)
+        except Malformed:
+            self.untranslatable += 1
+            return
+        for group in groups:
+            if not group.bodies:
+                self._touched.append(group)
+            group.bodies.append(body)
+
+    def find(self, kind: str, symbol: str) -> Route:
+        """Who hears such a message, computed afresh."""
+        channel = CHANNEL_OF_KIND.get(kind)
+        if channel is None:
+            return _route(self._strange(symbol), self.codec)
+        found: dict[Group, None] = {}
+        for topic in ((channel, symbol), (channel, WILDCARD)):
+            found.update(self._holders.get(topic, {}))
+        return _route(found, self.codec)
+
+    def _news(self, raw: Raw) -> Route:
+        """News goes by its `symbols`, once to each group; without any it reaches the wildcard alone."""
+        found: dict[Group, None] = {}
+        for symbol in (*self.codec.news_symbols(raw), WILDCARD):
+            found.update(self._holders.get(("news", symbol), {}))
+        return _route(found, self.codec)
+
+    def _strange(self, symbol: str) -> Iterable[Group]:
+        """A kind that no documented channel carries: nothing in it tells which channel it belongs to. Those hear it who
+        hold its symbol, or everything, and whose allowlist has `*` for the feed or its channels."""
+        return [
+            group
+            for group in self._groups.values()
+            if group.curious and (symbol in group.symbols or WILDCARD in group.symbols)
+        ]
+
+
+class _Routes(dict[tuple[str, str], Route]):
+    """The cache of routes: a missing one is computed once."""
+
+    def __init__(self, router: Router) -> None:
+        super().__init__()
+        self._router = router
+
+    def __missing__(self, key: tuple[str, str]) -> Route:
+        if len(self) >= MAX_ROUTES:
+            self.clear()
+        route = self[key] = self._router.find(*key)
+        return route
+
+
+def _route(groups: Iterable[Group], codec: Codec) -> Route:
+    same: list[Group] = []
+    other: list[Group] = []
+    for group in groups:
+        (same if group.codec is codec else other).append(group)
+    return Route(tuple(same), tuple(other))
+
+
+def _joined(codec: Codec, bodies: Sequence[Raw | bytes]) -> Iterable[tuple[bytes, int]]:
+    payload = codec.join(bodies)
+    if len(payload) <= FRAME_BYTES or len(bodies) == 1:
+        yield payload, len(bodies)
+        return
+    half = len(bodies) // 2
+    yield from _joined(codec, bodies[:half])
+    yield from _joined(codec, bodies[half:])

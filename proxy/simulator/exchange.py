@@ -1,0 +1,64 @@
+"""All feeds' tapes: a tape begins when somebody asks its feed for something, and goes on while somebody is there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from random import Random
+from typing import Protocol
+
+from proxy.protocol.feeds import WILDCARD
+from proxy.simulator.crypto import PAIRS, PERPETUALS, CryptoTape, PerpetualTape
+from proxy.simulator.market import Document, Market
+from proxy.simulator.news import NewsTape
+from proxy.simulator.options import CONTRACTS, OptionTape
+from proxy.simulator.orders import OrderTape
+from proxy.simulator.stocks import STOCKS, TEST_STOCKS, StockTape
+
+
+class Tape(Protocol):
+    """What one feed says in the course of time (nanoseconds since 1970)."""
+
+    def follow(self, symbol: str) -> None: ...
+
+    def snapshots(self, symbol: str, now: int) -> list[Document]: ...
+
+    def advance(self, now: int) -> list[Document]: ...
+
+
+class Exchange:
+    """The market on every feed. The same seed and the same times make the same messages."""
+
+    def __init__(self, market: Market, seed: int) -> None:
+        self._market = market
+        self._seed = seed
+        self._tapes: dict[str, Tape] = {}
+
+    def follow(self, feed: str, channel: str, symbol: str, now: int) -> list[Document]:
+        """Somebody has subscribed to this topic. What is to be told at once: the order books."""
+        tape = self._tapes.get(feed)
+        if tape is None:
+            tape = self._tapes[feed] = _tape(feed, self._market, Random(f"{self._seed}/{feed}"), now)
+        if symbol != WILDCARD:
+            tape.follow(symbol)
+        return tape.snapshots(symbol, now) if channel == "orderbooks" else []
+
+    def advance(self, now: int, feeds: Collection[str]) -> Iterator[tuple[str, list[Document]]]:
+        """What has happened on these feeds since the last time."""
+        for feed in feeds:
+            tape = self._tapes.get(feed)
+            if tape is not None and (messages := tape.advance(now)):
+                yield feed, messages
+
+
+def _tape(feed: str, market: Market, rng: Random, now: int) -> Tape:
+    if feed == "trading":
+        return OrderTape(market, rng, now)
+    if feed == "news":
+        return NewsTape(market, rng, now)
+    if feed in ("opra", "indicative"):
+        return OptionTape(market, rng, now, CONTRACTS)
+    if feed.startswith("crypto-perps"):
+        return PerpetualTape(market, rng, now, PERPETUALS)
+    if feed.startswith("crypto"):
+        return CryptoTape(market, rng, now, PAIRS)
+    return StockTape(market, rng, now, TEST_STOCKS if feed == "test" else STOCKS)

@@ -1,0 +1,63 @@
+"""The tape of news: articles about one stock, about two, or about none."""
+
+from __future__ import annotations
+
+from random import Random
+
+from proxy.protocol import timestamps
+from proxy.simulator.market import MAX_SYMBOLS, SECOND, Document, Market
+from proxy.simulator.stocks import STOCKS
+
+_FIRST_ID = 41_000_000
+_MARKET_WIDE = "Stocks Drift As Traders Await Data"
+_HEADLINES = (
+    "{} Shares Are Moving: Here's What To Know",
+    "Analyst Raises Price Target On {}",
+    "{} Reports Quarterly Results Above Expectations",
+    "What's Going On With {} Stock?",
+)
+
+
+class NewsTape:
+    """The news feed."""
+
+    def __init__(self, market: Market, rng: Random, now: int) -> None:
+        self._mean = market.news_seconds * SECOND
+        self._rng = rng
+        self._symbols = list(STOCKS)
+        self._due = now + int(rng.uniform(0, self._mean))
+        self._id = _FIRST_ID
+
+    def follow(self, symbol: str) -> None:
+        """Articles may be about this symbol too from now on."""
+        if symbol not in self._symbols and len(self._symbols) < MAX_SYMBOLS:
+            self._symbols.append(symbol)
+
+    def snapshots(self, symbol: str, now: int) -> list[Document]:
+        return []
+
+    def advance(self, now: int) -> list[Document]:
+        """The article that is due, if one is."""
+        if now < self._due:
+            return []
+        self._due = now + int(self._rng.expovariate(1) * self._mean)
+        return [self._article(now)]
+
+    def _article(self, now: int) -> Document:
+        about = self._rng.sample(self._symbols, self._rng.choice((0, 1, 1, 1, 1, 2, 2)))
+        self._id += 1
+        headline = self._rng.choice(_HEADLINES).format(" And ".join(about)) if about else _MARKET_WIDE
+        created = now - self._rng.randrange(SECOND, 3 * SECOND)
+        return {
+            "T": "n",
+            "id": self._id,
+            "headline": headline,
+            "summary": f"{headline}. This article was made up by a simulator.",
+            "author": "Simulated Newsdesk",
+            "created_at": timestamps.rfc3339(created - created % SECOND),
+            "updated_at": timestamps.rfc3339(now - now % SECOND),
+            "url": f"https://news.example/{self._id}",
+            "content": f"<p>{headline} &amp; more.</p>",
+            "symbols": about,
+            "source": "simulator",
+        }

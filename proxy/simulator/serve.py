@@ -1,0 +1,41 @@
+"""The simulator as a program: serves until it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import ssl
+from collections.abc import Callable, Mapping
+
+import gevent
+from gevent.event import Event
+
+from proxy.simulator.market import Market
+from proxy.simulator.plan import Plan
+from proxy.simulator.server import Simulator
+
+
+def run(
+    host: str = "127.0.0.1",
+    port: int = 0,
+    *,
+    keys: Mapping[str, str] | None = None,
+    plan: Plan | None = None,
+    market: Market | None = None,
+    seed: int = 0,
+    tls: ssl.SSLContext | None = None,
+    ready: Callable[[Simulator], None] = lambda simulator: None,
+) -> None:
+    """Serves a synthetic market until SIGINT or SIGTERM; `ready` is called once it listens.
+
+    Raises OSError when the address cannot be had.
+    """
+    stopped = Event()
+    watchers = [gevent.signal_handler(number, stopped.set) for number in (signal.SIGINT, signal.SIGTERM)]
+    simulator = Simulator(host=host, port=port, keys=keys, plan=plan, market=market or Market(), seed=seed, tls=tls)
+    try:
+        with simulator:
+            ready(simulator)
+            stopped.wait()
+    finally:
+        for watcher in watchers:
+            watcher.cancel()

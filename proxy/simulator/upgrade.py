@@ -1,0 +1,49 @@
+"""What a request for a WebSocket asks for: which feed, in which codec, with which credentials."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Any
+
+from proxy.protocol import feeds
+from proxy.protocol.feeds import Dialect, Endpoint
+from proxy.simulator import wire
+from proxy.simulator.conversation import Credentials, MarketSession
+from proxy.simulator.plan import Desk
+from proxy.simulator.trading import TradingSession
+
+Environ = Mapping[str, Any]
+
+
+def endpoint(environ: Environ) -> Endpoint | None:
+    """The endpoint at a path of Alpaca's own, or None. The aliases that the proxy adds do not exist there."""
+    path = environ["PATH_INFO"]
+    feed = feeds.feed_of_path(path, "")
+    found = feeds.endpoint(feed) if feed else None
+    return found if found is not None and path in (found.path, "/stream/") else None
+
+
+def session(environ: Environ, endpoint: Endpoint, desk: Desk) -> MarketSession | TradingSession:
+    """The conversation that this request begins."""
+    if endpoint.dialect is Dialect.TRADING:
+        return TradingSession(endpoint, desk)
+    return MarketSession(endpoint, wire.codec(endpoint, environ.get("CONTENT_TYPE") or ""), desk)
+
+
+def credentials(environ: Environ) -> Credentials | None:
+    """What the headers log in with, if they do: a pair of their own, Basic, or a token."""
+    key, secret = environ.get("HTTP_APCA_API_KEY_ID"), environ.get("HTTP_APCA_API_SECRET_KEY")
+    if key is not None and secret is not None:
+        return Credentials(key, secret)
+    scheme, _, value = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return Credentials("oauth", value.strip())
+    if scheme.lower() == "basic":
+        try:
+            key, _, secret = base64.b64decode(value, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            return Credentials("", "")
+        return Credentials(key, secret)
+    return None

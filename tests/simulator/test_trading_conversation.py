@@ -1,0 +1,106 @@
+"""The trading conversation without a socket."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.protocol import feeds
+from proxy.simulator.outcomes import Hangup, Heard, Joined, Reply
+from proxy.simulator.plan import Desk, Plan
+from proxy.simulator.trading import TradingSession
+
+LOGINS = [
+    {"action": "authenticate", "data": {"key_id": "key", "secret_key": "secret"}},
+    {"action": "auth", "key": "key", "secret": "secret"},
+    {"action": "authenticate", "data": {"oauth_token": "token"}},
+]
+AUTHORIZED = {"stream": "authorization", "data": {"status": "authorized", "action": "authenticate"}}
+
+
+def begin(desk: Desk | None = None, log_in: bool = True) -> TradingSession:
+    endpoint = feeds.endpoint("trading")
+    assert endpoint is not None
+    desk = desk or Desk({"key": "secret", "oauth": "token"}, Plan(), lambda: 0.0)
+    session = TradingSession(endpoint, desk)
+    assert session.open(None) == []
+    if log_in:
+        assert ask(session, LOGINS[0]) == AUTHORIZED
+    return session
+
+
+def ask(session: TradingSession, request: Any) -> Any:
+    [document] = [each.document for each in session.receive(json.dumps(request).encode()) if isinstance(each, Reply)]
+    return document
+
+
+def status(reply: Any) -> tuple[str, str]:
+    assert reply["stream"] == "authorization"
+    return reply["data"]["status"], reply["data"]["action"]
+
+
+@pytest.mark.parametrize("login", LOGINS)
+def test_all_ways_to_log_in(login: dict[str, Any]) -> None:
+    assert ask(begin(log_in=False), login) == AUTHORIZED
+
+
+@pytest.mark.parametrize("login", [{"action": "auth", "key": "key", "secret": "no"}, {"action": "auth"}])
+def test_a_refused_login_may_be_tried_again(login: dict[str, Any]) -> None:
+    session = begin(log_in=False)
+    assert status(ask(session, login)) == ("unauthorized", "authenticate")
+    assert ask(session, LOGINS[0]) == AUTHORIZED
+
+
+def test_listening_comes_after_the_login() -> None:
+    request = {"action": "listen", "data": {"streams": ["trade_updates"]}}
+    assert status(ask(begin(log_in=False), request)) == ("unauthorized", "listen")
+
+
+def test_the_place_is_taken() -> None:
+    first = begin()
+    assert status(ask(begin(first._desk, log_in=False), LOGINS[0])) == ("exceeded", "authenticate")
+    first.end(farewell=True)
+    begin(first._desk)
+
+
+def test_a_second_login_is_told_so() -> None:
+    assert ask(begin(), LOGINS[1])["data"] == {"error": "your connection is already authenticated"}
+
+
+def test_listen_replaces_and_leaves_unknown_streams_out() -> None:
+    session = begin()
+    listen = {"action": "listen", "data": {"streams": ["trade_updates", "nonsense", 7]}}
+    assert ask(session, listen) == {"stream": "listening", "data": {"streams": ["trade_updates"]}}
+    assert session.wants({"stream": "trade_updates", "data": {}})
+    outcomes = session.receive(b'{"action":"listen","data":{"streams":["account_updates"]}}')
+    assert Joined((("account_updates", "*"),)) in outcomes
+    assert session.held == {"account_updates": {"*"}}
+    assert not session.wants({"stream": "trade_updates", "data": {}})
+    assert ask(session, {"action": "listen", "data": {"streams": []}})["data"] == {"streams": []}
+
+
+def test_time_to_log_in_ends_without_a_word() -> None:
+    assert begin(log_in=False).expire() == [Hangup()]
+    assert begin().expire() == []
+
+
+def test_no_secret_is_heard() -> None:
+    session = begin(log_in=False)
+    heard = [
+        each for login in LOGINS for each in session.receive(json.dumps(login).encode()) if isinstance(each, Heard)
+    ]
+    assert heard[0] == Heard({"action": "authenticate", "data": {"key_id": "key"}})
+    assert heard[1:] == [Heard({"action": "auth", "key": "key"}), Heard({"action": "authenticate", "data": {}})]
+
+
+@given(st.binary(max_size=60))
+def test_what_cannot_be_read_ends_the_connection(payload: bytes) -> None:
+    outcomes = begin().receive(payload)
+    assert outcomes[-2:] == [
+        Reply({"action": "error", "data": {"error_message": "internal server error"}}),
+        Hangup(),
+    ]

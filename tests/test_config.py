@@ -1,0 +1,471 @@
+"""The configuration: what is read from a good file, and the exact words for a bad one (`data/config`)."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy import config, yamlfile
+from proxy.config import Config
+from proxy.errors import ConfigError
+from proxy.routing.access import WhenSlow, digest
+from proxy.secret import Secret
+
+ROOT = Path(__file__).parent.parent
+DATA = Path(__file__).parent / "data" / "config"
+BROKEN = sorted(path.stem for path in DATA.glob("*.yaml"))
+PARSERS = [yaml.BaseLoader] + ([yaml.CBaseLoader] if yaml.__with_libyaml__ else [])
+EXAMPLE_ENVIRON = {"APCA_API_KEY_ID": "PKAAAABBBB1111", "APCA_API_SECRET_KEY": "s3cret", "MOMENTUM_SECRET": "hunter2"}
+
+ACCOUNT = "accounts: {paper: {key: PKAAAABBBB1111, secret: s3cret}}\n"
+TWO_ACCOUNTS = "accounts: {data: {key: a, secret: b}, paper: {key: c, secret: d}}\n"
+CLIENT = "clients: {momentum: {key: momentum, secret: hunter2}}\n"
+
+
+def parsed(text: str, environ: Mapping[str, str] | None = None, folder: Path = DATA) -> Config:
+    return config.parse(text, "proxy.yaml", environ or {}, folder)
+
+
+def problems(text: str, environ: Mapping[str, str] | None = None) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parsed(text, environ)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def client(settings: str, accounts: str = ACCOUNT) -> config.ClientEntry:
+    return parsed(f"{accounts}clients: {{c: {{key: c, secret: hunter2, {settings}}}}}").clients["c"]
+
+
+@pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.__name__)
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_told_everything_in_these_words(name: str, parser: type) -> None:
+    path = DATA / f"{name}.yaml"
+    environ = {"SECRET": "hunter2", "EMPTY": "", "PORT": "eighty"}
+    with patch.object(yamlfile, "_LOADER", parser), pytest.raises(ConfigError) as caught:
+        config.parse(path.read_text(), path.name, environ, DATA)
+    assert f"{caught.value}\n" == path.with_suffix(".txt").read_text()
+    assert not re.search("hunter2|s3cret", str(caught.value))
+
+
+def test_every_broken_file_has_its_words() -> None:
+    assert len(BROKEN) >= 12
+    assert {path.stem for path in DATA.glob("*.txt")} == set(BROKEN)
+
+
+def test_the_example_loads_and_shows_the_defaults() -> None:
+    shown = config.load(ROOT / "config" / "proxy.yaml", EXAMPLE_ENVIRON)
+    bare = parsed(ACCOUNT + CLIENT)
+    for section in ("listen", "admin", "log", "limits", "default_feed"):
+        assert getattr(shown, section) == getattr(bare, section)
+    for name in ("trading", "codec", "data_url", "trading_url"):
+        assert getattr(shown.accounts["paper"], name) == getattr(bare.accounts["paper"], name)
+    for name in ("max_connections", "when_slow", "outbox"):
+        assert getattr(shown.clients["momentum"], name) == getattr(bare.clients["momentum"], name)
+    momentum = shown.directory().named("momentum")
+    assert momentum is not None
+    assert momentum.allow.permits("crypto", "quotes", "BTC/USD")
+
+
+def test_the_example_mentions_every_setting() -> None:
+    text = (ROOT / "config" / "proxy.yaml").read_text()
+    sections = (Config, config.Listen, config.Tls, config.Admin, config.Log, config.Limits, config.Account)
+    for section in (*sections, config.ClientEntry):
+        for name in section.model_fields:
+            assert re.search(rf"\b{name}:", text), name
+
+
+def test_the_example_names_the_variables_that_it_lacks() -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(ROOT / "config" / "proxy.yaml", {})
+    assert [problem.reason for problem in caught.value.problems] == [
+        f"the environment variable {name} is not set" for name in EXAMPLE_ENVIRON
+    ]
+
+
+def test_what_is_left_out_has_its_default() -> None:
+    found = parsed(ACCOUNT + CLIENT)
+    assert (found.listen.host, found.listen.port, found.listen.tls, found.listen.insecure) == (
+        "127.0.0.1",
+        8765,
+        None,
+        False,
+    )
+    assert (found.admin.host, found.admin.port, found.admin.token) == ("127.0.0.1", 8766, None)
+    assert (found.listen.origins, found.admin.hosts) == ((), ())
+    assert (found.log.format, found.log.level, found.default_feed) == ("auto", "info", "iex")
+    assert (found.limits.message, found.limits.outboxes) == (1024**2, 256 * 1024**2)
+    entry = found.clients["momentum"]
+    assert (entry.max_connections, entry.when_slow, entry.outbox, entry.allow) == (4, "disconnect", 8 * 1024**2, {})
+
+
+def test_a_section_may_be_left_blank() -> None:
+    blank = "listen:\n  tls:\n  origins:\nadmin:\nlog:\nlimits:\n"
+    assert parsed(blank + ACCOUNT + CLIENT) == parsed(ACCOUNT + CLIENT)
+    entry = client("account: , allow: ")
+    assert (entry.account, entry.allow) == ({}, {})
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    found = parsed(ACCOUNT + CLIENT)
+    with pytest.raises(ValueError, match="frozen"):
+        found.listen.port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [
+        ("64KiB", 64 * 1024),
+        ("8 MiB", 8 * 1024**2),
+        ("8mib", 8 * 1024**2),
+        ("1MB", 1_000_000),
+        ("70000", 70_000),
+        ("70000B", 70_000),
+        ("70KB", 70_000),
+        ("1GiB", 1024**3),
+    ],
+)
+def test_sizes(written: str, size: int) -> None:
+    assert (
+        parsed(f"{ACCOUNT}limits: {{outboxes: 16GiB}}\nclients: {{c: {{key: c, secret: s, outbox: {written}}}}}")
+        .clients["c"]
+        .outbox
+        == size
+    )
+
+
+@pytest.mark.parametrize(("written", "value"), [("true", True), ("False", False), ("yes", True), ("off", False)])
+def test_flags(written: str, value: bool) -> None:
+    assert parsed(f"listen: {{insecure: {written}}}\n{ACCOUNT}{CLIENT}").listen.insecure is value
+
+
+def test_an_account_knows_where_its_feeds_are_and_what_they_speak() -> None:
+    text = "accounts: {a: {key: k, secret: s, codec: {iex: json}}, b: {key: l, secret: s, trading: live}}\n"
+    accounts = parsed(text + "clients: {c: {key: c, secret: s, account: a}}").accounts
+    assert accounts["a"].url("iex") == "wss://stream.data.alpaca.markets/v2/iex"
+    assert accounts["a"].url("crypto-us-1") == "wss://stream.data.alpaca.markets/v1beta3/crypto/us-1"
+    assert accounts["a"].url("trading") == "wss://paper-api.alpaca.markets/stream"
+    assert accounts["b"].url("trading") == "wss://api.alpaca.markets/stream"
+    assert [accounts["a"].speaks(feed) for feed in ("iex", "sip", "opra", "trading")] == [
+        "json",
+        "msgpack",
+        "msgpack",
+        "json",
+    ]
+    with pytest.raises(LookupError):
+        accounts["a"].url("iexx")
+
+
+def test_an_account_may_live_elsewhere() -> None:
+    text = "accounts: {a: {key: k, secret: s, data_url: ws://127.0.0.1:9/base/, trading_url: 'wss://host'}}\n"
+    account = parsed(text + CLIENT).accounts["a"]
+    assert account.url("iex") == "ws://127.0.0.1:9/base/v2/iex"
+    assert account.url("trading") == "wss://host/stream"
+
+
+def test_an_allowlist_in_all_its_forms() -> None:
+    allow = client(
+        "allow: {iex: '*', sip: {trades: [ON, NO, 7203, 'SPY*'], bars: '*', '*': [AAPL]}, news: {news: []}}"
+    ).allow
+    assert allow == {
+        "iex": {"*": ("*",)},
+        "sip": {"trades": ("ON", "NO", "7203", "SPY*"), "bars": ("*",), "*": ("AAPL",)},
+        "news": {"news": ()},
+    }
+
+
+@given(st.lists(st.from_regex(r"[A-Z0-9][A-Z0-9./_-]{0,20}\*?", fullmatch=True), min_size=1, max_size=8))
+def test_whatever_looks_like_a_symbol_survives_as_text(symbols: list[str]) -> None:
+    assert client(f"allow: {{iex: {{trades: [{', '.join(symbols)}]}}}}").allow["iex"]["trades"] == tuple(symbols)
+
+
+@given(st.one_of(st.text(), st.text(alphabet="accountslie:{}[]*& \n#'\"-${}x1,", max_size=60)))
+def test_no_text_raises_anything_but_a_config_error(text: str) -> None:
+    for whole in (text, ACCOUNT + "clients: {c: {key: c, secret: s, allow: {iex: {trades: [" + text):
+        with pytest.raises(ConfigError):
+            parsed(whole)
+
+
+NODES = st.recursive(
+    st.sampled_from(["", "x", "*", "8MiB", "1", "paper", "${X}", "a b", "sha256:0", "ws://h", "true", "[key]"]),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(["iex", "trades", "key", "secret", "default", "x", "[key]", "cert"]), inner, max_size=4
+        ),
+    ),
+    max_leaves=8,
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*Config.model_fields, "other"]),
+        st.one_of(
+            NODES, st.dictionaries(st.sampled_from(["a", "paper", "[key]", "host", "port", "tls"]), NODES, max_size=3)
+        ),
+    )
+)
+def test_no_tree_raises_anything_but_a_config_error(tree: dict[str, Any]) -> None:
+    try:
+        found = parsed(json.dumps(tree), {"X": "hunter2"})
+    except ConfigError as error:
+        told = str(error)
+        assert told
+    else:
+        told = repr(found)
+    assert "hunter2" not in told
+
+
+def every_scalar(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if isinstance(tree, dict | list):
+        for step, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from every_scalar(value, (*path, step))
+    else:
+        yield path
+
+
+FULL: dict[str, Any] = {
+    "listen": {
+        "host": "::1",
+        "port": "1",
+        "tls": {"cert": "server.crt", "key": "server.key"},
+        "insecure": "no",
+        "origins": ["app.example.com", "https://b.example:8443"],
+    },
+    "admin": {"host": "localhost", "port": "2", "token": "secret-token", "hosts": ["status.example.com"]},
+    "log": {"format": "json", "level": "debug"},
+    "limits": {"message": "64KiB", "outboxes": "1GiB"},
+    "default_feed": "sip",
+    "accounts": {
+        "data": {
+            "key": "PKAAAABBBB1111",
+            "secret": "account-secret",
+            "trading": "live",
+            "codec": {"iex": "json", "opra": "msgpack"},
+            "data_url": "ws://127.0.0.1:1",
+            "trading_url": "ws://127.0.0.1:2",
+        },
+        "paper": {"key": "PKCCCCDDDD2222", "secret": "other-secret"},
+    },
+    "clients": {
+        "one": {
+            "key": "one",
+            "secret": "client-secret",
+            "account": {"default": "data", "trading": "paper"},
+            "allow": {"iex": {"trades": ["AAPL"]}, "trading": {"trade_updates": ["one-*"]}},
+            "max_connections": "2",
+            "when_slow": "conflate",
+            "outbox": "64KiB",
+        },
+        "two": {"key": "two", "secret": f"sha256:{'0' * 64}", "account": "data"},
+    },
+}
+
+
+def test_a_full_configuration() -> None:
+    found = parsed(json.dumps(FULL))
+    assert found.listen.tls is not None
+    assert found.listen.tls.cert == DATA / "server.crt"
+    assert found.listen.origins == ("app.example.com", "https://b.example:8443")
+    assert found.admin.token == Secret("secret-token")
+    directory = found.directory()
+    one, two = directory
+    assert (one.name, one.key, one.max_connections, one.when_slow, one.outbox) == (
+        "one",
+        "one",
+        2,
+        WhenSlow.CONFLATE,
+        65536,
+    )
+    assert (one.account("iex"), one.account("trading"), two.account("trading")) == ("data", "paper", "data")
+    assert one.digest == digest("client-secret")
+    assert two.digest == bytes(32)
+    assert directory.authenticate("one", "client-secret") is one
+    for text in ("account-secret", "other-secret", "client-secret", "secret-token", "PKAAAABBBB1111"):
+        assert text not in repr(found) + str(found) + repr(directory) + repr(found.model_dump())
+
+
+@pytest.mark.parametrize("path", list(every_scalar(FULL)), ids=yamlfile.dotted)
+def test_what_a_reference_brings_is_in_no_message(path: tuple[Any, ...]) -> None:
+    tree = json.loads(json.dumps(FULL))
+    node = tree
+    for step in path[:-1]:
+        node = node[step]
+    node[path[-1]] = "${X}"
+    with pytest.raises(ConfigError, match=r"^proxy\.yaml:1:") as caught:
+        parsed(json.dumps(tree), {"X": " hunter2,*x\n"})
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__context__ is None
+
+
+def test_only_an_accounts_last_four_characters_are_shown() -> None:
+    assert Secret("PKAAAABBBB1111").tail() == "…1111"
+    assert Secret("PK1111").tail() == "…"
+    assert repr(Secret("hunter2")) == str(Secret("hunter2")) == f"{Secret('hunter2')}" == "Secret(…)"
+
+
+def test_secrets_are_equal_by_what_they_hold() -> None:
+    assert Secret("a", literal=True) == Secret("a")
+    assert Secret("a") != Secret("b")
+    assert len({Secret("a"), Secret("a", literal=True)}) == 1
+    text = "accounts: {paper: {key: PKAAAABBBB1111, secret: '${X}'}}\n" + CLIENT
+    assert parsed(text, {"X": "1"}) == parsed(text, {"X": "1"})
+    assert parsed(text, {"X": "1"}) != parsed(text, {"X": "2"})
+
+
+@pytest.mark.parametrize(
+    ("chosen", "feed", "account"),
+    [
+        ("paper", "iex", "paper"),
+        ("{default: data, trading: paper}", "iex", "data"),
+        ("{default: data, trading: paper}", "trading", "paper"),
+        ("{iex: paper}", "iex", "paper"),
+    ],
+)
+def test_the_account_of_a_feed(chosen: str, feed: str, account: str) -> None:
+    text = f"{TWO_ACCOUNTS}clients: {{c: {{key: c, secret: s, account: {chosen}, allow: {{iex: '*'}}}}}}"
+    found = parsed(text).directory().named("c")
+    assert found is not None
+    assert found.account(feed) == account
+
+
+def test_the_only_account_serves_what_is_not_said() -> None:
+    for settings in ("", "account: {trading: paper}"):
+        text = f"{ACCOUNT}clients: {{c: {{key: c, secret: s, {settings}}}}}"
+        (found,) = parsed(text).directory()
+        assert (found.account("iex"), found.account("trading")) == ("paper", "paper")
+
+
+def test_a_feed_without_an_account_is_an_error_to_ask_for() -> None:
+    (found,) = parsed(TWO_ACCOUNTS + "clients: {c: {key: c, secret: s, account: {iex: data}}}").directory()
+    with pytest.raises(LookupError, match="the client c has no account for the feed sip"):
+        found.account("sip")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "[::1]", "localhost", "LOCALHOST"])
+def test_this_machine_needs_neither_tls_nor_token(host: str) -> None:
+    found = parsed(f"listen: {{host: '{host}'}}\nadmin: {{host: '{host}'}}\n{ACCOUNT}{CLIENT}")
+    assert found.listen.host == host.strip("[]").lower()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "proxy.example.com"])
+def test_beyond_this_machine_plaintext_is_said_and_admin_has_a_token(host: str) -> None:
+    reason = "is beyond this machine, where plaintext can be read; set listen.tls, or insecure: true"
+    assert problems(f"listen: {{host: '{host}'}}\n{ACCOUNT}{CLIENT}") == [f"proxy.yaml:1:16: listen.host: {reason}"]
+    assert parsed(f"listen: {{host: '{host}', insecure: true}}\n{ACCOUNT}{CLIENT}").listen.insecure
+    assert parsed(
+        f"listen: {{host: '{host}', tls: {{cert: server.crt, key: server.key}}}}\n{ACCOUNT}{CLIENT}"
+    ).listen.tls
+    reason = "is beyond this machine; set admin.token as well"
+    assert problems(f"admin: {{host: '{host}'}}\n{ACCOUNT}{CLIENT}") == [f"proxy.yaml:1:15: admin.host: {reason}"]
+    assert parsed(f"admin: {{host: '{host}', token: abc}}\n{ACCOUNT}{CLIENT}").admin.token
+
+
+def test_any_free_port_is_no_clash() -> None:
+    found = parsed(f"listen: {{port: 0}}\nadmin: {{port: 0}}\n{ACCOUNT}{CLIENT}")
+    assert (found.listen.port, found.admin.port) == (0, 0)
+    assert parsed(f"listen: {{host: 127.0.0.2, port: 8766}}\n{ACCOUNT}{CLIENT}").listen.port == 8766
+
+
+def test_files_are_found_from_the_folder_of_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "server.crt").write_bytes((DATA / "server.crt").read_bytes())
+    (tmp_path / "server.key").write_bytes((DATA / "server.key").read_bytes())
+    (tmp_path / "secret").write_text("hunter2\n")
+    path = tmp_path / "proxy.yaml"
+    path.write_text(
+        "listen: {tls: {cert: server.crt, key: server.key}}\n"
+        "accounts: {paper: {key: PKAAAABBBB1111, secret: '${file:secret}'}}\n" + CLIENT
+    )
+    found = config.load(path, {})
+    assert found.accounts["paper"].secret.reveal() == "hunter2"
+    assert found.listen.tls is not None
+    assert found.listen.tls.key == tmp_path / "server.key"
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/none.yaml: does not exist$"):
+        config.load(tmp_path / "none.yaml", {})
+
+
+def test_what_works_but_is_unwise(tmp_path: Path) -> None:
+    path = tmp_path / "proxy.yaml"
+    path.write_text(
+        "admin: {token: hunter2}\n"
+        "accounts:\n"
+        "  one: {key: PKAAAABBBB1111, secret: hunter2, data_url: ws://alpaca.example}\n"
+        "  two: {key: PKAAAABBBB2222, secret: '${X}', trading_url: ws://127.0.0.1:1}\n"
+        "clients:\n"
+        "  one: {key: one, secret: hunter2, account: one}\n"
+        "  two: {key: two, secret: '${Y:-hunter2}', account: one}\n"
+        f"  three: {{key: three, secret: sha256:{'0' * 64}, account: one}}\n"
+        "  four: {key: four, secret: '${X}', account: one}\n"
+    )
+    path.chmod(0o640)
+    plain = "is in plain text; use ${ENV} or ${file:PATH}"
+    expected = [
+        f"{path}: other users of this machine can open it (mode 0640); chmod 600 {path}",
+        f"{path}: accounts.one.secret {plain}",
+        f"{path}: accounts.one.data_url sends the account's secret unencrypted; use wss://",
+        f"{path}: clients.one.secret {plain}, or the sha256:… that the verb `keygen` prints",
+        f"{path}: admin.token {plain}",
+    ]
+    environ = {"X": "hunter2", "Y": "hunter2"}
+    assert config.warnings(config.load(path, environ), path) == expected
+    path.chmod(0o600)
+    assert config.warnings(config.load(path, environ), path) == expected[1:]
+    defaulted = config.warnings(config.load(path, {"X": "hunter2"}), path)
+    assert [line for line in defaulted if "clients.two" in line] == [expected[3].replace("one", "two")]
+
+
+def test_explain_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "proxy.yaml"
+    path.write_text(
+        f"{ACCOUNT}clients:\n  c:\n    key: c\n    secret: hunter2\n    allow:\n"
+        "      iex:\n        trades: [AAPL, 'SPY*']\n        '*': ['*']\n      sip: '*'\n      otc: {bars: '*'}\n"
+    )
+
+    def explained(*topic: str) -> str | None:
+        found = config.explain(path, {}, "c", *topic)
+        return found and found.removeprefix(f"{path}:")
+
+    assert explained("iex", "trades", "AAPL") == "8:18: clients.c.allow.iex.trades[0]: AAPL"
+    assert explained("iex", "corrections", "SPY") == "8:24: clients.c.allow.iex.trades[1]: SPY*"
+    assert explained("iex", "quotes", "AAPL") == "9:15: clients.c.allow.iex.*[0]: *"
+    assert explained("sip", "anything", "*") == "10:12: clients.c.allow.sip: *"
+    assert explained("otc", "bars", "X") == "11:19: clients.c.allow.otc.bars: *"
+    assert explained("otc", "trades", "X") is None
+    assert explained("crypto", "trades", "X") is None
+    with pytest.raises(LookupError):
+        config.explain(path, {}, "nobody", "iex", "trades", "AAPL")
+
+
+def test_the_schema_describes_every_setting_and_allows_references() -> None:
+    schema = config.schema()
+    sections = [schema, *schema["$defs"].values()]
+    assert len(sections) == 8
+    for section in sections:
+        assert section["additionalProperties"] is False
+        assert section["description"]
+        assert all("description" in setting or "$ref" in setting for setting in section["properties"].values())
+    assert schema["$defs"]["Listen"]["properties"]["port"]["type"] == ["integer", "string"]
+    allow = schema["$defs"]["ClientEntry"]["properties"]["allow"]
+    channels = allow["properties"]["iex"]["anyOf"][1]["properties"]
+    assert {"trades", "imbalances", "*"} <= set(channels)
+    assert "corrections" not in channels
+    json.dumps(schema)
+
+
+def test_nothing_here_needs_gevent() -> None:
+    program = "import sys; sys.modules['gevent'] = None; import proxy.config, proxy.routing.access"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
