@@ -63,7 +63,7 @@ class BuildError(Exception):
 
 
 def main() -> int:
-    """Build the file and say where it is. Returns 0, or 1 with the reason on stderr."""
+    """Build the file and say where it is. Returns 0; 1 with the reason on stderr; 130 when interrupted."""
     parser = argparse.ArgumentParser(description="Build alpaca-proxy.pyz.")
     parser.add_argument(
         "--targets", choices=["host"], default="host", help="for whom: this Python on this kind of machine (default)"
@@ -75,6 +75,8 @@ def main() -> int:
     except (BuildError, OSError) as error:
         print(f"build_zipapp.py: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     digest = hashlib.sha256(OUTPUT.read_bytes()).hexdigest()
     print(f"{OUTPUT}: {OUTPUT.stat().st_size / 1e6:.1f} MB, for {PYTHON} on {sysconfig.get_platform()}")
     print(f"sha256 {digest}")

@@ -130,7 +130,7 @@ def _check(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from proxy.demo import Demo
 
-    return Demo(seconds=options.seconds).run()
+    return GOOD if Demo(seconds=options.seconds).run() else FAILED
 
 
 def _simulate(options: argparse.Namespace) -> int:

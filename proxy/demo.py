@@ -18,7 +18,6 @@ from gevent.event import Event
 
 from proxy import config as configuration
 from proxy import logs
-from proxy.cli import FAILED, GOOD
 from proxy.errors import ProxyError
 from proxy.gateway import Gateway
 from proxy.net import frames
@@ -142,8 +141,8 @@ class Demo:
         self._seconds = seconds
         self._over = Event()
 
-    def run(self) -> int:
-        """The exit code. Raises StartError."""
+    def run(self) -> bool:
+        """Whether it went well. Raises StartError."""
         with Simulator(market=Market()) as simulator:
             text = CONFIG.format(url=simulator.url, listen=_free(8765), admin=_free(8766))
             config = configuration.parse(text, "demo", {}, Path())
@@ -155,7 +154,7 @@ class Demo:
             finally:
                 gateway.stop(seconds=1)
 
-    def _watch(self, simulator: Simulator, gateway: Gateway) -> int:
+    def _watch(self, simulator: Simulator, gateway: Gateway) -> bool:
         ws = "ws://{}:{}".format(*gateway.server.address)
         http = "http://{}:{}".format(*gateway.admin.address)
         print(INTRODUCTION.format(version=describe(), ws=ws, http=http), flush=True)
@@ -196,7 +195,7 @@ def _algorithms() -> list[Algorithm]:
     ]
 
 
-def _verdict(algorithms: list[Algorithm], simulator: Simulator, gateway: Gateway) -> int:
+def _verdict(algorithms: list[Algorithm], simulator: Simulator, gateway: Gateway) -> bool:
     """The last line, and whether all that it says is true."""
     faults = [f"{algorithm.name} heard nothing" for algorithm in algorithms if not algorithm.heard]
     faults += [f"{a.name} heard {kind} {symbol}" for a in algorithms for kind, symbol in a.strays]
@@ -205,10 +204,10 @@ def _verdict(algorithms: list[Algorithm], simulator: Simulator, gateway: Gateway
             faults.append(f"{upstream.endpoint.feed} had {most} upstream connections")
     if faults:
         print(f"demo failed: {', '.join(faults)}", flush=True)
-        return FAILED
+        return False
     heard = ", ".join(f"{algorithm.name} {algorithm.heard.total()} messages" for algorithm in algorithms)
     print(f"demo ok: {heard}, 1 upstream connection per feed", flush=True)
-    return GOOD
+    return True
 
 
 def _free(port: int) -> int:

@@ -2,11 +2,13 @@
 
 A built alpaca-proxy.pyz carries its commit in `commit.txt` beside this module, stamped there by build_zipapp.py; a
 checkout asks git. Neither is needed to run: a commit that nobody can tell is "unknown".
+
+`import proxy` imports this module, before gevent has patched anything; so what brings in threading and selectors
+(`subprocess`, and on some Pythons `platform`) is imported where it is used.
 """
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 
 __version__ = "1.0.0"
@@ -19,6 +21,8 @@ _GIT_SECONDS = 5.0
 
 def describe() -> str:
     """One line for `--version`, a log or a bug report: `alpaca-proxy 1.0.0 (commit abc1234, CPython 3.11.7)`."""
+    import platform
+
     python = f"{platform.python_implementation()} {platform.python_version()}"
     return f"alpaca-proxy {__version__} (commit {commit()}, {python})"
 
@@ -34,7 +38,7 @@ def commit(package: Path = _PACKAGE) -> str:
 def _checked_out_commit(root: Path) -> str:
     if not (root / ".git").exists():  # never the commit of some other repository that happens to enclose this one
         return "unknown"
-    import subprocess  # here: it brings threading and selectors, and this module may load before gevent patches them
+    import subprocess
 
     command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
     try:

@@ -1,3 +1,47 @@
+from __future__ import annotations
+
 from gevent import monkey
 
 monkey.patch_all()
+
+from collections.abc import Callable, Iterator  # noqa: E402
+from contextlib import ExitStack  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
+
+import pytest  # noqa: E402
+
+if TYPE_CHECKING:
+    from tests.harness import Harness
+
+# The proxy as a whole is imported in its fixtures alone, so that tests of a part need that part and no other.
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time runs faster where it is not the subject: ticks, reconnects, the wait for a refusal."""
+    from proxy import gateway
+    from proxy.protocol.feed import Backoff
+    from proxy.routing import penalties
+
+    monkeypatch.setattr(gateway, "TICK_SECONDS", 0.01)
+    monkeypatch.setattr(Backoff, "LEAST", 0.02)
+    monkeypatch.setattr(Backoff, "MOST", 0.1)
+    for name in ("FIRST", "STEP", "MOST"):
+        monkeypatch.setattr(penalties, name, 0.02)
+
+
+@pytest.fixture
+def start(quick: None) -> Iterator[Callable[..., Harness]]:
+    """Starts a proxy in front of a simulator: `start(CLIENTS)`, with `plan=…` and so on for the simulator."""
+    from proxy.simulator import Simulator
+    from tests.harness import Harness
+
+    with ExitStack() as stack:
+
+        def start(clients: str, *, accounts: str | None = None, more: str = "", **simulator: Any) -> Harness:
+            given = {} if accounts is None else {"accounts": accounts}
+            harness = Harness(clients, more=more, simulator=Simulator(**simulator), **given)
+            stack.callback(harness.close)
+            return harness
+
+        yield start

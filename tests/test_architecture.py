@@ -23,39 +23,37 @@ MODULES = sorted((ROOT / "proxy").rglob("*.py"))
 MAY_IMPORT = {
     "__init__": "version",
     "__main__": "cli",
-    "cli": "gateway simulator net metrics config secret logs routing protocol errors version",
+    "cli": "demo gateway simulator config logs net routing protocol errors snapshot version",
+    "demo": "gateway simulator config logs net routing protocol errors snapshot version",
     # what runs
-    "gateway": "net metrics config secret logs routing protocol errors version",
+    "gateway": "reload metrics net config logs routing protocol errors snapshot version",
     "simulator": "net logs routing protocol errors version",
-    "net": "metrics logs routing protocol errors version",
-    "metrics": "routing protocol errors version",
+    "net": "logs routing protocol errors snapshot version",
+    "metrics": "snapshot version",
     # what is configured
-    "config": "consistency secret settings yamlfile references routing protocol errors",
-    "consistency": "secret settings yamlfile routing protocol errors",
-    "secret": "settings yamlfile routing protocol errors",
-    "settings": "yamlfile routing protocol errors",
-    "yamlfile": "references errors",
-    "references": "errors",
+    "reload": "config routing protocol errors",
+    "config": "routing protocol errors",
     # what is decided
     "routing": "protocol errors",
     "protocol": "errors",
     # what everyone may know
     "errors": "",
     "logs": "",
+    "snapshot": "",
     "version": "",
     "web": "",
 }
 
 # Each library has the places that may import it. Whatever is not named here is the standard library or a mistake.
 MAY_USE = {
-    "gevent": "proxy.net proxy.gateway proxy.simulator proxy.cli proxy.__main__",
+    "gevent": "proxy.net proxy.gateway proxy.simulator proxy.demo proxy.cli proxy.__main__",
     "geventwebsocket": "proxy.net.websocket",
     "websocket": "proxy.net.websocket",
     "wsproto": "proxy.net.frames",
     "msgspec": "proxy.protocol proxy.routing proxy.simulator",
-    "yaml": "proxy.yamlfile",
-    "pydantic": "proxy.config",
-    "pydantic_core": "proxy.config",
+    "yaml": "proxy.config.yamlfile",
+    "pydantic": "proxy.config.model",
+    "pydantic_core": "proxy.config.model",
     "prometheus_client": "proxy.metrics",
 }
 
@@ -197,7 +195,7 @@ def test_a_module_states_its_model_and_stays_small(path: Path) -> None:
 def test_decisions_import_with_no_gevent() -> None:
     """In a Python that cannot import gevent, everything that decides still imports."""
     pure = [module_name(path) for path in MODULES if part(module_name(path)) in PURE]
-    program = f"import sys; sys.modules['gevent'] = None; import {', '.join([*pure, 'proxy.config', 'proxy.yamlfile'])}"
+    program = f"import sys; sys.modules['gevent'] = None; import {', '.join([*pure, 'proxy.config'])}"
     subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=ROOT, check=True, timeout=30)
 
 

@@ -19,6 +19,9 @@ from pathlib import Path
 
 import pytest
 
+import build_zipapp
+from proxy.version import COMMIT_FILE, commit
+
 ROOT = Path(__file__).resolve().parent.parent
 LISTED = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
 
@@ -185,6 +188,13 @@ def test_a_build_with_no_network_says_so_and_keeps_the_old_file(built: Built, tm
     assert (tree / "alpaca-proxy.pyz").read_bytes() == b"yesterday's"
 
 
+def test_a_python_without_venv_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(build_zipapp, "BUILD", tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", {"venv": object()}.get)  # Debian's Python, without python3-venv
+    with pytest.raises(build_zipapp.BuildError, match=r"has no venv module; .* apt install python3-venv"):
+        build_zipapp.install_tools()
+
+
 def test_a_python_that_is_too_old_can_read_as_far_as_the_sentence_for_it() -> None:
     source = (ROOT / "build_zipapp.py").read_text("utf-8")
     tree = ast.parse(source, feature_version=(3, 7))
@@ -204,6 +214,17 @@ def test_version_names_the_version_the_commit_and_the_python(unpacked: Machine) 
     assert re.fullmatch(
         rf"alpaca-proxy \d+\.\d+\.\d+ \(commit {unpacked.built.commit}, CPython {python}\)\n", done.stdout
     )
+
+
+def test_a_checkout_names_its_commit_and_a_bare_copy_does_not_know(built: Built, tmp_path: Path) -> None:
+    assert commit(built.tree / "proxy") == built.commit
+    package = tmp_path / "proxy"
+    package.mkdir()
+    assert commit(package) == "unknown"
+    (tmp_path / ".git").mkdir()  # no repository, though it looks like one
+    assert commit(package) == "unknown"
+    (package / COMMIT_FILE).write_bytes(b"\xff")
+    assert commit(package) == "unknown"
 
 
 def test_check_accepts_a_good_configuration(unpacked: Machine) -> None:

@@ -11,7 +11,7 @@ import gevent
 
 from proxy.errors import ConnectionLost
 
-READ_BYTES = 8 * 1024
+READ_BYTES = 2 * 1024  # so little that even the smallest frames in it are read within milliseconds
 
 
 class ClientConnection:
@@ -32,7 +32,7 @@ class ClientConnection:
         return f"<ClientConnection {self.address}{' tls' if self.tls else ''}>"
 
     def receive(self) -> bytes:
-        """What has come, at most 8 KiB; waits for some. Empty at the end."""
+        """What has come, at most READ_BYTES; waits for some. Empty at the end."""
         try:
             data: bytes = self._rfile.read1(READ_BYTES)
         except (OSError, ValueError) as error:  # ValueError: the file was closed under us

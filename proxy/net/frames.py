@@ -1,24 +1,26 @@
 """WebSocket frames of the client listener, as bytes (RFC 6455 §5): no socket here.
 
 wsproto reads what clients send: it demands masks and minimal lengths, refuses reserved bits and opcodes, checks UTF-8
-and close codes. What it leaves to its caller is bounded here: the size of a message and the number of its fragments.
-What the proxy sends needs no mask, so that one frame's bytes serve every client; `encode` writes it.
+and close codes. What it leaves to its caller is bounded here: the size of a message, by the lengths that its frames
+announce, and the number of its fragments. What the proxy sends needs no mask, so that one frame's bytes serve every
+client; `encode` writes it.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from wsproto.frame_protocol import CloseReason, FrameProtocol, Opcode, ParseFailed
+from wsproto.extensions import Extension
+from wsproto.frame_protocol import FrameDecoder, FrameProtocol, Opcode, ParseFailed, RsvBits
 
 TEXT, BINARY, CLOSE, PING, PONG = (
     int(opcode) for opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CLOSE, Opcode.PING, Opcode.PONG)
 )
 MAX_FRAGMENTS = 256
 # Close codes (RFC 6455 §7.4.1)
-NORMAL, GOING_AWAY, NO_CODE, POLICY, TOO_BIG, INTERNAL_ERROR = 1000, 1001, 1005, 1008, 1009, 1011
+NORMAL, GOING_AWAY, NO_CODE, NOT_UTF8, POLICY, TOO_BIG, INTERNAL_ERROR = 1000, 1001, 1005, 1007, 1008, 1009, 1011
 
 _FIN = 0x80
 
@@ -54,6 +56,7 @@ class Closed:
     """The client's close frame; `code` is 1005 when it carried none."""
 
     code: int
+    reason: str = ""
 
 
 Event = Message | Ping | Pong | Closed
@@ -88,9 +91,8 @@ class Inbound:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._protocol = FrameProtocol(client=False, extensions=[])
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._protocol = FrameProtocol(client=False, extensions=[_Announcements(self._announced)])
+        self._message = bytearray()
         self._fragments = 0
 
     def receive(self, data: bytes) -> Iterator[Event]:
@@ -101,7 +103,7 @@ class Inbound:
                 payload = frame.payload
                 if frame.opcode is Opcode.CLOSE:
                     assert isinstance(payload, tuple)
-                    yield Closed(int(payload[0]))
+                    yield Closed(int(payload[0]), payload[1])
                     return
                 assert not isinstance(payload, tuple)
                 raw = payload.encode() if isinstance(payload, str) else bytes(payload)
@@ -112,19 +114,43 @@ class Inbound:
                 elif (message := self._collect(raw, frame.frame_finished, frame.message_finished)) is not None:
                     yield message
         except ParseFailed as fault:
-            raise FrameError(int(fault.code), str(fault)) from fault
+            raise FrameError(int(fault.code), "not UTF-8" if fault.code == NOT_UTF8 else str(fault)) from fault
+
+    def _announced(self, size: int) -> None:
+        if len(self._message) + size > self.limit:
+            raise FrameError(TOO_BIG, f"message over {self.limit} bytes")
 
     def _collect(self, part: bytes, frame_finished: bool, message_finished: bool) -> Message | None:
-        self._parts.append(part)
-        self._size += len(part)
+        self._message += part
         self._fragments += frame_finished
-        if self._size > self.limit:
-            raise FrameError(int(CloseReason.MESSAGE_TOO_BIG), f"message over {self.limit} bytes")
         if self._fragments > MAX_FRAGMENTS:
-            raise FrameError(int(CloseReason.MESSAGE_TOO_BIG), f"message of more than {MAX_FRAGMENTS} fragments")
+            raise FrameError(TOO_BIG, f"message of more than {MAX_FRAGMENTS} fragments")
         if not message_finished:
             return None
-        message = Message(b"".join(self._parts))
-        self._parts.clear()
-        self._size = self._fragments = 0
+        message = Message(bytes(self._message))
+        self._message.clear()
+        self._fragments = 0
         return message
+
+
+class _Announcements(Extension):
+    """Not one that is negotiated: to its extensions wsproto shows each header as soon as it is there, and whoever waits
+    for the payload of a gigabyte has waited too long. A header that comes in pieces may be shown again."""
+
+    name = "announcements"
+
+    def __init__(self, announced: Callable[[int], None]) -> None:
+        self._announced = announced
+
+    def offer(self) -> bool:
+        return False
+
+    def enabled(self) -> bool:
+        return True
+
+    def frame_inbound_header(
+        self, proto: FrameDecoder | FrameProtocol, opcode: Opcode, rsv: RsvBits, payload_length: int
+    ) -> RsvBits:
+        if not opcode.iscontrol():
+            self._announced(payload_length)
+        return RsvBits(False, False, False)

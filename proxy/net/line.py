@@ -13,6 +13,7 @@ from proxy.net.websocket import Frame, UpstreamConnection, dial
 
 PING_SECONDS = 10.0
 MUTE_SECONDS = 20.0
+FAREWELL_SECONDS = 1.0
 
 
 class Line:
@@ -48,7 +49,9 @@ class Line:
 
     def tick(self, now: float) -> None:
         """Pings, and ends a connection whose peer gives no sign of life, pongs included."""
-        if now - self.heard_at >= MUTE_SECONDS:
+        if self.cause:
+            self._connection.shut()  # the farewell has had its chance
+        elif now - self.heard_at >= MUTE_SECONDS:
             self.end(f"no sign of life for {MUTE_SECONDS:.0f} s")
         elif now - self._pinged_at >= PING_SECONDS:
             self._pinged_at = now
@@ -57,17 +60,22 @@ class Line:
     def end(self, cause: str) -> None:
         """Gives the connection up; whoever receives gets ConnectionLost with this cause."""
         self.cause = self.cause or cause
-        self._connection.shut()
+        self._connection.send_close()
 
     def close(self) -> None:
-        """Frees everything."""
-        self._connection.shut()
+        """Says farewell, since Alpaca keeps the place of who goes without a word for 90 s, and frees everything."""
+        self._connection.send_close()
+        self._writer.join(FAREWELL_SECONDS)
         self._writer.kill()
+        self._connection.shut()
         self._connection.free()
 
     def _write(self) -> None:
         try:
-            while True:
-                self._connection.write(*self._says.get())
+            opcode = None
+            while opcode != frames.CLOSE:
+                opcode, payload = self._says.get()
+                self._connection.write(opcode, payload)
         except ConnectionLost:
-            self._connection.shut()
+            pass
+        self._connection.shut()

@@ -153,11 +153,9 @@ class PriceTape:
         if now - self._ticked > max(SECOND, 2 * step):  # nobody was here for a while, and nothing has happened
             self._ticked = now
         ticks = int((now - self._ticked) / step)
-        if ticks:
-            spread = (now - self._ticked) // ticks
-            for number in range(1, ticks + 1):
-                messages += self.tick(self._rng.choice(self._order), self._ticked + number * spread)
-            self._ticked = now
+        for _ in range(ticks):
+            self._ticked += int(step)
+            messages += self.tick(self._rng.choice(self._order), self._ticked)
         if now - self._bar_start >= self._period:
             messages += self._close_bars(now)
         elif not self._revised and now - self._bar_start >= self._period // 2:

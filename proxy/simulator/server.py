@@ -31,7 +31,7 @@ from proxy.simulator.outcomes import Admitted, Heard, Joined, Outcome
 from proxy.simulator.peer import Peer
 from proxy.simulator.plan import Desk, Plan
 
-REQUESTS_KEPT = 100_000
+KEPT = 10_000  # requests and attempts remembered of each feed
 STALL_SECONDS = 60
 MARKET_SECONDS = 0.02
 YIELD_FRAMES = 64  # so many may be queued in one go before their writers have a turn
@@ -72,10 +72,10 @@ class Simulator:
         self._born = 0
         self._opened: dict[str, int] = defaultdict(int)
         self._peak: dict[str, int] = defaultdict(int)
-        self._attempts: dict[str, list[float]] = defaultdict(list)
-        self._requests: dict[str, deque[Document]] = defaultdict(lambda: deque(maxlen=REQUESTS_KEPT))
+        self._attempts: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
+        self._requests: dict[str, deque[Document]] = defaultdict(lambda: deque(maxlen=KEPT))
         self._sequence: dict[tuple[str, str], int] = defaultdict(int)
-        self._upgrades = Event()
+        self._accepted = Event()  # set, and replaced, when stalled upgrades may look again
 
     def __repr__(self) -> str:
         return f"<Simulator {self.url} connections={len(self._peers)}>"
@@ -108,7 +108,7 @@ class Simulator:
             listener, self._listener = self._listener, None
             gevent.killall([self._trader] if self._trader is not None else [])
             listener.close()
-            self._upgrades.set()
+            self._wake_stalled()
             self._end([*self._peers.values()], Drop.FIN)
             listener.stop(timeout=STOP_SECONDS)
 
@@ -208,8 +208,7 @@ class Simulator:
         """Takes back what was refused or stalled on this feed."""
         self.faults.accept(feed)
         self.desk.auth_refusals.pop(feed, None)
-        self._upgrades.set()
-        self._upgrades.clear()
+        self._wake_stalled()
         for peer in self._of(feed):
             peer.release()
 
@@ -222,11 +221,19 @@ class Simulator:
         self.faults.ack_seconds = seconds
 
     def garbage(self, feed: str, kind: str) -> None:
-        """Writes what no Alpaca should to every connection of a feed; the kinds are those of `faults.GARBAGE`."""
+        """Writes what no Alpaca should to every connection of a feed; the kinds are those of `faults.GARBAGE`.
+
+        Raises KeyError for any other.
+        """
+        made = GARBAGE[kind]
         for peer in self.connections(feed):
-            peer.put(GARBAGE[kind](peer.codec))
+            peer.put(made(peer.codec))
 
     # How it is done
+
+    def _wake_stalled(self) -> None:
+        self._accepted.set()
+        self._accepted = Event()
 
     def _of(self, feed: str) -> list[Peer]:
         return [peer for peer in self._peers.values() if peer.feed == feed]
@@ -262,7 +269,7 @@ class Simulator:
         self._attempts[feed].append(time.monotonic())
         deadline = time.monotonic() + STALL_SECONDS
         while self.faults.stalls(feed, Step.UPGRADE) and time.monotonic() < deadline and self._listener is not None:
-            self._upgrades.wait(deadline - time.monotonic())
+            self._accepted.wait(deadline - time.monotonic())
         if (status := self.faults.upgrades.get(feed)) is not None:
             return status_line(status), "Refused, as the simulator was told."
         return None

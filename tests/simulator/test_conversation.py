@@ -18,16 +18,8 @@ from proxy.simulator.plan import ERRORS, Desk, Plan
 KEYS = {"key": "secret", "other": "word"}
 AUTH = {"action": "auth", "key": "key", "secret": "secret"}
 STOCK_KEYS = [
-    "trades",
-    "quotes",
-    "bars",
-    "updatedBars",
-    "dailyBars",
-    "statuses",
-    "lulds",
-    "corrections",
-    "cancelErrors",
-]
+    "trades", "quotes", "bars", "updatedBars", "dailyBars", "statuses", "lulds", "corrections", "cancelErrors",
+]  # fmt: skip
 CRYPTO_KEYS = ["trades", "quotes", "orderbooks", "bars", "updatedBars", "dailyBars"]
 
 
@@ -195,8 +187,8 @@ def test_409_for_a_feed_outside_of_the_plan() -> None:
 def test_410_for_a_channel_of_another_feed_unless_it_is_empty(feed: str, channel: str) -> None:
     session = begin(feed, codec="msgpack")
     assert ask(session, {"action": "subscribe", channel: ["AAPL"]}) == error(410)
-    for nothing in ([], None):
-        assert ask(session, {"action": "subscribe", channel: nothing})[0]["T"] == "subscription"
+    assert ask(session, {"action": "subscribe", channel: []})[0]["T"] == "subscription"
+    assert ask(session, {"action": "subscribe", channel: None})[0]["T"] == "subscription"
 
 
 @pytest.mark.parametrize("feed", ["opra", "indicative"])

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from urllib.parse import urlsplit
 
+from proxy.config.yamlfile import Items, Step, Table, quoted
 from proxy.protocol.feeds import FOLLOWERS, WILDCARD, Dialect, endpoint, feed_names
 from proxy.routing.access import DEFAULT
-from proxy.yamlfile import Items, Step, Table, quoted
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 

@@ -1,9 +1,7 @@
-"""The configuration: one frozen, typed value, complete before anything starts and replaced whole by a reload.
+"""The sections of the configuration, and their reading.
 
-A file is read as located text (`yamlfile`), each setting gets its type (`settings`) in the sections below, and what
-settings demand of each other is checked besides (`consistency`). All problems come at once, each with its place, as one
-ConfigError. The docstrings of the sections' attributes are the reference: `schema` shows them in editors. pydantic ends
-here: `Config.directory` gives the clients as the values that the rest of the program knows.
+The docstrings of the attributes are the reference: `schema` shows them in editors. pydantic ends here:
+`Config.directory` gives the clients as the values that the rest of the program knows.
 """
 
 from __future__ import annotations
@@ -26,13 +24,13 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from proxy import consistency, references, secret, settings, yamlfile
+from proxy.config import consistency, references, secret, settings, yamlfile
+from proxy.config.secret import Secret
+from proxy.config.settings import Fault, Unsuitable, nearest
+from proxy.config.yamlfile import Document, Items, Step, Table, Text, quoted
 from proxy.errors import ConfigError, Problem
 from proxy.protocol.feeds import Dialect, endpoint
 from proxy.routing.access import DEFAULT, Allowlist, Client, Directory, WhenSlow
-from proxy.secret import Secret
-from proxy.settings import Fault, Unsuitable, nearest
-from proxy.yamlfile import Document, Items, Step, Table, Text, quoted
 
 
 def _readable(value: object, info: ValidationInfo) -> Path:
@@ -61,11 +59,8 @@ AccountSecret = Annotated[Secret, BeforeValidator(secret.account_secret), _SCALA
 ClientSecret = Annotated[Secret, BeforeValidator(secret.client_secret), _SCALAR]
 Token = Annotated[Secret, BeforeValidator(secret.token), _SCALAR]
 Key = Annotated[str, BeforeValidator(settings.key), _SCALAR]
-Allow = Annotated[
-    Mapping[str, Mapping[str, tuple[str, ...]]],
-    BeforeValidator(settings.allow),
-    WithJsonSchema(settings.allow_schema()),
-]
+Entries = Mapping[str, Mapping[str, tuple[str, ...]]]
+Allow = Annotated[Entries, BeforeValidator(settings.allow), WithJsonSchema(settings.allow_schema())]
 
 
 class Section(BaseModel):
@@ -303,22 +298,13 @@ def schema() -> dict[str, Any]:
     return found
 
 
-_SECTIONS: dict[Step, type[Section]] = {
-    "listen": Listen,
-    "tls": Tls,
-    "admin": Admin,
-    "log": Log,
-    "limits": Limits,
-    "accounts": Account,
-    "clients": ClientEntry,
-}
+_SECTIONS: dict[Step, type[Section]] = {"listen": Listen, "tls": Tls, "admin": Admin, "log": Log, "limits": Limits}
+_SECTIONS |= {"accounts": Account, "clients": ClientEntry}
 _REASONS = {
     "missing": "is missing",
     "model_type": 'should hold settings, one "name: value" a line',
-    "mapping_type": 'should hold entries, one "name: value" a line',
     "dict_type": 'should hold entries, one "name: value" a line',
     "tuple_type": "should be a list, as in [first, second]",
-    "string_type": "should be a single value",
 }
 
 

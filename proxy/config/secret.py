@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
+from proxy.config.settings import Fault, Unsuitable, text
 from proxy.routing.access import digest
-from proxy.settings import Fault, Unsuitable, text
 
 LONGEST = 4096
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from proxy import settings
+from proxy.config import settings
+from proxy.config.settings import Unsuitable, in_units, nearest
+from proxy.config.yamlfile import Document, Step, Table, Text, quoted
 from proxy.errors import Problem
 from proxy.protocol.feeds import endpoint
 from proxy.routing.access import DEFAULT
-from proxy.settings import Unsuitable, in_units, nearest
-from proxy.yamlfile import Document, Step, Table, Text, quoted
 
 T = TypeVar("T")
 

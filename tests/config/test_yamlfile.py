@@ -8,12 +8,14 @@ from unittest.mock import patch
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy import references, yamlfile
+from proxy.config import references, yamlfile
+from proxy.config.yamlfile import Document, Items, Table, Text
 from proxy.errors import ConfigError, Problem
-from proxy.yamlfile import Document, Items, Table, Text
+
+unhurried = settings(deadline=None)
 
 PARSERS = [yaml.BaseLoader] + ([yaml.CBaseLoader] if yaml.__with_libyaml__ else [])
 SIGNS = st.text(alphabet="ab:*&!{}[]-\"'\\\n\t $#|>%@`,?~<.0Uux\x85\u2028é", max_size=40)
@@ -188,6 +190,7 @@ def test_problems_so_far_come_with_a_syntax_error() -> None:
 
 
 @both_parsers
+@unhurried
 @given(text=st.one_of(st.text(), SIGNS))
 def test_no_text_raises_anything_but_a_config_error(parser: type, text: str) -> None:
     try:
@@ -207,12 +210,14 @@ def test_what_the_parsers_themselves_stumble_over_is_a_config_error(parser: type
     assert problems(document) == ["f.yaml:1:4: a: is not valid Unicode"]
 
 
+@unhurried
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_quoted_text_survives(text: str) -> None:
     written = "".join(f"\\U{ord(character):08x}" for character in text.replace("${", "$${"))
     assert parsed(f'a: "{written}"').root == {"a": text}
 
 
+@unhurried
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
 def test_what_a_variable_holds_is_never_yaml(value: str) -> None:
     document = parsed("a: ${X}\nb: ['x${X}', '${X:-default}']", {"X": value})
@@ -294,6 +299,8 @@ def test_reading_a_file(tmp_path: Path) -> None:
     path = tmp_path / "proxy.yaml"
     path.write_bytes("\ufeffa: é\n".encode())
     assert yamlfile.read(path) == "a: é\n"
+    path.write_bytes(b"#" * yamlfile.MAX_FILE)
+    assert len(yamlfile.read(path)) == yamlfile.MAX_FILE
 
 
 def test_files_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:

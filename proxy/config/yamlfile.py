@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from proxy import references
+from proxy.config import references
 from proxy.errors import ConfigError, Problem
 
 MAX_FILE = 2 * 1024 * 1024

@@ -1,0 +1,10 @@
+"""The configuration: one frozen, typed value, complete before anything starts and replaced whole by a reload.
+
+`yamlfile` reads a file as located text (`references` resolves its `${…}`), `settings` and `secret` give each value its
+type, `model` is the whole, `consistency` checks what settings demand of each other. Whatever is wrong comes at once, as
+one ConfigError whose problems have their place.
+"""
+
+from proxy.config.model import Account, Config, explain, load, parse, schema, warnings
+
+__all__ = ["Account", "Config", "explain", "load", "parse", "schema", "warnings"]

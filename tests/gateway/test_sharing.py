@@ -1,0 +1,268 @@
+"""One upstream connection for everybody: joins, leaves, acknowledgements, refusals, outages."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import gevent
+import pytest
+
+from proxy.net import upstream
+from proxy.protocol.feed import Phase
+from proxy.routing import ledger
+from proxy.simulator import Plan
+from tests.harness import Harness, trade, wait_for
+
+Start = Callable[..., Harness]
+
+CLIENTS = """
+  alpha: {key: alpha, secret: alpha, allow: {iex: {trades: "*", quotes: "*", bars: "*"}}}
+  beta: {key: beta, secret: beta, allow: {iex: {trades: "*", quotes: "*", bars: "*"}}}
+  gamma: {key: gamma, secret: gamma, max_connections: 100, allow: {iex: {trades: "*", quotes: "*", bars: "*"}}}
+"""
+LIMIT = {"T": "error", "code": 405, "msg": "symbol limit exceeded"}
+
+
+def test_one_connection_whoever_joins_and_leaves(start: Start) -> None:
+    """Thirty sessions come and go while another counts: none of its messages is missing."""
+    proxy = start(CLIENTS)
+    witness = proxy.client("alpha")
+    witness.subscribe(trades=["AAPL"])
+    with proxy.undisturbed(witness):
+        for turn in range(10):
+            joined = [proxy.client("gamma", codec=codec) for codec in ("json", "msgpack", "json")]
+            for client, symbol in zip(joined, ("AAPL", "MSFT", "*"), strict=True):
+                client.subscribe(trades=[symbol], quotes=[f"S{turn}"])
+            joined[0].unsubscribe(trades=["AAPL"])
+            for client in joined:
+                client.ws.close()
+    wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}})
+    assert proxy.simulator.opened("iex") == 1
+    assert proxy.simulator.peak("iex") == 1
+
+
+def test_a_joiner_hears_everything_from_its_acknowledgement_on(start: Start) -> None:
+    proxy = start(CLIENTS)
+    witness = proxy.client("alpha")
+    witness.subscribe(trades=["AAPL"])
+    with proxy.undisturbed(witness):
+        for codec in ("json", "msgpack"):
+            joiner = proxy.client("gamma", codec=codec)
+            assert joiner.subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
+            assert joiner.data == []
+            heard = joiner.gather(50)
+            assert [b["i"] - a["i"] for a, b in itertools.pairwise(heard)] == [1] * (len(heard) - 1)
+
+
+def test_an_acknowledgement_is_immediate_when_alpaca_has_confirmed_already(start: Start) -> None:
+    proxy = start(CLIENTS)
+    proxy.client("alpha").subscribe(trades=["AAPL"])
+    proxy.simulator.stall("subscribe", "iex")
+    beta = proxy.client("beta")
+    assert beta.subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
+    assert len(proxy.simulator.requests("iex")) == 2  # one login, one subscribe
+    assert beta.subscribe() == {"trades": ["AAPL"], "corrections": ["AAPL"], "cancelErrors": ["AAPL"]}
+
+
+def test_an_acknowledgement_waits_for_alpaca(start: Start) -> None:
+    proxy = start(CLIENTS)
+    client = proxy.client("alpha")
+    proxy.simulator.slow_acks(0.3)
+    began = proxy.gateway._clock()
+    assert client.subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
+    assert 0.3 <= proxy.gateway._clock() - began < 1
+    assert proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}}
+
+
+def test_an_acknowledgement_waits_for_a_bounded_time(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then it is for the remembered state, and what Alpaca sends once it has confirmed comes after it."""
+    monkeypatch.setattr(ledger, "PATIENCE", 0.1)
+    proxy = start(CLIENTS)
+    client = proxy.client("alpha")
+    proxy.simulator.stall("subscribe", "iex")
+    assert client.subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
+    assert proxy.simulator.subscribed("iex") == {}
+    proxy.simulator.accept("iex")
+    wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}})
+    proxy.simulator.publish("iex", [trade("AAPL", 1)])
+    assert client.hear() == [trade("AAPL", 1)]
+    assert client.silent()
+
+
+def test_the_bound_is_two_seconds() -> None:
+    """Go's SDK gives up after three."""
+    assert ledger.PATIENCE == 2
+
+
+def test_an_acknowledgement_has_every_documented_channel(start: Start) -> None:
+    proxy = start(CLIENTS)
+    client = proxy.client("alpha")
+    keys = "trades quotes bars updatedBars dailyBars statuses lulds corrections cancelErrors".split()
+    [ack] = client.ask({"action": "subscribe", "trades": ["MSFT", "AAPL"], "bars": None, "news": []})
+    assert list(ack) == ["T", *keys]
+    assert ack["trades"] == ack["corrections"] == ack["cancelErrors"] == ["AAPL", "MSFT"]
+    assert ack["lulds"] == []
+
+
+def test_unsubscribing_what_is_not_held_is_acknowledged(start: Start) -> None:
+    proxy = start(CLIENTS)
+    client = proxy.client("alpha")
+    assert client.unsubscribe(trades=["AAPL"]) == {}
+    client.subscribe(quotes=["SPY"])
+    assert client.unsubscribe(trades=["AAPL"]) == {"quotes": ["SPY"]}
+
+
+def test_the_last_to_leave_a_topic_unsubscribes_it_at_once(start: Start) -> None:
+    proxy = start(CLIENTS)
+    alpha, beta = proxy.client("alpha"), proxy.client("beta")
+    alpha.subscribe(trades=["AAPL", "MSFT"])
+    beta.subscribe(trades=["AAPL"], quotes=["SPY"])
+    alpha.unsubscribe(trades=["AAPL"])
+    beta.ws.close()
+    wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"MSFT"}})
+
+
+def test_adding_goes_before_removing(start: Start) -> None:
+    """Whoever replaces a topic by another never leaves the feed with nothing."""
+    proxy = start(CLIENTS)
+    client = proxy.client("alpha")
+    client.subscribe(trades=["AAPL"])
+    proxy.simulator.slow_acks(0.1)
+    client.say({"action": "unsubscribe", "trades": ["AAPL"]})
+    client.say({"action": "subscribe", "trades": ["*"]})
+    client.answer()
+    client.answer()
+    wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"*"}})
+    assert proxy.simulator.peak("iex") == 1
+
+
+def test_alpacas_refusal_goes_to_its_author_alone(start: Start) -> None:
+    proxy = start(CLIENTS)
+    proxy.simulator.refuse_symbols(["BAD"], 405)
+    alpha, beta = proxy.client("alpha"), proxy.client("beta")
+    alpha.subscribe(trades=["AAPL"])
+    beta.subscribe(trades=["MSFT"])
+    with proxy.undisturbed(alpha):
+        assert beta.subscribe(trades=["BAD", "GOOD"]) == LIMIT
+        assert beta.subscribe()["trades"] == ["MSFT"]
+    assert proxy.simulator.subscribed("iex") == {"trades": {"AAPL", "MSFT"}}
+    asked = len(proxy.simulator.requests("iex"))
+    assert beta.subscribe(quotes=["SPY"])["trades"] == ["MSFT"]
+    assert len(proxy.simulator.requests("iex")) == asked + 1  # and nothing is asked for again
+    assert alpha.silent()
+
+
+def test_a_merged_refusal_finds_its_author(start: Start) -> None:
+    """While one request is under way two more wait; they travel together and are refused together."""
+    proxy = start(CLIENTS)
+    proxy.simulator.refuse_symbols(["BAD"], 409)
+    alpha, beta, gamma = (proxy.client(name) for name in ("alpha", "beta", "gamma"))
+    alpha.subscribe(quotes=["SPY"])
+    proxy.simulator.slow_acks(0.15)
+    alpha.say({"action": "subscribe", "trades": ["AAPL"]})
+    wait_for(lambda: proxy.upstream().ledger.request is not None)
+    beta.say({"action": "subscribe", "trades": ["BAD", "MSFT"]})
+    wait_for(lambda: ("trades", "BAD") in proxy.upstream().ledger.wanted)
+    gamma.say({"action": "subscribe", "trades": ["SPY", "MSFT"]})
+    assert alpha.answer()[0]["trades"] == ["AAPL"]
+    assert beta.answer()[0]["code"] == 409
+    assert gamma.answer()[0]["trades"] == ["MSFT", "SPY"]
+    asked = [request["trades"] for request in proxy.simulator.requests("iex") if "trades" in request]
+    assert sorted(asked[1]) == ["BAD", "MSFT", "SPY"]
+    assert [sorted(trades) for trades in asked[2:]] == [["BAD", "MSFT"], ["MSFT", "SPY"]]
+
+
+def test_a_refusal_after_a_reconnect_finds_its_author(start: Start) -> None:
+    """Alpaca takes back what it had granted: the one concerned hears the error and its state, the others nothing."""
+    proxy = start(CLIENTS)
+    alpha, beta = proxy.client("alpha"), proxy.client("beta")
+    alpha.subscribe(trades=["AAPL"])
+    beta.subscribe(quotes=["SPY"])
+    beta.subscribe(trades=["BAD"])
+    proxy.simulator.refuse_symbols(["BAD"], 405)
+    proxy.simulator.drop("iex", "fin")
+    assert beta.answer() == [LIMIT]
+    [state] = beta.answer()
+    assert state["trades"] == []
+    assert state["quotes"] == ["SPY"]
+    wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}, "quotes": {"SPY"}})
+    assert alpha.silent()
+
+
+def test_the_symbol_limit_is_kept_by_making_room_first(start: Start) -> None:
+    """Alpaca's limit counts what is about to be removed too."""
+    proxy = start(CLIENTS, plan=Plan(symbol_limit=2))
+    client = proxy.client("alpha")
+    client.subscribe(trades=["A", "B"])
+    proxy.simulator.slow_acks(0.05)
+    client.say({"action": "unsubscribe", "trades": ["A", "B"]})
+    client.say({"action": "subscribe", "trades": ["C", "D"]})
+    client.answer()
+    assert client.answer()[0]["trades"] == ["C", "D"]
+    assert client.subscribe(trades=["E"]) == LIMIT
+
+
+def test_an_outage_is_not_the_sessions_business(start: Start) -> None:
+    proxy = start(CLIENTS)
+    alpha, beta = proxy.client("alpha"), proxy.client("beta", codec="msgpack")
+    alpha.subscribe(trades=["AAPL"], quotes=["SPY"])
+    beta.subscribe(trades=["AAPL"])
+    proxy.simulator.refuse_upgrade("iex", 502)
+    proxy.simulator.drop("iex", "rst")
+    wait_for(lambda: proxy.upstream().phase is Phase.WAITING)
+    newcomer = proxy.client("gamma")  # the upgrade and the login are answered as ever
+    newcomer.say({"action": "subscribe", "bars": ["*"]})
+    proxy.simulator.accept("iex")
+    assert newcomer.answer()[0]["bars"] == ["*"]
+    wanted = {"trades": {"AAPL"}, "quotes": {"SPY"}, "bars": {"*"}}
+    wait_for(lambda: proxy.simulator.subscribed("iex") == wanted)
+    proxy.simulator.publish("iex", [trade("AAPL", 1)])
+    assert alpha.hear() == [trade("AAPL", 1)]
+    assert len(beta.hear()) == 1
+    assert proxy.simulator.peak("iex") == 1
+
+
+def test_what_is_asked_during_an_outage_is_acknowledged_and_remembered(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "PATIENCE", 0.05)
+    proxy = start(CLIENTS)
+    proxy.simulator.refuse_upgrade("iex", 503)
+    client = proxy.client("alpha")
+    assert client.subscribe(trades=["AAPL", "MSFT"])["trades"] == ["AAPL", "MSFT"]
+    assert client.unsubscribe(trades=["MSFT"])["trades"] == ["AAPL"]
+    proxy.simulator.accept("iex")
+    wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}})
+
+
+def test_an_upstream_that_nobody_wants_is_closed_after_a_while(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a close frame, so that Alpaca frees the account's place at once; and it comes back when it is wanted."""
+    monkeypatch.setattr(upstream, "IDLE_SECONDS", 0.3)
+    proxy = start(CLIENTS, plan=Plan(ghost_seconds=90))
+    client = proxy.client("alpha")
+    client.subscribe(trades=["AAPL"])
+    client.unsubscribe(trades=["AAPL"])
+    gevent.sleep(0.1)
+    assert proxy.simulator.connections("iex")
+    client.subscribe(trades=["AAPL"])
+    gevent.sleep(0.4)
+    assert proxy.simulator.opened("iex") == 1
+    client.ws.close()
+    wait_for(lambda: not proxy.simulator.connections("iex"))
+    wait_for(lambda: proxy.upstream().phase is Phase.IDLE)
+    again = proxy.client("alpha")
+    assert again.subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
+    assert proxy.simulator.opened("iex") == 2
+    assert proxy.simulator.attempts("iex")[1:] == proxy.simulator.attempts("iex")[-1:]
+
+
+def test_an_idle_upstream_is_kept_for_ten_seconds() -> None:
+    assert upstream.IDLE_SECONDS == 10
+
+
+def test_a_session_that_only_logs_in_opens_nothing(start: Start) -> None:
+    proxy = start(CLIENTS)
+    client = proxy.client("alpha")
+    assert client.subscribe() == {}
+    assert proxy.simulator.attempts("iex") == []

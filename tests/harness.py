@@ -1,0 +1,358 @@
+"""The whole proxy between a simulated Alpaca and clients that share no code with it.
+
+`Harness` is simulator and gateway in this process, on ports of their own. `Client` is the `websockets` library with
+`json` and `msgpack`; `Wire` is a bare socket for what no library would do. Nothing here sleeps and hopes: whatever is
+waited for has a deadline.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import gevent
+import msgpack
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from proxy import config as configuration
+from proxy.gateway import Gateway
+from proxy.net.upstream import Upstream
+from proxy.simulator import Simulator
+
+SECONDS = 5.0
+CONNECTED = [{"T": "success", "msg": "connected"}]
+AUTHENTICATED = [{"T": "success", "msg": "authenticated"}]
+CONTROL = ("success", "error", "subscription")
+STAMP = "2023-04-06T11:54:26.838232225Z"
+TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+
+ACCOUNT = '  main: {{key: key, secret: secret, data_url: "{url}", trading_url: "{url}"}}'
+CONFIG = """\
+listen: {{port: 0}}
+admin: {{port: 0}}
+{more}
+accounts:
+{accounts}
+clients:
+{clients}
+"""
+
+
+def wait_for(condition: Callable[[], object], what: str = "it did not come about", seconds: float = SECONDS) -> None:
+    """Returns as soon as it is so; fails after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} within {seconds} s"
+        gevent.sleep(0.002)
+
+
+def trade(symbol: str, number: int, **more: Any) -> dict[str, Any]:
+    """A trade as Alpaca documents it; `i` is its number."""
+    return {"T": "t", "S": symbol, "i": number, "x": "V", "p": 100.25, "s": 100, "c": ["@"], "z": "C", "t": STAMP} | more
+
+
+def quote(symbol: str, **more: Any) -> dict[str, Any]:
+    """A quote as Alpaca documents it."""
+    prices = {"bx": "U", "bp": 87.66, "bs": 1, "ax": "Q", "ap": 87.68, "as": 4}
+    return {"T": "q", "S": symbol, **prices, "c": ["R"], "z": "C", "t": STAMP} | more
+
+
+class Client:
+    """An algorithm. Every frame that it hears is kept: bytes in `frames`, messages that are data in `data`."""
+
+    def __init__(self, ws: ClientConnection, codec: str, trading: bool) -> None:
+        self.ws = ws
+        self.codec = codec
+        self.frames: list[bytes] = []
+        self.data: list[dict[str, Any]] = []
+        self._trading = trading
+
+    def say(self, request: Any) -> None:
+        self.ws.send(msgpack.packb(request) if self.codec == "msgpack" else json.dumps(request))
+
+    def hear(self, seconds: float = SECONDS) -> Any:
+        """The next frame, decoded. Control messages must come alone in theirs."""
+        frame = self.ws.recv(timeout=seconds)
+        assert isinstance(frame, str) is (self.codec == "json" and not self._trading)
+        raw = frame.encode() if isinstance(frame, str) else frame
+        self.frames.append(raw)
+        message = msgpack.unpackb(raw) if self.codec == "msgpack" else json.loads(raw)
+        if isinstance(message, list):
+            if any(part["T"] in CONTROL for part in message):
+                assert len(message) == 1
+            else:
+                self.data += message
+        elif message["stream"].endswith("_updates"):
+            self.data.append(message)
+        return message
+
+    def answer(self, seconds: float = SECONDS) -> Any:
+        """The next control message: an array of one, or the object of the trading dialect. Data before it is kept."""
+        deadline = time.monotonic() + seconds
+        while True:
+            heard = len(self.data)
+            message = self.hear(deadline - time.monotonic())
+            if len(self.data) == heard:
+                return message
+
+    def ask(self, request: Any) -> Any:
+        self.say(request)
+        return self.answer()
+
+    def log_in(self, key: str, secret: str | None = None) -> Client:
+        """Authenticates, which must succeed; the secret is the key unless it is given."""
+        request = {"action": "auth", "key": key, "secret": key if secret is None else secret}
+        if self._trading:
+            data = {"key_id": request["key"], "secret_key": request["secret"]}
+            reply = self.ask({"action": "authenticate", "data": data})
+            assert reply["data"] == {"status": "authorized", "action": "authenticate"}
+        else:
+            assert self.ask(request) == AUTHENTICATED
+        return self
+
+    def subscribe(self, **channels: list[str]) -> Any:
+        """The reply: the acknowledgement's channels that hold something, or the error."""
+        return _reply(self.ask({"action": "subscribe", **channels}))
+
+    def unsubscribe(self, **channels: list[str]) -> Any:
+        return _reply(self.ask({"action": "unsubscribe", **channels}))
+
+    def listen(self, *streams: str) -> Any:
+        return self.ask({"action": "listen", "data": {"streams": list(streams)}})["data"]
+
+    def gather(self, count: int, seconds: float = SECONDS) -> list[dict[str, Any]]:
+        """All data so far, once there are so many messages."""
+        deadline = time.monotonic() + seconds
+        while len(self.data) < count:
+            self.hear(deadline - time.monotonic())
+        return self.data
+
+    def numbers(self, symbol: str, last: int, seconds: float = SECONDS) -> list[int]:
+        """The numbers of a symbol's trades, heard until the one numbered `last` has come."""
+        deadline = time.monotonic() + seconds
+        while last not in (numbers := [m["i"] for m in self.data if m["T"] == "t" and m["S"] == symbol]):
+            self.hear(deadline - time.monotonic())
+        return numbers
+
+    def silent(self) -> bool:
+        """Whether nothing more has come: no data precedes the answer to a request that asks for nothing."""
+        heard = len(self.data)
+        self.ask({"action": "nothing"} if self._trading else {"action": "subscribe"})
+        return len(self.data) == heard
+
+    def closed(self, seconds: float = SECONDS) -> tuple[int | None, str]:
+        """Hears everything until the end; the code and the reason of the close frame."""
+        deadline = time.monotonic() + seconds
+        with self.ws:
+            try:
+                while True:
+                    self.hear(max(0.0, deadline - time.monotonic()))
+            except ConnectionClosed as end:
+                return (end.rcvd.code, end.rcvd.reason) if end.rcvd else (None, "")
+
+
+def _reply(message: Any) -> Any:
+    [reply] = message
+    if reply["T"] != "subscription":
+        return reply
+    return {channel: symbols for channel, symbols in reply.items() if channel != "T" and symbols}
+
+
+class Wire:
+    """A WebSocket client of bare bytes: it masks with zeros, reads when it is told to and answers nothing by itself."""
+
+    def __init__(self, address: tuple[str, int], path: str = "/v2/iex", headers: str = "", buffer: int = 0) -> None:
+        self.socket = socket.socket()
+        self.socket.settimeout(SECONDS)
+        if buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        self.socket.connect(address)
+        self._data = b""
+        key = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+        upgrade = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        self.socket.sendall(f"{upgrade}{key}{headers}\r\n".encode())
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            byte = self.socket.recv(1)
+            assert byte, "closed instead of upgraded"
+            head += byte
+        assert b" 101 " in head
+
+    def send(self, opcode: int, payload: bytes, *, first: int = 0x80) -> None:
+        """One frame; `first` are the bits beside its opcode."""
+        self.socket.sendall(self.frame(opcode, payload, first=first))
+
+    @staticmethod
+    def frame(opcode: int, payload: bytes, *, first: int = 0x80) -> bytes:
+        size = len(payload)
+        if size < 126:
+            head = bytes((first | opcode, 0x80 | size))
+        elif size < 1 << 16:
+            head = struct.pack("!BBH", first | opcode, 0xFE, size)
+        else:
+            head = struct.pack("!BBQ", first | opcode, 0xFF, size)
+        return head + bytes(4) + payload
+
+    def say(self, request: Any) -> None:
+        self.send(TEXT, json.dumps(request).encode())
+
+    def log_in(self, key: str, **channels: list[str]) -> Wire:
+        """Authenticates and subscribes, and reads the three answers."""
+        self.say({"action": "auth", "key": key, "secret": key})
+        self.say({"action": "subscribe", **channels})
+        for kind in ("success", "success", "subscription"):
+            opcode, payload = self.hear()
+            assert opcode == TEXT
+            assert json.loads(payload)[0]["T"] == kind
+        return self
+
+    def hear(self) -> tuple[int, bytes]:
+        """The next frame: its opcode and payload. Raises EOFError when there is no more."""
+        first, size = self._take(2)
+        if size == 126:
+            size = int.from_bytes(self._take(2), "big")
+        elif size == 127:
+            size = int.from_bytes(self._take(8), "big")
+        return first & 0x0F, self._take(size)
+
+    def rest(self) -> Iterator[tuple[int, bytes]]:
+        """Every frame until the end of the connection, which must come."""
+        try:
+            while True:
+                yield self.hear()
+        except (EOFError, ConnectionError):
+            return
+
+    def _take(self, size: int) -> bytes:
+        while len(self._data) < size:
+            more = self.socket.recv(1 << 16)
+            if not more:
+                raise EOFError
+            self._data += more
+        taken, self._data = self._data[:size], self._data[size:]
+        return taken
+
+    def crash(self) -> None:
+        """Goes away as a killed program does that has not read everything: with a RST."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+
+class Harness:
+    """A simulator, and a gateway whose only account is there. `clients` are the lines below `clients:`."""
+
+    def __init__(self, clients: str, *, accounts: str = ACCOUNT, more: str = "", simulator: Simulator) -> None:
+        self._stack = ExitStack()
+        self.simulator = self._stack.enter_context(simulator)
+        self.bugs = self._stack.enter_context(_bugs())
+        text = CONFIG.format(clients=clients, accounts=accounts.format(url=self.simulator.url), more=more)
+        self.gateway = Gateway(configuration.parse(text, "proxy.yaml", os.environ, Path()))
+        self.gateway.start()
+        self._stack.callback(self.gateway.stop, 0.5)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where clients connect."""
+        return self.gateway.server.address
+
+    def upstream(self, feed: str = "iex", account: str = "main") -> Upstream:
+        return self.gateway.upstreams[account, feed]
+
+    def dial(
+        self, path: str = "/v2/iex", codec: str | None = None, headers: dict[str, str] | None = None, **options: Any
+    ) -> Client:
+        """A connection that says nothing yet."""
+        headers = dict(headers or {})
+        if codec is not None:
+            headers["Content-Type"] = f"application/{codec}"
+        host, port = self.address
+        scheme = "wss" if "ssl" in options else "ws"
+        options = {"compression": None, "close_timeout": 0.2, "ping_interval": None, "max_queue": None} | options
+        ws = connect(f"{scheme}://{host}:{port}{path}", additional_headers=headers, **options)
+        self._stack.enter_context(ws)
+        trading = path.startswith("/stream")
+        options_feed = path in ("/v1beta1/opra", "/v1beta1/indicative")
+        return Client(ws, codec or ("msgpack" if options_feed else "json"), trading)
+
+    def client(self, key: str, path: str = "/v2/iex", codec: str | None = None) -> Client:
+        """An algorithm that has logged in."""
+        client = self.dial(path, codec)
+        if not path.startswith("/stream"):
+            assert client.hear() == CONNECTED
+        return client.log_in(key)
+
+    def wire(self, path: str = "/v2/iex", headers: str = "", buffer: int = 0) -> Wire:
+        wire = Wire(self.address, path, headers, buffer)
+        self._stack.callback(wire.socket.close)
+        return wire
+
+    @contextmanager
+    def undisturbed(self, *witnesses: Client, feed: str = "iex", symbol: str = "AAPL") -> Iterator[None]:
+        """Trades flow without a pause; whatever happens meanwhile, each witness gets every one, once and in order."""
+        heard = [len(witness.data) for witness in witnesses]
+        first = self.publish(feed, symbol, 1)
+        over = False
+
+        def flow() -> None:
+            while not over:
+                self.publish(feed, symbol, 5)
+                gevent.sleep(0.002)
+
+        flowing = gevent.spawn(flow)
+        try:
+            yield
+        finally:
+            over = True
+            flowing.join()
+        last = self.publish(feed, symbol, 1)
+        for witness, before in zip(witnesses, heard, strict=True):
+            witness.numbers(symbol, last)
+            numbers = [m["i"] for m in witness.data[before:] if m["T"] == "t" and m["S"] == symbol]
+            assert numbers == list(range(first, last + 1))
+
+    def publish(self, feed: str, symbol: str, count: int, *, batch: int = 1) -> int:
+        """Publishes numbered trades; the last one's number."""
+        self.simulator.publish_trades(feed, symbol, count, batch=batch)
+        return self.simulator._sequence[feed, symbol]
+
+    def close(self) -> None:
+        """Ends everything. No greenlet may have died of a bug, nor one have been logged."""
+        self._stack.close()
+        assert self.bugs == []
+
+
+@contextmanager
+def _bugs() -> Iterator[list[str]]:
+    """What is logged as an error, and greenlets that die of an exception."""
+    found: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(self.format(record))
+
+    handler = Handler(logging.ERROR)
+    logger = logging.getLogger("proxy")
+    logger.addHandler(handler)
+    hub = gevent.get_hub()
+    before = hub.handle_error
+
+    def handle_error(context: Any, kind: Any, value: Any, tb: Any) -> None:
+        if not issubclass(kind, (*hub.SYSTEM_ERROR, *hub.NOT_ERROR)):
+            found.append(f"{context!r}: {kind.__name__}: {value}")
+        before(context, kind, value, tb)
+
+    hub.handle_error = handle_error
+    try:
+        yield found
+    finally:
+        hub.handle_error = before
+        logger.removeHandler(handler)

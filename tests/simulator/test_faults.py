@@ -1,0 +1,226 @@
+"""Every scripted fault, as a client sees it."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import msgpack
+import pytest
+from websockets.exceptions import ConnectionClosed, ConnectionClosedError, InvalidStatus
+
+from proxy.simulator import Simulator
+from proxy.simulator.faults import GARBAGE
+
+AUTH = {"action": "auth", "key": "key", "secret": "secret"}
+TRADE = {"T": "t", "S": "AAPL", "i": 1, "x": "V", "p": 1.5, "s": 1, "c": [], "z": "C", "t": "2023-04-06T11:54:26Z"}
+MSGPACK = {"Content-Type": "application/msgpack"}
+MOMENT = 0.1  # long enough for a message to arrive, were it sent
+
+Dial = Callable[..., Any]
+WaitFor = Callable[..., None]
+
+
+def test_dropped_with_a_close_frame(simulator: Simulator, dial: Dial) -> None:
+    client = dial(simulator, "/v2/iex").log_in()
+    simulator.drop("iex")
+    with pytest.raises(ConnectionClosed) as closed:
+        client.hear()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1001
+    assert simulator.connections("iex") == []
+
+
+@pytest.mark.parametrize(("how", "cause"), [("fin", EOFError), ("rst", ConnectionResetError)])
+def test_dropped_without_one(simulator: Simulator, dial: Dial, how: str, cause: type[Exception]) -> None:
+    client, other = dial(simulator, "/v2/iex").log_in(), dial(simulator, "/v2/sip").log_in()
+    simulator.drop("iex", how)
+    with pytest.raises(ConnectionClosedError) as closed:
+        client.hear()
+    assert closed.value.rcvd is None
+    assert isinstance(closed.value.__cause__, cause)
+    assert other.subscribe(trades=["AAPL"])[0]["trades"] == ["AAPL"]
+
+
+def test_the_place_is_free_after_a_drop(simulator: Simulator, dial: Dial) -> None:
+    for how in ("close", "fin", "rst"):
+        dial(simulator, "/v2/iex").log_in()
+        simulator.drop("iex", how)
+    assert (simulator.opened("iex"), simulator.peak("iex")) == (3, 1)
+
+
+def test_mute_and_unmute(simulator: Simulator, dial: Dial) -> None:
+    client = dial(simulator, "/v2/iex").log_in()
+    client.subscribe(trades=["AAPL"])
+    simulator.mute("iex")
+    simulator.publish("iex", [TRADE])
+    pong = client.ws.ping()
+    with pytest.raises(TimeoutError):
+        client.hear(MOMENT)
+    assert not pong.is_set()
+    assert len(simulator.connections("iex")) == 1
+    simulator.unmute("iex")
+    assert client.hear() == [TRADE]
+    assert pong.wait(5)
+
+
+def test_a_muted_connection_ends_when_the_client_goes(simulator: Simulator, dial: Dial, wait_for: WaitFor) -> None:
+    client = dial(simulator, "/v2/iex").log_in()
+    simulator.mute("iex")
+    client.ws.close()
+    wait_for(lambda: not simulator.connections("iex"))
+    dial(simulator, "/v2/iex").log_in()
+
+
+def test_a_stalled_upgrade(simulator: Simulator, dial: Dial) -> None:
+    simulator.stall("upgrade", "iex")
+    with pytest.raises(TimeoutError):
+        dial(simulator, "/v2/iex", open_timeout=MOMENT)
+    assert len(simulator.attempts("iex")) == 1
+    dial(simulator, "/v2/sip").log_in()
+    gevent.spawn_later(MOMENT, simulator.accept, "iex")
+    dial(simulator, "/v2/iex").log_in()
+
+
+def test_a_stalled_greeting(simulator: Simulator, dial: Dial) -> None:
+    simulator.stall("greeting", "iex")
+    client = dial(simulator, "/v2/iex")
+    client.say(AUTH)
+    with pytest.raises(TimeoutError):
+        client.hear(MOMENT)
+    assert client.ws.ping().wait(5)
+    simulator.accept("iex")
+    assert [client.hear()[0]["msg"], client.hear()[0]["msg"]] == ["connected", "authenticated"]
+
+
+def test_a_stalled_login(simulator: Simulator, dial: Dial) -> None:
+    simulator.stall("auth", "iex")
+    client = dial(simulator, "/v2/iex")
+    client.hear()
+    client.say(AUTH)
+    client.say({"action": "subscribe", "trades": ["AAPL"]})
+    with pytest.raises(TimeoutError):
+        client.hear(MOMENT)
+    assert simulator.opened("iex") == 0
+    simulator.accept("iex")
+    assert [client.hear()[0]["T"], client.hear()[0]["T"]] == ["success", "subscription"]
+
+
+def test_a_stalled_subscribe(simulator: Simulator, dial: Dial) -> None:
+    client = dial(simulator, "/v2/iex").log_in()
+    simulator.stall("subscribe", "iex")
+    client.say({"action": "subscribe", "trades": ["AAPL"]})
+    with pytest.raises(TimeoutError):
+        client.hear(MOMENT)
+    assert simulator.subscribed("iex") == {}
+    simulator.accept("iex")
+    assert client.hear()[0]["trades"] == ["AAPL"]
+
+
+@pytest.mark.parametrize("status", [429, 404, 403, 502, 500, 302])
+def test_a_refused_upgrade(simulator: Simulator, dial: Dial, status: int) -> None:
+    simulator.refuse_upgrade("iex", status)
+    with pytest.raises(InvalidStatus) as refused:
+        dial(simulator, "/v2/iex")
+    assert refused.value.response.status_code == status
+    simulator.accept("iex")
+    dial(simulator, "/v2/iex").log_in()
+
+
+@pytest.mark.parametrize(
+    ("order", "arguments"),
+    [
+        (Simulator.refuse_upgrade, ("iex", 299)),
+        (Simulator.stall, ("lunch", "iex")),
+        (Simulator.drop, ("iex", "softly")),
+        (Simulator.garbage, ("iex", "nice")),
+    ],
+)
+def test_only_known_faults_can_be_ordered(order: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    with pytest.raises((ValueError, KeyError)):
+        order(Simulator(), *arguments)
+
+
+@pytest.mark.parametrize("code", [402, 406, 409, 500])
+def test_a_failing_login(simulator: Simulator, dial: Dial, code: int) -> None:
+    simulator.fail_auth("iex", code)
+    client = dial(simulator, "/v2/iex")
+    client.hear()
+    assert client.ask(AUTH)[0]["code"] == code
+    simulator.accept("iex")
+    assert client.ask(AUTH) == [{"T": "success", "msg": "authenticated"}]
+
+
+def test_a_failing_trading_login(simulator: Simulator, dial: Dial) -> None:
+    simulator.fail_auth("trading", 402)
+    assert dial(simulator, "/stream").ask(AUTH)["data"]["status"] == "unauthorized"
+
+
+def test_refused_symbols(simulator: Simulator, dial: Dial) -> None:
+    client = dial(simulator, "/v2/iex").log_in()
+    simulator.refuse_symbols({"BAD"})
+    assert client.subscribe(trades=["AAPL", "BAD"]) == [{"T": "error", "code": 405, "msg": "symbol limit exceeded"}]
+    assert client.subscribe(trades=["AAPL"])[0]["trades"] == ["AAPL"]
+    simulator.refuse_symbols(())
+    assert client.subscribe(trades=["BAD"])[0]["trades"] == ["AAPL", "BAD"]
+
+
+def test_slow_acks(simulator: Simulator, dial: Dial) -> None:
+    client = dial(simulator, "/v2/iex").log_in()
+    simulator.slow_acks(2 * MOMENT)
+    client.say({"action": "subscribe", "trades": ["AAPL"]})
+    client.say({"action": "subscribe", "trades": ["MSFT"]})
+    assert client.ws.ping().wait(5)
+    with pytest.raises(TimeoutError):
+        client.hear(MOMENT)
+    assert client.hear()[0]["trades"] == ["AAPL"]
+    assert client.hear()[0]["trades"] == ["AAPL", "MSFT"]
+
+
+@pytest.mark.parametrize("headers", [{}, MSGPACK])
+@pytest.mark.parametrize("kind", ["not-json", "truncated"])
+def test_garbage_that_cannot_be_decoded(simulator: Simulator, dial: Dial, headers: dict[str, str], kind: str) -> None:
+    client = dial(simulator, "/v2/iex", headers).log_in()
+    simulator.garbage("iex", kind)
+    with pytest.raises((json.JSONDecodeError, msgpack.FormatError, ValueError)):
+        client.hear()
+    simulator.error("iex", 500)
+    assert client.hear()[0]["code"] == 500
+
+
+@pytest.mark.parametrize("headers", [{}, MSGPACK])
+def test_garbage_of_an_unknown_kind(simulator: Simulator, dial: Dial, headers: dict[str, str]) -> None:
+    client = dial(simulator, "/v2/iex", headers).log_in()
+    simulator.garbage("iex", "unknown-kind")
+    assert client.hear() == [{"T": "zz", "S": "AAPL", "new": [1]}]
+
+
+@pytest.mark.parametrize(("kind", "code"), [("oversize", 1009), ("masked", 1002), ("bad-utf8", 1007)])
+def test_garbage_that_breaks_the_frames(simulator: Simulator, dial: Dial, kind: str, code: int) -> None:
+    """An orderly client closes the connection with the code that says why."""
+    client = dial(simulator, "/v2/iex").log_in()
+    simulator.garbage("iex", kind)
+    with pytest.raises(ConnectionClosedError) as closed:
+        client.hear()
+    assert closed.value.sent is not None
+    assert closed.value.sent.code == code
+
+
+@pytest.mark.parametrize("kind", GARBAGE)
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+def test_garbage_is_one_frame(kind: str, codec: str) -> None:
+    frame = GARBAGE[kind](codec)
+    size = frame[1] & 0x7F
+    if kind == "oversize":
+        assert struct.unpack("!Q", frame[2:10]) == (64 << 20,)
+    else:
+        assert len(frame) == 2 + size + (4 if frame[1] & 0x80 else 0)
+
+
+def test_json_garbage_is_no_json() -> None:
+    for kind in ("not-json", "truncated"):
+        with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
+            json.loads(GARBAGE[kind]("json")[2:])
