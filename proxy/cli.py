@@ -100,7 +100,7 @@ def _run(options: argparse.Namespace) -> int:
         return BAD_CONFIG
     logs.set_up(config.log.format, config.log.level)
     log = logs.Log("proxy")
-    gateway = Gateway(config)
+    gateway = Gateway(config, read=lambda: configuration.load(path, os.environ))
     gateway.start()
     log.info("started", version=describe(), config=path)
     for warning in configuration.warnings(config, path):

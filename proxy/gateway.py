@@ -15,18 +15,19 @@ from enum import Enum
 import gevent
 from gevent.event import Event
 
-from proxy import metrics
+from proxy import logs, metrics
 from proxy.config import Config
-from proxy.errors import StartError
+from proxy.errors import ConfigError, StartError
 from proxy.logs import Log
 from proxy.net import frames
 from proxy.net.admin import Admin
 from proxy.net.outbox import Outboxes
 from proxy.net.server import Server
 from proxy.net.upstream import Upstream
-from proxy.protocol.codec import CODECS
+from proxy.protocol.codec import CODECS, Codec
 from proxy.protocol.feed import Login
 from proxy.protocol.feeds import Dialect, endpoint
+from proxy.reload import Plan, plan
 from proxy.routing.access import Client
 from proxy.routing.orders import OrderRouter, Orders
 from proxy.routing.router import Router
@@ -44,16 +45,20 @@ class State(Enum):
 
 
 class Gateway:
-    """The whole proxy in one process. `start`, then `wait` or `stop`."""
+    """The whole proxy in one process. `start`, then `wait` or `stop`. `read` reads the configuration again."""
 
-    def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, config: Config, *, read: Callable[[], Config] | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.config = config
+        self._read = read
         self.state = State.STARTING
         self.upstreams: dict[tuple[str, str], Upstream] = {}
         self._clock = clock
         self._began = clock()
         self._outboxes = Outboxes(config.limits.outboxes)
         self._directory = config.directory()
+        self._tls = _tls(config)
         listen, admin = config.listen, config.admin
         self.server = Server(
             (listen.host, listen.port),
@@ -64,7 +69,7 @@ class Gateway:
             default_feed=config.default_feed,
             origins=listen.origins,
             clock=clock,
-            tls=_tls(config),
+            tls=self._tls,
         )
         self.admin = Admin(
             (admin.host, admin.port),
@@ -100,6 +105,7 @@ class Gateway:
     def wait(self) -> None:
         """Serves until a signal: the first SIGTERM or SIGINT drains, a second one ends at once."""
         handlers = [gevent.signal_handler(number, self._signal) for number in (signal.SIGTERM, signal.SIGINT)]
+        handlers.append(gevent.signal_handler(signal.SIGHUP, self._reread))
         try:
             self._stopping.wait()
             drain = gevent.spawn(self.stop)
@@ -130,6 +136,40 @@ class Gateway:
         self.state = State.STOPPED
         self._log.info("stopped")
 
+    def reload(self, new: Config) -> Plan:
+        """Carries out what the new configuration changes, all of it or (an address would move) nothing."""
+        steps = plan(self.config, new)
+        if steps.restart:
+            return steps
+        old, self.config = self.config, new
+        self._directory = self.server.directory = new.directory()
+        self.server.default_feed = new.default_feed
+        self.server.origins = frozenset(new.listen.origins)
+        self.server.message_limit = new.limits.message
+        self._outboxes.limit = new.limits.outboxes
+        self.admin.permit(None if new.admin.token is None else new.admin.token.reveal(), new.admin.hosts)
+        if self._tls is not None and new.listen.tls is not None:
+            self._tls.load_cert_chain(new.listen.tls.cert, new.listen.tls.key)
+        if new.log != old.log:
+            logs.set_up(new.log.format, new.log.level)
+        for conversation in [*self.server.conversations]:
+            client = conversation.client
+            if client is None:
+                continue
+            if client.name in steps.gone:
+                conversation.close(frames.POLICY, f"this client was reconfigured: {steps.gone[client.name]}")
+            elif (changed := self._directory.named(client.name)) is not None and client.name in steps.changed:
+                conversation.reconfigure(changed)
+        for (account, feed), upstream in [*self.upstreams.items()]:
+            if account not in new.accounts:
+                upstream.stop()
+                del self.upstreams[account, feed]
+            elif account in steps.accounts:
+                upstream.reconfigure(*self._means(account, feed))
+            else:
+                upstream.try_again()
+        return steps
+
     def upstream(self, client: Client, feed: str) -> Upstream:
         """The connection that serves this client's feed; there is one for each account and feed."""
         name = client.account(feed)
@@ -153,15 +193,19 @@ class Gateway:
     def _open(self, account: str, feed: str) -> Upstream:
         known = endpoint(feed)
         assert known is not None  # the configuration names no other
-        entry = self.config.accounts[account]
-        codec = CODECS[entry.speaks(feed)]
-        router = (
-            OrderRouter(known, Orders(self._order_owners), self._clock)
-            if known.dialect is Dialect.TRADING
-            else Router(known, codec)
-        )
-        login = Login(account, entry.url(feed), entry.key.reveal(), entry.secret.reveal())
+        login, codec, router = self._means(account, feed)
         return Upstream(known, login, codec, router, self._clock)
+
+    def _means(self, account: str, feed: str) -> tuple[Login, Codec, Router | OrderRouter]:
+        """How an account's feed is reached, spoken and routed."""
+        known = endpoint(feed)
+        assert known is not None
+        entry = self.config.accounts[account]
+        login = Login(account, entry.url(feed), entry.key.reveal(), entry.secret.reveal())
+        codec = CODECS[entry.speaks(feed)]
+        if known.dialect is Dialect.TRADING:
+            return login, codec, OrderRouter(known, Orders(self._order_owners), self._clock)
+        return login, codec, Router(known, codec)
 
     def _order_owners(self, client_order_id: str) -> list[str]:
         return [c.name for c in self._directory if c.allow.permits("trading", "trade_updates", client_order_id)]
@@ -179,6 +223,19 @@ class Gateway:
 
     def _signal(self) -> None:
         self._stopping.set()
+
+    def _reread(self) -> None:
+        """SIGHUP. A file that is wrong changes nothing."""
+        if self._read is None:
+            return
+        try:
+            steps = self.reload(self._read())
+        except ConfigError as error:
+            for problem in error.problems:
+                self._log.warning("reload", problem=problem, result="nothing was reloaded")
+            return
+        for line in steps.lines():
+            self._log.info("reload", plan=line)
 
 
 def _tls(config: Config) -> ssl.SSLContext | None:

@@ -17,8 +17,8 @@ from proxy.routing.access import Client
 class Plan:
     """`restart` names the settings that a reload cannot change; if there are any, nothing else is done.
 
-    `gone` maps the clients whose sessions are to be closed to the reason; `changed` are those whose sessions go on under
-    new rules, `accounts` those whose feeds have to log in anew, `settings` whatever else takes effect at once.
+    `gone` maps the clients whose sessions are to be closed to the reason; `changed` are those whose sessions go on
+    under new rules, `accounts` those whose feeds have to log in anew, `settings` whatever else takes effect at once.
     """
 
     restart: tuple[str, ...]

@@ -32,15 +32,15 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def start(quick: None) -> Iterator[Callable[..., Harness]]:
-    """Starts a proxy in front of a simulator: `start(CLIENTS)`, with `plan=…` and so on for the simulator."""
+    """Starts a proxy in front of a simulator: `start(CLIENTS, plan=…)`; `config` is for `Harness`, the rest for the
+    simulator."""
     from proxy.simulator import Simulator
     from tests.harness import Harness
 
     with ExitStack() as stack:
 
-        def start(clients: str, *, accounts: str | None = None, more: str = "", **simulator: Any) -> Harness:
-            given = {} if accounts is None else {"accounts": accounts}
-            harness = Harness(clients, more=more, simulator=Simulator(**simulator), **given)
+        def start(clients: str, *, config: dict[str, str] | None = None, **simulator: Any) -> Harness:
+            harness = Harness(clients, simulator=Simulator(**simulator), **(config or {}))
             stack.callback(harness.close)
             return harness
 

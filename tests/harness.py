@@ -37,8 +37,8 @@ TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 
 ACCOUNT = '  main: {{key: key, secret: secret, data_url: "{url}", trading_url: "{url}"}}'
 CONFIG = """\
-listen: {{port: 0}}
-admin: {{port: 0}}
+listen: {{port: 0{listen}}}
+admin: {{port: 0{admin}}}
 {more}
 accounts:
 {accounts}
@@ -57,13 +57,14 @@ def wait_for(condition: Callable[[], object], what: str = "it did not come about
 
 def trade(symbol: str, number: int, **more: Any) -> dict[str, Any]:
     """A trade as Alpaca documents it; `i` is its number."""
-    return {"T": "t", "S": symbol, "i": number, "x": "V", "p": 100.25, "s": 100, "c": ["@"], "z": "C", "t": STAMP} | more
+    details = {"x": "V", "p": 100.25, "s": 100, "c": ["@"], "z": "C", "t": STAMP}
+    return {"T": "t", "S": symbol, "i": number, **details, **more}
 
 
 def quote(symbol: str, **more: Any) -> dict[str, Any]:
     """A quote as Alpaca documents it."""
     prices = {"bx": "U", "bp": 87.66, "bs": 1, "ax": "Q", "ap": 87.68, "as": 4}
-    return {"T": "q", "S": symbol, **prices, "c": ["R"], "z": "C", "t": STAMP} | more
+    return {"T": "q", "S": symbol, **prices, "c": ["R"], "z": "C", "t": STAMP, **more}
 
 
 class Client:
@@ -248,13 +249,29 @@ class Wire:
 
 
 class Harness:
-    """A simulator, and a gateway whose only account is there. `clients` are the lines below `clients:`."""
+    """A simulator, and a gateway whose only account is there. `clients` are the lines below `clients:`; `listen` and
+    `admin` are settings of those sections, `more` further sections."""
 
-    def __init__(self, clients: str, *, accounts: str = ACCOUNT, more: str = "", simulator: Simulator) -> None:
+    def __init__(
+        self,
+        clients: str,
+        *,
+        accounts: str = ACCOUNT,
+        listen: str = "",
+        admin: str = "",
+        more: str = "",
+        simulator: Simulator,
+    ) -> None:
         self._stack = ExitStack()
         self.simulator = self._stack.enter_context(simulator)
         self.bugs = self._stack.enter_context(_bugs())
-        text = CONFIG.format(clients=clients, accounts=accounts.format(url=self.simulator.url), more=more)
+        text = CONFIG.format(
+            clients=clients,
+            accounts=accounts.format(url=self.simulator.url),
+            listen=listen and f", {listen}",
+            admin=admin and f", {admin}",
+            more=more,
+        )
         self.gateway = Gateway(configuration.parse(text, "proxy.yaml", os.environ, Path()))
         self.gateway.start()
         self._stack.callback(self.gateway.stop, 0.5)

@@ -29,8 +29,7 @@ class Admin:
     ) -> None:
         self._snapshot = snapshot
         self._pages = {"/healthz": healthz, "/readyz": readyz, **pages}
-        self._bearer = None if token is None else f"Bearer {token}".encode()
-        self._hosts = frozenset(hosts)
+        self.permit(token, hosts)
         nothing: Answer = ("404 Not Found", "No WebSocket here.")
         self._listener = Listener(address, serve=lambda *_: None, refuse=lambda _: nothing, answer=self._answer)
 
@@ -42,6 +41,11 @@ class Admin:
         """Where it listens; the real port, once it has started."""
         host, port = self._listener.address[:2]
         return host, port
+
+    def permit(self, token: str | None, hosts: Collection[str]) -> None:
+        """Whom it answers from now on."""
+        self._bearer = None if token is None else f"Bearer {token}".encode()
+        self._hosts = frozenset(hosts)
 
     def start(self) -> None:
         self._listener.start()

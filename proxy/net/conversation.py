@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,14 +20,14 @@ from proxy.logs import Log
 from proxy.net import frames
 from proxy.net.connection import ClientConnection
 from proxy.net.outbox import FAREWELL_SECONDS, Outbox, Outboxes
+from proxy.net.place import Answers, Due, Place
 from proxy.net.upstream import Upstream
 from proxy.protocol import session as talk
 from proxy.protocol.codec import Codec
-from proxy.protocol.feeds import WILDCARD
+from proxy.protocol.feeds import WILDCARD, Dialect
 from proxy.protocol.session import Session, State, TradingSession
-from proxy.protocol.topics import NOTHING, Subscription, words
+from proxy.protocol.topics import NOTHING, Subscription, Topic, words
 from proxy.routing.access import Client, WhenSlow
-from proxy.routing.ledger import Seat
 from proxy.routing.overflow import conflate
 from proxy.snapshot import SessionState, Totals
 
@@ -65,17 +65,15 @@ class Conversation:
         self.codec: Codec = session.codec
         self.client: Client | None = None
         self.name = ""
-        self.curious = False
-        self.seat = Seat(self)
         self.opened = desk.clock()
         opcode = frames.TEXT if session.text else frames.BINARY
         self.outbox = Outbox(connection, desk.outboxes, opcode=opcode, limit=STRANGER_OUTBOX, slow_words=session.slow())
-        self.put: Callable[[bytes, int], None] = self.outbox.put
+        self.answers = Answers(acked=self._state, refused=session.refused, send=self.outbox.reply)
+        self.places: list[Place] = []
         self.ended = ""  # why, once it is over
         self._connection = connection
         self._desk = desk
         self._inbound = frames.Inbound(STRANGER_MESSAGE)
-        self._upstream: Upstream | None = None
         self._tried = False
         self._pinged_at = self._ponged_at = self.opened
         self._closing_at = 0.0
@@ -108,8 +106,8 @@ class Conversation:
             self._log.error("bug", client=self.name)
             self.close(frames.INTERNAL_ERROR, "internal error")
         finally:
-            if self._upstream is not None:
-                self._upstream.leave(self)
+            for place in self.places:
+                place.leave()
             self.close(frames.NORMAL, "")
             writer.join(FAREWELL_SECONDS)
             writer.kill()
@@ -137,7 +135,7 @@ class Conversation:
         for outcome in self.session.receive(payload):
             match outcome:
                 case talk.Reply(reply):
-                    self.outbox.reply(reply)
+                    self.answers.say(reply)
                 case talk.Authenticate(key, secret):
                     self._authenticate(key, secret)
                 case talk.Subscribe(topics):
@@ -145,9 +143,8 @@ class Conversation:
                 case talk.Unsubscribe(topics):
                     self._change(NOTHING, topics)
                 case talk.Replace(topics):
-                    held = self.seat.holds
                     allowed = self._allowed_streams(topics)
-                    self._change(allowed, held - allowed)
+                    self._change(allowed, self.places[0].seat.holds - allowed)
 
     def _authenticate(self, key: str, secret: str) -> None:
         self._tried = True
@@ -158,30 +155,34 @@ class Conversation:
             gevent.sleep(wait)
             self.outbox.reply(self.session.denied(found))
             return
-        self.client = found
         self.name = found.name
         feed = self.session.endpoint.feed
-        self.curious = found.allow.takes_unknown(feed)
-        self.outbox.limit = found.outbox
-        if found.when_slow is WhenSlow.CONFLATE:
-            self.outbox.conflate = partial(conflate, codec=self.codec)
+        self._adopt(found)
         self._inbound.limit = self._desk.message_limit
-        self._upstream = self._desk.upstream(found, feed)
+        upstream = self._desk.upstream(found, feed)
+        self.places.append(Place(found, upstream, self.codec, self.outbox.put, self.answers))
         self._log.info("authenticated", client=self.name)
         self.outbox.reply(self.session.granted())
 
+    def _adopt(self, client: Client) -> None:
+        """The client's own bounds hold from now on."""
+        self.client = client
+        self.outbox.limit = client.outbox
+        conflates = client.when_slow is WhenSlow.CONFLATE
+        self.outbox.conflate = partial(conflate, codec=self.codec) if conflates else None
+
     def _subscribe(self, topics: Subscription) -> None:
         assert self.client is not None
-        assert self._upstream is not None
         refused = self.client.allow.refused(self.session.endpoint.feed, topics)
         if refused:
-            self._upstream.deny(self, 409, f"insufficient subscription: {words(refused)}")
+            self.answers.say(self.session.refused(409, f"insufficient subscription: {words(refused)}"))
         else:
             self._change(topics, NOTHING)
 
     def _change(self, add: Subscription, remove: Subscription) -> None:
-        assert self._upstream is not None
-        self._upstream.change(self, add, remove)
+        due = Due(1)
+        self.answers.add(due)
+        self.places[0].ask(add, remove, due)
 
     def _allowed_streams(self, topics: Subscription) -> Subscription:
         """Those streams of which the client may hear anything; whose updates it hears is decided update by update."""
@@ -189,15 +190,30 @@ class Conversation:
         entries = self.client.allow.entries(self.session.endpoint.feed)
         return frozenset(topic for topic in topics if topic[0] in entries or WILDCARD in entries)
 
-    # What its feed tells it
+    def _state(self) -> bytes:
+        return self.session.acked(NOTHING.union(*(place.held for place in self.places)))
 
-    def acked(self, held: Subscription) -> None:
-        """The feed's answer: this is what the session holds now."""
-        self.outbox.reply(self.session.acked(held))
+    # What a reload does
 
-    def refused(self, code: int, msg: str) -> None:
-        """The feed's answer: no."""
-        self.outbox.reply(self.session.refused(code, msg))
+    def reconfigure(self, client: Client) -> None:
+        """The client's entry has changed: what it may no longer have is taken away, and it is told its new state."""
+        self._adopt(client)
+        for place in self.places:
+            feed = place.upstream.endpoint.feed
+            upstream = self._desk.upstream(client, feed)
+            if upstream is not place.upstream:
+                place.move(upstream)
+            pruned = frozenset(self._forbidden(client, feed, place.seat.holds))
+            if pruned:
+                due = Due(1)
+                self.answers.add(due)
+                place.ask(NOTHING, pruned, due)
+            place.look_again(client)
+
+    def _forbidden(self, client: Client, feed: str, held: Subscription) -> Iterable[Topic]:
+        if self.session.endpoint.dialect is Dialect.MARKET:
+            return client.allow.refused(feed, held)
+        return held - self._allowed_streams(held)
 
     # What time and others do
 
@@ -226,7 +242,7 @@ class Conversation:
             self.session.endpoint.feed,
             self.address,
             self.codec.name,
-            len(self.seat.shown),
+            sum(len(place.held) for place in self.places),
             self.outbox.pending,
         )
 

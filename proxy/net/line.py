@@ -28,7 +28,7 @@ class Line:
         self._says: Queue[tuple[int, bytes]] = Queue()
         headers = {"Content-Type": content_type, "User-Agent": "alpaca-proxy"}
         self._connection: UpstreamConnection = dial(url, headers, self.say)
-        self.heard_at = self._pinged_at = clock()
+        self.heard_at = self._pinged_at = self._ended_at = clock()
         self._writer = gevent.spawn(self._write)
 
     def __repr__(self) -> str:
@@ -50,7 +50,8 @@ class Line:
     def tick(self, now: float) -> None:
         """Pings, and ends a connection whose peer gives no sign of life, pongs included."""
         if self.cause:
-            self._connection.shut()  # the farewell has had its chance
+            if now - self._ended_at >= FAREWELL_SECONDS:  # the farewell does not get through
+                self._connection.shut()
         elif now - self.heard_at >= MUTE_SECONDS:
             self.end(f"no sign of life for {MUTE_SECONDS:.0f} s")
         elif now - self._pinged_at >= PING_SECONDS:
@@ -59,8 +60,10 @@ class Line:
 
     def end(self, cause: str) -> None:
         """Gives the connection up; whoever receives gets ConnectionLost with this cause."""
-        self.cause = self.cause or cause
-        self._connection.send_close()
+        if not self.cause:
+            self.cause = cause
+            self._ended_at = self._clock()
+            self._connection.send_close()
 
     def close(self) -> None:
         """Says farewell, since Alpaca keeps the place of who goes without a word for 90 s, and frees everything."""

@@ -1,28 +1,35 @@
 """The door: accepts sockets, bounds what strangers may take, and hands each request to its handler.
 
 A *stranger* is a socket whose client is not known yet. Strangers are bounded per address and in all, and each has a
-deadline for its TLS handshake and for its request's head, so that half a request held for ever costs one place of many.
+deadline for its TLS handshake and for its request's head, so that half a request costs one place of many for a while.
 `admit` takes a connection out of the count once it has proved who it is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import ssl
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 import gevent
 from gevent.pywsgi import WSGIServer
 
+from proxy.logs import Log
 from proxy.net.connection import ClientConnection
-from proxy.net.websocket import HEAD_SECONDS, Handler
+from proxy.net.http import HEAD_SECONDS, headers_for
+from proxy.net.websocket import Handler
 
 STRANGERS_PER_ADDRESS = 256
 STRANGERS = 1024
+PAUSE_SECONDS = 0.1
+COMPLAIN_SECONDS = 60.0
 
 Environ = dict[str, Any]
 Answer = tuple[str, str] | tuple[str, str, str]  # an HTTP status, a text, and its type if it is not plain
@@ -61,6 +68,7 @@ class Listener(WSGIServer):  # type: ignore[misc]
         self._answer = answer
         self._strangers: dict[tuple[Any, ...], str] = {}
         self._by_host: Counter[str] = Counter()
+        self._complained_at = float("-inf")
 
     @property
     def strangers(self) -> int:
@@ -71,8 +79,26 @@ class Listener(WSGIServer):  # type: ignore[misc]
         """The client behind this request is known now: it no longer takes a stranger's place."""
         self._forget((environ["REMOTE_ADDR"], int(environ["REMOTE_PORT"])))
 
+    def do_read(self) -> Any:
+        """The next socket. While there is no descriptor left for one, they wait in the kernel."""
+        try:
+            return super().do_read()
+        except OSError as error:
+            if self.is_fatal_error(error):
+                raise
+            self.stop_accepting()  # it would be called again at once, for ever
+            self._timer = self.loop.timer(PAUSE_SECONDS)
+            self._timer.start(self._start_accepting_if_started)
+            now = time.monotonic()
+            if now - self._complained_at >= COMPLAIN_SECONDS:
+                self._complained_at = now
+                hint = "raise the limit of open files: ulimit -n, or LimitNOFILE in a systemd unit"
+                Log("listener").warning("starved", port=self.server_port, reason=str(error), hint=hint)
+            return None
+
     def do_handle(self, sock: Any, address: tuple[Any, ...]) -> None:
         host = address[0]
+        self._forget(address[:2])  # a port comes back when its last socket is dead, perhaps before that one's greenlet
         if len(self._strangers) >= STRANGERS or self._by_host[host] >= STRANGERS_PER_ADDRESS:
             sock.close()
             return
@@ -84,19 +110,17 @@ class Listener(WSGIServer):  # type: ignore[misc]
         self._forget(address[:2])
         super().do_close(sock, address)
 
+    def handle(self, sock: Any, address: tuple[Any, ...]) -> None:
+        with contextlib.suppress(OSError):  # a socket that breaks is nobody's error
+            super().handle(sock, address)
+
     def wrap_socket_and_handle(self, client_socket: Any, address: tuple[Any, ...]) -> None:
         """The TLS handshake, within its deadline; one that fails is nobody's error but the stranger's."""
-        secured = None
-        with gevent.Timeout(HEAD_SECONDS, False):
-            try:
-                secured = self.wrap_socket(client_socket, **self.ssl_args)
-            except OSError:
-                return
-        if secured is not None:
-            try:
-                self.handle(secured, address)
-            finally:
-                secured.close()
+        wrap = partial(self.wrap_socket, do_handshake_on_connect=False, **self.ssl_args)
+        with contextlib.suppress(OSError), wrap(client_socket) as secured:
+            with gevent.Timeout(HEAD_SECONDS, TimeoutError):
+                secured.do_handshake()
+            self.handle(secured, address)
 
     def _forget(self, address: tuple[Any, ...]) -> None:
         host = self._strangers.pop(address, None)
@@ -111,8 +135,7 @@ class Listener(WSGIServer):  # type: ignore[misc]
             self._serve(connection, environ)
             return []
         status, body, *content_type = self._answer(environ)
-        kind = content_type[0] if content_type else "text/plain; charset=utf-8"
-        start_response(status, [("Content-Type", kind), ("Connection", "close")])
+        start_response(status, headers_for(status, *content_type))
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [f"{body.rstrip()}\n".encode()]
 
 

@@ -40,12 +40,12 @@ SLICE_SECONDS = 0.001  # of work, before others get their turn
 
 
 class Audience(Member, Protocol):
-    """A session, as far as its feed knows it."""
+    """A session, as far as its feed knows it. `answered` is called once for each `change`, in their order, and once
+    more if something was refused after it had been acknowledged."""
 
     seat: Seat
 
-    def acked(self, held: Subscription) -> None: ...
-    def refused(self, code: int, msg: str) -> None: ...
+    def answered(self, answer: Answer) -> None: ...
 
 
 class Routing(Protocol):
@@ -55,6 +55,7 @@ class Routing(Protocol):
     unheard: int
 
     def hold(self, member: Member, subscription: Subscription) -> None: ...
+    def holdings(self) -> list[tuple[Member, Subscription]]: ...
     def drop(self, member: Member) -> None: ...
     def take(self, frame: bytes) -> Raw | bytes | None: ...
     def flush(self) -> list[Delivery]: ...
@@ -105,10 +106,6 @@ class Upstream:
         self._perform(self.ledger.change(member.seat, add, remove, self._clock()))
         self._reconcile()
 
-    def deny(self, member: Audience, code: int, msg: str) -> None:
-        """The member may not have what it asked for; it is told in its turn."""
-        self._perform(self.ledger.deny(member.seat, code, msg, self._clock()))
-
     def leave(self, member: Audience) -> None:
         """The member is gone."""
         self.router.drop(member)
@@ -151,6 +148,25 @@ class Upstream:
             age=None if self._line is None else now - self._line.heard_at,
             needed=not self.ledger.idle,
         )
+
+    def reconfigure(self, login: Login, codec: Codec, router: Routing) -> None:
+        """The account has changed: a new connection with a new log-in. Sessions stay, and what they hold is asked for
+        again; `router` is a new one."""
+        self.login, self.codec = login, codec
+        self._feed = talk.open_feed(self.endpoint, codec, login)
+        for member, held in self.router.holdings():
+            router.hold(member, held)
+        self.router = router
+        self.ledger.open()
+        self._backoff.reset()
+        self._end("the account's configuration changed")
+
+    def try_again(self) -> None:
+        """If Alpaca refuses this feed, ask again now: the plan may have been changed."""
+        if self.ledger.closed:
+            self._wake.set()
+            if self._greenlet is None:
+                self.ledger.open()
 
     def stop(self) -> None:
         """Ends the connection and its greenlet, and waits for that."""
@@ -283,11 +299,9 @@ class Upstream:
     def _perform(self, answers: list[Answer]) -> None:
         """Tells sessions what they wait for. The acknowledgement is put before any data that it allows."""
         for answer in answers:
-            member = answer.seat.member
-            if answer.error is not None:
-                member.refused(*answer.error)
+            member: Audience = answer.seat.member
+            member.answered(answer)
             if answer.state is not None:
-                member.acked(answer.state)
                 self.router.hold(member, answer.state)
 
     def _reconcile(self) -> None:

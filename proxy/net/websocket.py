@@ -1,9 +1,8 @@
 """The two given WebSocket libraries, and nothing else of the code, meet here.
 
 Toward the algorithms: `Handler` is gevent-websocket's upgrade with the checks it lacks (version 13 only, strict key and
-Connection header, Origin and path asked of the server, a head bounded in time and size, answers that are bytes), and
-`connection.ClientConnection` takes the place of its WebSocket, whose frame code blocks the hub, knows no limits and
-closes without a code.
+Connection header, Origin and path asked of the server, answers that are bytes), and `connection.ClientConnection` takes
+the place of its WebSocket, whose frame code blocks the hub, knows no limits and closes without a code.
 
 Toward Alpaca: `UpstreamConnection` is websocket-client's WebSocket with a buffered reader in front of it: many frames
 for one recv, whole frames cut in user space. Everything but whole text and binary frames is the library's own code,
@@ -16,10 +15,14 @@ import base64
 import binascii
 import contextlib
 import socket
+import ssl
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http.cookies import CookieError
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import gevent
 import websocket
@@ -28,9 +31,8 @@ from geventwebsocket.handler import WebSocketHandler
 from proxy.errors import ConnectionLost, UpgradeRefused
 from proxy.net import frames
 from proxy.net.connection import ClientConnection
+from proxy.net.http import BoundedHandler, headers_for
 
-HEAD_SECONDS = 10
-HEAD_BYTES = 16 * 1024
 UPSTREAM_READ_BYTES = 256 * 1024
 UPSTREAM_MESSAGE_BYTES = 16 * 1024 * 1024
 MERGE_FRAMES = 64
@@ -39,31 +41,13 @@ DIAL_STEP_SECONDS = 8
 DIAL_SECONDS = 25
 
 
-class Handler(WebSocketHandler):  # type: ignore[misc]
+class Handler(BoundedHandler, WebSocketHandler):  # type: ignore[misc]
     """One HTTP request on the client port: refuses it, upgrades it, or hands it to the application.
 
     The server that it runs in offers `refuse(environ)`: None, or an HTTP status and one sentence.
     """
 
     SUPPORTED_VERSIONS = ("13",)
-    rfile: Any
-
-    def handle_one_request(self) -> Any:
-        self._head_timeout = gevent.Timeout.start_new(HEAD_SECONDS)
-        self.rfile = _BoundedHead(self.rfile)
-        try:
-            return super().handle_one_request()
-        except gevent.Timeout as timeout:
-            if timeout is not self._head_timeout:
-                raise
-            return None
-        finally:
-            self._head_timeout.close()
-
-    def get_environ(self) -> Any:
-        self._head_timeout.close()
-        self.rfile = self.rfile.inner
-        return super().get_environ()
 
     def upgrade_websocket(self) -> list[bytes] | None:
         environ = self.environ
@@ -83,6 +67,8 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         tokens = {token.strip().lower() for token in environ.get("HTTP_CONNECTION", "").split(",")}
         if "upgrade" not in tokens:
             return "400 Bad Request", "The Connection header lacks Upgrade."
+        if environ.get("CONTENT_LENGTH", "0") != "0" or "HTTP_TRANSFER_ENCODING" in environ:
+            return "400 Bad Request", "A WebSocket is opened without a body."
         if not environ.get("HTTP_HOST"):
             return "400 Bad Request", "The Host header is missing."
         if environ.get("HTTP_SEC_WEBSOCKET_VERSION", "").strip() != "13":
@@ -96,12 +82,8 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         return None
 
     def _answer(self, status: str, sentence: str) -> list[bytes]:
-        body = sentence.encode() + b"\n"
-        headers = [("Content-Type", "text/plain; charset=utf-8"), ("Connection", "close")]
-        if status.startswith("426"):
-            headers.append(("Sec-WebSocket-Version", "13"))
-        self.start_response(status, headers)
-        return [body]
+        self.start_response(status, headers_for(status))
+        return [sentence.encode() + b"\n"]
 
     def run_websocket(self) -> None:
         host, port = self.client_address[:2]
@@ -113,35 +95,8 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         finally:
             connection.shut()
 
-    def _handle_client_error(self, ex: Exception) -> tuple[str, bytes]:
-        """Answers what is not HTTP in short, where the library would log what the client sent."""
-        status = "431 Request Header Fields Too Large" if isinstance(ex, _HeadTooBig) else "400 Bad Request"
-        return status, f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode()
-
     def log_request(self) -> None:
         """Sessions are logged by name where they begin and end; requests are not."""
-
-
-class _HeadTooBig(ValueError):
-    pass
-
-
-class _BoundedHead:
-    """The request's head, line by line, within HEAD_BYTES."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-        self._left = HEAD_BYTES
-
-    def readline(self, size: int = -1) -> bytes:
-        line: bytes = self.inner.readline(self._left + 1 if size < 0 else min(size, self._left + 1))
-        self._left -= len(line)
-        if self._left < 0:
-            raise _HeadTooBig
-        return line
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,28 +113,30 @@ class UpstreamConnection(websocket.WebSocket):
     Control frames that want an answer are put to `answer` as (opcode, payload), for the one that writes.
     """
 
-    answer: Callable[[int, bytes], None]
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, answer: Callable[[int, bytes], None]) -> None:
+        super().__init__(enable_multithread=False, skip_utf8_validation=True)
+        self.answer = answer
         self._data = b""
         self._at = 0
-        self._fragments = 0
+        self._fragmented = 0  # bytes of a message that is not whole yet
 
     def receive(self) -> list[Frame]:
         """The whole messages that are there, at most MERGE_FRAMES or MERGE_BYTES of them; waits for the first.
 
-        Raises ConnectionLost: the peer closed, or broke RFC 6455 or a bound.
+        Empty when what came was a sign of life and no more: a ping or a pong. Raises ConnectionLost: the peer closed,
+        or broke RFC 6455 or a bound; what came whole before that is returned first.
         """
         try:
             while not (messages := self._plain_messages()):
                 head = self._head()
-                if head is None or head.first in _PLAIN:
-                    self._fill(0 if head is None else head.end)
-                elif messages := self._other_message():
-                    break
+                if head is None:
+                    self._fill()
+                elif head.first in _PLAIN and not self.cont_frame.recving_frames:
+                    self._fill(head.end)
+                else:
+                    return self._other_message()
             return messages
-        except (OSError, websocket.WebSocketException, UnicodeDecodeError) as error:
+        except (OSError, websocket.WebSocketException) as error:
             raise ConnectionLost(str(error) or type(error).__name__) from error
 
     def write(self, opcode: int, payload: bytes) -> None:
@@ -191,6 +148,7 @@ class UpstreamConnection(websocket.WebSocket):
 
     def shut(self) -> None:
         """Ends both directions at once; greenlets that read or write are woken. Nothing more is said."""
+        self.connected = False
         if self.sock is not None:
             with contextlib.suppress(OSError):
                 self.sock._sock.shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
@@ -209,41 +167,46 @@ class UpstreamConnection(websocket.WebSocket):
         """The unfragmented text and binary messages that lie whole in the buffer; never waits."""
         messages: list[Frame] = []
         size = 0
-        while size < MERGE_BYTES and len(messages) < MERGE_FRAMES:
-            head = self._head()
-            if head is None or head.first not in _PLAIN or head.end > len(self._data):
-                break
-            payload = self._data[head.start : head.end]
-            self._at = head.end
-            text = head.first == _PLAIN_TEXT
-            if text and not payload.isascii():
-                payload.decode()  # RFC 6455 §8.1; the JSON decoder skips over what it need not read
-            messages.append(Frame(text, payload))
-            size += len(payload)
+        if self.cont_frame.recving_frames:
+            return messages
+        try:
+            while size < MERGE_BYTES and len(messages) < MERGE_FRAMES:
+                head = self._head()
+                if head is None or head.first not in _PLAIN or head.end > len(self._data):
+                    break
+                messages.append(_checked(head.first == _PLAIN_TEXT, self._data[head.start : head.end]))
+                size += head.end - head.start
+                self._at = head.end
+        except websocket.WebSocketException:
+            if not messages:
+                raise  # else at the next call: it lies where it lay
         return messages
 
     def _other_message(self) -> list[Frame]:
         """What begins with a control frame or a fragment is the library's own business."""
         opcode, frame = self.recv_data_frame(control_frame=True)
         if opcode == frames.CLOSE:
-            code = struct.unpack("!H", frame.data[:2])[0] if frame.data else 1005
+            code = struct.unpack("!H", frame.data[:2])[0] if frame.data else frames.NO_CODE
             raise ConnectionLost(
                 f"closed by the other side with {code} {frame.data[2:].decode(errors='replace')}".strip()
             )
         if opcode in (frames.TEXT, frames.BINARY):
-            return [Frame(opcode == frames.TEXT, bytes(frame.data))]
+            return [_checked(opcode == frames.TEXT, frame.data)]
         return []
 
     def recv_frame(self) -> Any:
         """One frame by the library's own code, within the bounds that it does not know."""
         while (head := self._head()) is None:
             self._fill()
-        if head.first & 0x0F < frames.CLOSE:
-            self._fragments += head.end - head.start
-            if self._fragments > UPSTREAM_MESSAGE_BYTES:
+        size = head.end - head.start
+        if head.first not in _KNOWN or (head.first in _CONTROL and size > 125):
+            raise websocket.WebSocketProtocolException("a frame that RFC 6455 does not allow")
+        if head.first not in _CONTROL:
+            self._fragmented += size
+            if self._fragmented > UPSTREAM_MESSAGE_BYTES:
                 raise websocket.WebSocketProtocolException(f"message over {UPSTREAM_MESSAGE_BYTES} bytes")
-            if head.first & 0x80:
-                self._fragments = 0
+            if head.first & _FIN:
+                self._fragmented = 0
         return super().recv_frame()  # type: ignore[no-untyped-call]
 
     def _head(self) -> _Head | None:
@@ -274,7 +237,7 @@ class UpstreamConnection(websocket.WebSocket):
         while True:
             chunk = self.sock.recv(UPSTREAM_READ_BYTES)
             if not chunk:
-                raise ConnectionLost("closed by the other side without a word")
+                raise ConnectionLost("closed by the other side without a word" if self.connected else "closed here")
             parts.append(chunk)
             missing -= len(chunk)
             if missing <= 0:
@@ -297,8 +260,21 @@ class _Head(NamedTuple):
     end: int
 
 
-_PLAIN_TEXT = 0x80 | frames.TEXT
-_PLAIN = (_PLAIN_TEXT, 0x80 | frames.BINARY)
+_FIN = 0x80
+_PLAIN_TEXT = _FIN | frames.TEXT
+_PLAIN = (_PLAIN_TEXT, _FIN | frames.BINARY)
+_CONTROL = (_FIN | frames.CLOSE, _FIN | frames.PING, _FIN | frames.PONG)
+_KNOWN = (*_PLAIN, *_CONTROL, frames.TEXT, frames.BINARY, _FIN, 0)
+
+
+def _checked(text: bool, payload: bytes) -> Frame:
+    """A message whose text is UTF-8 (RFC 6455 §8.1): the JSON decoder skips over what it need not read."""
+    if text and not payload.isascii():
+        try:
+            payload.decode()
+        except UnicodeDecodeError:
+            raise websocket.WebSocketPayloadException("text that is not UTF-8") from None
+    return Frame(text, payload)
 
 
 def dial(url: str, headers: Mapping[str, str], answer: Callable[[int, bytes], None]) -> UpstreamConnection:
@@ -307,24 +283,37 @@ def dial(url: str, headers: Mapping[str, str], answer: Callable[[int, bytes], No
     Each address of the host gets DIAL_STEP_SECONDS, so that a dead IPv6 route leaves time for IPv4. Redirects are not
     followed: keys go only where the configuration says.
     """
+    connection = UpstreamConnection(answer)
     try:
         with gevent.Timeout(DIAL_SECONDS, TimeoutError(f"no connection within {DIAL_SECONDS} s")):
-            connection = websocket.create_connection(
+            connection.connect(  # type: ignore[no-untyped-call]
                 url,
                 timeout=DIAL_STEP_SECONDS,
-                class_=UpstreamConnection,
+                socket=_reach(url),
                 header=[f"{name}: {value}" for name, value in headers.items()],
-                sockopt=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
                 suppress_origin=True,
-                skip_utf8_validation=True,
-                enable_multithread=False,
                 redirect_limit=0,
             )
-    except websocket.WebSocketBadStatusException as error:
-        raise UpgradeRefused(int(error.status_code)) from error
-    except (OSError, websocket.WebSocketException, ValueError) as error:
+    except (OSError, websocket.WebSocketException, ValueError, CookieError) as error:
+        if status := getattr(error, "status_code", None) or connection.getstatus():
+            raise UpgradeRefused(status) from error
         raise ConnectionLost(str(error) or type(error).__name__) from error
-    assert isinstance(connection, UpstreamConnection)
-    connection.answer = answer
     connection.settimeout(None)
     return connection
+
+
+def _reach(url: str) -> socket.socket | None:
+    """A socket to the first of the host's addresses that answers; the library gives up at the first that does not.
+
+    None where the environment names an HTTP proxy, which is never asked for this machine: the library can talk to one.
+    """
+    place = urlsplit(url)
+    host, secure = place.hostname or "", place.scheme == "wss"
+    if host not in _HERE and getproxies().get("https" if secure else "http") and not proxy_bypass(host):
+        return None
+    sock = socket.create_connection((host, place.port or (443 if secure else 80)), DIAL_STEP_SECONDS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return ssl.create_default_context().wrap_socket(sock, server_hostname=host) if secure else sock
+
+
+_HERE = ("127.0.0.1", "::1", "localhost")

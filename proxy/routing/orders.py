@@ -88,6 +88,10 @@ class OrderRouter:
         """The member hears nothing any more."""
         self._members.pop(member, None)
 
+    def holdings(self) -> list[tuple[Member, Subscription]]:
+        """Who hears what."""
+        return [*self._members.items()]
+
     def take(self, frame: bytes) -> bytes | None:
         """Gathers an update for those who hear it; any other frame is given back. Raises Malformed."""
         message = JSON.decode(frame)

@@ -118,6 +118,10 @@ class Router:
                 del self._holders[topic]
         self._routes.clear()
 
+    def holdings(self) -> list[tuple[Member, Subscription]]:
+        """Who hears what."""
+        return [(member, group.subscription) for member, group in self._home.items()]
+
     def take(self, frame: bytes) -> Raw | None:
         """Gathers a data frame's messages for those who hear them; `flush` must follow before any `hold` or `drop`.
 

@@ -36,7 +36,7 @@ def test_each_client_hears_what_it_asked_for_and_nothing_else(start: Start) -> N
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
 def test_a_body_reaches_a_client_of_the_same_codec_byte_for_byte(start: Start, codec: str) -> None:
     """Odd spacing, numbers that no encoder would write, escapes, keys in Alpaca's order."""
-    proxy = start(CLIENTS, accounts=_speaking(codec))
+    proxy = start(CLIENTS, config=_speaking(codec))
     client = proxy.client("all", codec=codec)
     client.subscribe(trades=["AAPL"])
     if codec == "json":
@@ -60,7 +60,7 @@ def test_a_body_reaches_a_client_of_the_same_codec_byte_for_byte(start: Start, c
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
 def test_a_part_of_a_frame_keeps_its_bytes(start: Start, codec: str) -> None:
-    proxy = start(CLIENTS, accounts=_speaking(codec))
+    proxy = start(CLIENTS, config=_speaking(codec))
     client = proxy.client("all", codec=codec)
     client.subscribe(trades=["AAPL"])
     if codec == "json":
@@ -88,7 +88,7 @@ def test_a_json_client_of_a_msgpack_feed_gets_nanoseconds(start: Start) -> None:
 
 
 def test_a_msgpack_client_of_a_json_feed_gets_nanoseconds(start: Start) -> None:
-    proxy = start(CLIENTS, accounts=_speaking("json"))
+    proxy = start(CLIENTS, config=_speaking("json"))
     client = proxy.client("all", codec="msgpack")
     client.subscribe(trades=["*"])
     proxy.simulator.publish("iex", [trade("AAPL", 9007199254740993, p=3)])
@@ -197,7 +197,7 @@ def test_two_accounts_have_a_connection_each(start: Start) -> None:
   alpha: {key: alpha, secret: alpha, account: one, allow: {iex: "*", trading: "*"}}
   beta: {key: beta, secret: beta, account: {default: two, trading: one}, allow: {iex: "*", trading: "*"}}
 """
-    proxy = start(clients, accounts=accounts, keys={"k1": "s1", "k2": "s2"})
+    proxy = start(clients, config={"accounts": accounts}, keys={"k1": "s1", "k2": "s2"})
     alpha, beta = proxy.client("alpha"), proxy.client("beta")
     alpha.subscribe(trades=["AAPL"])
     beta.subscribe(trades=["MSFT"])
@@ -211,5 +211,5 @@ def test_two_accounts_have_a_connection_each(start: Start) -> None:
     assert proxy.simulator.peak("trading") == 1
 
 
-def _speaking(codec: str) -> str:
-    return f'  main: {{{{key: key, secret: secret, data_url: "{{url}}", codec: {{{{iex: {codec}}}}}}}}}'
+def _speaking(codec: str) -> dict[str, str]:
+    return {"accounts": f'  main: {{{{key: key, secret: secret, data_url: "{{url}}", codec: {{{{iex: {codec}}}}}}}}}'}

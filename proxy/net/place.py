@@ -1,0 +1,128 @@
+"""A conversation's place at a feed, and the order of its answers.
+
+A `Place` is what the feed's router and ledger know of a session: who it is, which codec it takes, where its messages
+go. A conversation on market data has one; one on `/stream` may have two, trading and the default feed.
+
+Alpaca answers requests in their order. Here one may have to wait for Alpaca while the next could be answered at once,
+so answers stand in a line, `Answers`, and leave it from the front.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from proxy.net.upstream import Upstream
+from proxy.protocol.codec import Codec
+from proxy.protocol.topics import NOTHING, Subscription
+from proxy.routing.access import Client
+from proxy.routing.ledger import Answer, Seat
+
+
+@dataclass(slots=True, eq=False)
+class Due:
+    """One answer in the line. It is ready when `left` feeds have still to be heard, none; `payload` is set if what it
+    says is known already, `error` if a feed refused."""
+
+    left: int
+    payload: bytes | None = None
+    error: tuple[int, str] | None = None
+
+
+class Answers:
+    """The line. `acked` and `refused` make the bytes of an answer, `send` sends them."""
+
+    def __init__(
+        self,
+        *,
+        acked: Callable[[], bytes],
+        refused: Callable[[int, str], bytes],
+        send: Callable[[bytes], None],
+    ) -> None:
+        self._line: deque[Due] = deque()
+        self._acked = acked
+        self._refused = refused
+        self._send = send
+
+    def __repr__(self) -> str:
+        return f"<Answers {len(self._line)} due>"
+
+    def add(self, due: Due) -> None:
+        """One more at the end; it may leave at once."""
+        self._line.append(due)
+        self.advance()
+
+    def say(self, payload: bytes) -> None:
+        """An answer that waits for nobody but those before it."""
+        self.add(Due(0, payload))
+
+    def advance(self) -> None:
+        """Sends those at the front that are ready."""
+        while self._line and not self._line[0].left:
+            due = self._line.popleft()
+            if due.payload is not None:
+                self._send(due.payload)
+            else:
+                self._send(self._acked() if due.error is None else self._refused(*due.error))
+
+    def late(self, error: tuple[int, str]) -> None:
+        """A refusal of what was acknowledged already: the error, then the state as it now is."""
+        self._send(self._refused(*error))
+        self._send(self._acked())
+
+
+class Place:
+    """A session at one feed. `put` takes its data frames; `held` is the state that it was last told."""
+
+    def __init__(
+        self, client: Client, upstream: Upstream, codec: Codec, put: Callable[[bytes, int], None], answers: Answers
+    ) -> None:
+        self.name = client.name
+        self.codec = codec
+        self.curious = client.allow.takes_unknown(upstream.endpoint.feed)
+        self.put = put
+        self.seat = Seat(self)
+        self.upstream = upstream
+        self.held: Subscription = NOTHING
+        self._answers = answers
+        self._asked: deque[Due] = deque()
+
+    def __repr__(self) -> str:
+        return f"<Place {self.name} at {self.upstream.endpoint.feed}>"
+
+    def ask(self, add: Subscription, remove: Subscription, due: Due) -> None:
+        """Asks the feed for a change; `due` becomes ready when it has answered."""
+        self._asked.append(due)
+        self.upstream.change(self, add, remove)
+
+    def answered(self, answer: Answer) -> None:
+        """The feed's answer to the oldest request that it has not answered, or a late refusal of an older one."""
+        if answer.state is not None:
+            self.held = answer.state
+        if answer.error is not None and answer.state is not None:
+            self._answers.late(answer.error)
+            return
+        due = self._asked.popleft()
+        due.left -= 1
+        due.error = due.error or answer.error
+        self._answers.advance()
+
+    def look_again(self, client: Client) -> None:
+        """The client's allowlist may have changed what unknown kinds it hears."""
+        self.curious = client.allow.takes_unknown(self.upstream.endpoint.feed)
+        self.upstream.router.hold(self, self.held)
+
+    def leave(self) -> None:
+        """The session is gone."""
+        self.upstream.leave(self)
+
+    def move(self, upstream: Upstream) -> None:
+        """The client's account for this feed is another now: what is held is asked for there."""
+        self.held = self.seat.holds
+        self.leave()
+        self.upstream, self.seat = upstream, Seat(self)
+        while self._asked:
+            self._asked.popleft().left -= 1
+        self._answers.advance()
+        self.ask(self.held, NOTHING, Due(1))  # an answer that nobody waits for

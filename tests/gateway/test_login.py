@@ -1,0 +1,265 @@
+"""Who gets in: logging in, refusals, places, deadlines; and what is no WebSocket at all."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from websockets.exceptions import InvalidStatus
+
+from proxy.net import conversation
+from proxy.protocol import market
+from proxy.routing import penalties
+from proxy.simulator import Plan
+from tests.harness import AUTHENTICATED, CONNECTED, Harness, wait_for
+
+Start = Callable[..., Harness]
+
+CLIENTS = """
+  alpha:
+    key: alpha
+    secret: alpha
+    max_connections: 2
+    allow: {iex: {trades: [AAPL, "B*"]}, trading: {trade_updates: "*"}}
+  hashed:
+    key: hashed key
+    secret: sha256:5e884898da28047151d0e56f8dc6292773603d0d6aabbdd62a11ef721d1542d8
+    allow: {iex: {trades: ["*"]}, crypto: "*"}
+"""
+AUTH = {"action": "auth", "key": "alpha", "secret": "alpha"}
+WRONG = AUTH | {"secret": "wrong"}
+
+
+def _error(code: int) -> list[dict[str, Any]]:
+    return [{"T": "error", "code": code, "msg": market.ERRORS[code]}]
+
+
+def test_a_client_is_greeted_and_then_logs_in(start: Start) -> None:
+    proxy = start(CLIENTS)
+    client = proxy.dial()
+    assert client.hear() == CONNECTED
+    assert client.ask({"action": "subscribe", "trades": ["AAPL"]}) == _error(401)
+    assert client.ask(AUTH) == AUTHENTICATED
+    assert client.ask(AUTH) == _error(403)
+    assert client.subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
+
+
+def test_a_hashed_secret(start: Start) -> None:
+    proxy = start(CLIENTS)
+    client = proxy.dial()
+    client.hear()
+    client.log_in("hashed key", "password")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"APCA-API-KEY-ID": "alpha", "APCA-API-SECRET-KEY": "alpha"},
+        {"Authorization": "Basic " + base64.b64encode(b"alpha:alpha").decode()},
+    ],
+)
+def test_header_credentials_are_greeted_and_authenticated_in_two_frames(start: Start, headers: dict[str, str]) -> None:
+    proxy = start(CLIENTS)
+    client = proxy.dial(headers=headers)
+    assert client.hear() == CONNECTED
+    assert client.hear() == AUTHENTICATED
+    assert client.subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"APCA-API-KEY-ID": "alpha", "APCA-API-SECRET-KEY": "wrong"},
+        {"Authorization": "Basic nonsense"},
+        {"Authorization": "Basic " + base64.b64encode(b"\xff").decode()},
+    ],
+)
+def test_wrong_header_credentials(start: Start, headers: dict[str, str]) -> None:
+    client = start(CLIENTS).dial(headers=headers)
+    assert client.hear() == CONNECTED
+    assert client.hear() == _error(402)
+    assert client.ask(AUTH) == AUTHENTICATED
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [WRONG, AUTH | {"key": "nobody"}, {"action": "auth"}, AUTH | {"secret": ""}, AUTH | {"secret": "\ud800"}],
+)
+def test_an_unknown_key_and_a_wrong_secret_look_the_same(start: Start, request_: dict[str, str]) -> None:
+    client = start(CLIENTS).dial()
+    client.hear()
+    assert client.ask(request_) == _error(402)
+    assert client.ask(AUTH) == AUTHENTICATED  # the socket stays
+
+
+def test_a_refusal_waits_and_waits_longer(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that an SDK that reconnects at once does not do so hundreds of times a second."""
+    for name, seconds in (("FIRST", 0.1), ("STEP", 0.1), ("MOST", 0.25)):
+        monkeypatch.setattr(penalties, name, seconds)
+    proxy = start(CLIENTS)
+    waits = []
+    for _ in range(4):
+        client = proxy.dial()
+        client.hear()
+        began = time.monotonic()
+        assert client.ask(WRONG) == _error(402)
+        waits.append(time.monotonic() - began)
+    for waited, least in zip(waits, (0.1, 0.2, 0.25, 0.25), strict=True):
+        assert least <= waited < least + 0.09
+
+
+def test_the_wait_for_a_refusal_is_what_was_promised() -> None:
+    assert (penalties.FIRST, penalties.MOST) == (1.0, 2.5)
+
+
+def test_a_refusal_that_waits_holds_up_nobody(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(penalties, "FIRST", 30)
+    monkeypatch.setattr(penalties, "MOST", 30)
+    proxy = start(CLIENTS)
+    guesser = proxy.dial()
+    guesser.say(WRONG)
+    witness = proxy.client("alpha")
+    witness.subscribe(trades=["AAPL"])
+    with proxy.undisturbed(witness):
+        proxy.client("alpha").subscribe(trades=["AAPL"])
+
+
+def test_a_feed_that_the_allowlist_does_not_name(start: Start) -> None:
+    client = start(CLIENTS).dial("/v1beta1/news")
+    client.hear()
+    assert client.ask(AUTH) == _error(409)
+
+
+def test_a_topic_that_the_allowlist_does_not_name_is_named(start: Start) -> None:
+    """All or nothing: what would have been allowed is not taken either."""
+    proxy = start(CLIENTS)
+    client = proxy.client("alpha")
+    client.subscribe(trades=["BAC"])
+    refusal = client.subscribe(trades=["AAPL", "MSFT", "*"], quotes=["SPY"])
+    assert refusal["code"] == 409
+    assert refusal["msg"] == "insufficient subscription: quotes SPY, trades * MSFT"
+    assert client.subscribe()["trades"] == ["BAC"]
+    assert proxy.simulator.subscribed("iex") == {"trades": {"BAC"}}
+
+
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        ("{", 400),
+        ("[]", 400),
+        ({"action": "dance"}, 400),
+        ({"action": "subscribe", "trades": "AAPL"}, 400),
+        ({"action": "subscribe", "trades": [""]}, 400),
+        ({"action": "subscribe", "trades": ["A*B"]}, 400),
+        ({"action": "subscribe", "trades": ["A" * 65]}, 400),
+        ({"action": "subscribe", "trades": [1]}, 400),
+        ({"action": "subscribe", "news": ["AAPL"]}, 410),
+        ({"action": "subscribe", "orderbooks": ["AAPL"]}, 410),
+    ],
+)
+def test_requests_that_are_refused_as_they_stand(start: Start, request_: Any, code: int) -> None:
+    client = start(CLIENTS).client("alpha")
+    client.ws.send(request_ if isinstance(request_, str) else json.dumps(request_))
+    assert client.answer() == _error(code)
+    assert client.subscribe() == {}
+
+
+def test_each_client_has_its_places_on_each_feed(start: Start) -> None:
+    proxy = start(CLIENTS)
+    first, _ = proxy.client("alpha"), proxy.client("alpha")
+    third = proxy.dial()
+    third.hear()
+    assert third.ask(AUTH) == _error(406)
+    proxy.client("alpha", "/stream")  # another feed has places of its own
+    proxy.dial().hear()
+    first.ws.close()
+    wait_for(lambda: len(proxy.gateway.server.states()) == 2)
+    assert third.ask(AUTH) == AUTHENTICATED
+
+
+def test_a_place_is_free_as_soon_as_its_session_ends(start: Start) -> None:
+    """A program that crashed and comes back at once must not be refused by its own ghost."""
+    proxy = start(CLIENTS.replace("max_connections: 2", "max_connections: 1"))
+    for crash in range(10):
+        wire = proxy.wire().log_in("alpha", trades=["AAPL"])
+        if crash % 2:
+            wire.crash()
+        else:
+            wire.socket.close()
+        wait_for(lambda: not proxy.gateway.server.conversations)
+
+
+def test_whoever_does_not_log_in_is_hung_up_on(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert conversation.LOGIN_SECONDS == 10
+    monkeypatch.setattr(conversation, "LOGIN_SECONDS", 0.1)
+    client = start(CLIENTS).dial()
+    assert client.hear() == CONNECTED
+    assert client.hear() == _error(404)
+    assert client.closed() == (1008, "auth timeout")
+
+
+def test_whoever_was_refused_is_hung_up_on_in_the_end(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation, "LOGIN_SECONDS", 0.3)
+    client = start(CLIENTS).dial()
+    client.hear()
+    assert client.ask(WRONG) == _error(402)
+    assert client.closed() == (1008, "auth timeout")
+    assert len(client.frames) == 2  # no 404 after the 402
+
+
+def test_409_from_alpaca_at_login_answers_every_subscribe(start: Start) -> None:
+    proxy = start(CLIENTS, plan=Plan(feeds=["crypto"]))
+    first, second = proxy.client("alpha"), proxy.client("alpha")
+    assert first.subscribe(trades=["AAPL"]) == _error(409)[0]
+    assert second.subscribe(trades=["BAC"]) == _error(409)[0]
+    assert second.subscribe() == {}
+    assert len(proxy.simulator.attempts("iex")) == 1
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://localhost:3000", "http://127.0.0.1", "https://[::1]:1", "https://app.example.com"]
+)
+def test_browsers_from_here_or_listed(start: Start, origin: str) -> None:
+    proxy = start(CLIENTS, config={"listen": "origins: [app.example.com]"})
+    assert proxy.dial(headers={"Origin": origin}).hear() == CONNECTED
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example.com", "null", "http://localhost.evil.com", ""])
+def test_browsers_from_elsewhere(start: Start, origin: str) -> None:
+    proxy = start(CLIENTS)
+    with pytest.raises(InvalidStatus) as refused:
+        proxy.dial(headers={"Origin": origin})
+    assert refused.value.response.status_code == 403
+
+
+def test_unknown_paths(start: Start) -> None:
+    proxy = start(CLIENTS)
+    for path in ("/v2/nonsense", "/v2/iex/", "/v2", "/v2/iex/../sip"):
+        with pytest.raises(InvalidStatus) as refused:
+            proxy.dial(path)
+        assert refused.value.response.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "word"),
+    [
+        ("GET", "/v2/iex", 426, "WebSocket"),
+        ("HEAD", "/v2/iex", 426, ""),
+        ("GET", "/v2/stocks/AAPL/trades/latest", 404, "REST"),
+        ("POST", "/v2/orders", 404, "REST"),
+    ],
+)
+def test_plain_http(start: Start, method: str, path: str, status: int, word: str) -> None:
+    connection = http.client.HTTPConnection(*start(CLIENTS).address, timeout=5)
+    connection.request(method, path)
+    response = connection.getresponse()
+    body = response.read().decode()
+    assert response.status == status
+    assert word in body
+    assert len(body.splitlines()) == (method != "HEAD")
+    connection.close()

@@ -1,0 +1,162 @@
+"""The trading stream: both ways to log in, `listen`, and whose order an update is about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from proxy.protocol.feed import Phase
+from proxy.simulator import Plan
+from tests.harness import Client, Harness, wait_for
+
+Start = Callable[..., Harness]
+
+CLIENTS = """
+  momentum: {key: momentum, secret: momentum, allow: {trading: {trade_updates: ["momentum-*", "shared-1"]}}}
+  meanrev: {key: meanrev, secret: meanrev, allow: {trading: {trade_updates: ["meanrev-*"]}}}
+  desk: {key: desk, secret: desk, allow: {trading: "*"}}
+  data: {key: data, secret: data, allow: {crypto: "*"}}
+"""
+WHOLE = ("momentum", "meanrev", "desk")
+
+
+def order(id_: str, client_order_id: str = "invented", **more: Any) -> dict[str, Any]:
+    """An order; those that Alpaca invents have ids that nobody has configured."""
+    return {"id": id_, "client_order_id": client_order_id, "replaces": None, "replaced_by": None, "legs": None} | more
+
+
+@pytest.fixture
+def proxy(start: Start) -> Harness:
+    return start(CLIENTS)
+
+
+@pytest.fixture
+def everyone(proxy: Harness) -> dict[str, Client]:
+    """All three clients, listening."""
+    clients = {name: proxy.client(name, "/stream") for name in WHOLE}
+    for client in clients.values():
+        assert client.listen("trade_updates") == {"streams": ["trade_updates"]}
+    return clients
+
+
+def heard_by(proxy: Harness, everyone: dict[str, Client], update: dict[str, Any]) -> set[str]:
+    """Publishes an order update; who heard it. The desk hears everything, so it comes last."""
+    before = {name: len(client.data) for name, client in everyone.items()}
+    proxy.simulator.publish_order({"event": "new", "order": update})
+    assert everyone["desk"].hear()["data"]["order"] == update
+    for name in ("momentum", "meanrev"):
+        everyone[name].silent()
+    return {name for name, client in everyone.items() if len(client.data) > before[name]} - {"desk"}
+
+
+@pytest.mark.parametrize("path", ["/stream", "/stream/"])
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"action": "authenticate", "data": {"key_id": "momentum", "secret_key": "momentum"}},
+        {"action": "auth", "key": "momentum", "secret": "momentum"},
+    ],
+)
+def test_both_ways_to_log_in(proxy: Harness, path: str, request_: dict[str, Any]) -> None:
+    """No greeting: the client speaks first. JSON travels in binary frames, as Alpaca's."""
+    client = proxy.dial(path)
+    assert client.ask(request_) == {
+        "stream": "authorization",
+        "data": {"status": "authorized", "action": "authenticate"},
+    }
+    assert client.listen("trade_updates", "nonsense") == {"streams": ["trade_updates"]}
+    assert client.listen() == {"streams": []}
+
+
+@pytest.mark.parametrize("key", ["nobody", "data"])
+def test_who_may_not_log_in(proxy: Harness, key: str) -> None:
+    """Nobody's key, and a client whose allowlist names other feeds."""
+    client = proxy.dial("/stream")
+    unauthorized = {"stream": "authorization", "data": {"status": "unauthorized", "action": "authenticate"}}
+    assert client.ask({"action": "auth", "key": key, "secret": key}) == unauthorized
+    assert client.listen("trade_updates") == {"status": "unauthorized", "action": "listen"}
+    client.log_in("momentum")  # the socket stays
+
+
+def test_an_order_is_its_clients(proxy: Harness, everyone: dict[str, Client]) -> None:
+    assert heard_by(proxy, everyone, order("1", "momentum-1")) == {"momentum"}
+    assert heard_by(proxy, everyone, order("2", "meanrev-1")) == {"meanrev"}
+    assert heard_by(proxy, everyone, order("3", "shared-1")) == {"momentum"}
+    assert heard_by(proxy, everyone, order("4", "shared-12")) == set()
+    assert heard_by(proxy, everyone, order("5", "by hand")) == set()
+
+
+def test_a_replacement_is_whose_the_original_was(proxy: Harness, everyone: dict[str, Client]) -> None:
+    """Alpaca invents the id of each; the chain is followed forward and back."""
+    assert heard_by(proxy, everyone, order("a", "momentum-1")) == {"momentum"}
+    assert heard_by(proxy, everyone, order("b", replaces="a")) == {"momentum"}
+    assert heard_by(proxy, everyone, order("b", replaced_by="c")) == {"momentum"}
+    assert heard_by(proxy, everyone, order("c")) == {"momentum"}
+    assert heard_by(proxy, everyone, order("d")) == set()
+
+
+def test_the_legs_of_a_bracket(proxy: Harness, everyone: dict[str, Client]) -> None:
+    legs = [order("take"), order("stop")]
+    assert heard_by(proxy, everyone, order("parent", "meanrev-7", legs=legs)) == {"meanrev"}
+    for leg in legs:
+        assert heard_by(proxy, everyone, leg) == {"meanrev"}
+    assert heard_by(proxy, everyone, order("take2", replaces="take")) == {"meanrev"}
+
+
+def test_ownership_outlives_a_reconnect_and_the_session(proxy: Harness, everyone: dict[str, Client]) -> None:
+    assert heard_by(proxy, everyone, order("a", "momentum-1")) == {"momentum"}
+    everyone["momentum"].ws.close()
+    proxy.simulator.drop("trading", "rst")
+    wait_for(lambda: proxy.simulator.subscribed("trading") == {"trade_updates": {"*"}})
+    again = everyone["momentum"] = proxy.client("momentum", "/stream")
+    again.listen("trade_updates")
+    assert heard_by(proxy, everyone, order("b", replaces="a")) == {"momentum"}
+
+
+def test_an_update_keeps_its_bytes(proxy: Harness, everyone: dict[str, Client]) -> None:
+    update = b'{ "stream":"trade_updates","data":{"order":{"client_order_id":"momentum-1","id":"9","qty":"1.50"} }}'
+    proxy.simulator.publish_raw("trading", update)
+    everyone["momentum"].hear()
+    assert everyone["momentum"].frames[-1] == update
+
+
+def test_listen_replaces_what_was_listened_to(proxy: Harness) -> None:
+    desk = proxy.client("desk", "/stream")
+    assert desk.listen("trade_updates", "account_updates") == {"streams": ["account_updates", "trade_updates"]}
+    assert desk.listen("account_updates") == {"streams": ["account_updates"]}
+    wait_for(lambda: proxy.simulator.subscribed("trading") == {"account_updates": {"*"}})
+    proxy.simulator.publish("trading", [{"stream": "account_updates", "data": {"cash": "1"}}])
+    assert desk.hear()["data"] == {"cash": "1"}
+
+
+def test_a_stream_that_may_not_be_heard_is_absent(proxy: Harness) -> None:
+    assert proxy.client("momentum", "/stream").listen("account_updates", "trade_updates") == {
+        "streams": ["trade_updates"]
+    }
+    assert proxy.simulator.subscribed("trading") == {"trade_updates": {"*"}}
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+def test_the_codec_is_json_whatever_is_asked_for(proxy: Harness, codec: str) -> None:
+    client = proxy.dial("/stream", headers={"Content-Type": f"application/{codec}"}).log_in("desk")
+    assert client.listen("trade_updates") == {"streams": ["trade_updates"]}
+
+
+def test_an_outage(proxy: Harness, everyone: dict[str, Client]) -> None:
+    proxy.simulator.refuse_upgrade("trading", 500)
+    proxy.simulator.drop("trading", "fin")
+    wait_for(lambda: proxy.upstream("trading").phase is Phase.WAITING)
+    proxy.simulator.accept("trading")
+    wait_for(lambda: proxy.simulator.subscribed("trading") == {"trade_updates": {"*"}})
+    assert heard_by(proxy, everyone, order("1", "momentum-1")) == {"momentum"}
+    assert proxy.simulator.peak("trading") == 1
+
+
+def test_an_account_whose_plan_has_no_place_left(start: Start) -> None:
+    """Alpaca's refusal at login is waited out; the sessions are told what is remembered."""
+    proxy = start(CLIENTS, plan=Plan(connections=0))
+    desk = proxy.client("desk", "/stream")
+    assert desk.listen("trade_updates") == {"streams": ["trade_updates"]}
+    assert proxy.upstream("trading").trouble == "Alpaca says 402 exceeded"
