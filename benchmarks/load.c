@@ -567,6 +567,24 @@ static double proxy_nanoseconds(double *system)
     return sum;
 }
 
+/* Resident memory of the proxy, in KiB */
+static long proxy_kib(void)
+{
+    long sum = 0;
+    for (int i = 0; i < pid_count; i++) {
+        char path[64];
+        long pages;
+        snprintf(path, sizeof path, "/proc/%d/statm", pids[i]);
+        FILE *file = fopen(path, "r");
+        if (file) {
+            if (fscanf(file, "%*d %ld", &pages) == 1)
+                sum += pages * (sysconf(_SC_PAGESIZE) / 1024);
+            fclose(file);
+        }
+    }
+    return sum;
+}
+
 /* The sender */
 
 static uint8_t *ring;
@@ -608,13 +626,12 @@ static void pump(struct upstream *up, uint64_t window)
     want_writable(up, 0);
     for (;;) {
         size_t frame_begins = ring_frame ? ring_ends[ring_frame - 1] : 0;
-        if (ring_at == frame_begins && (!running || expected - delivered > window))
+        int enough = !running || expected - delivered > window;
+        if (enough && ring_at == frame_begins)
             return;
-        size_t piece = running ? ring_size - ring_at : ring_ends[ring_frame] - ring_at;
+        size_t piece = enough ? ring_ends[ring_frame] - ring_at : ring_size - ring_at;
         if (piece > PIECE_BYTES)
             piece = PIECE_BYTES;
-        if (running && piece > (size_t)option.window)
-            piece = (size_t)option.window;
         ssize_t wrote = send(up->fd, ring + ring_at, piece, MSG_NOSIGNAL);
         if (wrote < 0) {
             want_writable(up, 1);
@@ -817,6 +834,7 @@ int main(int count, char **words)
     double lasted = (double)(now_ns(CLOCK_MONOTONIC) - from) / 1e9;
     double got = (double)(delivered - delivered_before), heard = (double)(frames_heard - frames_before);
     double wanted = (double)(offered - offered_before);
+    long kib = proxy_kib();
     double p50 = percentile(latencies, 0.5), p90 = percentile(latencies, 0.9), p99 = percentile(latencies, 0.99);
     double p999 = percentile(latencies, 0.999), most = percentile(latencies, 1);
 
@@ -833,10 +851,11 @@ int main(int count, char **words)
     printf("{\"seconds\": %.3f, \"offered_per_second\": %.0f, \"delivered\": %.0f, \"delivered_per_second\": %.0f, "
            "\"cpu_ns\": %.2f, \"system_ns\": %.2f, \"cpu_share\": %.4f, \"frame_messages\": %.2f, \"lost\": %lld, "
            "\"unsent\": %.0f, \"disconnected\": %d, \"opening_seconds\": %.3f, \"fanout\": %.3f, "
+           "\"proxy_kib\": %ld, "
            "\"latency_us\": {\"p50\": %.0f, \"p90\": %.0f, \"p99\": %.0f, \"p999\": %.0f, \"max\": %.0f}}\n",
            lasted, wanted / lasted, got, got / lasted, got ? (after - before) / got : 0,
            got ? (system_after - system_before) / got : 0, (after - before) / lasted / 1e9, heard ? got / heard : 0,
-           (long long)expected - (long long)delivered, unsent, lost_clients, opening_seconds, fanout, p50, p90, p99,
+           (long long)expected - (long long)delivered, unsent, lost_clients, opening_seconds, fanout, kib, p50, p90, p99,
            p999, most);
     return 0;
 }

@@ -108,7 +108,10 @@ int main(int count, char **words)
     if (count != 3)
         die("usage: relay frame|chunk UPSTREAM_PORT");
     int whole_chunks = !strcmp(words[1], "chunk"), port = 0;
-    int upstream = log_in(atoi(words[2])), listener = listen_local(&port), poller = epoll_create1(0);
+    int listener = listen_local(&port), poller = epoll_create1(0);
+    printf("listening %d\n", port);
+    fflush(stdout);
+    int upstream = log_in(atoi(words[2]));
     static uint8_t buffer[CHUNK];
     size_t size = 0;
     fcntl(listener, F_SETFL, O_NONBLOCK);
@@ -118,8 +121,6 @@ int main(int count, char **words)
         event.data.ptr = (void *)(intptr_t)(i + 1);
         epoll_ctl(poller, EPOLL_CTL_ADD, sources[i], &event);
     }
-    printf("listening %d\n", port);
-    fflush(stdout);
     for (;;) {
         int ready = epoll_wait(poller, events, 256, -1);
         for (int i = 0; i < ready; i++) {

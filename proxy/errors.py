@@ -11,6 +11,7 @@ A refusal that is said to a client is no exception: it is a reply (`protocol.mar
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -51,6 +52,12 @@ class ConfigError(ProxyError):
 
 class StartError(ProxyError):
     """The proxy cannot start as things are; the text is a sentence with the next step."""
+
+    @classmethod
+    def cannot_listen(cls, place: str, error: OSError, remedy: str) -> StartError:
+        """An address that cannot be had. gevent adds the address to the system's words, so they are asked for anew."""
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+        return cls(f"cannot listen on {place}: {reason}; {remedy}")
 
 
 class ConnectionLost(ProxyError):

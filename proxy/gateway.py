@@ -5,6 +5,7 @@ The only module that knows everyone. It decides nothing about messages.
 
 from __future__ import annotations
 
+import errno
 import gc
 import signal
 import ssl
@@ -18,11 +19,14 @@ from gevent.event import Event
 from proxy import logs, metrics
 from proxy.config import Config
 from proxy.errors import ConfigError, StartError
+from proxy.events import Recent
+from proxy.history import History
 from proxy.logs import Log
 from proxy.net import frames
-from proxy.net.admin import Admin
+from proxy.net.admin import Admin, Query, Rendering
 from proxy.net.outbox import Outboxes
 from proxy.net.server import Server
+from proxy.net.tap import Taps
 from proxy.net.upstream import Upstream
 from proxy.protocol.codec import CODECS, Codec
 from proxy.protocol.feed import Login
@@ -32,8 +36,11 @@ from proxy.routing.access import Client
 from proxy.routing.orders import OrderRouter, Orders
 from proxy.routing.router import Router
 from proxy.snapshot import Snapshot
+from proxy.web import document
+from proxy.web.page import Page
 
 TICK_SECONDS = 0.25
+HISTORY_SECONDS = 1.0
 DRAIN_SECONDS = 5.0
 
 
@@ -71,10 +78,15 @@ class Gateway:
             clock=clock,
             tls=self._tls,
         )
+        self._history = History(self._began)
+        self._recent = Recent(clock)
+        self._taps = Taps(lambda account, feed: self.upstreams.get((account, feed)), clock)
         self.admin = Admin(
             (admin.host, admin.port),
             snapshot=self.snapshot,
-            pages={"/metrics": lambda s: ("200 OK", metrics.render(s).decode(), metrics.CONTENT_TYPE)},
+            page=Page(),
+            renderings={"/status.json": _status, "/metrics": _metrics},
+            taps=self._taps,
             token=None if admin.token is None else admin.token.reveal(),
             hosts=admin.hosts,
         )
@@ -87,16 +99,18 @@ class Gateway:
 
     def start(self) -> None:
         """Listens, the admin port first. Raises StartError, with everything closed again."""
+        self._recent.open()
         for part, name in ((self.admin, "admin"), (self.server, "listen")):
             try:
                 part.start()
             except OSError as error:
                 host, port = part.address
                 self.admin.stop()
-                raise StartError(
-                    f"cannot listen on {host}:{port} ({name}): {error.strerror or error}; "
-                    f"stop what uses it, or change {name}.port"
-                ) from error
+                self._recent.close()
+                remedy = f"stop what uses it, or change {name}.port"
+                if error.errno != errno.EADDRINUSE:
+                    remedy = f"change {name}.host or {name}.port"
+                raise StartError.cannot_listen(f"{host}:{port} ({name})", error, remedy) from error
         self._ticker = gevent.spawn(self._tick)
         self.state = State.SERVING
         gc.collect()
@@ -135,6 +149,7 @@ class Gateway:
         self.admin.stop()
         self.state = State.STOPPED
         self._log.info("stopped")
+        self._recent.close()
 
     def reload(self, new: Config) -> Plan:
         """Carries out what the new configuration changes, all of it or (an address would move) nothing."""
@@ -182,12 +197,18 @@ class Gateway:
         """What there is to know now."""
         return Snapshot(
             state=self.state.value,
+            time=time.time(),
             uptime=self._clock() - self._began,
             feeds=tuple(upstream.state() for upstream in self.upstreams.values()),
             sessions=tuple(self.server.states()),
             totals=self.server.totals_now(),
             outboxes=self._outboxes.pending,
+            outboxes_limit=self._outboxes.limit,
             strangers=self.server.strangers,
+            received=self._history.received,
+            delivered=self._history.delivered,
+            seconds=tuple(self._history.seconds),
+            events=self._recent.events(),
         )
 
     def _open(self, account: str, feed: str) -> Upstream:
@@ -211,15 +232,31 @@ class Gateway:
         return [c.name for c in self._directory if c.allow.permits("trading", "trade_updates", client_order_id)]
 
     def _tick(self) -> None:
+        due = remembered = self._clock()
+        delay = 0.0
         while True:
             now = self._clock()
-            parts: list[Server | Upstream] = [self.server, *self.upstreams.values()]
+            delay = max(delay, now - due)  # whoever else was due then had to wait as long
+            parts: list[Server | Upstream | Taps] = [self.server, *self.upstreams.values(), self._taps]
             for part in parts:
                 try:
                     part.tick(now)
                 except Exception:  # a bug in one part must not stop the clock of the others
                     self._log.error("bug", part=repr(part))
+            if now - remembered >= HISTORY_SECONDS:
+                self._remember(now, delay)
+                remembered, delay = now, 0.0
+            due = self._clock() + TICK_SECONDS
             gevent.sleep(TICK_SECONDS)
+
+    def _remember(self, now: float, delay: float) -> None:
+        self._history.add(
+            now,
+            received={of: upstream.router.received for of, upstream in self.upstreams.items()},
+            delivered={of: totals.delivered for of, totals in self.server.totals_now().items()},
+            lags={of: upstream.lags for of, upstream in self.upstreams.items()},
+            delay=delay,
+        )
 
     def _signal(self) -> None:
         self._stopping.set()
@@ -236,6 +273,15 @@ class Gateway:
             return
         for line in steps.lines():
             self._log.info("reload", plan=line)
+
+
+def _status(snapshot: Snapshot, query: Query) -> Rendering:
+    since = query.get("since", "")
+    return document.CONTENT_TYPE, document.render(snapshot, int(since) if since.isdecimal() else 0)
+
+
+def _metrics(snapshot: Snapshot, query: Query) -> Rendering:
+    return metrics.CONTENT_TYPE, metrics.render(snapshot)
 
 
 def _tls(config: Config) -> ssl.SSLContext | None:

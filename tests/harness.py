@@ -12,6 +12,8 @@ import logging
 import os
 import socket
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,6 +30,7 @@ from proxy.gateway import Gateway
 from proxy.net.upstream import Upstream
 from proxy.simulator import Simulator
 
+ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 5.0
 CONNECTED = [{"T": "success", "msg": "connected"}]
 AUTHENTICATED = [{"T": "success", "msg": "authenticated"}]
@@ -76,6 +79,13 @@ class Client:
         self.frames: list[bytes] = []
         self.data: list[dict[str, Any]] = []
         self._trading = trading
+
+    def __enter__(self) -> Client:
+        self.ws.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ws.close()
 
     def say(self, request: Any) -> None:
         self.ws.send(msgpack.packb(request) if self.codec == "msgpack" else json.dumps(request))
@@ -153,12 +163,11 @@ class Client:
     def closed(self, seconds: float = SECONDS) -> tuple[int | None, str]:
         """Hears everything until the end; the code and the reason of the close frame."""
         deadline = time.monotonic() + seconds
-        with self.ws:
-            try:
-                while True:
-                    self.hear(max(0.0, deadline - time.monotonic()))
-            except ConnectionClosed as end:
-                return (end.rcvd.code, end.rcvd.reason) if end.rcvd else (None, "")
+        try:
+            while True:
+                self.hear(max(0.0, deadline - time.monotonic()))
+        except ConnectionClosed as end:
+            return (end.rcvd.code, end.rcvd.reason) if end.rcvd else (None, "")
 
 
 def _reply(message: Any) -> Any:
@@ -166,6 +175,24 @@ def _reply(message: Any) -> Any:
     if reply["T"] != "subscription":
         return reply
     return {channel: symbols for channel, symbols in reply.items() if channel != "T" and symbols}
+
+
+def dial(
+    address: tuple[str, int],
+    path: str = "/v2/iex",
+    codec: str | None = None,
+    headers: dict[str, str] | None = None,
+    **options: Any,
+) -> Client:
+    """Opens a WebSocket; `codec` is named in the Content-Type header unless it is None."""
+    headers = dict(headers or {})
+    if codec is not None:
+        headers["Content-Type"] = f"application/{codec}"
+    scheme = "wss" if "ssl" in options else "ws"
+    options = {"compression": None, "close_timeout": 0.2, "ping_interval": None, "max_queue": None} | options
+    ws = connect(f"{scheme}://{address[0]}:{address[1]}{path}", additional_headers=headers, **options)
+    named_options = path in ("/v1beta1/opra", "/v1beta1/indicative")
+    return Client(ws, codec or ("msgpack" if named_options else "json"), path.startswith("/stream"))
 
 
 class Wire:
@@ -284,21 +311,9 @@ class Harness:
     def upstream(self, feed: str = "iex", account: str = "main") -> Upstream:
         return self.gateway.upstreams[account, feed]
 
-    def dial(
-        self, path: str = "/v2/iex", codec: str | None = None, headers: dict[str, str] | None = None, **options: Any
-    ) -> Client:
+    def dial(self, path: str = "/v2/iex", codec: str | None = None, **options: Any) -> Client:
         """A connection that says nothing yet."""
-        headers = dict(headers or {})
-        if codec is not None:
-            headers["Content-Type"] = f"application/{codec}"
-        host, port = self.address
-        scheme = "wss" if "ssl" in options else "ws"
-        options = {"compression": None, "close_timeout": 0.2, "ping_interval": None, "max_queue": None} | options
-        ws = connect(f"{scheme}://{host}:{port}{path}", additional_headers=headers, **options)
-        self._stack.enter_context(ws)
-        trading = path.startswith("/stream")
-        options_feed = path in ("/v1beta1/opra", "/v1beta1/indicative")
-        return Client(ws, codec or ("msgpack" if options_feed else "json"), trading)
+        return self._stack.enter_context(dial(self.address, path, codec, **options))
 
     def client(self, key: str, path: str = "/v2/iex", codec: str | None = None) -> Client:
         """An algorithm that has logged in."""
@@ -373,3 +388,66 @@ def _bugs() -> Iterator[list[str]]:
     finally:
         hub.handle_error = before
         logger.removeHandler(handler)
+
+
+class Process:
+    """`python -m proxy …` as a process of its own; its log, one JSON object a line, is collected as it comes."""
+
+    def __init__(self, *arguments: str, folder: Path, **options: Any) -> None:
+        environ = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("environ", {})}
+        self.events: list[dict[str, Any]] = []
+        self.lines: list[str] = []
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL} | options
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "proxy", *arguments], cwd=folder, env=environ, text=True, **pipes
+        )
+        self._readers = [gevent.spawn(self._read, pipe) for pipe in (self.popen.stderr, self.popen.stdout) if pipe]
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.popen.kill()
+        self.popen.wait(SECONDS)
+        gevent.joinall(self._readers, timeout=SECONDS)
+        for pipe in (self.popen.stderr, self.popen.stdout):
+            if pipe:
+                pipe.close()
+
+    @property
+    def text(self) -> str:
+        """All that it has printed and logged so far."""
+        return "\n".join(self.lines)
+
+    def address(self, event: str = "proxy.listening") -> tuple[str, int]:
+        """Where it listens, as its log says."""
+        wait_for(lambda: event in self._names() or self.popen.poll() is not None, f"{event} was not logged")
+        assert event in self._names(), self.text
+        host, _, port = self.events[self._names().index(event)]["at"].split("/")[2].rpartition(":")
+        return host, int(port)
+
+    def end(self, *, seconds: float = SECONDS) -> int:
+        """Waits for its end; the exit code. Nothing that it said may be a traceback."""
+        code = self.popen.wait(seconds)
+        gevent.joinall(self._readers, timeout=seconds)
+        assert "Traceback" not in self.text, self.text
+        assert "Exception ignored" not in self.text, self.text
+        return code
+
+    def _names(self) -> list[str]:
+        return [event["event"] for event in self.events]
+
+    def _read(self, pipe: Any) -> None:
+        for line in pipe:
+            self.lines.append(line.rstrip("\n"))
+            if line.startswith("{"):
+                self.events.append(json.loads(line))
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for this machine that nobody signed, and its key."""
+    cert, key = folder / "server.crt", folder / "server.key"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run([*command, *names, "-keyout", key, "-out", cert], check=True, capture_output=True, timeout=30)
+    return cert, key

@@ -26,10 +26,13 @@ MAY_IMPORT = {
     "cli": "demo gateway simulator config logs net routing protocol errors snapshot version",
     "demo": "gateway simulator config logs net routing protocol errors snapshot version",
     # what runs
-    "gateway": "reload metrics net config logs routing protocol errors snapshot version",
+    "gateway": "reload metrics web net events history config logs routing protocol errors snapshot version",
     "simulator": "net logs routing protocol errors version",
-    "net": "logs routing protocol errors snapshot version",
+    "net": "history logs routing protocol errors snapshot version",
     "metrics": "snapshot version",
+    "web": "history protocol snapshot version",
+    "events": "logs snapshot",
+    "history": "snapshot",
     # what is configured
     "reload": "config routing protocol errors",
     "config": "routing protocol errors",
@@ -41,7 +44,6 @@ MAY_IMPORT = {
     "logs": "",
     "snapshot": "",
     "version": "",
-    "web": "",
 }
 
 # Each library has the places that may import it. Whatever is not named here is the standard library or a mistake.

@@ -1,14 +1,45 @@
-"""The admin port: health, readiness and metrics, each rendered from one snapshot. No page shows a secret."""
+"""The admin port: health, readiness, the status page and what it shows, each from one snapshot. Nothing shows a secret.
+
+The page itself is the same for everybody and needs no token; whatever it shows it asks for with the token. A long
+rendering is made piece by piece, with turns for the market data in between.
+"""
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Protocol
+from urllib.parse import parse_qsl
 
-from proxy.net.listener import Answer, Environ, Listener, is_local_name
+import gevent
+
+from proxy.net.listener import Answer, Environ, Header, Listener, is_local_name
 from proxy.snapshot import Snapshot
 
-Page = Callable[[Snapshot], Answer]
+TURN_SECONDS = 0.001  # of rendering, before others get their turn
+QUERY_FIELDS = 8
+
+Query = Mapping[str, str]
+Rendering = tuple[str, Iterable[bytes]]  # its type, and its pieces
+Render = Callable[[Snapshot, Query], Rendering]
+
+PLAIN = "text/plain; charset=utf-8"
+NOTHING = "default-src 'none'; frame-ancestors 'none'"  # a policy for what is no page
+
+
+class HomePage(Protocol):
+    """The status page: its HTML, and the Content-Security-Policy that names its own script and style."""
+
+    policy: str
+
+    def html(self, token_wanted: bool) -> str: ...
+
+
+class Tapping(Protocol):
+    """Answers `/tap`."""
+
+    def answer(self, query: Query) -> Answer: ...
 
 
 class Admin:
@@ -23,12 +54,16 @@ class Admin:
         address: tuple[str, int],
         *,
         snapshot: Callable[[], Snapshot],
-        pages: dict[str, Page],
+        page: HomePage,
+        renderings: Mapping[str, Render],
+        taps: Tapping,
         token: str | None,
         hosts: Collection[str],
     ) -> None:
         self._snapshot = snapshot
-        self._pages = {"/healthz": healthz, "/readyz": readyz, **pages}
+        self._page = page
+        self._renderings = renderings
+        self._taps = taps
         self.permit(token, hosts)
         nothing: Answer = ("404 Not Found", "No WebSocket here.")
         self._listener = Listener(address, serve=lambda *_: None, refuse=lambda _: nothing, answer=self._answer)
@@ -54,27 +89,68 @@ class Admin:
         self._listener.stop(timeout=1)
 
     def _answer(self, environ: Environ) -> Answer:
+        status, body, *more = self._found(environ)
+        kind = more[0] if more else PLAIN
+        assert isinstance(kind, str)
+        return status, body, kind, _headers(status, self._page.policy if kind.startswith("text/html") else NOTHING)
+
+    def _found(self, environ: Environ) -> Answer:
         if not is_local_name(environ.get("HTTP_HOST", ""), self._hosts):
             return "403 Forbidden", "This host name is not listed in admin.hosts."
+        path = environ["PATH_INFO"]
         given = environ.get("HTTP_AUTHORIZATION", "").encode("latin-1", "replace")
-        if self._bearer is not None and not hmac.compare_digest(given, self._bearer):
+        if path != "/" and self._bearer is not None and not hmac.compare_digest(given, self._bearer):
             return "401 Unauthorized", "This address wants the admin token, as `Authorization: Bearer …`."
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return "405 Method Not Allowed", "Everything here is read with GET."
-        page = self._pages.get(environ["PATH_INFO"])
-        if page is None:
-            return "404 Not Found", f"There is {', '.join(self._pages)}."
-        return page(self._snapshot())
-
-
-def healthz(snapshot: Snapshot) -> Answer:
-    """The process is alive."""
-    return "200 OK", "ok"
+        match path:
+            case "/":
+                return "200 OK", self._page.html(self._bearer is not None), "text/html; charset=utf-8"
+            case "/healthz":
+                return "200 OK", "ok"
+            case "/readyz":
+                return readyz(self._snapshot())
+            case "/tap":
+                return self._taps.answer(_query(environ))
+        render = self._renderings.get(path)
+        if render is None:
+            return "404 Not Found", f"There is /, /healthz, /readyz, {', '.join(self._renderings)} and /tap."
+        kind, pieces = render(self._snapshot(), _query(environ))
+        return "200 OK", _in_turns(pieces), kind
 
 
 def readyz(snapshot: Snapshot) -> Answer:
     """Every feed that somebody wants is live; else which is not, and why."""
-    if snapshot.state != "serving":
-        return "503 Service Unavailable", snapshot.state
+    if snapshot.ready:
+        return "200 OK", "ready"
     waiting = [f"{feed.account}/{feed.feed} {feed.phase} {feed.trouble}".rstrip() for feed in snapshot.unready]
-    return ("503 Service Unavailable", "\n".join(waiting)) if waiting else ("200 OK", "ready")
+    return "503 Service Unavailable", "\n".join(waiting) if snapshot.state == "serving" else snapshot.state
+
+
+def _headers(status: str, policy: str) -> list[Header]:
+    headers = [
+        ("Cache-Control", "no-store"),
+        ("Content-Security-Policy", policy),
+        ("Referrer-Policy", "no-referrer"),
+        ("X-Content-Type-Options", "nosniff"),
+    ]
+    return headers if not status.startswith("401") else [*headers, ("WWW-Authenticate", "Bearer")]
+
+
+def _query(environ: Environ) -> Query:
+    try:
+        return dict(parse_qsl(environ.get("QUERY_STRING", ""), max_num_fields=QUERY_FIELDS))
+    except ValueError:  # more fields than any page here has
+        return {}
+
+
+def _in_turns(pieces: Iterable[bytes]) -> str:
+    """The pieces as one text; whatever else the process has to do gets its turn in between."""
+    parts = []
+    began = time.perf_counter()
+    for piece in pieces:
+        parts.append(piece)
+        if time.perf_counter() - began >= TURN_SECONDS:
+            gevent.sleep(0)
+            began = time.perf_counter()
+    return b"".join(parts).decode()

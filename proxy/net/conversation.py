@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable
 from functools import partial
 from typing import Any, Protocol
 
@@ -26,7 +25,7 @@ from proxy.protocol import session as talk
 from proxy.protocol.codec import Codec
 from proxy.protocol.feeds import WILDCARD, Dialect
 from proxy.protocol.session import Session, State, TradingSession
-from proxy.protocol.topics import NOTHING, Subscription, Topic, words
+from proxy.protocol.topics import NOTHING, Subscription, words
 from proxy.routing.access import Client, WhenSlow
 from proxy.routing.overflow import conflate
 from proxy.snapshot import SessionState, Totals
@@ -43,6 +42,7 @@ class Desk(Protocol):
 
     outboxes: Outboxes
     message_limit: int
+    default_feed: str
 
     def identify(self, conversation: Conversation, key: str, secret: str) -> Client | int:
         """The client, now counted as here, or the code that refuses it."""
@@ -70,6 +70,8 @@ class Conversation:
         self.outbox = Outbox(connection, desk.outboxes, opcode=opcode, limit=STRANGER_OUTBOX, slow_words=session.slow())
         self.answers = Answers(acked=self._state, refused=session.refused, send=self.outbox.reply)
         self.places: list[Place] = []
+        self._market: Place | None = None
+        self._trading: Place | None = None
         self.ended = ""  # why, once it is over
         self._connection = connection
         self._desk = desk
@@ -141,10 +143,11 @@ class Conversation:
                 case talk.Subscribe(topics):
                     self._subscribe(topics)
                 case talk.Unsubscribe(topics):
-                    self._change(NOTHING, topics)
-                case talk.Replace(topics):
-                    allowed = self._allowed_streams(topics)
-                    self._change(allowed, self.places[0].seat.holds - allowed)
+                    self._ask((self._market, NOTHING, topics))
+                case talk.Listen(trading, market):
+                    self._listen_to(trading, market)
+                case talk.Unlisten(trading, market):
+                    self._ask((self._trading, NOTHING, trading), (self._market, NOTHING, market))
 
     def _authenticate(self, key: str, secret: str) -> None:
         self._tried = True
@@ -159,8 +162,11 @@ class Conversation:
         feed = self.session.endpoint.feed
         self._adopt(found)
         self._inbound.limit = self._desk.message_limit
-        upstream = self._desk.upstream(found, feed)
-        self.places.append(Place(found, upstream, self.codec, self.outbox.put, self.answers))
+        if self.session.endpoint.dialect is Dialect.MARKET:
+            self._market = self._take_place(found, feed, self.session.hears)
+        else:
+            self._trading = self._take_place(found, feed, self.codec)
+            self._market = self._take_place(found, self._desk.default_feed, self.session.hears)
         self._log.info("authenticated", client=self.name)
         self.outbox.reply(self.session.granted())
 
@@ -171,18 +177,42 @@ class Conversation:
         conflates = client.when_slow is WhenSlow.CONFLATE
         self.outbox.conflate = partial(conflate, codec=self.codec) if conflates else None
 
+    def _take_place(self, client: Client, feed: str, codec: Codec) -> Place | None:
+        """A place at the feed, if the client's allowlist names it."""
+        if not client.allow.names(feed):
+            return None
+        place = Place(client, self._desk.upstream(client, feed), codec, self.outbox.put, self.answers)
+        self.places.append(place)
+        return place
+
     def _subscribe(self, topics: Subscription) -> None:
+        if not self._refuse(self._market, topics):
+            self._ask((self._market, topics, NOTHING))
+
+    def _listen_to(self, trading: Subscription | None, market: Subscription) -> None:
+        if market and self._refuse(self._market, market):
+            return
+        changes = [(self._market, market, NOTHING)]
+        if trading is not None and self._trading is not None:
+            allowed = self._allowed_streams(trading)
+            changes.append((self._trading, allowed, self._trading.seat.holds - allowed))
+        self._ask(*changes)
+
+    def _refuse(self, place: Place | None, topics: Subscription) -> bool:
+        """Whether the allowlist denies any of these topics; the client is told which."""
         assert self.client is not None
-        refused = self.client.allow.refused(self.session.endpoint.feed, topics)
+        refused = topics if place is None else self.client.allow.refused(place.upstream.endpoint.feed, topics)
         if refused:
             self.answers.say(self.session.refused(409, f"insufficient subscription: {words(refused)}"))
-        else:
-            self._change(topics, NOTHING)
+        return bool(refused)
 
-    def _change(self, add: Subscription, remove: Subscription) -> None:
-        due = Due(1)
+    def _ask(self, *changes: tuple[Place | None, Subscription, Subscription]) -> None:
+        """One request, of as many places as it concerns: what to add and what to give up at each. One answer."""
+        concerned = [(place, add, remove) for place, add, remove in changes if place and (add or remove)]
+        due = Due(len(concerned))
         self.answers.add(due)
-        self.places[0].ask(add, remove, due)
+        for place, add, remove in concerned:
+            place.ask(add, remove, due)
 
     def _allowed_streams(self, topics: Subscription) -> Subscription:
         """Those streams of which the client may hear anything; whose updates it hears is decided update by update."""
@@ -203,17 +233,14 @@ class Conversation:
             upstream = self._desk.upstream(client, feed)
             if upstream is not place.upstream:
                 place.move(upstream)
-            pruned = frozenset(self._forbidden(client, feed, place.seat.holds))
+            held = place.seat.holds
+            if place is self._trading:
+                pruned = held - self._allowed_streams(held)
+            else:
+                pruned = frozenset(client.allow.refused(feed, held))
             if pruned:
-                due = Due(1)
-                self.answers.add(due)
-                place.ask(NOTHING, pruned, due)
+                self._ask((place, NOTHING, pruned))
             place.look_again(client)
-
-    def _forbidden(self, client: Client, feed: str, held: Subscription) -> Iterable[Topic]:
-        if self.session.endpoint.dialect is Dialect.MARKET:
-            return client.allow.refused(feed, held)
-        return held - self._allowed_streams(held)
 
     # What time and others do
 
@@ -237,13 +264,21 @@ class Conversation:
 
     def state(self) -> SessionState:
         """For the snapshot."""
+        outbox = self.outbox
+        held = [place.held for place in self.places]
         return SessionState(
-            self.name,
-            self.session.endpoint.feed,
-            self.address,
-            self.codec.name,
-            sum(len(place.held) for place in self.places),
-            self.outbox.pending,
+            client=self.name,
+            feed=self.session.endpoint.feed,
+            address=self.address,
+            codec=self.codec.name,
+            since=self._desk.clock() - self.opened,
+            held=held[0] if len(held) == 1 else NOTHING.union(*held),
+            pending=outbox.pending,
+            limit=outbox.limit,
+            delivered=outbox.delivered,
+            conflated=outbox.conflated,
+            lost=outbox.lost,
+            slow=outbox.slow,
         )
 
     def count(self, totals: Totals) -> None:

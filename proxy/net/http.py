@@ -8,6 +8,7 @@ was sent is ever logged.
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from http.client import HTTPException
 from typing import Any
 
@@ -21,9 +22,11 @@ HEAD_BYTES = 16 * 1024
 ANSWER_SECONDS = 10
 
 
-def headers_for(status: str, content_type: str = "text/plain; charset=utf-8") -> list[tuple[str, str]]:
+def headers_for(
+    status: str, content_type: str = "text/plain; charset=utf-8", more: Sequence[tuple[str, str]] = ()
+) -> list[tuple[str, str]]:
     """The headers of an answer; 426 says to what to upgrade (RFC 9110 §15.5.22, RFC 6455 §4.4)."""
-    headers = [("Content-Type", content_type), ("Connection", "close")]
+    headers = [("Content-Type", content_type), ("Connection", "close"), *more]
     if status.startswith("426"):
         headers += [("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")]
     return headers

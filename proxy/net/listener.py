@@ -11,9 +11,8 @@ import contextlib
 import ipaddress
 import logging
 import ssl
-import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,10 +28,11 @@ from proxy.net.websocket import Handler
 STRANGERS_PER_ADDRESS = 256
 STRANGERS = 1024
 PAUSE_SECONDS = 0.1
-COMPLAIN_SECONDS = 60.0
 
 Environ = dict[str, Any]
-Answer = tuple[str, str] | tuple[str, str, str]  # an HTTP status, a text, and its type if it is not plain
+Header = tuple[str, str]
+# An HTTP status, a text, its type if it is not plain, and further headers.
+Answer = tuple[str, str] | tuple[str, str, str] | tuple[str, str, str, Sequence[Header]]
 
 # gevent-websocket logs each refused handshake through `server.logger`; what matters is logged by name elsewhere.
 _silent = logging.getLogger("proxy.handshake")
@@ -68,7 +68,6 @@ class Listener(WSGIServer):  # type: ignore[misc]
         self._answer = answer
         self._strangers: dict[tuple[Any, ...], str] = {}
         self._by_host: Counter[str] = Counter()
-        self._complained_at = float("-inf")
 
     @property
     def strangers(self) -> int:
@@ -89,11 +88,9 @@ class Listener(WSGIServer):  # type: ignore[misc]
             self.stop_accepting()  # it would be called again at once, for ever
             self._timer = self.loop.timer(PAUSE_SECONDS)
             self._timer.start(self._start_accepting_if_started)
-            now = time.monotonic()
-            if now - self._complained_at >= COMPLAIN_SECONDS:
-                self._complained_at = now
-                hint = "raise the limit of open files: ulimit -n, or LimitNOFILE in a systemd unit"
-                Log("listener").warning("starved", port=self.server_port, reason=str(error), hint=hint)
+            hint = "raise the limit of open files: ulimit -n, or LimitNOFILE in a systemd unit"
+            warn = Log("listener", port=self.server_port).warning
+            gevent.spawn(warn, "starved", reason=str(error), hint=hint)  # this is the hub, which must not wait
             return None
 
     def do_handle(self, sock: Any, address: tuple[Any, ...]) -> None:
@@ -117,10 +114,12 @@ class Listener(WSGIServer):  # type: ignore[misc]
     def wrap_socket_and_handle(self, client_socket: Any, address: tuple[Any, ...]) -> None:
         """The TLS handshake, within its deadline; one that fails is nobody's error but the stranger's."""
         wrap = partial(self.wrap_socket, do_handshake_on_connect=False, **self.ssl_args)
-        with contextlib.suppress(OSError), wrap(client_socket) as secured:
-            with gevent.Timeout(HEAD_SECONDS, TimeoutError):
-                secured.do_handshake()
-            self.handle(secured, address)
+        with contextlib.suppress(OSError):
+            client_socket.getpeername()  # if it is gone already, the wrapping would fail and leak it
+            with wrap(client_socket) as secured:
+                with gevent.Timeout(HEAD_SECONDS, TimeoutError):
+                    secured.do_handshake()
+                self.handle(secured, address)
 
     def _forget(self, address: tuple[Any, ...]) -> None:
         host = self._strangers.pop(address, None)
@@ -134,8 +133,8 @@ class Listener(WSGIServer):  # type: ignore[misc]
         if connection is not None:
             self._serve(connection, environ)
             return []
-        status, body, *content_type = self._answer(environ)
-        start_response(status, headers_for(status, *content_type))
+        status, body, *more = self._answer(environ)
+        start_response(status, headers_for(status, *more))
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [f"{body.rstrip()}\n".encode()]
 
 

@@ -15,7 +15,7 @@ from proxy.net.conversation import Conversation, header_credentials
 from proxy.net.listener import Answer, Environ, Listener, is_local_name
 from proxy.net.outbox import Outboxes
 from proxy.net.upstream import Upstream
-from proxy.protocol.feeds import endpoint, feed_of_path
+from proxy.protocol.feeds import Dialect, endpoint, feed_of_path
 from proxy.protocol.session import open_session
 from proxy.routing.access import Client, Directory
 from proxy.routing.penalties import Penalties
@@ -109,7 +109,8 @@ class Server:
         if client is None:
             return 402
         feed = conversation.session.endpoint.feed
-        if not client.allow.names(feed):
+        trading = conversation.session.endpoint.dialect is Dialect.TRADING
+        if not (client.allow.names(feed) or (trading and client.allow.names(self.default_feed))):
             return 409
         here = sum(c.name == client.name and c.session.endpoint.feed == feed for c in self.conversations)
         if here >= client.max_connections:
@@ -147,7 +148,7 @@ class Server:
         feed = feed_of_path(environ["PATH_INFO"], self.default_feed)
         found = endpoint(feed or "")
         assert found is not None  # `_refuse` has looked
-        session = open_session(found, environ.get("CONTENT_TYPE", ""))
+        session = open_session(found, environ["PATH_INFO"], environ.get("CONTENT_TYPE", ""))
         conversation = Conversation(connection, session, self)
         self.conversations.add(conversation)
         self._requests[conversation] = environ

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 Raw = msgspec.Raw
+
+FRAME_BYTES = 512 * 1024  # Python's SDKs refuse a message over 1 MiB
 
 
 class Malformed(Exception):
@@ -98,9 +100,35 @@ class Codec:
         except _FAULTS as fault:
             raise Malformed(f"not a {self.name} object") from fault
 
+    def head(self, body: Raw | bytes) -> Head:
+        """What routing needs of one message. Raises Malformed."""
+        try:
+            return self._head.decode(body)  # type: ignore[no-any-return]
+        except _FAULTS as fault:
+            raise Malformed(f"not a {self.name} message") from fault
+
+    @property
+    def base(self) -> Codec:
+        """The wire format, where this codec also has names or shapes of its own (`legacy`, `pairs`)."""
+        return self
+
+    def dress(self, kind: str, body: Raw | bytes) -> Raw | bytes | None:
+        """A body of the base in this codec's own names and shapes; None if it has none for it."""
+        return body
+
     def join(self, bodies: Sequence[Raw | bytes]) -> bytes:
         """One data frame of these bodies."""
         raise NotImplementedError
+
+    def batches(self, bodies: Sequence[Raw | bytes]) -> Iterator[tuple[bytes, int]]:
+        """Data frames of these bodies, none over FRAME_BYTES but for the sake of one body, and how many are in each."""
+        payload = self.join(bodies)
+        if len(payload) <= FRAME_BYTES or len(bodies) == 1:
+            yield payload, len(bodies)
+            return
+        half = len(bodies) // 2
+        yield from self.batches(bodies[:half])
+        yield from self.batches(bodies[half:])
 
     def encode(self, value: Any) -> bytes:
         """A control message or a whole frame of them."""
@@ -118,7 +146,7 @@ class Codec:
         return [self.decode(frame)]
 
 
-class _Json(Codec):
+class JsonCodec(Codec):
     name = "json"
     text = True
     content_type = "application/json"
@@ -156,7 +184,7 @@ def _refuse(constant: str) -> Any:
     raise ValueError(constant)
 
 
-class _MsgPack(Codec):
+class MsgPackCodec(Codec):
     name = "msgpack"
     text = False
     content_type = "application/msgpack"
@@ -175,6 +203,6 @@ class _MsgPack(Codec):
         return header + b"".join(bodies)
 
 
-JSON: Codec = _Json()
-MSGPACK: Codec = _MsgPack()
+JSON: Codec = JsonCodec()
+MSGPACK: Codec = MsgPackCodec()
 CODECS = {codec.name: codec for codec in (JSON, MSGPACK)}

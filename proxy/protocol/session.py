@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from proxy.protocol import market, trading
+from proxy.protocol import legacy, market, pairs, trading
 from proxy.protocol.codec import JSON, MSGPACK, Codec, Malformed
 from proxy.protocol.feeds import Dialect, Endpoint
 from proxy.protocol.topics import Subscription, Topic
@@ -55,22 +55,33 @@ class Unsubscribe:
 
 
 @dataclass(frozen=True, slots=True)
-class Replace:
-    """Hold these topics, as far as they are allowed, and no others."""
+class Listen:
+    """On `/stream`: hear these trading streams, as far as they are allowed, and no others (None: those that are heard);
+    and these topics of the default feed besides, all or nothing."""
 
-    topics: Subscription
+    trading: Subscription | None
+    market: Subscription
 
 
-Outcome = Reply | Authenticate | Subscribe | Unsubscribe | Replace
+@dataclass(frozen=True, slots=True)
+class Unlisten:
+    """On `/stream`: give these up."""
+
+    trading: Subscription
+    market: Subscription
+
+
+Outcome = Reply | Authenticate | Subscribe | Unsubscribe | Listen | Unlisten
 
 
 class Session:
-    """The market dialect. `codec` is what both sides speak, `text` whether its frames are text frames, `barred` the
-    code that answers any authentication here, if nobody may."""
+    """The market dialect. `codec` is what both sides speak, `hears` the codec of its market data, `text` whether its
+    frames are text frames, `barred` the code that answers any authentication here, if nobody may."""
 
     def __init__(self, endpoint: Endpoint, codec: Codec) -> None:
         self.endpoint = endpoint
         self.codec = codec
+        self.hears = codec
         self.text = codec.text
         self.state = State.GREETED
         # Alpaca carries options in msgpack alone, and says so in reply to auth.
@@ -137,12 +148,31 @@ class Session:
         return self.codec.encode(frame)
 
 
+class PlainPairsSession(Session):
+    """The market dialect with crypto pairs under their old names, `BTCUSD`."""
+
+    def __init__(self, endpoint: Endpoint, codec: Codec) -> None:
+        super().__init__(endpoint, codec)
+        self.hears = pairs.PLAIN_PAIRS[codec.name]
+
+    def _request(self, document: object) -> Outcome:
+        outcome = super()._request(document)
+        if isinstance(outcome, Subscribe | Unsubscribe):
+            return type(outcome)(pairs.of_today(outcome.topics))
+        return outcome
+
+    def acked(self, held: Iterable[Topic]) -> bytes:
+        return super().acked(pairs.of_then(held))
+
+
 class TradingSession(Session):
-    """The trading dialect: no greeting, no codes, JSON in binary frames whatever was asked for."""
+    """The trading dialect: no greeting, no codes, JSON in binary frames whatever was asked for; and in its grammar the
+    market data of the default feed under the names of 2020."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         super().__init__(endpoint, JSON)
         self.text = False
+        self.hears = legacy.LEGACY
 
     def opening(self) -> list[bytes]:
         return []
@@ -165,7 +195,12 @@ class TradingSession(Session):
             return Authenticate(request.key, request.secret)
         if self.state is not State.AUTHENTICATED:
             return Reply(self.codec.encode(trading.NOT_YET))
-        return Replace(trading.topics(request.streams, self.endpoint))
+        streams = trading.topics(request.streams, self.endpoint)
+        market_data = legacy.topics(request.streams)
+        if request.stop:
+            return Unlisten(streams, market_data)
+        # `listen` replaces the trading streams; StreamConn sends only what is new of the market data.
+        return Listen(streams if streams or not request.streams else None, market_data)
 
     def granted(self) -> bytes:
         self.state = State.AUTHENTICATED
@@ -178,7 +213,8 @@ class TradingSession(Session):
         return b""
 
     def acked(self, held: Iterable[Topic]) -> bytes:
-        return self.codec.encode(trading.listening({channel for channel, _ in held}))
+        streams = (legacy.stream(topic) if legacy.is_legacy(topic) else topic[0] for topic in held)
+        return self.codec.encode(trading.listening(streams))
 
     def refused(self, code: int, msg: str | None = None) -> bytes:
         error = msg or market.ERRORS[code]
@@ -188,11 +224,10 @@ class TradingSession(Session):
         return b""
 
 
-def open_session(endpoint: Endpoint, content_type: str) -> Session:
+def open_session(endpoint: Endpoint, path: str, content_type: str) -> Session:
     """The session for a request to this endpoint; the codec is that of the Content-Type header, never of the opcode."""
     if endpoint.dialect is Dialect.TRADING:
         return TradingSession(endpoint)
     named = content_type.partition(";")[0].strip().lower()
-    if named == MSGPACK.content_type or (endpoint.options and named != JSON.content_type):
-        return Session(endpoint, MSGPACK)
-    return Session(endpoint, JSON)
+    msgpack = named == MSGPACK.content_type or (endpoint.options and named != JSON.content_type)
+    return (PlainPairsSession if path == pairs.PATH else Session)(endpoint, MSGPACK if msgpack else JSON)

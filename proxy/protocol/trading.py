@@ -29,9 +29,10 @@ def listening(streams: Iterable[str]) -> Frame:
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Hear these streams and no others; `streams` are the names as they came."""
+    """A `listen` to these streams, or an `unlisten`; the names as they came."""
 
     streams: tuple[str, ...]
+    stop: bool = False
 
 
 def request(document: Any) -> Auth | Listen | None:
@@ -48,9 +49,9 @@ def request(document: Any) -> Auth | Listen | None:
         key, secret = data.get("key_id") or "", data.get("secret_key") or ""
         return Auth(key, secret) if isinstance(key, str) and isinstance(secret, str) else None
     streams = data.get("streams")
-    if action == "listen" and (streams is None or isinstance(streams, list)):
+    if action in ("listen", "unlisten") and (streams is None or isinstance(streams, list)):
         names = tuple(streams or ())
-        return Listen(names) if all(isinstance(name, str) for name in names) else None
+        return Listen(names, action == "unlisten") if all(isinstance(name, str) for name in names) else None
     return None
 
 

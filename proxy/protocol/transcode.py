@@ -64,15 +64,18 @@ _to_json = msgspec.json.Encoder().encode
 _to_msgpack = msgspec.msgpack.Encoder().encode
 
 _EXT_8 = bytes((0xD7, 0xFF))  # msgpack's fixext 8 of type -1, the timestamp that Alpaca sends
-_FAULTS = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError, Malformed)
+_FAULTS = (msgspec.MsgspecError, ValueError, KeyError, OverflowError, RecursionError, Malformed)
 
 
-def transcode(kind: str, body: Raw | bytes, source: Codec) -> bytes:
-    """The body in the codec that `source` is not. Raises Malformed when no faithful translation exists."""
+def transcode(kind: str, body: Raw | bytes, source: Codec, target: Codec) -> Raw | bytes | None:
+    """The body in the target's format and shape; None if the target has no shape for it.
+
+    Raises Malformed when no faithful translation exists.
+    """
     try:
-        if source is MSGPACK:
-            return _msgpack_to_json(kind, body)
-        return _json_to_msgpack(kind, body)
+        if target.base is not source:
+            body = _msgpack_to_json(kind, body) if source is MSGPACK else _json_to_msgpack(kind, body)
+        return target.dress(kind, body)
     except Malformed:
         raise
     except _FAULTS as fault:

@@ -17,7 +17,6 @@ from proxy.protocol.market import CONTROL
 from proxy.protocol.topics import Subscription
 from proxy.protocol.transcode import transcode
 
-FRAME_BYTES = 512 * 1024  # Python's SDKs refuse a message over 1 MiB
 MAX_ROUTES = 1 << 16  # options have more symbols than memory wants routes
 
 _NEWS = "n"
@@ -155,7 +154,7 @@ class Router:
             if len(bodies) == self._count and len(self._frames) == 1 and group.codec is self.codec:
                 deliveries.append(Delivery(group.members, text, self._frames[0], self._count))
             else:
-                for payload, messages in _joined(group.codec, bodies):
+                for payload, messages in group.codec.batches(bodies):
                     deliveries.append(Delivery(group.members, text, payload, messages))
         self.received += self._count
         self._touched.clear()
@@ -164,15 +163,23 @@ class Router:
         return deliveries
 
     def _transcoded(self, kind: str, raw: Raw, groups: Iterable[Group]) -> None:
+        """The message in the other codecs, once for each."""
+        bodies: dict[Codec, Raw | bytes | None] = {}
+        for group in groups:
+            codec = group.codec
+            if codec not in bodies:
+                bodies[codec] = self._translated(kind, raw, codec)
+            if (body := bodies[codec]) is not None:
+                if not group.bodies:
+                    self._touched.append(group)
+                group.bodies.append(body)
+
+    def _translated(self, kind: str, raw: Raw, codec: Codec) -> Raw | bytes | None:
         try:
-            body = transcode(kind, raw, self.codec)
+            return transcode(kind, raw, self.codec, codec)
         except Malformed:
             self.untranslatable += 1
-            return
-        for group in groups:
-            if not group.bodies:
-                self._touched.append(group)
-            group.bodies.append(body)
+            return None
 
     def find(self, kind: str, symbol: str) -> Route:
         """Who hears such a message, computed afresh."""
@@ -221,13 +228,3 @@ def _route(groups: Iterable[Group], codec: Codec) -> Route:
     for group in groups:
         (same if group.codec is codec else other).append(group)
     return Route(tuple(same), tuple(other))
-
-
-def _joined(codec: Codec, bodies: Sequence[Raw | bytes]) -> Iterable[tuple[bytes, int]]:
-    payload = codec.join(bodies)
-    if len(payload) <= FRAME_BYTES or len(bodies) == 1:
-        yield payload, len(bodies)
-        return
-    half = len(bodies) // 2
-    yield from _joined(codec, bodies[:half])
-    yield from _joined(codec, bodies[half:])

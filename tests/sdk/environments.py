@@ -26,35 +26,81 @@ AT_ONCE = 2
 
 PRICES = ("trades", "quotes", "bars", "updatedBars", "dailyBars")
 FOLLOWERS = ("corrections", "cancelErrors")
-ALL_STOCKS = (*PRICES, "statuses", *FOLLOWERS)
 
 
 @dataclass(frozen=True, slots=True)
 class Sdk:
-    """One version of one SDK. `streams` says which channels it knows of each stream; `retries` whether it comes back by
-    itself after its connection was refused once, as when the proxy is not there for a moment."""
+    """One version of one SDK.
+
+    `requirements` are what is installed for it, and `alone` what is then installed without the requirements of its own,
+    which are too old to be had today. `streams` says which channels it knows of each stream, `symbols` what it calls
+    something that others call otherwise.
+    """
 
     name: str
     version: str
     driver: str
     requirements: tuple[str, ...]
     streams: Mapping[str, tuple[str, ...]] = field(hash=False)
-    without_dependencies: bool = False
+    alone: str = ""
+    symbols: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
         return f"{self.name}-{self.version}"
 
 
 ALPACA_PY = {
-    "stocks": ALL_STOCKS,
+    "stocks": (*PRICES, "statuses", *FOLLOWERS),
     "crypto": (*PRICES, "orderbooks"),
     "options": ("trades", "quotes"),
     "news": ("news",),
     "trading": ("trade_updates",),
 }
+ALPACA_PY_2023 = {"stocks": PRICES, "crypto": PRICES, "trading": ("trade_updates",)}
+
+TRADE_API = {
+    "stocks": (*PRICES, "statuses", "lulds", *FOLLOWERS),
+    "crypto": PRICES,
+    "news": ("news",),
+    "trading": ("trade_updates",),
+}
+
+# alpaca-py names no bounds for what came after it: pandas 3 brings no pytz any more, websockets 14 another client.
+# alpaca-trade-api pins releases that no longer build; these are the nearest that run.
+TRADE_API_NEEDS = (
+    "pandas<3",
+    "requests",
+    "urllib3<2",
+    "websocket-client<2",
+    "websockets==10.4",
+    "msgpack",
+    "aiohttp",
+    "PyYAML",
+    "deprecation==2.1.0",
+)
+
+
+def _alpaca_py(version: str, *requirements: str, streams: Mapping[str, tuple[str, ...]] = ALPACA_PY) -> Sdk:
+    return Sdk("alpaca-py", version, "alpaca_py.py", (f"alpaca-py=={version}", *requirements), streams)
+
+
+def _trade_api(version: str, streams: Mapping[str, tuple[str, ...]], symbols: Mapping[str, str]) -> Sdk:
+    name = "alpaca-trade-api"
+    return Sdk(
+        name, version, "alpaca_trade_api.py", TRADE_API_NEEDS, streams, alone=f"{name}=={version}", symbols=symbols
+    )
+
+
+OLD_PAIRS = {"crypto": "BTCUSD"}  # of the endpoint that these versions ask for
 
 SDKS = (
-    Sdk("alpaca-py", "0.44.0", "alpaca_py.py", ("alpaca-py==0.44.0",), ALPACA_PY),
+    _alpaca_py("0.44.0"),
+    _alpaca_py("0.43.2", "pytz", "pandas<3"),
+    _alpaca_py("0.30.1", "pytz", "pandas<3", "websockets<14"),
+    _alpaca_py("0.13.3", "pytz", "pandas<3", streams=ALPACA_PY_2023),
+    _trade_api("3.2.0", {**TRADE_API, "crypto": (*PRICES, "orderbooks")}, {}),
+    _trade_api("2.3.0", TRADE_API, OLD_PAIRS),
+    _trade_api("1.5.1", TRADE_API, OLD_PAIRS),
 )
 
 
@@ -71,6 +117,8 @@ class Environments:
     """Installs in the background, a few at once; `command` waits for the one that it needs."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".gitignore").write_text("*\n")
         self._folder = folder
         self._pool = ThreadPoolExecutor(AT_ONCE)
         self._pending: dict[Sdk, Future[Path]] = {}
@@ -94,18 +142,18 @@ class Environments:
 
 def _install(sdk: Sdk, folder: Path) -> Path:
     """The environment of an SDK, from the cache if it is there."""
-    recipe = json.dumps([sys.version, sdk.requirements, sdk.without_dependencies])
+    recipe = json.dumps([sys.version, sdk.requirements, sdk.alone])
     stamp = folder / "made-of"
     digest = hashlib.sha256(recipe.encode()).hexdigest()
     if stamp.exists() and stamp.read_text() == digest:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    python = folder / "bin" / "python"
     _run(sdk, [sys.executable, "-m", "venv", str(folder)])
-    options = ["--no-deps"] if sdk.without_dependencies else []
     # What is imported is compiled when it is; compiling all of it first takes longer than the rest.
-    _run(sdk, [str(python), "-m", "pip", "install", "--quiet", "--no-compile", *options, *sdk.requirements])
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-compile"]
+    _run(sdk, [*pip, *sdk.requirements])
+    if sdk.alone:
+        _run(sdk, [*pip, "--no-deps", sdk.alone])
     stamp.write_text(digest)
     return folder
 

@@ -80,9 +80,7 @@ FIELDS = {
         "z": "tape",
     },
     "Orderbook": {"r": "reset"},
-    "News": {
-        name: name for name in ("id", "headline", "summary", "author", "url", "content", "symbols", "source")
-    },
+    "News": {name: name for name in ("id", "headline", "summary", "author", "url", "content", "symbols", "source")},
 }
 
 _printing = threading.Lock()
@@ -148,7 +146,11 @@ class Stream:
     def subscribe(self, channel: str, symbols: list[str]) -> None:
         async def handle(value: Any) -> None:
             tell(
-                event="message", stream=self.name, channel=channel, **{"class": type(value).__name__}, fields=fields(value)
+                event="message",
+                stream=self.name,
+                channel=channel,
+                **{"class": type(value).__name__},
+                fields=fields(value),
             )
 
         if channel in ("corrections", "cancelErrors", "trade_updates"):

@@ -1,0 +1,36 @@
+"""The command line: `main` parses, calls one verb, and returns the exit code.
+
+`parser` describes every verb. Each verb is a module of its name with `run(options)`, imported when it is called, so
+that `keygen` and `healthcheck` need not load the proxy. What several verbs share: `terminal` is how they speak,
+`settings` where the configuration is and what to say of one that cannot work, `running` how they reach a proxy.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from proxy.cli.parser import parser
+from proxy.cli.terminal import Exit, fail
+from proxy.errors import ProxyError
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; the exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        code: int = import_module(f"proxy.cli.{options.verb}").run(options)
+        sys.stdout.flush()
+    except ProxyError as error:
+        return fail(str(error))
+    except KeyboardInterrupt:
+        return Exit.FAILED
+    except BrokenPipeError:
+        # Whoever read our output has left; Python would complain once more when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.FAILED
+    return code

@@ -1,0 +1,70 @@
+"""How the verbs speak: exit codes, sentences on standard error, tables, and the command that the user would type.
+
+What a verb was asked for goes to standard output; what is said about it, to standard error. Words of others (Alpaca's,
+a peer's) may be in it, so nothing that could steer a terminal gets out.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from enum import IntEnum
+from pathlib import Path
+
+from proxy.colour import Colour, Ink
+
+DEFAULT_CONFIG = "config/proxy.yaml"
+CONFIG_VARIABLE = "ALPACA_PROXY_CONFIG"
+
+
+class Exit(IntEnum):
+    """The exit codes, and all of them."""
+
+    GOOD = 0
+    FAILED = 1
+    """The check found problems, or a run failed."""
+    USAGE = 2
+    CANNOT_WORK = 78
+    """The configuration of a run cannot work; EX_CONFIG of sysexits.h, after which nobody need try again."""
+
+
+def fail(sentence: str, code: Exit = Exit.FAILED) -> Exit:
+    """Says why there is no more, and gives the exit code back."""
+    say(sentence)
+    return code
+
+
+def say(sentence: str) -> None:
+    """What a verb is about to do, when that may take more than a second; or a remark."""
+    print(plain(sentence), file=sys.stderr, flush=True)
+
+
+def plain(text: str) -> str:
+    """A text of which every character is seen; line breaks stay."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
+Cell = str | tuple[str, Colour | None]
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[Cell]], ink: Ink) -> str:
+    """Rows in aligned columns below their heading. A cell is a text, or a text and its colour."""
+    lines: list[list[tuple[str, Colour | None]]] = [[(name, Colour.HEADING) for name in heading]]
+    for row in rows:
+        cells = [cell if isinstance(cell, tuple) else (cell, None) for cell in row]
+        lines.append([(plain(text).replace("\n", " "), colour) for text, colour in cells])
+    widths = [max(len(line[column][0]) for line in lines) for column in range(len(heading) - 1)] + [0]
+    return "\n".join(
+        "  ".join(
+            ink.paint(text, colour) + " " * (width - len(text))
+            for (text, colour), width in zip(line, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def command(started: str = "") -> str:
+    """How to call this program again, as the user did: the single file by its path, else the module."""
+    path = started or sys.argv[0]
+    return f"python3 {shlex.quote(path)}" if Path(path).suffix == ".pyz" else "python3 -m proxy"

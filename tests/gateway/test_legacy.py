@@ -1,0 +1,89 @@
+"""Programs of 2020: the names and shapes of alpacadatav1 on `/stream`, and crypto pairs without a slash."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.harness import Client, Harness, quote, trade
+
+Start = Callable[..., Harness]
+
+CLIENTS = """
+  old: {key: old, secret: old, allow: {iex: {trades: [AAPL], quotes: ["*"], bars: ["*"]}, crypto: "*"}}
+  both: {key: both, secret: both, allow: {iex: {trades: [AAPL]}, trading: "*"}}
+  orders: {key: orders, secret: orders, allow: {trading: "*"}}
+"""
+TIME = "2026-01-02T15:04:05.123456789Z"
+NANOSECONDS = 1767366245123456789
+BAR = {
+    "T": "b",
+    "S": "SPY",
+    "o": 1,
+    "h": 2,
+    "l": 0.5,
+    "c": 1.5,
+    "v": 7,
+    "n": 3,
+    "vw": 1.25,
+    "t": "2026-01-02T15:04:00Z",
+}
+
+
+@pytest.fixture
+def proxy(start: Start) -> Harness:
+    return start(CLIENTS)
+
+
+def streams(client: Client, action: str, *names: str) -> Any:
+    return client.ask({"action": action, "data": {"streams": list(names)}})["data"]
+
+
+def test_old_names_are_heard_in_old_shapes(proxy: Harness) -> None:
+    client = proxy.client("old", "/stream")
+    assert streams(client, "listen", "T.AAPL", "alpacadatav1/Q.SPY", "AM.*") == {"streams": ["AM.*", "Q.SPY", "T.AAPL"]}
+    proxy.simulator.publish("iex", [trade("AAPL", 5, t=TIME), quote("SPY", t=TIME), BAR, trade("MSFT", 6)])
+    (sold, quoted, bar) = (client.hear() for _ in range(3))
+    assert sold["stream"] == "T.AAPL"
+    assert sold["data"]["ev"] == "T"
+    assert sold["data"]["T"] == "AAPL"
+    assert sold["data"]["t"] == NANOSECONDS
+    assert quoted["stream"] == "Q.SPY"
+    assert {"x", "p", "s", "X", "P", "S", "c", "t"} <= set(quoted["data"])
+    start = 1767366240000
+    assert bar == {
+        "stream": "AM.SPY",
+        "data": {"ev": "AM", "T": "SPY", "v": 7, "o": 1, "h": 2, "l": 0.5, "c": 1.5, "vw": 1.25, "n": 3, "s": start, "e": start + 60_000},
+    }  # fmt: skip
+    assert client.ask({"action": "nothing"})["data"] == {"error": "invalid syntax"}  # and no MSFT before it
+
+
+def test_listen_adds_old_names_and_unlisten_takes_them_away(proxy: Harness) -> None:
+    client = proxy.client("both", "/stream")
+    assert streams(client, "listen", "trade_updates") == {"streams": ["trade_updates"]}
+    assert streams(client, "listen", "T.AAPL") == {"streams": ["T.AAPL", "trade_updates"]}
+    assert streams(client, "unlisten", "T.AAPL") == {"streams": ["trade_updates"]}
+    assert streams(client, "listen") == {"streams": []}
+
+
+def test_old_names_are_refused_all_or_nothing(proxy: Harness) -> None:
+    client = proxy.client("old", "/stream")
+    refusal = streams(client, "listen", "T.AAPL", "T.TSLA")
+    assert refusal["error"].startswith("insufficient subscription: ")
+    assert "TSLA" in refusal["error"]
+    assert streams(client, "listen", "Q.SPY") == {"streams": ["Q.SPY"]}
+    nobody = proxy.client("orders", "/stream")
+    assert streams(nobody, "listen", "T.AAPL")["error"].startswith("insufficient subscription: ")
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+def test_pairs_without_a_slash(proxy: Harness, codec: str) -> None:
+    client = proxy.client("old", "/v1beta1/crypto?exchanges=", codec)
+    ack = client.subscribe(trades=["BTCUSD", "ETH/USD"])
+    assert ack["trades"] == ["BTCUSD", "ETHUSD"]
+    assert proxy.simulator.subscribed("crypto")["trades"] == {"BTC/USD", "ETH/USD"}
+    proxy.simulator.publish("crypto", [trade("BTC/USD", 1), trade("ETH/USD", 2)])
+    assert [message["S"] for message in client.gather(2)] == ["BTCUSD", "ETHUSD"]
+    assert client.unsubscribe(trades=["BTC/USD"])["trades"] == ["ETHUSD"]

@@ -1,0 +1,69 @@
+"""A reload while data flows: whom its plan names notices, and nobody else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from proxy import config as configuration
+from proxy.config import Config
+from tests.harness import ACCOUNT, CONFIG, Harness, wait_for
+
+Start = Callable[..., Harness]
+
+CLIENTS = """
+  witness: {key: witness, secret: witness, allow: {iex: "*"}}
+  narrowed: {key: narrowed, secret: narrowed, allow: {iex: {trades: [AAPL, MSFT]}}}
+  removed: {key: removed, secret: removed, allow: {iex: "*"}}
+"""
+
+
+def changed(proxy: Harness, old: str, new: str) -> Config:
+    """The running configuration with one text in place of another."""
+    listen, admin = proxy.gateway.config.listen, proxy.gateway.config.admin
+    text = CONFIG.format(
+        clients=CLIENTS.replace(old, new),
+        accounts=ACCOUNT.format(url=proxy.simulator.url).replace(old, new),
+        listen="",
+        admin="",
+        more="",
+    )
+    found = configuration.parse(text, "proxy.yaml", os.environ, Path())
+    return found.model_copy(update={"listen": listen, "admin": admin})
+
+
+def test_a_narrowed_allowlist_prunes_and_says_so(start: Start) -> None:
+    proxy = start(CLIENTS)
+    witness, narrowed = proxy.client("witness"), proxy.client("narrowed")
+    witness.subscribe(trades=["AAPL", "MSFT"])
+    narrowed.subscribe(trades=["AAPL", "MSFT"])
+    with proxy.undisturbed(witness):
+        steps = proxy.gateway.reload(changed(proxy, "[AAPL, MSFT]", "[MSFT]"))
+        assert steps.changed == ("narrowed",)
+        assert narrowed.answer()[0]["trades"] == ["MSFT"]
+    assert proxy.simulator.subscribed("iex")["trades"] == {"AAPL", "MSFT"}
+    assert proxy.simulator.opened("iex") == 1
+
+
+def test_a_removed_client_is_closed_with_a_reason(start: Start) -> None:
+    proxy = start(CLIENTS)
+    witness, removed = proxy.client("witness"), proxy.client("removed")
+    witness.subscribe(trades=["AAPL"])
+    removed.subscribe(trades=["AAPL"])
+    with proxy.undisturbed(witness):
+        proxy.gateway.reload(changed(proxy, '\n  removed: {key: removed, secret: removed, allow: {iex: "*"}}', ""))
+        code, reason = removed.closed()
+        assert code == 1008
+        assert "removed" in reason
+
+
+def test_a_changed_account_reconnects_its_feeds_alone(start: Start) -> None:
+    proxy = start(CLIENTS)
+    witness = proxy.client("witness")
+    witness.subscribe(trades=["AAPL"])
+    steps = proxy.gateway.reload(changed(proxy, "{key: key,", "{codec: {iex: json}, key: key,"))
+    assert steps.accounts == ("main",)
+    wait_for(lambda: proxy.simulator.opened("iex") == 2 and proxy.simulator.subscribed("iex").get("trades") == {"AAPL"})
+    proxy.publish("iex", "AAPL", 3)
+    assert witness.numbers("AAPL", 3) == [1, 2, 3]

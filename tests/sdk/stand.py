@@ -1,0 +1,165 @@
+"""Alpaca's stand-in and the proxy in front of it, as the SDKs meet them: the proxy is the program itself, in a process
+of its own, which can be killed and started again at its address.
+
+The simulator runs in the greenlets of the process that runs the tests, so that a test publishes what it likes and sees
+who is connected; it has only sockets in common with the proxy.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import gevent
+
+from proxy.simulator import Simulator
+from tests.sdk.environments import ROOT
+
+START_SECONDS = 20
+SECONDS = 15.0
+
+CONFIG = """\
+listen: {{port: {listen}{tls}}}
+admin: {{port: {admin}}}
+log: {{format: json}}
+accounts:
+  main: {{key: key, secret: secret, data_url: "{url}", trading_url: "{url}"}}
+clients:
+{clients}
+"""
+
+CLIENT = """\
+  algo:
+    key: algo
+    secret: algo-secret
+    allow: {iex: "*", crypto: "*", news: "*", indicative: "*", trading: "*"}
+"""
+
+
+def wait_for(condition: Callable[[], Any], what: Callable[[], str] | str, seconds: float = SECONDS) -> Any:
+    """What `condition` returns once it is something; fails with `what` after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{what if isinstance(what, str) else what()} (within {seconds:.0f} s)"
+        gevent.sleep(0.01)
+    return found
+
+
+class Proxy:
+    """The program, run with a configuration in `folder`. `start` again after `kill` keeps its ports."""
+
+    def __init__(self, folder: Path, url: str, clients: str, tls: tuple[Path, Path] | None = None) -> None:
+        self._file = folder / "proxy.yaml"
+        self._log = folder / "proxy.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._url = url
+        self._clients = clients
+        self._tls = "" if tls is None else ", tls: {{cert: {}, key: {}}}".format(*tls)
+        self.port = self.admin_port = 0
+
+    def start(self) -> None:
+        """Runs it; returns once it listens."""
+        text = CONFIG.format(
+            listen=self.port, admin=self.admin_port, url=self._url, clients=self._clients, tls=self._tls
+        )
+        self._file.write_text(text)
+        self._file.chmod(0o600)
+        before = self._log.stat().st_size if self._log.exists() else 0
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "proxy", "-c", str(self._file)],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+            )
+
+        def listening() -> bool:
+            said = self.log()[before:]
+            assert self._process is not None
+            assert self._process.poll() is None, f"the proxy has ended: {said}"
+            for line in said.splitlines():
+                if '"proxy.listening"' in line:
+                    self.port = int(json.loads(line)["at"].rpartition(":")[2])
+                if '"proxy.admin"' in line:
+                    self.admin_port = int(json.loads(line)["at"].split(":")[2].partition("/")[0])
+                    return True
+            return False
+
+        wait_for(listening, lambda: f"the proxy does not listen: {self.log()[before:]}", START_SECONDS)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Ends it without a chance to say a word, or with this signal."""
+        if self._process is not None:
+            process, self._process = self._process, None
+            process.send_signal(number)
+            try:
+                process.wait(SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise
+
+    def log(self) -> str:
+        """All that it has logged."""
+        return self._log.read_text() if self._log.exists() else ""
+
+    def metric(self, name: str, **labels: str) -> float:
+        """One sample of /metrics; 0 while there is none."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/metrics", timeout=SECONDS) as page:
+            text = page.read().decode()
+        for line in text.splitlines():
+            if line.startswith(f"alpaca_proxy_{name}{{") and all(f'{k}="{v}"' in line for k, v in labels.items()):
+                return float(line.rpartition(" ")[2])
+        return 0.0
+
+
+class Stand:
+    """A simulator, and a proxy whose only account is there."""
+
+    def __init__(
+        self, folder: Path, clients: str = CLIENT, *, tls: tuple[Path, Path] | None = None, **simulator: Any
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.simulator = Simulator(**simulator)
+        self.simulator.start()
+        self.proxy = Proxy(folder, self.simulator.url, clients, tls)
+        self._scheme = "ws" if tls is None else "wss"
+
+    def __enter__(self) -> Stand:
+        try:
+            self.proxy.start()
+        except BaseException:
+            self.simulator.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.proxy.kill()
+        self.simulator.stop()
+
+    @property
+    def url(self) -> str:
+        """Where clients connect, without a path."""
+        return f"{self._scheme}://127.0.0.1:{self.proxy.port}"
+
+    def sessions(self, feed: str, client: str = "algo") -> int:
+        """How many sessions a client has open."""
+        return int(self.proxy.metric("client_sessions", client=client, feed=feed))
+
+    def connects(self, feed: str, client: str = "algo") -> int:
+        """How many sessions of a client ever authenticated, since the proxy was started."""
+        return int(self.proxy.metric("client_connects_total", client=client, feed=feed))
+
+    def subscribed(self, feed: str, topics: Mapping[str, list[str]]) -> bool:
+        """Whether Alpaca has been asked for these topics, at least."""
+        held = self.simulator.subscribed(feed)
+        return all(set(symbols) <= held.get(channel, set()) for channel, symbols in topics.items())

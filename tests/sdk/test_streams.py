@@ -1,0 +1,188 @@
+"""Every SDK on every stream that it knows: it connects, hears each kind of message in the classes of its own, gives up
+a subscription, and lives on when Alpaca's connection breaks and when the proxy is killed and comes back.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any
+
+import gevent
+import pytest
+
+from tests.sdk.conftest import Live
+from tests.sdk.environments import SDKS
+from tests.sdk.stand import wait_for
+from tests.sdk.tape import STREAMS, Message
+
+pytestmark = [pytest.mark.sdk, pytest.mark.timeout(300)]
+
+CASES = [(sdk, stream) for sdk in SDKS for stream in sdk.streams]
+each_stream = pytest.mark.parametrize(
+    ("live", "stream"), CASES, indirect=["live"], ids=[f"{sdk}-{stream}" for sdk, stream in CASES], scope="session"
+)
+GIVEN_UP = [(sdk, stream) for sdk, stream in CASES if stream != "trading"]  # no SDK stops hearing its order updates
+each_given_up = pytest.mark.parametrize(
+    ("live", "stream"),
+    GIVEN_UP,
+    indirect=["live"],
+    ids=[f"{sdk}-{stream}" for sdk, stream in GIVEN_UP],
+    scope="session",
+)
+each_sdk = pytest.mark.parametrize("live", SDKS, indirect=True, ids=map(str, SDKS), scope="session")
+
+# The classes that handlers are given, by the kind of the message.
+CLASSES: Mapping[str, Mapping[str, str]] = {
+    "alpaca-py": {
+        "t": "Trade",
+        "q": "Quote",
+        "b": "Bar",
+        "u": "Bar",
+        "d": "Bar",
+        "s": "TradingStatus",
+        "c": "TradeCorrection",
+        "x": "TradeCancel",
+        "o": "Orderbook",
+        "n": "News",
+        "trade_updates": "TradeUpdate",
+    },
+    "alpaca-trade-api": {
+        "t": "Trade",
+        "q": "Quote",
+        "b": "Bar",
+        "u": "Bar",
+        "d": "Bar",
+        "s": "StatusV2",
+        "l": "LULDV2",
+        "c": "CorrectionV2",
+        "x": "CancelErrorV2",
+        "o": "OrderbookV2",
+        "n": "NewsV2",
+        "trade_updates": "Entity",
+    },
+}
+
+RECONNECT_SECONDS = 30
+
+
+@each_stream
+def test_hears_every_kind_as_it_was_published(live: Live, stream: str) -> None:
+    for channel, message in live.publish_all(stream, live.sdk.streams[stream]).items():
+        heard = hear(live, stream, channel, message)
+        assert heard["class"] == CLASSES[live.sdk.name][kind(message)]
+    assert live.algorithm.count("log", stream=stream, level="ERROR") == 0, live.algorithm.story()
+
+
+@each_given_up
+def test_hears_nothing_of_what_it_gave_up(live: Live, stream: str) -> None:
+    """Another algorithm goes on hearing it, so the proxy does get what this one must not."""
+    known, simulator = STREAMS[stream], live.stand.simulator
+    channel = live.asked(stream)[0]
+    live.algorithm.unsubscribe(stream, channel, live.symbol(stream))
+    wait_for(lambda: known.symbol not in simulator.subscribed(known.feed).get(channel, ()), "still subscribed")
+
+    with live.witness(stream, channel) as witness:
+        missed = live.publish(stream, channel)
+        wait_for(lambda: witness.hear() and witness.data, "the other algorithm heard nothing")
+        live.algorithm.subscribe(stream, channel, live.symbol(stream))
+        hear_again(live, stream, channel)
+
+    assert not [e for e in live.algorithm.messages(stream, channel) if differences(missed, e["fields"]) == []]
+
+
+@pytest.mark.parametrize("how", ["close", "rst"])
+@each_stream
+def test_lives_through_the_loss_of_alpacas_connection(live: Live, stream: str, how: str) -> None:
+    feed, simulator = STREAMS[stream].feed, live.stand.simulator
+    opened, connects = simulator.opened(feed), live.stand.connects(feed)
+    simulator.drop(feed, how)
+    wait_for(lambda: simulator.opened(feed) > opened and live.settled(stream), "Alpaca was not asked again")
+    channel = live.asked(stream)[-1]
+    hear(live, stream, channel, live.publish(stream, channel))
+    assert (live.stand.sessions(feed), live.stand.connects(feed)) == (1, connects)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@each_sdk
+def test_comes_back_when_the_proxy_does(live: Live, number: int) -> None:
+    live.stand.proxy.kill(number)
+    live.stand.proxy.start()
+    for stream in live.sdk.streams:
+        wait_for(partial(live.settled, stream), partial(live.why, stream), RECONNECT_SECONDS)
+        for channel, message in live.publish_all(stream, live.sdk.streams[stream]).items():
+            hear(live, stream, channel, message)
+        assert live.stand.sessions(STREAMS[stream].feed) == 1
+    assert not live.algorithm.over
+
+
+def hear_again(live: Live, stream: str, channel: str) -> None:
+    """Publishes until the algorithm hears it, which is once its request has come through."""
+
+    def heard() -> bool:
+        message = live.publish(stream, channel)
+        gevent.sleep(0.05)
+        events = live.algorithm.messages(stream, channel)
+        return bool(events) and differences(message, events[-1]["fields"]) == []
+
+    wait_for(heard, lambda: f"{stream} hears no {channel} again; {live.algorithm.story()}")
+
+
+def hear(live: Live, stream: str, channel: str, message: Message) -> dict[str, Any]:
+    """The event of this very message, which must come."""
+    return live.algorithm.wait(
+        lambda event: (
+            event["event"] == "message"
+            and event["stream"] == stream
+            and event["channel"] == channel
+            and differences(message, event["fields"]) == []
+        ),
+        f"{stream} hears {message}",
+    )
+
+
+def kind(message: Message) -> str:
+    name: str = message.get("T") or message["stream"]
+    return name
+
+
+def differences(message: Message, fields: Mapping[str, Any]) -> list[str]:
+    """Where an SDK's fields are not what was published. A field may be absent from the message: then it is None."""
+    sent = message if "T" in message else {**message["data"]["order"], **message["data"]}
+    return [
+        f"{name}: {sent.get(name)!r} became {heard!r}"
+        for name, heard in fields.items()
+        if not same(sent.get(name), heard)
+    ]
+
+
+def same(sent: Any, heard: Any) -> bool:
+    """Whether it is the same value, at the precision that an SDK has for times."""
+    if sent == heard:
+        return True
+    if isinstance(sent, str) and isinstance(heard, (int, float)):
+        return float(sent) == heard
+    if isinstance(sent, str) and isinstance(heard, str) and "T" in heard:
+        return nanoseconds(sent, digits(heard)) == nanoseconds(heard, digits(heard))
+    return False
+
+
+_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)")
+
+
+def digits(stamp: str) -> int:
+    found = _TIME.fullmatch(stamp)
+    return len(found[2] or "") if found else 0
+
+
+def nanoseconds(stamp: str, digits: int) -> tuple[datetime, str] | None:
+    """An instant, cut to so many digits of a second."""
+    found = _TIME.fullmatch(stamp)
+    if found is None:
+        return None
+    offset = "+00:00" if found[3] == "Z" else found[3]
+    moment = datetime.fromisoformat(found[1] + offset).astimezone(timezone.utc)
+    return moment, (found[2] or "").ljust(digits, "0")[:digits]
