@@ -2,8 +2,8 @@
    them. Only 127.0.0.1; ends by itself.
 
    It prints "listening PORT" (Alpaca's end), then reads "PORT PID…" from its input: where the proxy listens, and the
-   processes whose processor time is the proxy's. It opens the clients, lets each log in and subscribe, sends for `warm`
-   seconds unmeasured and `seconds` measured, waits until all has come out, and prints one line of JSON.
+   processes whose processor time is the proxy's. It opens the clients, lets each log in and subscribe, prints "flowing",
+   sends for `warm` seconds unmeasured and `seconds` measured, waits until all has come out, and prints a line of JSON.
 
    Two ways to send. `rate`: so many messages a second, each stamped with the time at which it is sent, and the clients
    keep a histogram of how long they took. `rate=0`, saturation: as fast as they come out. The sender then never is more
@@ -55,7 +55,7 @@ struct upstream {
 static int poller;
 static struct client *clients;
 static struct upstream *upstreams[64];
-static int upstream_count, live_upstreams, opened, ready, lost_clients;
+static int upstream_count, live_upstreams, subscribed, opened, ready, lost_clients;
 static uint32_t *holders;   /* by symbol: how many clients that read hold it */
 static uint64_t offered, sent, expected, delivered, frames_heard, reads;
 static uint32_t *latencies;
@@ -287,7 +287,7 @@ static void upstream_reads(struct upstream *up)
         if (opcode == WS_PING)
             ws_send(up->fd, WS_PONG, body, payload, 0);
         else if (opcode <= WS_BINARY && memmem(body, payload, "subscribe", 9))
-            say_subscription(up->fd);
+            say_subscription(up->fd), subscribed = 1;
         else if (opcode <= WS_BINARY && memmem(body, payload, "auth", 4))
             say_authenticated(up->fd);
         at += (size_t)head + payload;
@@ -794,7 +794,7 @@ int main(int count, char **words)
         pids[pid_count++] = atoi(word);
 
     int64_t opening = now_ns(CLOCK_MONOTONIC);
-    while (ready < option.clients) {
+    while (ready < option.clients || !subscribed) {
         while (opened < option.clients && opened - ready < OPENING) {
             clients[opened].slow = opened < option.slow;
             client_opens(&clients[opened++]);
@@ -820,6 +820,8 @@ int main(int count, char **words)
     if (!(option.rate > 0))
         build_ring();
 
+    printf("flowing\n");
+    fflush(stdout);
     double system_before, system_after;
     running = 1;
     int64_t began = now_ns(CLOCK_MONOTONIC);
@@ -827,11 +829,13 @@ int main(int count, char **words)
     run_until(began + (int64_t)(option.warm * 1e9), window);
     memset(latencies, 0, LATENCIES * sizeof *latencies);
     uint64_t delivered_before = delivered, frames_before = frames_heard, offered_before = offered;
+    uint64_t sent_before = sent;
     int64_t from = now_ns(CLOCK_MONOTONIC);
     double before = proxy_nanoseconds(&system_before);
     run_until(from + (int64_t)(option.seconds * 1e9), window);
     double after = proxy_nanoseconds(&system_after);
     double lasted = (double)(now_ns(CLOCK_MONOTONIC) - from) / 1e9;
+    double taken = (double)(sent - sent_before);
     double got = (double)(delivered - delivered_before), heard = (double)(frames_heard - frames_before);
     double wanted = (double)(offered - offered_before);
     long kib = proxy_kib();
@@ -847,14 +851,15 @@ int main(int count, char **words)
         if (now_ns(CLOCK_MONOTONIC) - from > (int64_t)((option.seconds + 5) * 1e9))
             break;
     }
+    double base = option.clients ? got : taken; /* a contender that only receives delivers nothing */
     double unsent = (double)(offered - sent);
     printf("{\"seconds\": %.3f, \"offered_per_second\": %.0f, \"delivered\": %.0f, \"delivered_per_second\": %.0f, "
            "\"cpu_ns\": %.2f, \"system_ns\": %.2f, \"cpu_share\": %.4f, \"frame_messages\": %.2f, \"lost\": %lld, "
            "\"unsent\": %.0f, \"disconnected\": %d, \"opening_seconds\": %.3f, \"fanout\": %.3f, "
            "\"proxy_kib\": %ld, "
            "\"latency_us\": {\"p50\": %.0f, \"p90\": %.0f, \"p99\": %.0f, \"p999\": %.0f, \"max\": %.0f}}\n",
-           lasted, wanted / lasted, got, got / lasted, got ? (after - before) / got : 0,
-           got ? (system_after - system_before) / got : 0, (after - before) / lasted / 1e9, heard ? got / heard : 0,
+           lasted, wanted / lasted, got, got / lasted, base ? (after - before) / base : 0,
+           base ? (system_after - system_before) / base : 0, (after - before) / lasted / 1e9, heard ? got / heard : 0,
            (long long)expected - (long long)delivered, unsent, lost_clients, opening_seconds, fanout, kib, p50, p90, p99,
            p999, most);
     return 0;

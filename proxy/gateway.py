@@ -59,6 +59,7 @@ class Gateway:
     ) -> None:
         self.config = config
         self._read = read
+        self._beat: Callable[[], None] | None = None
         self.state = State.STARTING
         self.upstreams: dict[tuple[str, str], Upstream] = {}
         self._clock = clock
@@ -116,10 +117,14 @@ class Gateway:
         gc.collect()
         gc.freeze()  # what the start has built stays; collections need not walk it
 
-    def wait(self) -> None:
-        """Serves until a signal: the first SIGTERM or SIGINT drains, a second one ends at once."""
+    def wait(self, beat: Callable[[], None] | None = None) -> None:
+        """Serves until a signal: the first SIGTERM or SIGINT drains, a second one ends at once.
+
+        From now on, signals being heard, `beat` is called at every tick, to tell others that the proxy turns.
+        """
         handlers = [gevent.signal_handler(number, self._signal) for number in (signal.SIGTERM, signal.SIGINT)]
         handlers.append(gevent.signal_handler(signal.SIGHUP, self._reread))
+        self._beat = beat
         try:
             self._stopping.wait()
             drain = gevent.spawn(self.stop)
@@ -243,6 +248,8 @@ class Gateway:
                     part.tick(now)
                 except Exception:  # a bug in one part must not stop the clock of the others
                     self._log.error("bug", part=repr(part))
+            if self._beat is not None:
+                self._beat()
             if now - remembered >= HISTORY_SECONDS:
                 self._remember(now, delay)
                 remembered, delay = now, 0.0
@@ -253,8 +260,8 @@ class Gateway:
         self._history.add(
             now,
             received={of: upstream.router.received for of, upstream in self.upstreams.items()},
-            delivered={of: totals.delivered for of, totals in self.server.totals_now().items()},
-            lags={of: upstream.lags for of, upstream in self.upstreams.items()},
+            delivered=self.server.delivered_now(),
+            lags={of: upstream.watch.lags for of, upstream in self.upstreams.items()},
             delay=delay,
         )
 

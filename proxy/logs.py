@@ -172,7 +172,7 @@ def _word(value: Any) -> str:
     if text and text.isprintable() and not any(c in " \"'" for c in text):
         return text
     quoted = json.dumps(text, ensure_ascii=False)
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in quoted)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in quoted)
 
 
 class _Output(logging.Handler):

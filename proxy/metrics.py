@@ -7,38 +7,64 @@ which there are too many. The process itself is described by the client library'
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from math import inf
 from typing import TypeVar
 
-from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, generate_latest
+from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
+from prometheus_client.samples import Sample
 
-from proxy.snapshot import FeedState, Snapshot
+from proxy.snapshot import FeedState, Key, Snapshot
 from proxy.version import __version__
 
 PREFIX = "alpaca_proxy_"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+TOGETHER = 50  # clients in one part of a metric
 REASONS = ("slow", "closed")  # of a loss; each is there from the beginning, so that its first rise is seen
+_REASONS = dict.fromkeys(REASONS)
 
 Samples = Iterable[tuple[list[str], float]]
+Make = Callable[[str, str, list[str], Samples], Metric]
 Family = TypeVar("Family", GaugeMetricFamily, CounterMetricFamily)
 
 
 def render(snapshot: Snapshot) -> Iterator[bytes]:
-    """The exposition of one snapshot, a family at a time."""
-    for family in (*_proxy(snapshot), *_feeds(snapshot), *_clients(snapshot), *_process()):
-        yield generate_latest(_Family(family))
+    """The exposition of one snapshot, in pieces, so that whoever has others waiting can let them have their turn."""
+    return written(families(snapshot))
 
 
-class _Family(Collector):
-    """A registry of one family, as `generate_latest` wants it."""
+def families(snapshot: Snapshot) -> Iterator[Metric]:
+    """Every metric, one after the other; one with many samples in several parts."""
+    yield from _proxy(snapshot)
+    yield from _feeds(snapshot)
+    yield from _clients(snapshot)
+    for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
+        yield from collector.collect()
 
-    def __init__(self, family: Metric) -> None:
-        self._family = family
 
-    def collect(self) -> Iterator[Metric]:
-        yield self._family
+def written(families: Iterable[Metric]) -> Iterator[bytes]:
+    """Metrics in the text format 0.0.4. `prometheus_client.generate_latest` writes the same, in one long step."""
+    name = ""
+    for family in families:
+        if family.name != name:
+            yield _head(family)
+            name = family.name
+        yield "".join(map(_line, family.samples)).encode()
+
+
+def _head(family: Metric) -> bytes:
+    name = f"{family.name}_total" if family.type == "counter" else family.name
+    return f"# HELP {name} {_escaped(family.documentation)}\n# TYPE {name} {family.type}\n".encode()
+
+
+def _line(sample: Sample) -> str:
+    labels = ",".join([f'{name}="{_escaped(value)}"' for name, value in sample.labels.items()])
+    return f"{sample.name}{{{labels}}} {sample.value!r}\n" if labels else f"{sample.name} {sample.value!r}\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def _proxy(snapshot: Snapshot) -> Iterator[Metric]:
@@ -57,18 +83,11 @@ def _feeds(snapshot: Snapshot) -> Iterator[Metric]:
     def each(read: Callable[[FeedState], float]) -> Samples:
         return [([feed.account, feed.feed], read(feed)) for feed in snapshot.feeds]
 
-    def by_channel(read: Callable[[FeedState], Iterable[tuple[str, int]]]) -> Samples:
-        return [([f.account, f.feed, channel], count) for f in snapshot.feeds for channel, count in read(f)]
-
-    channels = [*labels, "channel"]
+    wanted = [([f.account, f.feed, channel], count) for f in snapshot.feeds for channel, count in f.wanted.items()]
     yield _gauge("feed_live", "Whether the upstream connection is live.", labels, each(lambda f: f.phase == "live"))
     yield _gauge("feed_needed", "Whether somebody wants the feed.", labels, each(lambda f: f.needed))
-    yield _gauge(
-        "feed_wanted_topics", "Topics that sessions asked for.", channels, by_channel(lambda f: f.wanted.items())
-    )
-    yield _gauge(
-        "feed_acked_topics", "Topics that Alpaca confirmed.", channels, by_channel(lambda f: f.acked.items())
-    )
+    yield _gauge("feed_wanted_topics", "Topics that sessions asked for.", [*labels, "channel"], wanted)
+    yield _gauge("feed_acked_topics", "Topics that Alpaca confirmed.", labels, each(lambda f: f.acked))
     yield _counter("feed_connects", "Upstream connections that became live.", labels, each(lambda f: f.connects))
     yield _counter("feed_messages", "Messages received from Alpaca.", labels, each(lambda f: f.received))
     yield _counter("feed_unheard_messages", "Of them, those nobody wanted.", labels, each(lambda f: f.unheard))
@@ -79,44 +98,45 @@ def _feeds(snapshot: Snapshot) -> Iterator[Metric]:
         f"{PREFIX}feed_lag_seconds", "Receive time minus message time, of sampled messages.", labels=labels
     )
     for feed in snapshot.feeds:
-        buckets = [(floatToGoString(bound), float(count)) for bound, count in feed.lag.samples]
+        buckets = [("+Inf" if bound == inf else str(bound), float(count)) for bound, count in feed.lag.samples]
         lag.add_metric([feed.account, feed.feed], buckets, feed.lag.sum)
     yield lag
 
 
 def _clients(snapshot: Snapshot) -> Iterator[Metric]:
-    labels = ["client", "feed"]
-    open_sessions = dict.fromkeys(snapshot.totals, 0)
-    pending = dict.fromkeys(snapshot.totals, 0)
-    fullest = dict.fromkeys(snapshot.totals, 0.0)
+    totals = snapshot.totals
+    sessions, pending = dict.fromkeys(totals, 0), dict.fromkeys(totals, 0)
+    fullest = dict.fromkeys(totals, 0.0)
     for session in snapshot.sessions:
         of = session.client, session.feed
-        open_sessions[of] += 1
+        sessions[of] += 1
         pending[of] += session.pending
         fullest[of] = max(fullest[of], session.pending / session.limit)
-    totals = snapshot.totals.items()
-    yield _gauge("client_sessions", "Open sessions.", labels, [([*of], n) for of, n in open_sessions.items()])
-    yield _gauge("client_pending_bytes", "Bytes pending.", labels, [([*of], n) for of, n in pending.items()])
-    yield _gauge(
-        "client_outbox_ratio",
-        "How full the fullest outbox is: at 1 its session is slow.",
-        labels,
-        [([*of], share) for of, share in fullest.items()],
+
+    def each(make: Make, name: str, text: str, read: Callable[[Key], float]) -> Iterator[Metric]:
+        for part in _parts(totals):
+            yield make(f"client_{name}", text, ["client", "feed"], [([*of], read(of)) for of in part])
+
+    yield from each(_gauge, "sessions", "Open sessions.", sessions.__getitem__)
+    yield from each(_gauge, "pending_bytes", "Bytes pending.", pending.__getitem__)
+    yield from each(
+        _gauge, "outbox_ratio", "How full the fullest outbox is; over 1 its session is slow.", fullest.__getitem__
     )
-    yield _counter("client_connects", "Sessions that authenticated.", labels, [([*of], t.sessions) for of, t in totals])
-    yield _counter("client_messages", "Messages delivered.", labels, [([*of], t.delivered) for of, t in totals])
-    yield _counter(
-        "client_conflated_messages", "Left out for newer.", labels, [([*of], t.conflated) for of, t in totals]
+    yield from each(_counter, "connects", "Sessions that authenticated.", lambda of: totals[of].sessions)
+    yield from each(_counter, "messages", "Messages delivered.", lambda of: totals[of].delivered)
+    yield from each(
+        _counter, "conflated_messages", "Messages left out for newer ones.", lambda of: totals[of].conflated
     )
-    lost = [
-        ([*of, reason], t.lost.get(reason, 0)) for of, t in totals for reason in dict.fromkeys((*REASONS, *t.lost))
-    ]
-    yield _counter("client_lost_messages", "Messages lost, and why.", [*labels, "reason"], lost)
+    for part in _parts(totals):
+        lost = [([*of, why], totals[of].lost.get(why, 0)) for of in part for why in {**_REASONS, **totals[of].lost}]
+        yield _counter("client_lost_messages", "Messages lost, and why.", ["client", "feed", "reason"], lost)
 
 
-def _process() -> Iterator[Metric]:
-    for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
-        yield from collector.collect()
+def _parts(keys: Iterable[Key]) -> Iterator[list[Key]]:
+    """So few clients at a time that their samples take no more than a moment."""
+    rest = iter(keys)
+    while part := [*islice(rest, TOGETHER)]:
+        yield part
 
 
 def _gauge(name: str, text: str, labels: list[str], samples: Samples) -> Metric:

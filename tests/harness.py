@@ -196,7 +196,7 @@ def dial(
 
 
 class Wire:
-    """A WebSocket client of bare bytes: it masks with zeros, reads when it is told to and answers nothing by itself."""
+    """A WebSocket client of bare bytes: it masks with zeros, and reads and answers when it is told to."""
 
     def __init__(self, address: tuple[str, int], path: str = "/v2/iex", headers: str = "", buffer: int = 0) -> None:
         self.socket = socket.socket()
@@ -205,13 +205,21 @@ class Wire:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
         self.socket.connect(address)
         self._data = b""
+        try:
+            self._upgrade(path, headers)
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def _upgrade(self, path: str, headers: str) -> None:
         key = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
         upgrade = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
         self.socket.sendall(f"{upgrade}{key}{headers}\r\n".encode())
         head = b""
         while not head.endswith(b"\r\n\r\n"):
             byte = self.socket.recv(1)
-            assert byte, "closed instead of upgraded"
+            if not byte:
+                raise ConnectionError("closed instead of upgraded")
             head += byte
         assert b" 101 " in head
 
@@ -253,10 +261,13 @@ class Wire:
         return first & 0x0F, self._take(size)
 
     def rest(self) -> Iterator[tuple[int, bytes]]:
-        """Every frame until the end of the connection, which must come."""
+        """Every frame until the end of the connection, which must come; a close frame is answered."""
         try:
             while True:
-                yield self.hear()
+                opcode, payload = self.hear()
+                yield opcode, payload
+                if opcode == CLOSE:
+                    self.send(CLOSE, payload[:2])
         except (EOFError, ConnectionError):
             return
 

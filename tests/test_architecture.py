@@ -23,7 +23,7 @@ MODULES = sorted((ROOT / "proxy").rglob("*.py"))
 MAY_IMPORT = {
     "__init__": "version",
     "__main__": "cli",
-    "cli": "demo gateway simulator config logs net routing protocol errors snapshot version",
+    "cli": "demo gateway simulator config notify logs colour net routing protocol errors snapshot version",
     "demo": "gateway simulator config logs net routing protocol errors snapshot version",
     # what runs
     "gateway": "reload metrics web net events history config logs routing protocol errors snapshot version",
@@ -41,7 +41,9 @@ MAY_IMPORT = {
     "protocol": "errors",
     # what everyone may know
     "errors": "",
-    "logs": "",
+    "notify": "",
+    "logs": "colour",
+    "colour": "",
     "snapshot": "",
     "version": "",
 }

@@ -46,6 +46,7 @@ async def main() -> None:
         task = asyncio.ensure_future(relay(int(sys.argv[1])))
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
         task.cancel()
+        server.close(close_connections=False)
 
 
 asyncio.run(main())

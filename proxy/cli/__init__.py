@@ -7,10 +7,13 @@ that `keygen` and `healthcheck` need not load the proxy. What several verbs shar
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+
+import gevent
 
 from proxy.cli.parser import parser
 from proxy.cli.terminal import Exit, fail
@@ -21,7 +24,10 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; the exit code."""
+    _open_streams()
     options = parser().parse_args(arguments)
+    hub = gevent.get_hub()
+    hub.NOT_ERROR = (*type(hub).NOT_ERROR, KeyboardInterrupt)  # Ctrl-C is somebody's wish, and no error to be printed
     try:
         code: int = import_module(f"proxy.cli.{options.verb}").run(options)
         sys.stdout.flush()
@@ -34,3 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
     return code
+
+
+def _open_streams() -> None:
+    """Somebody may have started us with standard output closed, or in a language that lacks a character of ours."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

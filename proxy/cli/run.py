@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 
 from proxy import config as configuration
 from proxy import logs
@@ -13,21 +14,28 @@ from proxy.cli.terminal import Exit
 from proxy.config import Config
 from proxy.errors import ConfigError
 from proxy.gateway import Gateway
+from proxy.notify import Notifier
 
 
 def run(options: argparse.Namespace) -> Exit:
     path = config_path(options, os.environ)
+    manager = Notifier.of(os.environ, os.getpid())
 
-    def read() -> Config:
+    def read_again() -> Config:
+        manager.reloading(time.monotonic())
         return configuration.load(path, os.environ)
 
+    def beat() -> None:
+        status = f"{gateway.state.value}: {len(gateway.server.conversations)} sessions, {len(gateway.upstreams)} feeds"
+        manager.beat(time.monotonic(), gateway.state.value, status)
+
     try:
-        config = read()
+        config = configuration.load(path, os.environ)
     except ConfigError as error:
         return complain(error, path, Exit.CANNOT_WORK)
     logs.set_up(config.log.format, config.log.level)
-    gateway = Gateway(config, read=read)
+    gateway = Gateway(config, read=read_again)
     gateway.start()
     announce(config, path, listening=gateway.server.address, admin=gateway.admin.address)
-    gateway.wait()
+    gateway.wait(beat)
     return Exit.GOOD

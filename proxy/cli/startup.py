@@ -23,19 +23,24 @@ def announce(config: Config, path: Path, *, listening: tuple[str, int], admin: t
         log.warning("config", warning=warning)
     if len(found) > WARNINGS:
         log.warning("config", warning=f"{len(found) - WARNINGS} more; the verb `check` has them all")
-    log.info("serving", accounts=_some(list(config.accounts)), clients=_some(list(config.clients)))
     scheme = "ws" if config.listen.tls is None else "wss"
-    log.info("listening", at=f"{scheme}://{authority(listening)}")
-    log.info("status", page=f"http://{authority(admin)}/")
+    names = {"accounts": _some(list(config.accounts)), "clients": _some(list(config.clients))}
+    log.info("listening", at=f"{scheme}://{authority(listening)}", **names)
+    log.info("admin", at=f"http://{authority(admin)}/")
 
 
 def authority(address: tuple[str, int]) -> str:
     """Where an address is reached from this machine, as a URL has it."""
-    host, port = address
-    known = settings.ip_address(host)
-    if known is not None and known.is_unspecified:
-        host = settings.LOOPBACK if known.version == 4 else "::1"
+    host, port = near(address[0]), address[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def near(host: str) -> str:
+    """The host by which this machine reaches what listens there: every address includes its own."""
+    known = settings.ip_address(host)
+    if known is None or not known.is_unspecified:
+        return host
+    return settings.LOOPBACK if known.version == 4 else "::1"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -6,11 +6,11 @@ a peer's) may be in it, so nothing that could steer a terminal gets out.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from enum import IntEnum
-from pathlib import Path
 
 from proxy.colour import Colour, Ink
 
@@ -40,6 +40,12 @@ def say(sentence: str) -> None:
     print(plain(sentence), file=sys.stderr, flush=True)
 
 
+def warn(sentence: str) -> None:
+    """What is no reason to stop, but to think."""
+    label = Ink.of(sys.stderr, os.environ).paint("warning:", Colour.WARNING)
+    print(f"{label} {plain(sentence)}", file=sys.stderr, flush=True)
+
+
 def plain(text: str) -> str:
     """A text of which every character is seen; line breaks stay."""
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
@@ -64,7 +70,10 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[Cell]], ink: Ink) -> s
     )
 
 
-def command(started: str = "") -> str:
-    """How to call this program again, as the user did: the single file by its path, else the module."""
-    path = started or sys.argv[0]
-    return f"python3 {shlex.quote(path)}" if Path(path).suffix == ".pyz" else "python3 -m proxy"
+def command(file: str | None = None) -> str:
+    """How to call this program again: the single file by its path, of which pex tells in `PEX`, else the module."""
+    path = os.environ.get("PEX", "") if file is None else file
+    if not path.endswith(".pyz"):
+        return "python3 -m proxy"
+    near = os.path.relpath(path)
+    return f"python3 {shlex.quote(path if near.startswith(os.pardir) else near)}"

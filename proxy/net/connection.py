@@ -64,6 +64,14 @@ class ClientConnection:
             raise ConnectionLost(str(error)) from error
         return False
 
+    def linger(self, seconds: float) -> None:
+        """After our last words: waits for the peer to hang up, and drops what it still says. A socket that is closed
+        with unread data resets the connection, and the last words would be lost."""
+        with contextlib.suppress(OSError, ConnectionLost), gevent.Timeout(seconds, False):
+            self._raw.shutdown(socket.SHUT_WR)
+            while self.receive():
+                gevent.sleep(0)
+
     def shut(self) -> None:
         """Ends both directions at once; a greenlet that reads or writes is woken."""
         with contextlib.suppress(OSError):  # the peer was first

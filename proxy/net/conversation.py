@@ -33,6 +33,9 @@ from proxy.snapshot import SessionState, Totals
 LOGIN_SECONDS = 10.0
 PING_SECONDS = 10.0
 GONE_SECONDS = 20.0
+LINGER_SECONDS = 1.0
+# Who sends faster than a message in so many seconds, or a ping, is read more slowly.
+MESSAGE_PACE, CONTROL_PACE = 0.001, 0.00005
 STRANGER_MESSAGE = 64 * 1024
 STRANGER_OUTBOX = 256 * 1024
 
@@ -113,14 +116,21 @@ class Conversation:
             self.close(frames.NORMAL, "")
             writer.join(FAREWELL_SECONDS)
             writer.kill()
+            self._connection.linger(LINGER_SECONDS)
             if self.client is not None:
-                self._log.info("closed", client=self.name, reason=self.ended, delivered=self.outbox.delivered)
+                outbox = self.outbox
+                log = self._log.warning if outbox.slow else self._log.info
+                reason = "slow client" if outbox.slow else self.ended
+                log("closed", client=self.name, reason=reason, delivered=outbox.delivered, lost=outbox.lost or None)
 
     def _listen(self) -> None:
         while data := self._connection.receive():
+            pause = 0.0
             for event in self._inbound.receive(data):
+                pause += CONTROL_PACE
                 match event:
                     case frames.Message(payload):
+                        pause += MESSAGE_PACE
                         if self.outbox.closing is None:
                             self._message(payload)
                     case frames.Ping(payload):
@@ -130,7 +140,7 @@ class Conversation:
                     case frames.Closed(code):
                         self.close(frames.NORMAL if code == frames.NO_CODE else code, "client closed")
                         return
-            gevent.sleep(0)  # a client that never stops talking is read in turns
+            gevent.sleep(pause)
         self.ended = self.ended or "client went away"
 
     def _message(self, payload: bytes) -> None:
@@ -267,18 +277,18 @@ class Conversation:
         outbox = self.outbox
         held = [place.held for place in self.places]
         return SessionState(
-            client=self.name,
-            feed=self.session.endpoint.feed,
-            address=self.address,
-            codec=self.codec.name,
-            since=self._desk.clock() - self.opened,
-            held=held[0] if len(held) == 1 else NOTHING.union(*held),
-            pending=outbox.pending,
-            limit=outbox.limit,
-            delivered=outbox.delivered,
-            conflated=outbox.conflated,
-            lost=outbox.lost,
-            slow=outbox.slow,
+            self.name,
+            self.session.endpoint.feed,
+            self.address,
+            self.codec.name,
+            self._desk.clock() - self.opened,
+            held[0] if len(held) == 1 else NOTHING.union(*held),
+            outbox.pending,
+            outbox.limit,
+            outbox.delivered,
+            outbox.conflated,
+            outbox.lost,
+            outbox.slow,
         )
 
     def count(self, totals: Totals) -> None:

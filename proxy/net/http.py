@@ -61,7 +61,7 @@ class BoundedHandler(WSGIHandler):  # type: ignore[misc]
             super()._sendall(data)
 
     def handle_error(self, kind: Any, error: Any, traceback: Any) -> None:
-        """A socket that breaks is nobody's error; any other exception is a bug, and logged without what was sent."""
+        """A socket that breaks is nobody's error; any other exception is a bug, and logged as one."""
         if isinstance(error, OSError):
             self.close_connection = True
         elif isinstance(error, Exception):

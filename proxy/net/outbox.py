@@ -151,6 +151,7 @@ class Outbox:
             self._connection.shut()
         finally:
             self._waiting = False
+            self.closing = self.closing or (frames.NORMAL, "the client is gone")  # nothing is taken any more
             self._discard()
             self._count(-self.pending)
             self._outboxes.open.discard(self)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Collection
-from dataclasses import replace
 
 from proxy.net.connection import ClientConnection
 from proxy.net.conversation import Conversation, header_credentials
@@ -96,10 +95,18 @@ class Server:
 
     def totals_now(self) -> dict[tuple[str, str], Totals]:
         """What each client got of each feed, the open sessions included."""
-        now = {of: replace(totals, lost=dict(totals.lost)) for of, totals in self.totals.items()}
+        now = {of: totals.copy() for of, totals in self.totals.items()}
         for conversation in self.conversations:
             if conversation.client is not None:
                 conversation.count(now[conversation.name, conversation.session.endpoint.feed])
+        return now
+
+    def delivered_now(self) -> dict[tuple[str, str], int]:
+        """Of that, the messages delivered, which are looked at every second."""
+        now = {of: totals.delivered for of, totals in self.totals.items()}
+        for conversation in self.conversations:
+            if conversation.client is not None:
+                now[conversation.name, conversation.session.endpoint.feed] += conversation.outbox.delivered
         return now
 
     # What a conversation asks
@@ -112,7 +119,10 @@ class Server:
         trading = conversation.session.endpoint.dialect is Dialect.TRADING
         if not (client.allow.names(feed) or (trading and client.allow.names(self.default_feed))):
             return 409
-        here = sum(c.name == client.name and c.session.endpoint.feed == feed for c in self.conversations)
+        here = sum(
+            c.name == client.name and c.session.endpoint.feed == feed and c.outbox.closing is None
+            for c in self.conversations
+        )
         if here >= client.max_connections:
             return 406
         self.totals.setdefault((client.name, feed), Totals()).sessions += 1

@@ -11,29 +11,26 @@ was acked, and the difference is asked for again.
 from __future__ import annotations
 
 import random
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Protocol
 
 import gevent
 from gevent.event import Event
 
 from proxy.errors import ConnectionLost, UpgradeRefused
-from proxy.history import Lags
 from proxy.logs import Log
 from proxy.net import frames
 from proxy.net.line import Line
+from proxy.net.watch import Watch
 from proxy.net.websocket import Frame
 from proxy.protocol import feed as talk
-from proxy.protocol.codec import Codec, Malformed, Raw
+from proxy.protocol.codec import Codec, Malformed
 from proxy.protocol.feed import Login, Phase
 from proxy.protocol.feeds import Endpoint
 from proxy.protocol.market import ERRORS
-from proxy.protocol.stamps import made_at
-from proxy.protocol.topics import NOTHING, Subscription, Topic
+from proxy.protocol.topics import NOTHING, Subscription
 from proxy.routing.ledger import Answer, Ledger, Seat
-from proxy.routing.router import Delivery, Member
+from proxy.routing.router import Member, Routing
 from proxy.snapshot import FeedState
 
 STEP_SECONDS = 10.0  # for Alpaca to answer a log-in or a request
@@ -41,7 +38,6 @@ PATIENT_STEPS = 3  # requests may go unanswered so often before the connection i
 IDLE_SECONDS = 10.0
 STABLE_SECONDS = 10.0
 SLICE_SECONDS = 0.001  # of work, before others get their turn
-SAMPLE_SECONDS = 0.05  # between two looks at a message's time
 
 
 class Audience(Member, Protocol):
@@ -53,23 +49,10 @@ class Audience(Member, Protocol):
     def answered(self, answer: Answer) -> None: ...
 
 
-class Routing(Protocol):
-    """Who hears what: `routing.router.Router` on market data, `routing.orders.OrderRouter` on trading."""
-
-    received: int
-    unheard: int
-
-    def hold(self, member: Member, subscription: Subscription) -> None: ...
-    def holdings(self) -> list[tuple[Member, Subscription]]: ...
-    def drop(self, member: Member) -> None: ...
-    def take(self, frame: bytes) -> Raw | bytes | None: ...
-    def flush(self) -> list[Delivery]: ...
-
-
 class Upstream:
     """The connection of one account to one feed, kept as long as somebody wants something of it.
 
-    `clock` is steady time in seconds, `wall` that since 1970; `tick` is to be called several times a second.
+    `clock` is steady time in seconds; `tick` is to be called several times a second.
     """
 
     def __init__(
@@ -79,7 +62,6 @@ class Upstream:
         codec: Codec,
         router: Routing,
         clock: Callable[[], float],
-        wall: Callable[[], float] = time.time,
     ) -> None:
         self.endpoint = endpoint
         self.login = login
@@ -91,9 +73,8 @@ class Upstream:
         self.connects = 0
         self.malformed = 0  # frames
         self.trouble = ""  # the last one, in words
-        self.lags = Lags()
+        self.watch = Watch(clock)
         self._clock = clock
-        self._wall = wall
         self._feed = talk.open_feed(endpoint, codec, login)
         self._backoff = talk.Backoff(random.random)
         self._line: Line | None = None
@@ -102,9 +83,6 @@ class Upstream:
         self._asked_at = self._wanted_at = self.since
         self._refused_at = 0.0
         self._unanswered = 0
-        self._sampled_at = 0.0
-        self._received = 0  # as of the last tick, and when it had changed
-        self._received_at: float | None = None
         self._log = Log("upstream", account=login.account, feed=endpoint.feed)
 
     def __repr__(self) -> str:
@@ -128,8 +106,7 @@ class Upstream:
     def tick(self, now: float) -> None:
         """Whatever is due: late acknowledgements, pings, a peer that has gone mute, a connection nobody wants."""
         self._perform(self.ledger.overdue(now))
-        if self._received != self.router.received:
-            self._received, self._received_at = self.router.received, now
+        self.watch.tick(self.router.received, now)
         if self._greenlet is None and self.ledger.closed and now - self._refused_at >= talk.Backoff.REFUSED:
             self.ledger.open()  # the next who asks finds out
         if not self.ledger.idle:
@@ -152,15 +129,15 @@ class Upstream:
             phase=self.phase.value,
             since=now - self.since,
             trouble=self.trouble,
-            wanted=_by_channel(self.ledger.wanted),
-            acked=_by_channel(self.ledger.acked),
+            wanted=+self.ledger.channels,
+            acked=len(self.ledger.acked),
             connects=self.connects,
             received=self.router.received,
             unheard=self.router.unheard,
             malformed=self.malformed,
-            age=None if self._received_at is None else now - self._received_at,
+            age=self.watch.age(now),
             needed=not self.ledger.idle,
-            lag=self.lags.state(),
+            lag=self.watch.lags.state(),
         )
 
     def reconfigure(self, login: Login, codec: Codec, router: Routing) -> None:
@@ -262,9 +239,8 @@ class Upstream:
                 slice_began = line.heard_at  # it waited, so the others had their turn
             self._take(arrived)
             done = self._clock()
-            if done - self._sampled_at >= SAMPLE_SECONDS and arrived:
-                self._sampled_at = done
-                self._sample(arrived[0], done - line.heard_at)
+            if done >= self.watch.due and arrived:
+                self.watch.sample(arrived[0].payload, self.codec, line.heard_at)
             if done - slice_began >= SLICE_SECONDS:
                 gevent.sleep(0)
                 done = slice_began = self._clock()
@@ -288,12 +264,6 @@ class Upstream:
             frame = frames.encode(frames.TEXT if text else frames.BINARY, payload)
             for member in members:
                 member.put(frame, messages)
-
-    def _sample(self, frame: Frame, ago: float) -> None:
-        """Looks how old a frame's first message was when it came, so many seconds ago."""
-        made = made_at(frame.payload, self.codec)
-        if made is not None:
-            self.lags.add(self._wall() - ago - made)
 
     def _heard(self, heard: talk.Heard) -> None:
         """What Alpaca said to us."""
@@ -361,10 +331,6 @@ class Upstream:
     def _enter(self, phase: Phase) -> None:
         self.phase = phase
         self.since = self._clock()
-
-
-def _by_channel(topics: Iterable[Topic]) -> dict[str, int]:
-    return Counter(channel for channel, _ in topics)
 
 
 class _LoginRefused(Exception):

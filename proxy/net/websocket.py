@@ -94,6 +94,7 @@ class Handler(BoundedHandler, WebSocketHandler):  # type: ignore[misc]
                 pass
         finally:
             connection.shut()
+            del self.websocket  # the library's own refers back to this handler: both would wait for the collector
 
     def log_request(self) -> None:
         """Sessions are logged by name where they begin and end; requests are not."""

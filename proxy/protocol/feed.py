@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 from proxy.protocol import market, trading
 from proxy.protocol.codec import Codec, Malformed, Raw
@@ -106,8 +105,10 @@ class MarketFeed:
     def hear(self, body: Raw | bytes) -> Heard:
         """A control message."""
         try:
-            message: Any = self.codec.decode(body)
+            message = self.codec.decode(body)
         except Malformed:
+            return Nothing()
+        if not isinstance(message, dict):
             return Nothing()
         kind, msg = message.get("T"), message.get("msg")
         if kind == "error":

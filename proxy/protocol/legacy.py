@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from proxy.protocol import timestamps
-from proxy.protocol.codec import JSON, Codec, JsonCodec, Raw
+from proxy.protocol.codec import JSON, Codec, JsonCodec, Malformed, Raw
 from proxy.protocol.feeds import CHANNEL_OF_KIND
 from proxy.protocol.topics import MAX_SYMBOL, Topic
 
@@ -56,6 +56,8 @@ class _Legacy(JsonCodec):
         if shape is None:
             return None  # corrections, cancel errors: unknown at the time
         message = JSON.decode(body)
+        if not isinstance(message, dict):
+            raise Malformed("not a json object")
         data = shape(message)
         return self.encode({"stream": stream((CHANNEL_OF_KIND[kind], message["S"])), "data": data})
 

@@ -33,6 +33,9 @@ ERRORS = {
 # The kinds of control messages. Everything else is data.
 CONTROL = frozenset(("success", "error", "subscription"))
 
+# Keys of a request, or of its acknowledgement, that name no channel which could be asked for.
+_NO_CHANNELS = frozenset(("action", "T", *FOLLOWERS))
+
 Frame = list[dict[str, Any]]
 
 CONNECTED: Frame = [{"T": "success", "msg": "connected"}]
@@ -84,13 +87,13 @@ def request(document: Any, endpoint: Endpoint) -> Auth | Change | Bad:
     if action == "auth":
         key, secret = document.get("key", ""), document.get("secret", "")
         return Auth(key, secret) if isinstance(key, str) and isinstance(secret, str) else Bad(400)
-    if action not in ("subscribe", "unsubscribe"):
+    if not is_change(document):
         return Bad(400)
     topics: set[Topic] = set()
     for channel, symbols in document.items():
         # Go sends every channel's key to every feed, nil where it wants nothing. What is no list and no channel of
         # Alpaca's is some key of the SDK's own.
-        if channel == "action" or symbols is None or not isinstance(channel, str) or channel in FOLLOWERS:
+        if not isinstance(channel, str) or channel in _NO_CHANNELS or symbols is None:
             continue
         if not isinstance(symbols, list):
             if channel in endpoint.channels or endpoint.foreign(channel):
@@ -98,12 +101,17 @@ def request(document: Any, endpoint: Endpoint) -> Auth | Change | Bad:
             continue
         if symbols and endpoint.foreign(channel):
             return Bad(410)
-        if not all(map(_is_symbol, symbols)):
+        if len(channel) > MAX_SYMBOL or not all(map(_is_symbol, symbols)):
             return Bad(400)
         topics.update([(channel, symbol) for symbol in symbols])
     if action == "subscribe" and endpoint.options and ("quotes", WILDCARD) in topics:
         return Bad(413)
     return Change(action == "subscribe", frozenset(topics))
+
+
+def is_change(document: Any) -> bool:
+    """Whether a client asks to subscribe or to unsubscribe, in whatever words."""
+    return isinstance(document, dict) and document.get("action") in ("subscribe", "unsubscribe")
 
 
 def _is_symbol(symbol: Any) -> bool:

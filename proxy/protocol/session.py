@@ -105,6 +105,8 @@ class Session:
             yield self._request(document)
 
     def _request(self, document: object) -> Outcome:
+        if self.state is not State.AUTHENTICATED and market.is_change(document):
+            return self._error(401)
         request = market.request(document, self.endpoint)
         if isinstance(request, market.Bad):
             return self._error(request.code)
@@ -112,8 +114,6 @@ class Session:
             if self.state is State.AUTHENTICATED:
                 return self._error(403)
             return Authenticate(request.key, request.secret)
-        if self.state is not State.AUTHENTICATED:
-            return self._error(401)
         return Subscribe(request.topics) if request.add else Unsubscribe(request.topics)
 
     def granted(self) -> bytes:

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import re
 import struct
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 
 EXT = -1
 _SECOND = 1_000_000_000
-_TEXT = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
+_TEXT = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)", re.ASCII)
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 @lru_cache(maxsize=64)  # a burst shares its second: the calendar is computed once, not once a message
 def _date(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
+    return (_EPOCH + timedelta(seconds=seconds)).replace(tzinfo=None).isoformat()
 
 
 @lru_cache(maxsize=64)
@@ -55,13 +56,17 @@ def ext(nanoseconds: int) -> bytes:
 
 
 def of_ext(data: bytes | memoryview) -> int:
-    """From msgpack's spelling. Raises ValueError for a length that the specification does not know."""
+    """From msgpack's spelling. Raises ValueError for a length, or nanoseconds, that the specification does not know."""
+    rest = 0
     if len(data) == 8:
         both = int.from_bytes(data, "big")
-        return (both & 0x3FFFFFFFF) * _SECOND + (both >> 34)
-    if len(data) == 4:
-        return int.from_bytes(data, "big") * _SECOND
-    if len(data) == 12:
+        seconds, rest = both & 0x3FFFFFFFF, both >> 34
+    elif len(data) == 4:
+        seconds = int.from_bytes(data, "big")
+    elif len(data) == 12:
         rest, seconds = struct.unpack(">Iq", data)
-        return int(seconds) * _SECOND + int(rest)
-    raise ValueError(f"a timestamp of {len(data)} bytes")
+    else:
+        raise ValueError(f"a timestamp of {len(data)} bytes")
+    if rest >= _SECOND:
+        raise ValueError("a timestamp with more nanoseconds than a second has")
+    return seconds * _SECOND + rest

@@ -7,16 +7,22 @@ key or a type that the struct does not foresee takes the general way, which walk
 
 from __future__ import annotations
 
-from typing import Any
+import struct
+from functools import lru_cache
+from math import isfinite
+from sys import float_info
+from typing import Annotated, Any
 
 import msgspec
 
 from proxy.protocol import timestamps
 from proxy.protocol.codec import JSON, MSGPACK, Codec, Malformed, Raw
 
-_Scalar = int | float | str | bool | None
+# JSON has no number for what is not finite, and the encoder would write null: the general way refuses such a message.
+_Finite = Annotated[float, msgspec.Meta(ge=-float_info.max, le=float_info.max)]
+_Scalar = int | _Finite | str | bool | None
 _Words = list[str] | str | None
-_Levels = list[dict[str, int | float]] | None
+_Levels = list[dict[str, int | _Finite]] | None
 
 # Alpaca's documented keys of the kinds that come often, in the order of its examples; `t` apart.
 _BAR = dict.fromkeys(("o", "h", "l", "c", "v", "n", "vw"), _Scalar)
@@ -63,8 +69,15 @@ _from_json = {kind: msgspec.json.Decoder(of).decode for kind, of in _structs(str
 _to_json = msgspec.json.Encoder().encode
 _to_msgpack = msgspec.msgpack.Encoder().encode
 
-_EXT_8 = bytes((0xD7, 0xFF))  # msgpack's fixext 8 of type -1, the timestamp that Alpaca sends
-_FAULTS = (msgspec.MsgspecError, ValueError, KeyError, OverflowError, RecursionError, Malformed)
+# TypeError, LookupError: a shape of 2020 asked of a message that lacks what it needs.
+_FAULTS = (msgspec.MsgspecError, ValueError, TypeError, LookupError, OverflowError, RecursionError)
+
+# The timestamp that Alpaca sends: fixext 8 of type -1, that is 30 bits of nanoseconds and 34 of seconds, whose highest
+# two are zero until 2106.
+_TIMESTAMP = struct.Struct(">HII")
+_FIXEXT_8 = 0xD7FF
+_SECOND = 1_000_000_000
+_SCALES = tuple(10 ** (9 - digits) for digits in range(10))
 
 
 def transcode(kind: str, body: Raw | bytes, source: Codec, target: Codec) -> Raw | bytes | None:
@@ -73,13 +86,17 @@ def transcode(kind: str, body: Raw | bytes, source: Codec, target: Codec) -> Raw
     Raises Malformed when no faithful translation exists.
     """
     try:
+        if source is MSGPACK and target is JSON:
+            return _msgpack_to_json(kind, body)
+        if source is JSON and target is MSGPACK:
+            return _json_to_msgpack(kind, body)
         if target.base is not source:
             body = _msgpack_to_json(kind, body) if source is MSGPACK else _json_to_msgpack(kind, body)
         return target.dress(kind, body)
     except Malformed:
         raise
     except _FAULTS as fault:
-        raise Malformed(f"a message of kind {kind[:8]!r} that has no equal in the other codec") from fault
+        raise Malformed("a message that has no equal in the other codec") from fault
 
 
 def _msgpack_to_json(kind: str, body: Raw | bytes) -> bytes:
@@ -87,14 +104,11 @@ def _msgpack_to_json(kind: str, body: Raw | bytes) -> bytes:
     if decode is not None:
         try:
             message = decode(body)
-        except msgspec.ValidationError:
+            message.t = _text(message.t)
+            return _to_json(message)
+        except (msgspec.ValidationError, _Odd):
             pass
-        else:
-            time = bytes(message.t)
-            if time[:2] == _EXT_8:
-                message.t = timestamps.rfc3339(timestamps.of_ext(time[2:]))
-                return _to_json(message)
-    return _to_json(_plain(body))
+    return _to_json(_kind_first(_plain(body)))
 
 
 def _json_to_msgpack(kind: str, body: Raw | bytes) -> bytes:
@@ -102,14 +116,68 @@ def _json_to_msgpack(kind: str, body: Raw | bytes) -> bytes:
     if decode is not None:
         try:
             message = decode(body)
-            message.t = msgspec.msgpack.Ext(timestamps.EXT, timestamps.ext(timestamps.nanoseconds(message.t)))
+            message.t = _ext(message.t)
             return _to_msgpack(message)
         except (msgspec.ValidationError, ValueError, TypeError):
             pass
     value = JSON.decode(body)
     if isinstance(value, dict):
         value = {key: _timed(item) if key in _TIMES else item for key, item in value.items()}
-    return _to_msgpack(value)
+    return _to_msgpack(_kind_first(value))
+
+
+def _kind_first(value: Any) -> Any:
+    """Go's SDK drops the rest of a batch at a message that does not begin with `T`."""
+    return {"T": value["T"], **value} if isinstance(value, dict) and "T" in value else value
+
+
+class _Odd(Exception):
+    """No timestamp where one belongs."""
+
+
+def _text(ext: Raw) -> str:
+    """msgpack's timestamp in JSON's spelling. Raises _Odd; ValueError, if it is one that nobody can read."""
+    try:
+        mark, high, seconds = _TIMESTAMP.unpack(ext)
+    except struct.error:
+        return _unusual_text(bytes(ext))
+    rest = high >> 2
+    if mark != _FIXEXT_8 or high & 3 or not 0 < rest < _SECOND:
+        return _unusual_text(bytes(ext))
+    digits = str(_SECOND + rest)[1:]  # three times as fast as a format of nine digits
+    if not rest % 10:
+        digits = digits.rstrip("0")
+    return f"{_date(seconds)}.{digits}Z"
+
+
+def _unusual_text(ext: bytes) -> str:
+    begin = _EXTS.get(ext[0]) if ext else None
+    if begin is None or ext[begin - 1] != 0xFF:
+        raise _Odd
+    return timestamps.rfc3339(timestamps.of_ext(ext[begin:]))
+
+
+def _ext(text: str) -> Any:
+    """JSON's timestamp in msgpack's spelling. Raises ValueError."""
+    digits = text[20:-1]
+    if digits.isdigit() and text[-1] == "Z" and text.isascii() and (places := len(digits)) <= 9:
+        rest, seconds = int(digits), _seconds(text[:20])
+        if places != 9:
+            rest *= _SCALES[places]
+        if rest and not seconds >> 32:
+            return Raw(_TIMESTAMP.pack(_FIXEXT_8, rest << 2, seconds))
+    return msgspec.msgpack.Ext(timestamps.EXT, timestamps.ext(timestamps.nanoseconds(text)))
+
+
+@lru_cache(maxsize=64)  # a burst shares its second: the calendar is computed once, not once a message
+def _date(seconds: int) -> str:
+    return timestamps.rfc3339(seconds * _SECOND)[:-1]
+
+
+@lru_cache(maxsize=64)
+def _seconds(date: str) -> int:
+    """Of a date and time up to the point before their fraction. Raises ValueError."""
+    return timestamps.nanoseconds(date + "0Z") // _SECOND
 
 
 def _timed(value: Any) -> Any:
@@ -124,11 +192,12 @@ def _timed(value: Any) -> Any:
 
 _decode_map = msgspec.msgpack.Decoder(dict[str, Raw]).decode
 _decode_list = msgspec.msgpack.Decoder(list[Raw]).decode
-_EXTS = {0xD6: 2, 0xD7: 2, 0xC7: 3}  # fixext 4, fixext 8, ext 8: where their data begins
+# fixext 4, fixext 8, ext 8, ext 16, ext 32: where their data begins
+_EXTS = {0xD6: 2, 0xD7: 2, 0xC7: 3, 0xC8: 4, 0xC9: 6}
 
 
 def _plain(body: Raw | bytes) -> Any:
-    """A msgpack value in Python's types, timestamps as text, at any depth."""
+    """A msgpack value in Python's types, timestamps as text, at any depth. Raises ValueError for what JSON lacks."""
     raw = bytes(body)
     first = raw[0]
     if 0x80 <= first <= 0x8F or first in (0xDE, 0xDF):
@@ -137,4 +206,9 @@ def _plain(body: Raw | bytes) -> Any:
         return [_plain(value) for value in _decode_list(raw)]
     if (begin := _EXTS.get(first)) is not None and raw[begin - 1] == 0xFF:
         return timestamps.rfc3339(timestamps.of_ext(raw[begin:]))
-    return MSGPACK.decode(raw)
+    value = MSGPACK.decode(raw)
+    if isinstance(value, float) and not isfinite(value):
+        raise ValueError("a number that is not finite")
+    if isinstance(value, bytes | msgspec.msgpack.Ext):
+        raise ValueError("bytes")
+    return value

@@ -15,23 +15,16 @@ Each seat hears its answers in the order of its requests: when Alpaca has confir
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from proxy.protocol.topics import NOTHING, Subscription, Topic
+from proxy.routing.request import Piece, Request
 
 PATIENCE = 2.0  # seconds; Go's SDK gives up after 3
-REQUEST_BYTES = 16 * 1024
-_TOPIC_BYTES = 4  # quotes and comma of JSON, the longer codec
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One piece of the difference between wanted and acked, to be sent upstream."""
-
-    add: bool
-    topics: tuple[Topic, ...]
+MOST_CLAIMS = 64  # of a seat; over it, those that Alpaca has yet to hear of count as one
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +46,7 @@ class Claim:
     asked: float
     holds: Subscription
     answered: bool = False
-    remembered: bool = False  # answered, or to be answered, before Alpaca was heard
+    remembered: bool = False  # answered before Alpaca was heard
     error: tuple[int, str] | None = None
     flights: int = 0  # how many requests carried a part of it
 
@@ -83,12 +76,14 @@ class Ledger:
     def __init__(self) -> None:
         self.acked: set[Topic] = set()
         self.request: Request | None = None
-        self._wanted: Counter[Topic] = Counter()
+        self.channels: Counter[str] = Counter()  # how many topics of each are wanted
+        self._wanted: Counter[Topic] = Counter()  # how many claims hold it
         self._missing: dict[Topic, None] = {}  # wanted and not acked, in order of asking
         self._surplus: dict[Topic, None] = {}  # acked and not wanted
         self._claims: dict[Claim, None] = {}  # every claim that holds something, oldest first
         self._waiting: dict[Seat, None] = {}  # seats with an answer outstanding
         self._trial: deque[Claim] = deque()  # claims asked for one by one, since one of them was refused
+        self._unsure = False  # a claim has given up a topic of the request under way: who is left may not be its author
         self._remove_first = False
         self._closed: tuple[int, str] | None = None
 
@@ -113,18 +108,23 @@ class Ledger:
     # What sessions do
 
     def change(self, seat: Seat, add: Subscription, remove: Subscription, now: float) -> list[Answer]:
-        """The seat asks for `add` and gives up `remove`, as one request with one answer."""
+        """The seat asks for `add` and gives up what else it holds of `remove`, as one request with one answer.
+
+        What only gives up cannot be refused and does so at once; otherwise it waits for the answer, all or nothing.
+        """
         if self._closed and add:
             return self.deny(seat, *self._closed, now)
-        for claim in [*seat.claims] if remove else ():
+        remove -= add
+        for claim in [*seat.claims] if not add else ():
             self._shrink(claim, remove)
         # What Alpaca has confirmed for this seat is not at stake again; Python's SDKs resend their whole set each time.
-        confirmed = NOTHING.union(*(old.holds for old in seat.claims if old.answered and not old.remembered))
-        claim = Claim(seat, add, remove, now, holds=add - confirmed)
+        claim = Claim(seat, add, remove, now, holds=add - self._confirmed(seat))
         if claim.holds:
             seat.claims.append(claim)
             self._claims[claim] = None
             self._want(claim.holds)
+            if len(seat.claims) > MOST_CLAIMS:
+                self._merge(seat)
         return self._queue(claim)
 
     def deny(self, seat: Seat, code: int, msg: str, now: float) -> list[Answer]:
@@ -145,57 +145,51 @@ class Ledger:
         if self.request is not None:
             return None
         if self._surplus and (self._remove_first or not self._missing):
-            self.request = Request(False, tuple(_piece(self._surplus)))
+            piece = Piece()
+            piece.fill(self._surplus)
+            for topic in piece.topics:  # no longer there for anybody who asks from now on
+                del self._surplus[topic]
+                self.acked.discard(topic)
+            self.request = Request(False, tuple(piece.topics))
         else:
             self._remove_first = False
-            topics = tuple(self._additions())
-            self.request = Request(True, topics) if topics else None
+            piece = self._additions()
+            self.request = Request(True, tuple(piece.topics)) if piece.topics else None
         return self.request
 
     def confirmed(self) -> list[Answer]:
         """Alpaca accepted the request under way. Its reply is not compared with ours: one that lacks a channel's key
         confirms it all the same."""
-        request, self.request = self.request, None
-        if request is None:
+        request, _ = self._answered()
+        if request is None or not request.add:
             return []
         for topic in request.topics:
-            if request.add:
-                self.acked.add(topic)
-                self._missing.pop(topic, None)
-                if topic not in self._wanted:
-                    self._surplus[topic] = None
-            else:
-                self.acked.discard(topic)
-                self._surplus.pop(topic, None)
-                if topic in self._wanted:
-                    self._missing[topic] = None
+            self.acked.add(topic)
+            self._missing.pop(topic, None)
+            if topic not in self._wanted:
+                self._surplus[topic] = None
         return self._settle()
 
     def refused(self, code: int, msg: str) -> list[Answer]:
         """Alpaca refused the request under way, whole, and kept its state."""
-        request, self.request = self.request, None
-        if request is None:
+        request, unsure = self._answered()
+        if request is None or not request.add:  # what Alpaca will not give up, nobody hears
             return []
-        if not request.add:  # nobody asked for this one; what Alpaca will not give up is at least not missed
-            for topic in request.topics:
-                self._surplus.pop(topic, None)
-                self.acked.discard(topic)
-            return self._settle()
-        if self._surplus and not self._remove_first:
+        if self._surplus:
             # A plan's limit may be reached only because additions go before removals: make room and ask again.
             self._remove_first = True
             return []
         if self._trial:
-            return self._refuse(self._trial.popleft(), (code, msg))
+            return [] if unsure else self._refuse(self._trial.popleft(), (code, msg))
         authors = [claim for claim in self._claims if not claim.holds.isdisjoint(request.topics)]
-        if len(authors) == 1:
+        if len(authors) == 1 and not unsure:
             return self._refuse(authors[0], (code, msg))
         self._trial.extend(authors)
         return []
 
     def lost(self) -> None:
         """The connection is gone: nothing is acked any more, everything wanted is to be asked for again."""
-        self.request = None
+        self._answered()
         self.acked.clear()
         self._surplus.clear()
         self._missing = dict.fromkeys(self._wanted)
@@ -222,56 +216,76 @@ class Ledger:
         """The answers that have waited long enough: they are given for the remembered state."""
         answers: list[Answer] = []
         for seat in [*self._waiting]:
-            for claim in seat.waiting:
-                claim.remembered = claim.remembered or now - claim.asked >= PATIENCE
-            answers.extend(self._answers(seat))
+            answers.extend(self._answers(seat, now))
         return answers
 
     # How it is done
+
+    def _answered(self) -> tuple[Request | None, bool]:
+        """Ends the request under way: which it was, and whether a claim has given up a part of it since."""
+        ended = self.request, self._unsure
+        self.request, self._unsure = None, False
+        return ended
 
     def _queue(self, claim: Claim) -> list[Answer]:
         claim.seat.waiting.append(claim)
         self._waiting[claim.seat] = None
         return list(self._answers(claim.seat))
 
-    def _additions(self) -> Iterator[Topic]:
+    def _additions(self) -> Piece:
         """What to ask for next: a claim on trial alone; else the sessions that wait in turns, then the rest."""
+        piece, missing = Piece(), self._missing
         while self._trial:
-            claim = self._trial[0]
-            if topics := [topic for topic in claim.holds if topic in self._missing]:
-                yield from _piece(topics)
-                return
+            piece.fill(topic for topic in self._trial[0].holds if topic in missing)
+            if piece.topics:
+                return piece
             self._trial.popleft()
-        if not self._missing:
-            return
         heads = [seat.waiting[0] for seat in self._waiting]
-        turns = sorted((claim for claim in heads if claim.holds), key=lambda claim: claim.flights)
-        chosen: dict[Topic, None] = {}
-        room = REQUEST_BYTES
-        for claim in turns:
-            part = _piece((t for t in claim.holds if t in self._missing and t not in chosen), room)
-            before = len(chosen)
-            for topic in part:
-                chosen[topic] = None
-                room -= _size(topic)
-            claim.flights += len(chosen) > before
-        chosen.update(dict.fromkeys(_piece((t for t in self._missing if t not in chosen), room)))
-        yield from chosen
+        for claim in sorted((claim for claim in heads if claim.holds), key=lambda claim: claim.flights):
+            if piece.full or len(piece.topics) == len(missing):
+                break
+            before = len(piece.topics)
+            piece.fill(topic for topic in claim.holds if topic in missing)
+            claim.flights += len(piece.topics) > before
+        piece.fill(missing)
+        return piece
 
-    def _want(self, topics: Iterable[Topic]) -> None:
-        wanted, acked = self._wanted, self.acked
-        for topic in topics:
-            wanted[topic] += 1
-            if topic in acked:
-                self._surplus.pop(topic, None)
-            else:
-                self._missing[topic] = None
+    def _confirmed(self, seat: Seat) -> Subscription:
+        """What Alpaca has confirmed for the seat since it asked, be it for an older connection, and stays."""
+        for claim in seat.claims:
+            claim.remembered = claim.remembered and not claim.holds <= self.acked
+        confirmed = NOTHING.union(*(claim.holds for claim in seat.claims if claim.answered and not claim.remembered))
+        return confirmed.difference(*(claim.remove for claim in seat.waiting))
+
+    def _merge(self, seat: Seat) -> None:
+        """Makes one claim of those that are remembered: a client may ask on and on while Alpaca is away."""
+        remembered = [claim for claim in seat.claims if claim.remembered]
+        for claim in remembered[1:]:
+            oldest = remembered[0]
+            for topic in claim.holds & oldest.holds:
+                self._wanted[topic] -= 1
+            oldest.holds |= claim.holds
+            claim.holds = NOTHING
+            seat.claims.remove(claim)
+            del self._claims[claim]
+
+    def _want(self, topics: Subscription) -> None:
+        """One more claim holds these. Whole sets at a time: a client may ask for thousands while data flows."""
+        absent, again = topics - self.acked, topics.intersection(self._surplus)
+        self.channels.update(topic[0] for topic in absent if topic not in self._missing)
+        self.channels.update(topic[0] for topic in again)
+        self._wanted.update(topics)
+        self._missing |= dict.fromkeys(absent)
+        for topic in again:
+            del self._surplus[topic]
 
     def _shrink(self, claim: Claim, topics: Subscription) -> None:
         """The claim gives up what it holds of these topics."""
         given = claim.holds & topics
         if not given:
             return
+        if self.request is not None and not given.isdisjoint(self.request.topics):
+            self._unsure = True
         claim.holds -= given
         if not claim.holds:
             claim.seat.claims.remove(claim)
@@ -281,47 +295,43 @@ class Ledger:
             wanted[topic] -= 1
             if not wanted[topic]:
                 del wanted[topic]
+                self.channels[topic[0]] -= 1
                 self._missing.pop(topic, None)
                 if topic in self.acked:
                     self._surplus[topic] = None
+        self.channels = +self.channels
 
     def _refuse(self, claim: Claim, error: tuple[int, str]) -> list[Answer]:
         lost = claim.holds
+        if not lost:  # it has been given up meanwhile
+            return []
         self._shrink(claim, lost)
         claim.error = error
         seat = claim.seat
         if not claim.answered:
             return list(self._answers(seat))
-        seat.shown -= lost - seat.holds
+        seat.shown -= lost.difference(*(other.holds for other in seat.claims if other.answered))
         return [Answer(seat, error, seat.shown)]
 
     def _settle(self) -> list[Answer]:
         return [answer for seat in [*self._waiting] for answer in self._answers(seat)]
 
-    def _answers(self, seat: Seat) -> Iterator[Answer]:
+    def _answers(self, seat: Seat, now: float = -inf) -> Iterator[Answer]:
         """The answers that are due, in order; the first that is not holds up the rest."""
         while seat.waiting:
             claim = seat.waiting[0]
-            if claim.error is None and not claim.remembered and not claim.holds <= self.acked:
-                return
+            if claim.error is None and not claim.holds <= self.acked:
+                if now - claim.asked < PATIENCE:
+                    return
+                claim.remembered = True
             seat.waiting.popleft()
-            claim.answered = True
             if claim.error is None:
+                for older in [*seat.claims] if claim.add and claim.remove else ():
+                    if older.answered:
+                        self._shrink(older, claim.remove)
+                claim.answered = True
                 seat.shown = (seat.shown | claim.add) - claim.remove
                 yield Answer(seat, None, seat.shown)
             else:
                 yield Answer(seat, claim.error, None)
         self._waiting.pop(seat, None)
-
-
-def _size(topic: Topic) -> int:
-    return len(topic[1].encode()) + _TOPIC_BYTES
-
-
-def _piece(topics: Iterable[Topic], room: int = REQUEST_BYTES) -> Iterator[Topic]:
-    """As many of the topics as a request has room for."""
-    for topic in topics:
-        room -= _size(topic)
-        if room < 0:
-            return
-        yield topic

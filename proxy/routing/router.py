@@ -66,6 +66,19 @@ class Delivery(NamedTuple):
     messages: int
 
 
+class Routing(Protocol):
+    """Who hears what: `Router` on market data, `orders.OrderRouter` on trading."""
+
+    received: int
+    unheard: int
+
+    def hold(self, member: Member, subscription: Subscription) -> None: ...
+    def holdings(self) -> list[tuple[Member, Subscription]]: ...
+    def drop(self, member: Member) -> None: ...
+    def take(self, frame: bytes) -> Raw | bytes | None: ...
+    def flush(self) -> list[Delivery]: ...
+
+
 class Router:
     """The groups of one feed, whose upstream speaks `codec`."""
 

@@ -6,10 +6,11 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
-Wait = Callable[[Callable[[], object]], None]
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="session")
@@ -24,13 +25,14 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def wait_until() -> Wait:
-    """Waits until something is so: `wait_until(lambda: listener.strangers == 0)`."""
+def wait_until() -> Callable[..., Any]:
+    """Waits until something is so, and returns it: `wait_until(lambda: listener.strangers == 0)`."""
 
-    def wait_until(so: Callable[[], object], seconds: float = 5) -> None:
+    def wait_until(so: Callable[[], T], seconds: float = 5) -> T:
         deadline = time.monotonic() + seconds
-        while not so():
+        while not (found := so()):
             assert time.monotonic() < deadline, "it did not come about in time"
             time.sleep(0.002)
+        return found
 
     return wait_until

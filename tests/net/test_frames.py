@@ -149,10 +149,15 @@ CASES: dict[str, tuple[bytes, Outcome]] = {
     "binary inside a message": (frame(TEXT, b"a", fin=False) + frame(BINARY, b"b"), [PROTOCOL_ERROR]),
     "256 fragments": (fragments(TEXT, *[b"x"] * 256), [Message(b"x" * 256)]),
     "257 fragments": (fragments(TEXT, *[b"x"] * 257), [TOO_BIG]),
+    "200 fragments, twice": (fragments(TEXT, *[b"x"] * 200) * 2, [Message(b"x" * 200)] * 2),
     "empty fragments without end": (frame(TEXT, fin=False) + frame(CONTINUATION, fin=False) * 256, [TOO_BIG]),
     # Sizes
     "the limit": (frame(BINARY, b"x" * LIMIT), [Message(b"x" * LIMIT)]),
     "the limit in fragments": (fragments(TEXT, b"x", b"x" * (LIMIT - 1)), [Message(b"x" * LIMIT)]),
+    "a ping when there is room for no more": (
+        frame(TEXT, b"x" * LIMIT, fin=False) + frame(PING, b"p") + frame(CONTINUATION),
+        [Ping(b"p"), Message(b"x" * LIMIT)],
+    ),
     "one byte over the limit announced": (frame(TEXT, size=LIMIT + 1), [TOO_BIG]),
     "a gigabyte announced": (frame(BINARY, size=1 << 30), [TOO_BIG]),
     "2^63 - 1 bytes announced": (frame(BINARY, size=(1 << 63) - 1), [TOO_BIG]),
@@ -360,6 +365,7 @@ def conversations(draw: st.DrawFn) -> tuple[bytes, Outcome]:
     return stream, expected
 
 
+@settings(deadline=None)
 @given(conversations(), st.data())
 def test_a_valid_stream_is_the_same_however_it_is_chopped(
     conversation: tuple[bytes, Outcome], data: st.DataObject
@@ -368,7 +374,7 @@ def test_a_valid_stream_is_the_same_however_it_is_chopped(
     assert outcome(chopped(stream, data)) == expected
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(
     st.lists(
         st.one_of(st.binary(max_size=40), st.sampled_from([case for case, _ in CASES.values() if len(case) < 400]))
@@ -423,6 +429,7 @@ def test_a_message_in_tiny_pieces_takes_little_more_than_its_size() -> None:
 # What is sent
 
 
+@settings(deadline=None)
 @given(st.sampled_from([TEXT, BINARY]), st.sampled_from([0, 1, 125, 126, 127, 65535, 65536, 100_000]))
 def test_what_is_encoded_is_what_a_client_reads(opcode: int, size: int) -> None:
     payload = b"x" * size
@@ -440,6 +447,7 @@ def test_control_frames_carry_their_bytes(opcode: int) -> None:
     assert frames.encode(opcode, b"\x00\xff") == bytes((0x80 | opcode, 2)) + b"\x00\xff"
 
 
+@settings(deadline=None)
 @given(st.sampled_from([1000, 1001, 1002, 1007, 1008, 1009, 1011]), st.text())
 def test_a_close_has_its_code_and_as_much_of_its_reason_as_fits(code: int, reason: str) -> None:
     encoded = frames.encode_close(code, reason)

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import ssl
+import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 from websockets.sync.client import connect
@@ -14,23 +19,14 @@ from tests.sdk.stand import Stand, wait_for
 from tests.sdk.tape import STREAMS, Message
 
 
-@pytest.fixture(scope="session")
-def environments(request: pytest.FixtureRequest) -> Iterator[Environments]:
-    """Every SDK that this run needs is being installed from the first test on."""
-    environments = Environments(cache())
-    wanted = [item.callspec.params.get("sdk") for item in request.session.items if hasattr(item, "callspec")]
-    environments.prepare(sdk for sdk in SDKS if sdk in wanted)
-    yield environments
-    environments.close()
-
-
 class Live:
     """An algorithm on one SDK, live on all the streams that it knows, and what it lives on."""
 
-    def __init__(self, sdk: Sdk, stand: Stand, algorithm: Algorithm) -> None:
+    def __init__(self, sdk: Sdk, stand: Stand, algorithm: Algorithm, trust: ssl.SSLContext | None = None) -> None:
         self.sdk = sdk
         self.stand = stand
         self.algorithm = algorithm
+        self._trust = trust
         self._number = 100
 
     def symbol(self, stream: str) -> str:
@@ -52,7 +48,7 @@ class Live:
         known = STREAMS[stream]
         messages = {channel: known.channels[channel](self._number) for channel in channels}
         self.stand.simulator.publish(known.feed, list(messages.values()))
-        renamed = {"S": self.symbol(stream)} if stream in self.sdk.symbols else {}
+        renamed = {"S": self.symbol(stream)} if stream == "crypto" else {}
         return {channel: message | renamed for channel, message in messages.items()}
 
     def asked(self, stream: str) -> list[str]:
@@ -61,8 +57,26 @@ class Live:
 
     def settled(self, stream: str) -> bool:
         """Whether Alpaca has been asked for the algorithm's subscriptions of a stream."""
-        known = STREAMS[stream]
-        return self.stand.subscribed(known.feed, {channel: [known.symbol] for channel in self.asked(stream)})
+        held = self.stand.simulator.subscribed(STREAMS[stream].feed)
+        return all(self.topic(stream) in held.get(channel, ()) for channel in self.asked(stream))
+
+    def topic(self, stream: str) -> str:
+        """What Alpaca calls what this SDK asks for."""
+        symbol = self.symbol(stream)
+        return {"BTCUSD": "BTC/USD"}.get(symbol, symbol)
+
+    def connects(self, stream: str) -> int:
+        """How many sessions ever authenticated where this stream's sessions count."""
+        return self.stand.connects(STREAMS[stream].counts_for or STREAMS[stream].feed)
+
+    def sessions(self, stream: str) -> int:
+        """How many are open there now."""
+        return self.stand.sessions(STREAMS[stream].counts_for or STREAMS[stream].feed)
+
+    def expected_sessions(self, stream: str) -> int:
+        """How many should be: one of each of its streams that count there."""
+        counted = [STREAMS[each].counts_for or STREAMS[each].feed for each in self.sdk.streams]
+        return counted.count(STREAMS[stream].counts_for or STREAMS[stream].feed)
 
     def why(self, stream: str) -> str:
         """For a test that fails because a stream is not settled."""
@@ -71,10 +85,12 @@ class Live:
 
     @contextmanager
     def witness(self, stream: str, channel: str) -> Iterator[Client]:
-        """Another algorithm that holds one channel of a stream."""
-        known = STREAMS[stream]
+        """Another algorithm that holds one channel of a stream, whatever it is called by this SDK."""
+        known = STREAMS["stocks" if stream == "legacy" else stream]
         codec = "msgpack" if stream == "options" else "json"
-        with connect(self.stand.url + known.path, compression=None, close_timeout=1) as ws:
+        options: dict[str, Any] = {"compression": None, "close_timeout": 1, "ping_interval": None, "max_queue": None}
+        options["ssl"] = self._trust
+        with connect(self.stand.url + known.path, **options) as ws:
             client = Client(ws, codec, trading=False)
             client.hear()
             client.log_in("algo", "algo-secret")
@@ -82,17 +98,104 @@ class Live:
             yield client
 
 
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A certificate of this machine's own, for 127.0.0.1."""
+
+    cert: Path
+    key: Path
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """What trusts it."""
+        return ssl.create_default_context(cafile=str(self.cert))
+
+
 @pytest.fixture(scope="session")
-def live(
-    request: pytest.FixtureRequest, environments: Environments, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Live]:
-    sdk: Sdk = request.param
-    command = environments.command(sdk)
-    with Stand(tmp_path_factory.mktemp(str(sdk))) as stand, Algorithm(command) as algorithm:
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    folder = tmp_path_factory.mktemp("tls")
+    made = Certificate(folder / "server.crt", folder / "server.key")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=proxy"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(made.key), "-out", str(made.cert)]
+    subprocess.run([*command.split(), *names], check=True, capture_output=True, timeout=60)
+    return made
+
+
+class Lives:
+    """One `Live` at a time: the last one's is ended when another SDK's is asked for. One that could not be had is not
+    tried again."""
+
+    def __init__(self, environments: Environments, certificate: Certificate, folders: pytest.TempPathFactory) -> None:
+        self._environments = environments
+        self._certificate = certificate
+        self._folders = folders
+        self._stack = ExitStack()
+        self._current: Live | None = None
+        self._failed: dict[Sdk, str] = {}
+
+    def of(self, sdk: Sdk) -> Live:
+        """Fails the test that asks if it cannot be had."""
+        if sdk in self._failed:
+            pytest.fail(f"{sdk} could not begin, for the first test that asked: {self._failed[sdk]}", pytrace=False)
+        if self._current is None or self._current.sdk != sdk:
+            self.close()
+            try:
+                self._current = self._begin(sdk)
+            except Exception as error:
+                self._failed[sdk] = next(iter(str(error).splitlines()), repr(error))
+                raise
+        return self._current
+
+    def close(self) -> None:
+        self._current = None
+        self._stack.close()
+
+    def _begin(self, sdk: Sdk) -> Live:
+        command = self._environments.command(sdk)
+        trusted = {"NODE_EXTRA_CA_CERTS": str(self._certificate.cert)}
+        tls = (self._certificate.cert, self._certificate.key) if sdk.tls else None
+        algorithm = self._stack.enter_context(Algorithm(command, trusted))
+        stand = self._stack.enter_context(Stand(self._folders.mktemp(str(sdk)), tls=tls))
         algorithm.ready()
-        live = Live(sdk, stand, algorithm)
+        live = Live(sdk, stand, algorithm, self._certificate.context if sdk.tls else None)
         for stream in sdk.streams:
             live.open(stream)
         for stream in sdk.streams:
             wait_for(partial(live.settled, stream), partial(live.why, stream))
-        yield live
+        return live
+
+
+@pytest.fixture(scope="session")
+def environments(request: pytest.FixtureRequest) -> Iterator[Environments]:
+    """Every SDK that this run needs is being installed from the first test on."""
+    environments = Environments(cache())
+    wanted = [item.callspec.params.get("sdk") for item in request.session.items if hasattr(item, "callspec")]
+    environments.prepare(sdk for sdk in SDKS if sdk in wanted)
+    yield environments
+    environments.close()
+
+
+@pytest.fixture(scope="session")
+def lives(
+    environments: Environments, certificate: Certificate, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Lives]:
+    lives = Lives(environments, certificate, tmp_path_factory)
+    yield lives
+    lives.close()
+
+
+@pytest.fixture
+def live(lives: Lives, sdk: Sdk) -> Live:
+    """An algorithm on this SDK, live on all of its streams."""
+    return lives.of(sdk)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests of an SDK follow each other, so that they share its processes."""
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    sdk = item.callspec.params.get("sdk") if hasattr(item, "callspec") else None
+    return SDKS.index(sdk) + 1 if sdk in SDKS else 0

@@ -34,7 +34,8 @@ class Sdk:
 
     `requirements` are what is installed for it, and `alone` what is then installed without the requirements of its own,
     which are too old to be had today. `streams` says which channels it knows of each stream, `symbols` what it calls
-    something that others call otherwise.
+    something that others call otherwise, `unread` which fields of messages its classes have no place for. `leaky`:
+    whether it leaves a connection behind whenever it connects again; `tls`: whether it insists on that.
     """
 
     name: str
@@ -44,9 +45,21 @@ class Sdk:
     streams: Mapping[str, tuple[str, ...]] = field(hash=False)
     alone: str = ""
     symbols: Mapping[str, str] = field(default_factory=dict, hash=False)
+    unread: frozenset[str] = frozenset()
+    leaky: bool = False
+    tls: bool = False
 
     def __str__(self) -> str:
         return f"{self.name}-{self.version}"
+
+    @property
+    def environment(self) -> str:
+        """The name of its environment, which it may share."""
+        return (self.alone or self.requirements[0]).rpartition("/")[2].replace("==", "-").replace("@", "-js-")
+
+    @property
+    def javascript(self) -> bool:
+        return self.driver.endswith(".js")
 
 
 ALPACA_PY = {
@@ -80,18 +93,49 @@ TRADE_API_NEEDS = (
 )
 
 
+TRADE_API_NAME = "alpaca-trade-api"
+
+
 def _alpaca_py(version: str, *requirements: str, streams: Mapping[str, tuple[str, ...]] = ALPACA_PY) -> Sdk:
-    return Sdk("alpaca-py", version, "alpaca_py.py", (f"alpaca-py=={version}", *requirements), streams)
+    unread = frozenset(["tks"])
+    return Sdk("alpaca-py", version, "alpaca_py.py", (f"alpaca-py=={version}", *requirements), streams, unread=unread)
 
 
 def _trade_api(version: str, streams: Mapping[str, tuple[str, ...]], symbols: Mapping[str, str]) -> Sdk:
-    name = "alpaca-trade-api"
+    alone = f"{TRADE_API_NAME}=={version}"
+    return Sdk(TRADE_API_NAME, version, "trade_api.py", TRADE_API_NEEDS, streams, alone=alone, symbols=symbols)
+
+
+def _stream_conn(version: str) -> Sdk:
+    streams = {"legacy": ("trades", "quotes", "bars"), "trading": ("trade_updates",)}
     return Sdk(
-        name, version, "alpaca_trade_api.py", TRADE_API_NEEDS, streams, alone=f"{name}=={version}", symbols=symbols
+        "StreamConn",
+        version,
+        "stream_conn.py",
+        TRADE_API_NEEDS,
+        streams,
+        alone=f"{TRADE_API_NAME}=={version}",
+        unread=frozenset("izn"),
+        leaky=True,
     )
 
 
-OLD_PAIRS = {"crypto": "BTCUSD"}  # of the endpoint that these versions ask for
+JS = {
+    "stocks": (*PRICES, "statuses", "lulds", *FOLLOWERS),
+    "crypto": (*PRICES, "orderbooks"),
+    "news": ("news",),
+    "trading": ("trade_updates",),
+}
+JS_OPTIONS = {"options": ("trades", "quotes")}
+
+
+def _javascript(version: str, streams: Mapping[str, tuple[str, ...]], symbols: Mapping[str, str]) -> Sdk:
+    package = f"@alpacahq/alpaca-trade-api@{version}"
+    return Sdk("javascript", version, "javascript.js", (package,), streams, symbols=symbols, tls=True)
+
+
+# What the crypto endpoint of these versions calls a pair; and they hand news to the handler of `*` alone.
+OLD_SYMBOLS = {"crypto": "BTCUSD", "news": "*"}
 
 SDKS = (
     _alpaca_py("0.44.0"),
@@ -99,8 +143,19 @@ SDKS = (
     _alpaca_py("0.30.1", "pytz", "pandas<3", "websockets<14"),
     _alpaca_py("0.13.3", "pytz", "pandas<3", streams=ALPACA_PY_2023),
     _trade_api("3.2.0", {**TRADE_API, "crypto": (*PRICES, "orderbooks")}, {}),
-    _trade_api("2.3.0", TRADE_API, OLD_PAIRS),
-    _trade_api("1.5.1", TRADE_API, OLD_PAIRS),
+    _trade_api("2.3.0", TRADE_API, OLD_SYMBOLS),
+    _trade_api("1.5.1", TRADE_API, OLD_SYMBOLS),
+    _stream_conn("1.5.1"),
+    _stream_conn("0.53.0"),
+    Sdk(
+        "javascript",
+        "4.0.2",
+        "javascript4.js",
+        ("@alpacahq/alpaca-trade-api@4.0.2",),
+        {**JS, **JS_OPTIONS, "stocks": (*JS["stocks"], "imbalances")},
+    ),
+    _javascript("3.1.3", {**JS, **JS_OPTIONS}, {}),
+    _javascript("2.16.1", JS, {"crypto": "BTCUSD"}),
 )
 
 
@@ -121,19 +176,20 @@ class Environments:
         (folder / ".gitignore").write_text("*\n")
         self._folder = folder
         self._pool = ThreadPoolExecutor(AT_ONCE)
-        self._pending: dict[Sdk, Future[Path]] = {}
+        self._pending: dict[str, Future[Path]] = {}
 
     def prepare(self, sdks: Iterable[Sdk]) -> None:
         """Begins with these, in this order."""
         for sdk in sdks:
-            if sdk not in self._pending:
-                self._pending[sdk] = self._pool.submit(_install, sdk, self._folder / str(sdk))
+            if sdk.environment not in self._pending:
+                self._pending[sdk.environment] = self._pool.submit(_install, sdk, self._folder / sdk.environment)
 
     def command(self, sdk: Sdk) -> list[str]:
         """What runs this SDK's driver. Raises InstallError."""
         self.prepare([sdk])
-        folder = self._pending[sdk].result(INSTALL_SECONDS)
-        return [str(folder / "bin" / "python"), "-u", str(DRIVERS / sdk.driver)]
+        folder = self._pending[sdk.environment].result(INSTALL_SECONDS)
+        driver = str(DRIVERS / sdk.driver)
+        return ["node", driver, str(folder)] if sdk.javascript else [str(folder / "bin" / "python"), "-u", driver]
 
     def close(self) -> None:
         """Waits for what is being installed, so that nothing is left half made."""
@@ -148,12 +204,17 @@ def _install(sdk: Sdk, folder: Path) -> Path:
     if stamp.exists() and stamp.read_text() == digest:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
-    _run(sdk, [sys.executable, "-m", "venv", str(folder)])
-    # What is imported is compiled when it is; compiling all of it first takes longer than the rest.
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-compile"]
-    _run(sdk, [*pip, *sdk.requirements])
-    if sdk.alone:
-        _run(sdk, [*pip, "--no-deps", sdk.alone])
+    if sdk.javascript:
+        folder.mkdir()
+        npm = ["npm", "install", "--prefix", str(folder), "--silent", "--no-audit", "--no-fund"]
+        _run(sdk, [*npm, *sdk.requirements])
+    else:
+        _run(sdk, [sys.executable, "-m", "venv", str(folder)])
+        # What is imported is compiled when it is; compiling all of it first takes longer than the rest.
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-compile"]
+        _run(sdk, [*pip, *sdk.requirements])
+        if sdk.alone:
+            _run(sdk, [*pip, "--no-deps", sdk.alone])
     stamp.write_text(digest)
     return folder
 

@@ -7,13 +7,14 @@ who is connected; it has only sockets in common with the proxy.
 
 from __future__ import annotations
 
-import json
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -53,6 +54,21 @@ def wait_for(condition: Callable[[], Any], what: Callable[[], str] | str, second
     return found
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody has at this moment."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def accepts(port: int) -> bool:
+    """Whether somebody listens."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 class Proxy:
     """The program, run with a configuration in `folder`. `start` again after `kill` keeps its ports."""
 
@@ -60,21 +76,17 @@ class Proxy:
         self._file = folder / "proxy.yaml"
         self._log = folder / "proxy.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._url = url
-        self._clients = clients
-        self._tls = "" if tls is None else ", tls: {{cert: {}, key: {}}}".format(*tls)
-        self.port = self.admin_port = 0
+        self.port, self.admin_port = free_ports(2)
+        secured = "" if tls is None else ", tls: {{cert: {}, key: {}}}".format(*tls)
+        text = CONFIG.format(listen=self.port, admin=self.admin_port, url=url, clients=clients, tls=secured)
+        self._file.write_text(text)
+        self._file.chmod(0o600)
 
     def start(self) -> None:
         """Runs it; returns once it listens."""
-        text = CONFIG.format(
-            listen=self.port, admin=self.admin_port, url=self._url, clients=self._clients, tls=self._tls
-        )
-        self._file.write_text(text)
-        self._file.chmod(0o600)
-        before = self._log.stat().st_size if self._log.exists() else 0
+        before = len(self.log())
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
+            process = self._process = subprocess.Popen(
                 [sys.executable, "-m", "proxy", "-c", str(self._file)],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
@@ -83,16 +95,9 @@ class Proxy:
             )
 
         def listening() -> bool:
-            said = self.log()[before:]
-            assert self._process is not None
-            assert self._process.poll() is None, f"the proxy has ended: {said}"
-            for line in said.splitlines():
-                if '"proxy.listening"' in line:
-                    self.port = int(json.loads(line)["at"].rpartition(":")[2])
-                if '"proxy.admin"' in line:
-                    self.admin_port = int(json.loads(line)["at"].split(":")[2].partition("/")[0])
-                    return True
-            return False
+            assert process.poll() is None, f"the proxy has ended: {self.log()[before:]}"
+            # The admin port listens before the other.
+            return all(accepts(port) for port in (self.admin_port, self.port))
 
         wait_for(listening, lambda: f"the proxy does not listen: {self.log()[before:]}", START_SECONDS)
 
@@ -158,8 +163,3 @@ class Stand:
     def connects(self, feed: str, client: str = "algo") -> int:
         """How many sessions of a client ever authenticated, since the proxy was started."""
         return int(self.proxy.metric("client_connects_total", client=client, feed=feed))
-
-    def subscribed(self, feed: str, topics: Mapping[str, list[str]]) -> bool:
-        """Whether Alpaca has been asked for these topics, at least."""
-        held = self.simulator.subscribed(feed)
-        return all(set(symbols) <= held.get(channel, set()) for channel, symbols in topics.items())

@@ -17,12 +17,15 @@ STOCK, PAIR, CONTRACT = "AAPL", "BTC/USD", "AAPL291221C00250000"
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A stream that SDKs have a class for: its feed here, its path at Alpaca, the symbol that is used, its messages."""
+    """A stream that SDKs have a class for: the feed that its data comes from, its path, the symbol that is used, its
+    messages, and the feed that its sessions count for if it is another.
+    """
 
     feed: str
     path: str
     symbol: str
     channels: Mapping[str, Callable[[int], Message]]
+    counts_for: str = ""
 
 
 def _bar(kind: str, symbol: str, volume: float) -> Callable[[int], Message]:
@@ -52,6 +55,10 @@ def _status(number: int) -> Message:
 
 def _luld(number: int) -> Message:
     return {"T": "l", "S": STOCK, "u": number + 3.24, "d": number + 2.65, "i": "B", "t": STAMP, "z": "C"}
+
+
+def _imbalance(number: int) -> Message:
+    return {"T": "i", "S": STOCK, "p": number + 0.12, "z": "C", "t": STAMP}
 
 
 def _correction(number: int) -> Message:
@@ -166,6 +173,7 @@ STREAMS: Mapping[str, Stream] = {
             "dailyBars": _bar("d", STOCK, 49380),
             "statuses": _status,
             "lulds": _luld,
+            "imbalances": _imbalance,
             "corrections": _correction,
             "cancelErrors": _cancel,
         },
@@ -187,5 +195,12 @@ STREAMS: Mapping[str, Stream] = {
         "indicative", "/v1beta1/indicative", CONTRACT, {"trades": _option_trade, "quotes": _option_quote}
     ),
     "news": Stream("news", "/v1beta1/news", STOCK, {"news": _article}),
+    "legacy": Stream(
+        "iex",
+        "/stream",
+        STOCK,
+        {"trades": _trade, "quotes": _quote, "bars": _bar("b", STOCK, 49378)},
+        counts_for="trading",
+    ),
     "trading": Stream("trading", "/stream", "*", {"trade_updates": _order_update}),
 }

@@ -15,25 +15,19 @@ import gevent
 import pytest
 
 from tests.sdk.conftest import Live
-from tests.sdk.environments import SDKS
+from tests.sdk.environments import SDKS, Sdk
 from tests.sdk.stand import wait_for
 from tests.sdk.tape import STREAMS, Message
 
 pytestmark = [pytest.mark.sdk, pytest.mark.timeout(300)]
 
 CASES = [(sdk, stream) for sdk in SDKS for stream in sdk.streams]
-each_stream = pytest.mark.parametrize(
-    ("live", "stream"), CASES, indirect=["live"], ids=[f"{sdk}-{stream}" for sdk, stream in CASES], scope="session"
-)
 GIVEN_UP = [(sdk, stream) for sdk, stream in CASES if stream != "trading"]  # no SDK stops hearing its order updates
+each_stream = pytest.mark.parametrize(("sdk", "stream"), CASES, ids=[f"{sdk}-{stream}" for sdk, stream in CASES])
 each_given_up = pytest.mark.parametrize(
-    ("live", "stream"),
-    GIVEN_UP,
-    indirect=["live"],
-    ids=[f"{sdk}-{stream}" for sdk, stream in GIVEN_UP],
-    scope="session",
+    ("sdk", "stream"), GIVEN_UP, ids=[f"{sdk}-{stream}" for sdk, stream in GIVEN_UP]
 )
-each_sdk = pytest.mark.parametrize("live", SDKS, indirect=True, ids=map(str, SDKS), scope="session")
+each_sdk = pytest.mark.parametrize("sdk", SDKS, ids=map(str, SDKS))
 
 # The classes that handlers are given, by the kind of the message.
 CLASSES: Mapping[str, Mapping[str, str]] = {
@@ -50,6 +44,8 @@ CLASSES: Mapping[str, Mapping[str, str]] = {
         "n": "News",
         "trade_updates": "TradeUpdate",
     },
+    "javascript": {},
+    "StreamConn": {"t": "Trade", "q": "Quote", "b": "Agg", "trade_updates": "Entity"},
     "alpaca-trade-api": {
         "t": "Trade",
         "q": "Quote",
@@ -66,6 +62,9 @@ CLASSES: Mapping[str, Mapping[str, str]] = {
     },
 }
 
+EXACT = 2**53  # JavaScript's numbers are exact up to here
+ORDER_FIELDS = {"event", "price", "qty", "timestamp", "client_order_id", "symbol", "side", "status"}
+
 RECONNECT_SECONDS = 30
 
 
@@ -73,17 +72,17 @@ RECONNECT_SECONDS = 30
 def test_hears_every_kind_as_it_was_published(live: Live, stream: str) -> None:
     for channel, message in live.publish_all(stream, live.sdk.streams[stream]).items():
         heard = hear(live, stream, channel, message)
-        assert heard["class"] == CLASSES[live.sdk.name][kind(message)]
+        assert heard["class"] == CLASSES[live.sdk.name].get(kind(message), "Object")
     assert live.algorithm.count("log", stream=stream, level="ERROR") == 0, live.algorithm.story()
 
 
 @each_given_up
 def test_hears_nothing_of_what_it_gave_up(live: Live, stream: str) -> None:
     """Another algorithm goes on hearing it, so the proxy does get what this one must not."""
-    known, simulator = STREAMS[stream], live.stand.simulator
+    feed, simulator = STREAMS[stream].feed, live.stand.simulator
     channel = live.asked(stream)[0]
     live.algorithm.unsubscribe(stream, channel, live.symbol(stream))
-    wait_for(lambda: known.symbol not in simulator.subscribed(known.feed).get(channel, ()), "still subscribed")
+    wait_for(lambda: live.topic(stream) not in simulator.subscribed(feed).get(channel, ()), "still subscribed")
 
     with live.witness(stream, channel) as witness:
         missed = live.publish(stream, channel)
@@ -91,19 +90,19 @@ def test_hears_nothing_of_what_it_gave_up(live: Live, stream: str) -> None:
         live.algorithm.subscribe(stream, channel, live.symbol(stream))
         hear_again(live, stream, channel)
 
-    assert not [e for e in live.algorithm.messages(stream, channel) if differences(missed, e["fields"]) == []]
+    assert not [e for e in live.algorithm.messages(stream, channel) if differences(live.sdk, missed, e["fields"]) == []]
 
 
 @pytest.mark.parametrize("how", ["close", "rst"])
 @each_stream
 def test_lives_through_the_loss_of_alpacas_connection(live: Live, stream: str, how: str) -> None:
     feed, simulator = STREAMS[stream].feed, live.stand.simulator
-    opened, connects = simulator.opened(feed), live.stand.connects(feed)
+    opened, connects = simulator.opened(feed), live.connects(stream)
     simulator.drop(feed, how)
     wait_for(lambda: simulator.opened(feed) > opened and live.settled(stream), "Alpaca was not asked again")
     channel = live.asked(stream)[-1]
     hear(live, stream, channel, live.publish(stream, channel))
-    assert (live.stand.sessions(feed), live.stand.connects(feed)) == (1, connects)
+    assert live.connects(stream) == connects
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -115,8 +114,10 @@ def test_comes_back_when_the_proxy_does(live: Live, number: int) -> None:
         wait_for(partial(live.settled, stream), partial(live.why, stream), RECONNECT_SECONDS)
         for channel, message in live.publish_all(stream, live.sdk.streams[stream]).items():
             hear(live, stream, channel, message)
-        assert live.stand.sessions(STREAMS[stream].feed) == 1
     assert not live.algorithm.over
+    for stream in live.sdk.streams:
+        expected = live.expected_sessions(stream)
+        assert expected <= live.sessions(stream) <= expected * (2 if live.sdk.leaky else 1)
 
 
 def hear_again(live: Live, stream: str, channel: str) -> None:
@@ -126,7 +127,7 @@ def hear_again(live: Live, stream: str, channel: str) -> None:
         message = live.publish(stream, channel)
         gevent.sleep(0.05)
         events = live.algorithm.messages(stream, channel)
-        return bool(events) and differences(message, events[-1]["fields"]) == []
+        return bool(events) and differences(live.sdk, message, events[-1]["fields"]) == []
 
     wait_for(heard, lambda: f"{stream} hears no {channel} again; {live.algorithm.story()}")
 
@@ -138,7 +139,7 @@ def hear(live: Live, stream: str, channel: str, message: Message) -> dict[str, A
             event["event"] == "message"
             and event["stream"] == stream
             and event["channel"] == channel
-            and differences(message, event["fields"]) == []
+            and differences(live.sdk, message, event["fields"]) == []
         ),
         f"{stream} hears {message}",
     )
@@ -149,10 +150,12 @@ def kind(message: Message) -> str:
     return name
 
 
-def differences(message: Message, fields: Mapping[str, Any]) -> list[str]:
-    """Where an SDK's fields are not what was published. A field may be absent from the message: then it is None."""
+def differences(sdk: Sdk, message: Message, fields: Mapping[str, Any]) -> list[str]:
+    """Where an SDK's fields are not what was published: another value, or none. What the message does not have may be
+    None; of an order update the fields are a choice."""
     sent = message if "T" in message else {**message["data"]["order"], **message["data"]}
-    return [
+    missing = (set(sent) if "T" in message else ORDER_FIELDS) - {*fields, *sdk.unread, "T", "r"}
+    return [f"{name} is missing" for name in sorted(missing)] + [
         f"{name}: {sent.get(name)!r} became {heard!r}"
         for name, heard in fields.items()
         if not same(sent.get(name), heard)
@@ -160,8 +163,14 @@ def differences(message: Message, fields: Mapping[str, Any]) -> list[str]:
 
 
 def same(sent: Any, heard: Any) -> bool:
-    """Whether it is the same value, at the precision that an SDK has for times."""
+    """Whether it is the same value, at the precision that an SDK has for times and for large numbers."""
     if sent == heard:
+        return True
+    if isinstance(sent, int) and isinstance(heard, int) and sent > EXACT:
+        return float(sent) == float(heard)
+    if isinstance(sent, int) and isinstance(heard, str):
+        return str(sent) == heard
+    if sent is None and heard == []:
         return True
     if isinstance(sent, str) and isinstance(heard, (int, float)):
         return float(sent) == heard

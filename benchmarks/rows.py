@@ -1,0 +1,141 @@
+"""What is measured against peers: each row's load, who takes it, and what the product has to reach.
+
+Figures are compared within a round, and the median of the rounds decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+PEERS = ("broadcast", "picows", "node")
+
+
+class Figure(Enum):
+    """What is compared: the proxy's processor time for each delivered message, or what a message waited."""
+
+    CPU = "cpu"
+    P50 = "p50"
+    P99 = "p99"
+
+
+class Bound(Enum):
+    """How: the peer's figure must be at least so many times the product's, the product's at most so many times the
+    peer's, or at most so many microseconds more."""
+
+    LEAST = "at least"
+    MOST = "at most"
+    ADDED = "added at most"
+
+
+@dataclass(frozen=True)
+class Target:
+    figure: Figure
+    peer: str
+    bound: Bound
+    limit: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `load` are the options of load.c, `codec` is that of the product's upstream, `ours` the
+    contender that the others are compared with."""
+
+    name: str
+    text: str
+    load: dict[str, object]
+    peers: tuple[str, ...]
+    targets: tuple[Target, ...]
+    codec: str = "json"
+    ours: str = "proxy"
+
+
+def _cheaper(peer: str, times: float) -> Target:
+    return Target(Figure.CPU, peer, Bound.LEAST, times)
+
+
+_SHARDED = {"clients": 100, "symbols": 8000, "per_client": 80}
+
+ROWS = (
+    Row(
+        "wildcard-10",
+        "wildcard, 100 clients, 10 messages a frame, saturated",
+        {"clients": 100, "batch": 10},
+        ("C chunk", "C frame", "naive", *PEERS),
+        (_cheaper("naive", 100), _cheaper("C chunk", 0.2)),
+    ),
+    Row(
+        "wildcard-1",
+        "wildcard, 100 clients, 1 message a frame, saturated",
+        {"clients": 100, "batch": 1},
+        ("C chunk", "C frame", "naive", *PEERS),
+        (_cheaper("naive", 50), _cheaper("C chunk", 0.15)),
+    ),
+    Row(
+        "steady",
+        "wildcard, 50 clients, 20 messages a frame, 10,000 messages a second",
+        {"clients": 50, "batch": 20, "rate": 10_000},
+        ("C frame", "naive", *PEERS),
+        (_cheaper("naive", 12),),
+    ),
+    Row(
+        "sharded-10",
+        "100 clients with 80 of 8,000 symbols each, 10 messages a frame, saturated",
+        {**_SHARDED, "batch": 10},
+        ("naive", *PEERS),
+        (_cheaper("naive", 8),),
+    ),
+    Row(
+        "sharded-100",
+        "100 clients with 80 of 8,000 symbols each, 100 messages a frame, saturated",
+        {**_SHARDED, "batch": 100},
+        ("naive", *PEERS),
+        (_cheaper("naive", 10),),
+    ),
+    Row(
+        "transcoded-10",
+        "the same, 10 messages a frame, msgpack from Alpaca, JSON to clients",
+        {**_SHARDED, "batch": 10, "upstream": "msgpack"},
+        ("naive",),
+        (_cheaper("naive", 10),),
+        codec="msgpack",
+    ),
+    Row(
+        "transcoded-100",
+        "the same, 100 messages a frame, msgpack from Alpaca, JSON to clients",
+        {**_SHARDED, "batch": 100, "upstream": "msgpack"},
+        ("naive",),
+        (_cheaper("naive", 4),),
+        codec="msgpack",
+    ),
+    Row(
+        "latency",
+        "wildcard, 100 clients, 20 messages a frame, 20,000 messages a second",
+        {"clients": 100, "batch": 20, "rate": 20_000},
+        ("C frame", *PEERS),
+        (Target(Figure.P50, "C frame", Bound.MOST, 1.5), Target(Figure.P99, "C frame", Bound.MOST, 2)),
+    ),
+    Row(
+        "added",
+        "wildcard, 10 clients, 1 message a frame, 2,000 messages a second",
+        {"clients": 10, "batch": 1, "rate": 2_000},
+        ("direct", "C frame"),
+        (Target(Figure.P50, "direct", Bound.ADDED, 500),),
+    ),
+    Row(
+        "receive",
+        "upstream receive alone, frames of 1.2 KB, saturated",
+        {"clients": 0, "batch": 10},
+        ("stock",),
+        (_cheaper("stock", 5),),
+        ours="receive",
+    ),
+    Row(
+        "tls",
+        "wildcard, 100 clients over TLS, frames of 1.2 KB, 5,000 messages a second",
+        {"clients": 100, "batch": 10, "rate": 5_000},
+        ("proxy",),
+        (Target(Figure.CPU, "proxy", Bound.MOST, 1.5),),
+        ours="proxy tls",
+    ),
+)

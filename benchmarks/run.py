@@ -1,0 +1,184 @@
+"""`python benchmarks/run.py [ROW …]`: the product against its peers, all in one run. Without a row, everything.
+
+Each round of a row runs every contender once, one after the other, so that what disturbs the machine disturbs all of
+them; figures are compared within a round only, and of the rounds' ratios the median, the least and the most are given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import report
+from contenders import HERE, Bench, BenchError
+from growth import GROWTHS, measure_growth, spread
+from joins import measure_joins
+from measure import Figures, run
+from rows import ROWS, Bound, Row, Target
+
+IDLE_SECONDS = 12
+
+
+def against_peers(bench: Bench, row: Row, rounds: int, seconds: float, only: Collection[str]) -> list[report.Line]:
+    """Runs a row; its figures and verdicts."""
+    peers = [peer for peer in row.peers if bench.has(peer) and (not only or peer in only)]
+    if bench.other is not None and row.ours == "proxy":
+        peers.append("other")
+    found: dict[str, list[Figures]] = {contender: [] for contender in (row.ours, *peers)}
+    for number in range(rounds):
+        for contender in found:
+            figures = run(bench, contender, row.load, seconds, codec=row.codec)
+            found[contender].append(figures)
+            print(f"  round {number + 1} {contender}: {describe(figures)}", file=sys.stderr, flush=True)
+    lines = [report.Line(row.name, row.text, verdict(found, row.ours, target)) for target in row.targets]
+    lines += [
+        report.Line(row.name, row.text, f"processor time of {peer}: {_ratios(found, row.ours, peer)} ours")
+        for peer in peers
+        if all(target.peer != peer for target in row.targets)
+    ]
+    lines.append(report.Line(row.name, row.text, f"ours: {_medians(found[row.ours])}"))
+    return lines
+
+
+def describe(figures: Figures) -> str:
+    """A run in a line."""
+    words = f"{figures.cpu:,.0f} ns/message, {figures.delivered:,.0f} messages/s, {figures.frame:.1f} a frame"
+    words += f", core {figures.share:.0%}, {figures.mib:.0f} MiB"
+    if figures.p50:
+        words += f", p50 {figures.p50:,.0f} p99 {figures.p99:,.0f} max {figures.max:,.0f} us"
+    if figures.lost or figures.unsent or figures.disconnected:
+        words += f"; lost {figures.lost}, not taken {figures.unsent}, {figures.disconnected} clients disconnected"
+    return words
+
+
+def verdict(found: dict[str, list[Figures]], ours: str, target: Target) -> str:
+    """What was asked, what was found, and whether that is enough."""
+    what = f"{target.figure.value} against {target.peer}"
+    if target.peer not in found:
+        return f"{what}: not measured"
+    values = []
+    for mine, theirs in zip(found[ours], found[target.peer], strict=True):
+        own, other = getattr(mine, target.figure.value), getattr(theirs, target.figure.value)
+        if target.bound is Bound.ADDED:
+            values.append(own - other)
+        elif target.bound is Bound.MOST:
+            values.append(own / other)
+        else:
+            values.append(other / own)
+    middle = statistics.median(values)
+    good = middle >= target.limit if target.bound is Bound.LEAST else middle <= target.limit
+    unit = " us" if target.bound is Bound.ADDED else "x"
+    wanted = f"{target.bound.value} {target.limit:g}{unit}"
+    return f"{what}: {spread(values)}{unit}, wanted {wanted}: {'reached' if good else 'MISSED'}"
+
+
+def _ratios(found: dict[str, list[Figures]], ours: str, peer: str) -> str:
+    values = [b.cpu / a.cpu for a, b in zip(found[ours], found[peer], strict=True) if a.cpu and b.cpu]
+    return f"{spread(values)}x" if values else "none,"
+
+
+def _medians(found: list[Figures]) -> str:
+    return describe(sorted(found, key=lambda figures: figures.cpu)[len(found) // 2])
+
+
+def idle(bench: Bench, rounds: int, seconds: float) -> list[report.Line]:
+    text = "10 clients and the upstream connected, nothing to do"
+    load = {"clients": 10, "batch": 1, "rate": 0.001, "warm": 1}
+    found = [run(bench, "proxy", load, max(seconds, IDLE_SECONDS)) for _ in range(rounds)]
+    share, memory = [f.share * 100 for f in found], [f.mib for f in found]
+    good = statistics.median(share) < 0.5, statistics.median(memory) < 60
+    return [
+        report.Line("idle", text, f"processor: {spread(share)} %, wanted under 0.5 %: {_word(good[0])}"),
+        report.Line("idle", text, f"memory: {spread(memory)} MiB, wanted under 60 MiB: {_word(good[1])}"),
+    ]
+
+
+def transcode(bench: Bench, rounds: int, seconds: float) -> list[report.Line]:
+    found: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        done = subprocess.run([bench.python, str(HERE / "transcode.py")], capture_output=True, text=True, check=True)
+        for case, nanoseconds in json.loads(done.stdout).items():
+            found.setdefault(case, []).append(nanoseconds)
+    lines = []
+    for case, values in found.items():
+        limit = 2000 if case.endswith("to json") else 1500
+        good = statistics.median(values) <= limit
+        lines.append(
+            report.Line("transcode", "one message", f"{case}: {spread(values)} ns, wanted {limit}: {_word(good)}")
+        )
+    return lines
+
+
+def joins(bench: Bench, rounds: int, seconds: float) -> list[report.Line]:
+    lines = []
+    for held in (80, 8000):
+        text = f"200 clients with {held:,} of 8,000 symbols each; a newcomer asks for all 8,000, and leaves"
+        found = [measure_joins(bench, seconds, held) for _ in range(rounds)]
+        for name, values, limit in (
+            ("a join", [j.join for j in found], 5),
+            ("a leave", [j.leave for j in found], 5),
+            ("longest turn of the hub", [max((took for took, _ in j.turns), default=0.0) for j in found], 10),
+        ):
+            good = statistics.median(values) <= limit
+            lines.append(report.Line("joins", text, f"{name}: {spread(values)} ms, wanted {limit} ms: {_word(good)}"))
+        p99 = [[getattr(j, which).p99 / 1000 for j in found] for which in ("disturbed", "undisturbed")]
+        words = f"p99 latency with joins: {spread(p99[0])} ms, without: {spread(p99[1])} ms"
+        lines.append(report.Line("joins", text, words))
+    return lines
+
+
+def _word(good: bool) -> str:
+    return "reached" if good else "MISSED"
+
+
+SPECIAL: dict[str, Callable[[Bench, int, float], list[report.Line]]] = {
+    "joins": joins,
+    "idle": idle,
+    "transcode": transcode,
+}
+
+
+def main() -> int:
+    names = [row.name for row in ROWS] + [*SPECIAL] + [growth.name for growth in GROWTHS]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="of " + " ".join(names))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each run that are measured")
+    parser.add_argument("--only", metavar="PEER", action="append", default=[], help="leave the other peers out")
+    parser.add_argument("--against", metavar="DIR", type=Path, help="another checkout of the product, as one more peer")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/RESULTS.md")
+    options = parser.parse_args()
+    if unknown := [name for name in options.rows if name not in names]:
+        parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(names)}")
+
+    def chosen(name: str) -> bool:
+        return not options.rows or name in options.rows
+
+    results = report.Report(options.rounds, options.seconds)
+    try:
+        bench = Bench(options.against)
+        results.machine = report.machine(bench)
+        for row in ROWS:
+            if chosen(row.name):
+                results.add(against_peers(bench, row, options.rounds, options.seconds, options.only))
+        for name, measure in SPECIAL.items():
+            if chosen(name):
+                results.add(measure(bench, options.rounds, options.seconds))
+        for growth in GROWTHS:
+            if chosen(growth.name):
+                results.add_growth(growth, measure_growth(bench, growth, options.rounds, options.seconds))
+    except BenchError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 1
+    if options.write:
+        results.write(HERE / "RESULTS.md")
+    return 0 if results.reached else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

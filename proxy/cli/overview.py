@@ -1,0 +1,113 @@
+"""What /status.json says, as tables for a person: the proxy in one line, its feeds, its clients, and recent trouble.
+
+`proxy.web.document` describes the JSON. Anything else raises LookupError, TypeError, ValueError or AttributeError.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from proxy.cli.terminal import Cell, plain, table
+from proxy.colour import Colour, Ink
+
+RECENT = 5
+FULL = 0.5  # of an outbox, from which on its client is worth a look
+
+FEED = ("FEED", "STATE", "FOR", "MSG/S", "MESSAGES", "LAG P50", "P99", "LAST", "TOPICS", "CONNECTS", "TROUBLE")
+CLIENT = ("CLIENT", "FEED", "SESSIONS", "TOPICS", "MSG/S", "DELIVERED", "PENDING", "LEFT OUT", "LOST")
+
+Document = Mapping[str, Any]
+
+
+def overview(document: Document, ink: Ink) -> str:
+    """The whole text."""
+    parts = [_proxy(document, ink)]
+    if document["feeds"]:
+        parts.append(table(FEED, [_feed(feed) for feed in document["feeds"]], ink))
+    if document["clients"]:
+        parts.append(table(CLIENT, [_client(client) for client in document["clients"]], ink))
+    else:
+        parts.append("No client has connected yet.")
+    trouble = [event for event in document["events"] if event["level"] in ("warning", "error")]
+    if trouble:
+        parts.append("\n".join(_event(event, ink) for event in trouble[-RECENT:]))
+    return "\n\n".join(parts)
+
+
+def _proxy(document: Document, ink: Ink) -> str:
+    ready = ink.paint("ready", Colour.GOOD) if document["ready"] else ink.paint("not ready", Colour.BAD)
+    pending, limit = document["outboxes"]["pending"], document["outboxes"]["limit"]
+    return (
+        f"alpaca-proxy {plain(str(document['proxy']))}: {plain(str(document['state']))}, {ready}, "
+        f"up {span(document['uptime'])}, outboxes {size(pending)} of {size(limit)}"
+    )
+
+
+def _feed(feed: Document) -> list[Cell]:
+    live = feed["phase"] == "live"
+    bad = feed["needed"] and not live
+    return [
+        f"{feed['account']}/{feed['feed']}",
+        (str(feed["phase"]), Colour.GOOD if live else Colour.BAD if bad else None),
+        span(feed["since"]),
+        f"{feed['rate']:.1f}",
+        f"{feed['received']:,}",
+        milliseconds(feed["lag"]["p50"]),
+        milliseconds(feed["lag"]["p99"]),
+        "-" if feed["age"] is None else f"{span(feed['age'])} ago",
+        f"{feed['acked']}/{feed['wanted']}" if feed["acked"] != feed["wanted"] else f"{feed['wanted']}",
+        str(feed["connects"]),
+        (str(feed["trouble"]) if not live else "", Colour.BAD if bad else None),
+    ]
+
+
+def _client(client: Document) -> list[Cell]:
+    sessions: Sequence[Document] = client["sessions"]
+    pending = sum(session["pending"] for session in sessions)
+    slow = any(session["slow"] or session["pending"] > FULL * session["limit"] for session in sessions)
+    lost = ", ".join(f"{count:,} {reason}" for reason, count in sorted(client["lost"].items()))
+    return [
+        str(client["client"]),
+        str(client["feed"]),
+        str(len(sessions)),
+        str(sum(session["topics"] for session in sessions)),
+        f"{client['rate']:.1f}",
+        f"{client['delivered']:,}",
+        (size(pending) + (" slow" if slow else ""), Colour.WARNING if slow else None),
+        f"{client['conflated']:,}",
+        (lost or "0", Colour.WARNING if lost else None),
+    ]
+
+
+def _event(event: Document, ink: Ink) -> str:
+    clock = time.strftime("%H:%M:%S", time.localtime(event["time"]))
+    colour = Colour.BAD if event["level"] == "error" else Colour.WARNING
+    fields = " ".join(f"{name}={value}" for name, value in event["fields"].items())
+    level = ink.paint(plain(event["level"]), colour)
+    return f"{clock} {level} " + plain(f"{event['event']} {fields}").replace("\n", " ").rstrip()
+
+
+def span(seconds: float) -> str:
+    """How long something has been so: `42 s`, `12 min`, `3 h 12 min`, `5 d 3 h`."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{hours} h {minutes % 60} min" if hours < 24 else f"{days} d {hours % 24} h"
+
+
+def size(count: int) -> str:
+    """A number of bytes, in the unit that suits it."""
+    for unit, of in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= of:
+            return f"{count / of:.1f} {unit}"
+    return f"{count} bytes"
+
+
+def milliseconds(seconds: float | None) -> str:
+    """A lag, or a dash while there is none to be known."""
+    return "-" if seconds is None else f"{seconds * 1000:.1f} ms"

@@ -1,0 +1,132 @@
+"""docs/configuration.md: the reference of the configuration, made from its JSON schema and the table of feeds.
+
+What a setting is stands beside it in the model, and here it is only laid out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from proxy.config import settings
+from proxy.protocol.feeds import FOLLOWERS, Dialect, endpoint, feed_names
+
+Schema = Mapping[str, Any]
+
+BEGINNING = """\
+# Configuration
+
+<!-- Made by `python3 -m proxy schema --markdown`; tests/test_docs.py keeps it current. -->
+
+One YAML file: `-c FILE`, else `$ALPACA_PROXY_CONFIG`, else `config/proxy.yaml`. Only `accounts` and `clients` are
+needed, one of each at least. [config/proxy.yaml](../config/proxy.yaml) shows every setting with its default; `init`
+writes a small one, `check` says all that is wrong with one, each problem with its line and column.
+
+- **Texts stay texts.** `ON`, `NO`, `TRUE`, `1E5` and `7203` are symbols and not booleans or numbers; a setting decides
+  by itself what it takes.
+- **References** stand inside of any value: `${NAME}` is an environment variable (unset is an error), the same with a
+  default is `${NAME:-default}`, the text of a file `${file:PATH}` (relative to the configuration's folder), and a
+  literal `${` is `$${`. They are resolved after parsing, so what they bring is never YAML. Inside of `[ ]` and `{ }`
+  they need quotes.
+- **Sizes** are plain bytes, or in `KB`, `MB`, `GB` (thousands), `KiB`, `MiB`, `GiB`.
+- **Mistakes are errors**: an unknown key, a duplicate key, a client's key that is used twice, an account that is not
+  there, anchors and tags.
+- **SIGHUP** reads it again, all or nothing; see [operations.md](operations.md#change-the-configuration). An address
+  that the proxy listens on takes a restart.
+"""
+
+ALLOW = """\
+## What `allow` takes
+
+Feed, channel, entries: `iex: {trades: [AAPL, BRK*], bars: ["*"]}`. What no entry names is denied.
+
+| entry | permits |
+|---|---|
+| `AAPL` | that symbol |
+| `BRK*` | every symbol that begins so, but not to subscribe to `*` |
+| `"*"` | every symbol, and to subscribe to `*` itself |
+| `CHANNEL: "*"` | the same as `["*"]` |
+| `"*": [AAPL]` | `AAPL` on every channel, those included that nobody knows yet |
+| `FEED: "*"` | everything in the feed |
+
+`{followers}` come with `trades` and cannot be listed.
+
+Under `trading`, entries are patterns of the `client_order_id`: an update belongs to a client if its order's id matches,
+or if the order, what it replaces, what replaced it or one of its legs belongs to an order that is the client's already.
+Orders of nobody are seen with `*` alone.
+"""
+
+FEEDS = """\
+## Feeds and channels
+
+| feed | path | channels |
+|---|---|---|
+"""
+
+LOCATIONS = """\
+
+Further crypto locations are feeds as well: `crypto-us-1` is `/v1beta3/crypto/us-1`, and so on. The path is the same at
+Alpaca and at the proxy."""
+
+
+def reference(schema: Schema) -> str:
+    """The whole document, without a line break at its end."""
+    sections = schema["$defs"]
+    parts = [BEGINNING, "\n".join(_table(schema, sections))]
+    for name, section in (("listen", "Listen"), ("listen.tls", "Tls"), ("admin", "Admin"), ("log", "Log")):
+        parts.append(_section(name, sections[section]))
+    parts.append(_section("limits", sections["Limits"]))
+    parts.append(_section("accounts.NAME", sections["Account"]))
+    parts.append(_section("clients.NAME", sections["ClientEntry"]))
+    parts.append(ALLOW.replace("{followers}", "` and `".join(FOLLOWERS)))
+    parts.append(FEEDS + "\n".join(_feeds()) + "\n" + LOCATIONS)
+    return "\n".join(parts)
+
+
+def _section(name: str, section: Schema) -> str:
+    return "\n".join([f"## `{name}`", "", section["description"], "", *_table(section)])
+
+
+def _table(section: Schema, sections: Schema | None = None) -> Iterator[str]:
+    """The settings of a section; where one is a section itself, `sections` has what is to be said of it."""
+    yield "| setting | default | what it is |"
+    yield "|---|---|---|"
+    required = section.get("required", ())
+    for name, setting in section["properties"].items():
+        described = (sections or {}).get(setting.get("$ref", "").rpartition("/")[2], setting)
+        text = described.get("description", "")
+        if choices := setting.get("enum"):
+            text += f" One of {', '.join(f'`{choice}`' for choice in choices)}."
+        default = "needed" if name in required else _default(setting.get("default"))
+        yield f"| `{name}` | {default} | {_cell(text)} |"
+    yield ""
+
+
+def _default(value: object) -> str:
+    """As one would write it in the file."""
+    if value is None:
+        return "none"
+    if isinstance(value, dict):
+        return "see below" if value else "`{}`"
+    if isinstance(value, list):
+        return "`[]`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, int) and value and value % settings.KIB == 0:
+        return f"`{settings.in_units(value)}`"
+    return f"`{value}`"
+
+
+def _cell(text: str) -> str:
+    """Text within a table; a reference in it is code."""
+    return re.sub(r"(?<!`)(\$\{[^}]*\})(?!`)", r"`\1`", text).replace("|", "\\|")
+
+
+def _feeds() -> Iterator[str]:
+    for name in feed_names():
+        known = endpoint(name)
+        assert known is not None
+        channels = " ".join(f"`{channel}`" for channel in known.channels)
+        what = " (order updates)" if known.dialect is Dialect.TRADING else ""
+        yield f"| `{known.feed}`{what} | `{known.path}` | {channels} |"

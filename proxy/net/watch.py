@@ -1,0 +1,48 @@
+"""What is measured of one feed beside its data path: how late its messages come, and when the last one came.
+
+Both are looked at from time to time only: a sample of one message is taken many times a second, not of every message,
+and whether anything came is seen at the tick.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from proxy.history import Lags
+from proxy.protocol.codec import Codec
+from proxy.protocol.stamps import made_at
+
+SAMPLE_SECONDS = 0.05
+
+
+class Watch:
+    """`due` is when the next sample may be taken. `clock` is steady time in seconds, `wall` that since 1970."""
+
+    def __init__(self, clock: Callable[[], float], wall: Callable[[], float] = time.time) -> None:
+        self.lags = Lags()
+        self.due = clock()
+        self._clock = clock
+        self._wall = wall
+        self._received = 0
+        self._received_at: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<Watch {self.lags!r}>"
+
+    def sample(self, frame: bytes, codec: Codec, heard_at: float) -> None:
+        """Looks how old a frame's first message was when it was heard."""
+        now = self._clock()
+        self.due = now + SAMPLE_SECONDS
+        made = made_at(frame, codec)
+        if made is not None:
+            self.lags.add(self._wall() - (now - heard_at) - made)
+
+    def tick(self, received: int, now: float) -> None:
+        """How many messages have come so far."""
+        if received != self._received:
+            self._received, self._received_at = received, now
+
+    def age(self, now: float) -> float | None:
+        """Seconds since the last message, as of the last tick; None before the first."""
+        return None if self._received_at is None else now - self._received_at

@@ -1,0 +1,92 @@
+"""`completion SHELL`: what real shells make of the scripts."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from proxy.cli.completion import script
+from proxy.cli.parser import SHELLS, parser
+from tests.cli.conftest import Call
+
+INSTALLED = [shell for shell in SHELLS if shutil.which(shell)]
+VERBS = {"check", "explain", "demo", "simulate", "keygen", "init", "status", "healthcheck", "schema", "completion"}
+
+BASH = """\
+source ./script
+COMP_WORDS=({words})
+COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+_alpaca_proxy
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+
+
+def bash(line: str, folder: Path) -> set[str]:
+    """What bash offers for the last word of a command line; a line that ends in a space begins a new one."""
+    (folder / "script").write_text(script("bash"))
+    words = line.split() + ([""] if line.endswith(" ") else [])
+    program = BASH.format(words=" ".join(f"'{word}'" for word in words))
+    done = subprocess.run(["bash", "--norc", "-c", program], cwd=folder, capture_output=True, text=True, timeout=20)
+    assert done.stderr == ""
+    return set(done.stdout.split("\n")) - {""}
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("alpaca-proxy.pyz ", {*VERBS, "-h", "--help", "-c", "--config", "--version"}),
+        ("alpaca-proxy.pyz s", {"simulate", "status", "schema"}),
+        ("alpaca-proxy.pyz check --", {"--help", "--config", "--online"}),
+        ("alpaca-proxy.pyz -c some.yaml st", {"status"}),
+        ("alpaca-proxy.pyz -c ", {"a file.yaml", "script"}),
+        ("alpaca-proxy.pyz status --config ", {"a file.yaml", "script"}),
+        ("alpaca-proxy.pyz init a", {"a file.yaml"}),
+        ("alpaca-proxy.pyz demo --seconds ", set()),
+        ("alpaca-proxy.pyz completion ", {"bash", "zsh", "fish", "-h", "--help"}),
+        ("alpaca-proxy.pyz explain momentum cr", {"crypto", "crypto-perps-global"}),
+        ("alpaca-proxy.pyz explain -c x momentum iex daily", {"dailyBars"}),
+        ("alpaca-proxy.pyz keygen ", {"-h", "--help"}),
+    ],
+)
+def test_bash_offers(tmp_path: Path, line: str, offered: set[str]) -> None:
+    (tmp_path / "a file.yaml").touch()
+    assert bash(line, tmp_path) == offered
+
+
+@pytest.mark.parametrize("shell", INSTALLED)
+def test_the_shell_can_read_it(tmp_path: Path, shell: str) -> None:
+    (tmp_path / "script").write_text(script(shell))
+    done = subprocess.run([shell, "-n", "script"], cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_no_verb_and_no_option_is_left_out(call: Call, shell: str) -> None:
+    said = call("completion", shell)
+    assert said.code == 0
+    for verb in VERBS:
+        assert re.search(rf"\b{verb}\b", said.out)
+    options = set(re.findall(r"--([a-z]+)", parser().format_help())) | {"online", "seconds", "port", "json", "watch"}
+    for option in options | {"markdown"}:
+        assert re.search(rf"(--|-l ){option}\b", said.out)
+
+
+def test_an_unknown_shell_is_a_mistake(call: Call) -> None:
+    said = call("completion", "tcsh")
+    assert said.code == 2
+    assert "choose from" in said.err
+
+
+@pytest.mark.parametrize("shell", [shell for shell in INSTALLED if shell == "fish"])
+def test_fish_offers(tmp_path: Path, shell: str) -> None:
+    (tmp_path / "script").write_text(script(shell))
+    ask = 'source ./script; complete -C "alpaca-proxy.pyz s"; complete -C "alpaca-proxy.pyz check --o"'
+    environ = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run([shell, "-c", ask], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=20)
+    offered = {line.split("\t")[0] for line in done.stdout.splitlines()}
+    assert offered == {"simulate", "status", "schema", "--online"}

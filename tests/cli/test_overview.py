@@ -1,0 +1,47 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxy.cli.overview import milliseconds, overview, size, span
+from proxy.colour import Ink
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.9, "59 s"), (60, "1 min"), (3599, "59 min"), (3600, "1 h 0 min"), (11520, "3 h 12 min"),
+     (86399, "23 h 59 min"), (86400, "1 d 0 h"), (5 * 86400 + 3 * 3600, "5 d 3 h")],
+)  # fmt: skip
+def test_spans(seconds: float, text: str) -> None:
+    assert span(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 bytes"), (1023, "1023 bytes"), (1024, "1.0 KiB"), (1 << 20, "1.0 MiB"), (3 << 29, "1.5 GiB")],
+)
+def test_sizes(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+def test_a_lag_that_nobody_knows_is_a_dash() -> None:
+    assert (milliseconds(None), milliseconds(0.01234)) == ("-", "12.3 ms")
+
+
+SESSION = {"pending": 0, "limit": 1000, "slow": False, "topics": 1}
+CLIENT = {"client": "a", "feed": "iex", "rate": 1.0, "delivered": 1, "conflated": 0, "lost": {}}
+HEAD = {"proxy": "1", "state": "serving", "ready": True, "uptime": 1, "outboxes": {"pending": 0, "limit": 1}}
+
+
+@pytest.mark.parametrize(
+    ("session", "slow"), [({}, False), ({"pending": 500}, False), ({"pending": 501}, True), ({"slow": True}, True)]
+)
+def test_who_is_slow_stands_out(session: dict[str, object], slow: bool) -> None:
+    """One session of several is enough."""
+    clients = [{**CLIENT, "sessions": [SESSION, {**SESSION, **session}], "lost": {"slow": 1200} if slow else {}}]
+    document = {**HEAD, "feeds": [], "clients": clients, "events": []}
+    painted = overview(document, Ink(on=True))
+    assert (" slow\x1b[0m" in painted) is slow
+    assert ("\x1b[33m1,200 slow\x1b[0m" in painted) is slow
+    assert "\x1b" not in overview(document, Ink(on=False))

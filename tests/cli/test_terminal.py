@@ -1,0 +1,67 @@
+"""How the verbs speak."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from proxy.cli.terminal import Cell, command, plain, table, warn
+from proxy.colour import Colour, Ink
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("environ", "on"),
+    [({}, True), ({"NO_COLOR": ""}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
+)
+def test_colour_is_for_terminals_of_people_who_want_it(environ: dict[str, str], on: bool) -> None:
+    assert Ink.of(Terminal(), environ).on is on
+    assert Ink.of(io.StringIO(), environ).on is False
+
+
+def test_a_warning_stands_out_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for stream, label in ((Terminal(), "\x1b[33mwarning:\x1b[0m"), (io.StringIO(), "warning:")):
+        monkeypatch.setattr("sys.stderr", stream)
+        warn("two\x1b[2J words")
+        assert stream.getvalue() == f"{label} two\ufffd[2J words\n"
+
+
+def test_paint() -> None:
+    assert Ink(on=True).paint("text", Colour.BAD) == "\x1b[31mtext\x1b[0m"
+    assert Ink(on=False).paint("text", Colour.BAD) == Ink(on=True).paint("text", None) == "text"
+
+
+def test_a_table_is_aligned_painted_or_not() -> None:
+    rows: list[list[Cell]] = [["a", "b", "c"], ["longer", ("painted", Colour.BAD), ""]]
+    off = table(("ONE", "TWO", "THREE"), rows, Ink(on=False))
+    assert off.splitlines() == ["ONE     TWO      THREE", "a       b        c", "longer  painted"]
+    on = table(("ONE", "TWO", "THREE"), rows, Ink(on=True))
+    for colour in Colour:
+        on = on.replace(f"\x1b[{colour.value}m", "")
+    assert on.replace("\x1b[0m", "") == off
+
+
+def test_nothing_that_steers_a_terminal_gets_out() -> None:
+    assert plain("a\x1b[2Jb\r\x9bc\u202ed\ne") == "a\ufffd[2Jb\ufffd\ufffdc\ufffdd\ne"
+
+
+@pytest.mark.parametrize(
+    ("file", "again"),
+    [
+        ("/opt/alpaca-proxy.pyz", "python3 /opt/alpaca-proxy.pyz"),
+        ("/opt/my files/alpaca-proxy.pyz", "python3 '/opt/my files/alpaca-proxy.pyz'"),
+        (str(Path.cwd() / "built" / "alpaca-proxy.pyz"), "python3 built/alpaca-proxy.pyz"),
+        ("", "python3 -m proxy"),
+        ("/opt/some-other.pex", "python3 -m proxy"),
+    ],
+)
+def test_the_next_step_is_a_command_that_works(file: str, again: str) -> None:
+    assert command(file) == again

@@ -1,0 +1,355 @@
+"""What one algorithm can do, by accident or on purpose. What is asserted is about the others: every message reaches
+them, once and in order, and their connections stay.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import gevent
+import pytest
+
+from proxy.net import connection, conversation, listener, outbox
+from tests.harness import BINARY, CLOSE, PING, PONG, TEXT, Client, Harness, Wire, quote, trade, wait_for
+
+Start = Callable[..., Harness]
+
+CLIENTS = """
+  witness: {key: witness, secret: witness, outbox: 64MiB, allow: {iex: "*"}}
+  other: {key: other, secret: other, allow: {iex: "*"}}
+  rogue: {key: rogue, secret: rogue, max_connections: 1, outbox: 256KiB, allow: {iex: "*"}}
+  many: {key: many, secret: many, max_connections: 1000, allow: {iex: {trades: [AAPL]}}}
+  newest: {key: newest, secret: newest, outbox: 256KiB, when_slow: conflate, allow: {iex: "*"}}
+"""
+NAMES = ("witness", "rogue")
+FAT = "x" * 20_000  # a message of which a few hundred are more than any kernel's buffers
+
+
+@pytest.fixture
+def proxy(start: Start) -> Harness:
+    return start(CLIENTS)
+
+
+@pytest.fixture
+def witness(proxy: Harness) -> Iterator[Client]:
+    """An algorithm that hears all trades of AAPL before and while and after something happens to another."""
+    client = proxy.client("witness")
+    client.subscribe(trades=["AAPL"])
+    with proxy.undisturbed(client):
+        yield client
+    wait_for(lambda: len(proxy.gateway.server.conversations) <= 1, "the others' sessions have not ended")
+    wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}}, "Alpaca still sends what nobody wants")
+    assert proxy.gateway._outboxes.pending == 0
+    assert proxy.simulator.opened("iex") == 1
+
+
+def stuck(proxy: Harness, key: str = "rogue", **channels: list[str]) -> Wire:
+    """A client that has logged in and reads no more from then on."""
+    return proxy.wire(buffer=4096).log_in(key, **channels)
+
+
+def pour(proxy: Harness, symbol: str = "FAT", count: int = 500) -> None:
+    """Ten megabytes of trades, numbered from 1."""
+    for number in range(1, count + 1):
+        proxy.simulator.publish("iex", [trade(symbol, number, pad=FAT)])
+        if number % 10 == 0:
+            gevent.sleep(0.001)
+
+
+@pytest.mark.usefixtures("witness")
+@pytest.mark.parametrize("how", ["rst", "fin"])
+@pytest.mark.parametrize("what", [b"", b"\x81", b"\x81\xfe\x40\x00", b"\x81\x85abcdhel", b"\x01\x80abcd"])
+def test_crash_in_the_middle_of_a_frame(proxy: Harness, how: str, what: bytes) -> None:
+    for _ in range(3):
+        wire = proxy.wire().log_in("rogue", trades=["AAPL", "MSFT"])
+        wire.socket.sendall(what)
+        if how == "rst":
+            wire.crash()
+        else:
+            wire.socket.close()
+        wait_for(lambda: len(proxy.gateway.server.conversations) == 1)
+
+
+@pytest.mark.usefixtures("witness")
+def test_stops_reading(proxy: Harness) -> None:
+    """What fits is delivered without a gap; then it is told 407, closed, and its place is free."""
+    slow = stuck(proxy, trades=["FAT"])
+    pour(proxy)
+    wait_for(lambda: any(c.outbox.slow for c in proxy.gateway.server.conversations))
+    *heard, last, close = slow.rest()
+    numbers = [message["i"] for _, payload in heard for message in json.loads(payload)]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert 0 < len(numbers) < 500
+    assert last == (TEXT, b'[{"T":"error","code":407,"msg":"slow client"}]')
+    assert close[0] == CLOSE
+    assert close[1][:2] == (1008).to_bytes(2, "big")
+    wait_for(lambda: len(proxy.gateway.server.conversations) == 1)
+    totals = proxy.gateway.snapshot().totals["rogue", "iex"]
+    assert (totals.delivered, totals.lost) == (len(numbers), {"slow": 500 - len(numbers)})
+
+
+@pytest.mark.usefixtures("witness")
+def test_stops_reading_for_ever(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It never hears its 407; its connection is ended all the same, and it may come back at once."""
+    monkeypatch.setattr(conversation, "FAREWELL_SECONDS", 0.2)
+    slow = stuck(proxy, trades=["FAT"])
+    pour(proxy)
+    wait_for(lambda: any(c.outbox.slow for c in proxy.gateway.server.conversations))
+    again = proxy.client("rogue")
+    again.subscribe(trades=["FAT"])
+    again.ws.close()
+    wait_for(lambda: len(proxy.gateway.server.conversations) == 1)
+    with suppress(ConnectionError):
+        slow.socket.settimeout(0)
+        slow.socket.close()
+
+
+@pytest.mark.usefixtures("witness")
+def test_a_send_that_waits_too_long(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its outbox has room, but nothing has got through for ten seconds (here: a fifth of one)."""
+    assert outbox.SEND_SECONDS == 10
+    monkeypatch.setattr(outbox, "SEND_SECONDS", 0.2)
+    slow = stuck(proxy, "newest", trades=["FAT"])
+    [session] = [c for c in proxy.gateway.server.conversations if c.name == "newest"]
+    session.outbox.limit = 1 << 30
+    pour(proxy)
+    wait_for(lambda: len(proxy.gateway.server.conversations) == 1)
+    assert session.outbox.slow
+    slow.socket.close()
+
+
+@pytest.mark.usefixtures("witness")
+def test_reads_slowly_and_wants_the_newest(proxy: Harness) -> None:
+    """Of quotes only the newest is kept for it; of trades none is left out; it is never disconnected."""
+    slow = stuck(proxy, "newest", quotes=["SPY", "QQQ"], trades=["SPY"])
+    for number in range(1, 401):
+        tick = [quote(symbol, n=number, pad=FAT) for symbol in ("SPY", "QQQ")]
+        proxy.simulator.publish("iex", [*tick, trade("SPY", number)])
+        if number % 10 == 0:
+            gevent.sleep(0.001)
+    [session] = [c for c in proxy.gateway.server.conversations if c.name == "newest"]
+    wait_for(lambda: session.outbox.conflated > 0)
+    messages: list[dict[str, Any]] = []
+    while len(messages) < 3 or [m["i"] for m in messages if m["T"] == "t"][-1] < 400:
+        messages += json.loads(slow.hear()[1])
+    assert [m["i"] for m in messages if m["T"] == "t"] == list(range(1, 401))
+    for symbol in ("SPY", "QQQ"):
+        numbers = [m["n"] for m in messages if m["T"] == "q" and m["S"] == symbol]
+        assert numbers == sorted(set(numbers))
+        assert numbers[-1] == 400
+        assert len(numbers) < 400
+    assert session.outbox.closing is None
+    slow.socket.close()
+
+
+@pytest.mark.usefixtures("witness")
+def test_floods_with_pings(proxy: Harness) -> None:
+    """Only the newest ping counts (RFC 6455 §5.5.3), so the flood costs no memory; the last one is answered."""
+    wire = proxy.wire().log_in("rogue", trades=["MSFT"])
+    burst = b"".join(Wire.frame(PING, b"%d" % number) for number in range(20_000))
+    sender = gevent.spawn(wire.socket.sendall, burst + Wire.frame(PING, b"last"))
+    answered = 0
+    while (frame := wire.hear()) != (PONG, b"last"):
+        assert frame[0] == PONG
+        answered += 1
+    sender.join()
+    assert answered <= 20_000
+    wire.crash()
+
+
+@pytest.mark.usefixtures("witness")
+def test_floods_with_requests(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads none of the answers, each of which is its whole state; its outbox overflows, and it is closed."""
+    monkeypatch.setattr(conversation, "FAREWELL_SECONDS", 0.2)
+    wire = stuck(proxy, trades=[f"S{number}" for number in range(500)])
+    request = Wire.frame(TEXT, b'{"action":"subscribe"}') * 50
+
+    def flood() -> None:
+        with suppress(OSError):
+            while True:
+                wire.socket.sendall(request)
+
+    flooding = gevent.spawn(flood)
+    wait_for(lambda: any(c.outbox.slow for c in proxy.gateway.server.conversations))
+    flooding.kill()
+    wire.crash()
+
+
+@pytest.mark.usefixtures("witness")
+def test_ten_thousand_symbols_in_one_request(proxy: Harness) -> None:
+    """Alpaca is asked in pieces that it takes; the acknowledgement comes when all of them are confirmed."""
+    client = proxy.client("other")
+    symbols = [f"S{number:05}" for number in range(10_000)]
+    assert client.subscribe(trades=symbols)["trades"] == symbols
+    assert proxy.simulator.subscribed("iex")["trades"] == {*symbols, "AAPL"}
+    pieces = [request for request in proxy.simulator.requests("iex") if request.get("trades")]
+    assert len(pieces) > 3
+    proxy.simulator.publish("iex", [trade("S00000", 1), trade("S09999", 2)])
+    assert client.hear() == [trade("S00000", 1), trade("S09999", 2)]
+    client.ws.close()
+
+
+@pytest.mark.usefixtures("witness")
+@pytest.mark.parametrize("character", ["\u0000", '"', "\\", "é", "😀"])
+def test_symbols_that_take_more_room_than_they_look(proxy: Harness, character: str) -> None:
+    """A request upstream is never larger than Alpaca takes, whatever its symbols are spelled with."""
+    client = proxy.client("other")
+    symbols = [character * 60 + f"{number:04}" for number in range(1000)]
+    client.say({"action": "subscribe", "trades": symbols})
+    client.answer()
+    client.ws.close()
+    wait_for(lambda: _alone(proxy) and proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}})
+
+
+@pytest.mark.usefixtures("witness")
+def test_five_hundred_connections_in_a_second(proxy: Harness) -> None:
+    """All of them log in and hear everything; then all of them vanish at once."""
+    wires: list[Wire] = []
+
+    def join() -> None:
+        while True:
+            try:
+                wires.append(proxy.wire().log_in("many", trades=["AAPL"]))
+            except (ConnectionError, EOFError):
+                gevent.sleep(0.05)  # turned away, since so many others wait at the door: as SDKs do, it tries again
+            else:
+                return
+
+    gevent.joinall([gevent.spawn(join) for _ in range(500)], timeout=20)
+    assert len(wires) == 500
+    for wire in wires[::50]:
+        numbers = [message["i"] for _ in range(5) for message in json.loads(wire.hear()[1])]
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    for wire in wires:
+        wire.crash()
+
+
+@pytest.mark.usefixtures("witness")
+def test_half_open(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine of an algorithm lost its power: no pong comes, and its place is freed."""
+    assert (conversation.PING_SECONDS, conversation.GONE_SECONDS) == (10, 20)
+    wire = proxy.wire().log_in("rogue", trades=["MSFT"])
+    monkeypatch.setattr(conversation, "PING_SECONDS", 0.1)
+    monkeypatch.setattr(conversation, "GONE_SECONDS", 0.3)
+    began = time.monotonic()
+    assert [opcode for opcode, _ in wire.rest()][:2] == [PING, PING]
+    assert time.monotonic() - began >= 0.1
+    proxy.client("rogue").ws.close()
+
+
+@pytest.mark.usefixtures("witness")
+def test_a_session_that_only_answers_pings_stays(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = proxy.client("rogue")
+    monkeypatch.setattr(conversation, "PING_SECONDS", 0.05)
+    monkeypatch.setattr(conversation, "GONE_SECONDS", 0.3)
+    gevent.sleep(0.5)
+    assert client.subscribe() == {}
+    client.ws.close()
+
+
+@pytest.mark.usefixtures("witness")
+def test_more_strangers_than_there_is_room_for(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are turned away; who has logged in counts no more, and when they have gone there is room again."""
+    monkeypatch.setattr(listener, "STRANGERS_PER_ADDRESS", 5)
+    silent = [socket.create_connection(proxy.address, 5) for _ in range(5)]
+    wait_for(lambda: proxy.gateway.server.strangers == 5)
+    with socket.create_connection(proxy.address, 5) as turned_away:
+        assert turned_away.recv(1) == b""
+    for one in silent:
+        one.close()
+    wait_for(lambda: proxy.gateway.server.strangers == 0)
+    friends = [proxy.client("many") for _ in range(10)]
+    for friend in friends:
+        friend.ws.close()
+
+
+@pytest.mark.usefixtures("witness")
+@pytest.mark.parametrize(
+    ("what", "code"),
+    [
+        (b"\x81\x05hello", 1002),  # not masked
+        (b"\xc1\x80abcd", 1002),  # a reserved bit
+        (b"\x83\x80abcd", 1002),  # a reserved opcode
+        (b"\x80\x80abcd", 1002),  # a continuation of nothing
+        (b"\x89\xfe\x00\x7e" + bytes(4 + 126), 1002),  # a control frame that is too long
+        (Wire.frame(TEXT, b"\xff\xfe"), 1007),
+        (b"\x81\xff" + (1 << 40).to_bytes(8, "big") + bytes(4 + 4096), 1009),  # a terabyte
+        (Wire.frame(BINARY, bytes(2 << 20)), 1009),
+        (Wire.frame(TEXT, b"a", first=0) + Wire.frame(0, b"a", first=0) * 300, 1009),  # endless fragments
+    ],
+)
+def test_what_no_websocket_client_sends(proxy: Harness, what: bytes, code: int) -> None:
+    wire = proxy.wire().log_in("rogue", trades=["MSFT"])
+    with suppress(ConnectionError):
+        wire.socket.sendall(what)
+    frames = list(wire.rest())
+    wire.socket.close()
+    assert [opcode for opcode, _ in frames][-1:] in ([CLOSE], [])  # a RST may overtake the close frame
+    if frames:
+        assert int.from_bytes(frames[-1][1][:2], "big") == code
+
+
+def test_all_outboxes_together_are_bounded(start: Start) -> None:
+    """The fullest gives way, though its own bound is not reached; the others hear everything."""
+    clients = "".join(f"  {name}: {{key: {name}, secret: {name}, outbox: 4MiB, allow: {{iex: '*'}}}}\n" for name in NAMES)
+    proxy = start(clients, config={"more": "limits: {outboxes: 4MiB}"})
+    client = proxy.client("witness")
+    client.subscribe(trades=["AAPL"])
+    with proxy.undisturbed(client):
+        wires = [stuck(proxy, "rogue", trades=["FAT"]) for _ in range(2)]
+        sessions = [c for c in proxy.gateway.server.conversations if c.name == "rogue"]
+        number = 0
+        while not any(session.outbox.slow for session in sessions):
+            number += 1
+            proxy.simulator.publish("iex", [trade("FAT", number, pad=FAT)])
+            gevent.sleep(0.001)
+        assert sum(session.outbox.slow for session in sessions) == 1
+        assert all(session.outbox.pending < 3 << 20 for session in sessions)
+        for wire in wires:
+            wire.crash()
+    wait_for(lambda: proxy.gateway._outboxes.pending == 0)
+
+
+@pytest.mark.usefixtures("witness")
+def test_joins_and_leaves_in_a_hurry(proxy: Harness) -> None:
+    """Connections that end before, in the middle of and right after their log-in and their first request."""
+    login = json.dumps({"action": "auth", "key": "many", "secret": "many"}).encode()
+    request = json.dumps({"action": "subscribe", "trades": ["AAPL"]}).encode()
+    whole = Wire.frame(TEXT, login) + Wire.frame(TEXT, request) + Wire.frame(CLOSE, b"\x03\xe8")
+    for end in range(0, len(whole) + 1, 3):
+        wire = proxy.wire()
+        wire.socket.sendall(whole[:end])
+        if end % 2:
+            wire.crash()
+        else:
+            wire.socket.close()
+
+
+@pytest.mark.usefixtures("witness")
+def test_asks_and_leaves_before_the_answer(proxy: Harness) -> None:
+    proxy.simulator.slow_acks(0.05)
+    for symbol in itertools.islice(itertools.cycle(("MSFT", "TSLA")), 6):
+        client = proxy.client("many")
+        client.say({"action": "subscribe", "trades": ["AAPL"]})
+        other = proxy.client("rogue")
+        other.say({"action": "subscribe", "trades": [symbol]})
+        client.ws.close()
+        other.ws.close()
+        wait_for(lambda: _alone(proxy))
+    proxy.simulator.slow_acks(0)
+    wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}})
+
+
+def test_reads_are_small() -> None:
+    """A client that never stops talking is read in turns, each of a few milliseconds at most."""
+    assert connection.READ_BYTES <= 8 * 1024
+
+
+def _alone(proxy: Harness) -> bool:
+    return len(proxy.gateway.server.conversations) == 1

@@ -1,0 +1,279 @@
+"""What Alpaca and the way to it can do. Each fault is injected for real, and what is asserted is about the algorithms:
+nobody's connection ends, no message is missing before and after it, and another feed does not notice.
+"""
+
+from __future__ import annotations
+
+import itertools
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from proxy.net import line, upstream, websocket
+from proxy.protocol.feed import Backoff, Phase
+from proxy.routing import ledger
+from proxy.simulator import Plan
+from tests.harness import Client, Harness, certificate, trade, wait_for
+
+Start = Callable[..., Harness]
+
+CLIENTS = """
+  alpha: {key: alpha, secret: alpha, allow: {iex: "*", crypto: "*"}}
+  beta: {key: beta, secret: beta, allow: {iex: "*"}}
+"""
+WANTED = {"trades": {"AAPL", "MSFT"}, "quotes": {"SPY"}}
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes ten seconds takes a tenth of one."""
+    monkeypatch.setattr(upstream, "STEP_SECONDS", 0.1)
+    monkeypatch.setattr(websocket, "DIAL_STEP_SECONDS", 0.1)
+    monkeypatch.setattr(line, "PING_SECONDS", 0.1)
+    monkeypatch.setattr(line, "MUTE_SECONDS", 0.2)
+    monkeypatch.setattr(ledger, "PATIENCE", 0.05)
+    monkeypatch.setattr(Backoff, "next", lambda self, refused: 0.02)
+
+
+@dataclass
+class Scene:
+    proxy: Harness
+    alpha: Client
+    beta: Client
+
+    def failed(self, times: int = 2) -> None:
+        """Waits until the connection was lost and asked for again so many times."""
+        simulator = self.proxy.simulator
+        wait_for(lambda: len(simulator.attempts("iex")) > times and self.proxy.upstream().phase is not Phase.LIVE)
+
+    def lost(self) -> None:
+        wait_for(lambda: self.proxy.upstream().phase is not Phase.LIVE)
+
+
+@contextmanager
+def fault(proxy: Harness, codec: str = "msgpack") -> Iterator[Scene]:
+    """Around a fault of the feed iex, with two algorithms on it and one on crypto."""
+    alpha, beta = proxy.client("alpha"), proxy.client("beta", codec="msgpack")
+    witness = proxy.client("alpha", "/v1beta3/crypto/us")
+    alpha.subscribe(trades=["AAPL"], quotes=["SPY"])
+    beta.subscribe(trades=["AAPL", "MSFT"])
+    witness.subscribe(trades=["BTC/USD"])
+    proxy.publish("iex", "AAPL", 10)
+    alpha.numbers("AAPL", 10)
+    beta.numbers("AAPL", 10)
+    said = len(alpha.frames), len(beta.frames)
+    with proxy.undisturbed(witness, feed="crypto", symbol="BTC/USD"):
+        yield Scene(proxy, alpha, beta)
+        wait_for(lambda: proxy.simulator.subscribed("iex") == WANTED, "not everything was asked for again")
+    proxy.publish("iex", "AAPL", 10)
+    for client, before in zip((alpha, beta), said, strict=True):
+        assert client.numbers("AAPL", 20) == list(range(1, 21))
+        assert all(b"success" not in frame and b"error" not in frame for frame in client.frames[before:])
+        assert client.silent()
+    assert proxy.simulator.peak("iex") == proxy.simulator.peak("crypto") == 1
+
+
+@pytest.mark.parametrize("how", ["close", "fin", "rst"])
+def test_connection_dropped(start: Start, how: str) -> None:
+    proxy = start(CLIENTS)
+    with fault(proxy):
+        proxy.simulator.drop("iex", how)
+        wait_for(lambda: proxy.simulator.opened("iex") == 2)
+
+
+def test_connection_dropped_again_and_again(start: Start) -> None:
+    proxy = start(CLIENTS)
+    with fault(proxy) as scene:
+        for times, how in enumerate(itertools.islice(itertools.cycle(("fin", "rst", "close")), 15), 1):
+            proxy.simulator.drop("iex", how)
+            wait_for(lambda times=times: proxy.simulator.opened("iex") > times)
+        assert scene.proxy.upstream().connects == 16
+
+
+def test_alpaca_is_gone_for_a_while(start: Start) -> None:
+    """Nothing listens there any more: connections are refused by the kernel."""
+    proxy = start(CLIENTS)
+    witness = proxy.client("alpha")
+    witness.subscribe(trades=["AAPL"])
+    proxy.simulator.stop()
+    wait_for(lambda: "refused" in proxy.upstream().trouble)
+    assert proxy.client("beta").subscribe(quotes=["SPY"]) == {"quotes": ["SPY"]}
+    proxy.simulator.start()
+    wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}, "quotes": {"SPY"}})
+    proxy.publish("iex", "AAPL", 10)
+    assert witness.numbers("AAPL", 10) == list(range(1, 11))
+
+
+def test_connection_half_open(start: Start) -> None:
+    """The socket is there and nothing comes, pongs included."""
+    proxy = start(CLIENTS)
+    with fault(proxy):
+        proxy.simulator.mute("iex")
+        wait_for(lambda: "no sign of life" in proxy.upstream().trouble)
+        proxy.simulator.unmute("iex")
+        wait_for(lambda: len(proxy.simulator.connections("iex")) == 1 and proxy.simulator.opened("iex") == 2)
+
+
+def test_a_quiet_market_is_not_a_mute_one(start: Start) -> None:
+    proxy = start(CLIENTS)
+    client = proxy.client("alpha")
+    client.subscribe(trades=["AAPL"])
+    pings = proxy.upstream()
+    heard = pings._line and pings._line.heard_at
+    wait_for(lambda: pings._line is not None and heard is not None and pings._line.heard_at > heard + 0.5)
+    assert proxy.simulator.opened("iex") == 1
+
+
+@pytest.mark.parametrize("step", ["upgrade", "greeting", "auth"])
+def test_log_in_stalls(start: Start, step: str) -> None:
+    proxy = start(CLIENTS)
+    with fault(proxy) as scene:
+        proxy.simulator.stall(step, "iex")
+        proxy.simulator.drop("iex", "fin")
+        scene.failed()
+        proxy.simulator.accept("iex")
+
+
+def test_subscribe_stalls(start: Start) -> None:
+    """What is acked already goes on flowing; the request is asked again, and then the connection replaced."""
+    proxy = start(CLIENTS)
+    witness, newcomer = proxy.client("alpha"), proxy.client("beta")
+    witness.subscribe(trades=["AAPL"])
+    proxy.simulator.stall("subscribe", "iex")
+    with proxy.undisturbed(witness):
+        assert newcomer.subscribe(quotes=["SPY"]) == {"quotes": ["SPY"]}
+        wait_for(lambda: proxy.upstream()._unanswered == 1)
+    wait_for(lambda: "no answer to a request" in proxy.upstream().trouble)
+    proxy.simulator.accept("iex")
+    wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}, "quotes": {"SPY"}})
+    with proxy.undisturbed(witness):
+        proxy.client("beta").subscribe(trades=["AAPL"])
+
+
+@pytest.mark.parametrize("code", [401, 402, 404, 405, 406, 407, 500])
+def test_log_in_refused(start: Start, code: int) -> None:
+    proxy = start(CLIENTS)
+    with fault(proxy) as scene:
+        proxy.simulator.fail_auth("iex", code)
+        proxy.simulator.drop("iex", "fin")
+        scene.failed()
+        assert str(code) in proxy.upstream().trouble
+        proxy.simulator.accept("iex")
+
+
+def test_log_in_refused_for_the_plan(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """409: asked again every five minutes. Who has been acknowledged keeps what is remembered; who asks is refused."""
+    assert Backoff.REFUSED == 300
+    monkeypatch.setattr(Backoff, "REFUSED", 0.2)
+    proxy = start(CLIENTS)
+    with fault(proxy):
+        proxy.simulator.fail_auth("iex", 409)
+        proxy.simulator.drop("iex", "fin")
+        wait_for(lambda: proxy.upstream().phase is Phase.REFUSED)
+        newcomer = proxy.client("beta")
+        assert newcomer.subscribe(trades=["TSLA"])["code"] == 409
+        proxy.simulator.accept("iex")
+
+
+@pytest.mark.parametrize("status", [302, 401, 403, 404, 407, 429, 500, 502, 503])
+def test_upgrade_refused(start: Start, status: int) -> None:
+    proxy = start(CLIENTS)
+    with fault(proxy) as scene:
+        proxy.simulator.refuse_upgrade("iex", status)
+        proxy.simulator.drop("iex", "fin")
+        scene.failed()
+        assert f"HTTP {status}" in proxy.upstream().trouble
+        proxy.simulator.accept("iex")
+
+
+def test_the_place_is_still_taken(start: Start) -> None:
+    """A connection that died without a word keeps the account's place for a while: 406 until then."""
+    proxy = start(CLIENTS, plan=Plan(ghost_seconds=0.5))
+    with fault(proxy):
+        proxy.simulator.drop("iex", "rst")
+        wait_for(lambda: "406" in proxy.upstream().trouble)
+
+
+def test_after_a_refusal_alpaca_is_not_pressed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No two logins within a second of a 406, which is counted from when Alpaca was asked."""
+    monkeypatch.undo()
+    proxy = start(CLIENTS, plan=Plan(connections=0))
+    client = proxy.client("alpha")
+    assert client.subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
+    wait_for(lambda: len(proxy.simulator.attempts("iex")) == 2)
+    first, second = proxy.simulator.attempts("iex")
+    assert second - first >= 1
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+@pytest.mark.parametrize("kind", ["not-json", "truncated", "unknown-kind"])
+def test_garbage_that_costs_nothing(start: Start, kind: str, codec: str) -> None:
+    """A message that cannot be read is left out, and the connection stays."""
+    proxy = start(CLIENTS, config=_speaking(codec))
+    with fault(proxy):
+        for _ in range(5):
+            proxy.simulator.garbage("iex", kind)
+        wait_for(lambda: proxy.upstream().malformed == 5 or kind == "unknown-kind")
+        assert proxy.simulator.opened("iex") == 1
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+@pytest.mark.parametrize("kind", ["oversize", "masked", "bad-utf8"])
+def test_garbage_that_costs_the_connection(start: Start, kind: str, codec: str) -> None:
+    """What breaks RFC 6455 or a bound is no WebSocket any more: a new one is opened, and nobody notices."""
+    proxy = start(CLIENTS, config=_speaking(codec))
+    with fault(proxy):
+        proxy.simulator.garbage("iex", kind)
+        wait_for(lambda: proxy.simulator.opened("iex") == 2)
+
+
+def test_a_kind_that_nobody_knows_reaches_the_curious(start: Start) -> None:
+    clients = CLIENTS + "  strict: {key: strict, secret: strict, allow: {iex: {trades: [AAPL]}}}\n"
+    proxy = start(clients)
+    curious, strict = proxy.client("alpha"), proxy.client("strict")
+    curious.subscribe(trades=["AAPL"])
+    strict.subscribe(trades=["AAPL"])
+    proxy.simulator.garbage("iex", "unknown-kind")
+    assert curious.hear() == [{"T": "zz", "S": "AAPL", "new": [1]}]
+    assert strict.silent()
+
+
+@pytest.mark.parametrize("code", [400, 401, 402, 403, 404, 405, 406, 407, 409, 410, 500, 999])
+def test_an_error_that_nobody_asked_for(start: Start, code: int) -> None:
+    proxy = start(CLIENTS)
+    with fault(proxy):
+        proxy.simulator.error("iex", code)
+        proxy.simulator.publish("iex", [trade("MSFT", 1)])
+
+
+def test_a_certificate_that_nobody_signed(start: Start, tmp_path: Path) -> None:
+    """No key is sent to whoever cannot prove to be Alpaca."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(*certificate(tmp_path))
+    proxy = start(CLIENTS, tls=server)
+    client = proxy.client("alpha")
+    assert client.subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
+    wait_for(lambda: "CERTIFICATE_VERIFY_FAILED" in proxy.upstream().trouble)
+    assert proxy.simulator.requests("iex") == []
+
+
+def test_dropped_in_the_middle_of_a_request(start: Start) -> None:
+    proxy = start(CLIENTS)
+    with fault(proxy) as scene:
+        proxy.simulator.slow_acks(0.05)
+        for _ in range(5):
+            scene.alpha.say({"action": "subscribe", "trades": ["TSLA"]})
+            scene.alpha.say({"action": "unsubscribe", "trades": ["TSLA"]})
+            wait_for(lambda: proxy.upstream().ledger.request is not None)
+            proxy.simulator.drop("iex", "rst")
+            for _ in range(2):
+                scene.alpha.answer()
+        proxy.simulator.slow_acks(0)
+
+
+def _speaking(codec: str) -> dict[str, str]:
+    return {"accounts": f'  main: {{{{key: key, secret: secret, data_url: "{{url}}", codec: {{{{iex: {codec}}}}}}}}}'}

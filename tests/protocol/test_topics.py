@@ -1,0 +1,30 @@
+"""Topics and what is said of them."""
+
+from __future__ import annotations
+
+from proxy.protocol.topics import NOTHING, by_channel, covers, of_channels, words
+
+
+def test_a_wildcard_covers_its_channel() -> None:
+    held = of_channels({"trades": ["AAPL"], "quotes": ["*"]})
+    assert held == {("trades", "AAPL"), ("quotes", "*")}
+    assert covers(held, ("trades", "AAPL"))
+    assert covers(held, ("quotes", "AAPL"))
+    assert covers(held, ("quotes", "*"))
+    assert not covers(held, ("trades", "SPY"))
+    assert not covers(held, ("trades", "*"))
+    assert not covers(NOTHING, ("trades", "*"))
+
+
+def test_symbols_by_channel_are_sorted() -> None:
+    topics = [("quotes", "B"), ("trades", "*"), ("quotes", "A")]
+    assert list(by_channel(topics).items()) == [("quotes", ["A", "B"]), ("trades", ["*"])]
+    assert by_channel(NOTHING) == {}
+
+
+def test_topics_in_a_sentence() -> None:
+    assert words([("trades", "MSFT"), ("quotes", "*"), ("trades", "AAPL")]) == "quotes *, trades AAPL MSFT"
+    many = [("trades", f"{number:03}") for number in range(30)]
+    assert words(many, most=2) == "trades 000 001 and 28 more"
+    assert words(many).endswith(" and 10 more")
+    assert words([]) == ""

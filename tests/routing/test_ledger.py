@@ -1,0 +1,601 @@
+"""The ledger against a small Alpaca: whatever sessions do and whatever Alpaca answers, the books are right.
+
+`Alpaca` holds a set, a limit and some symbols that it refuses; a request that breaks a rule is refused whole. The state
+machine lets sessions ask, give up, leave and come, and lets Alpaca answer, fall silent, change its rules or drop the
+connection, in any order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+import msgpack
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from proxy.protocol import market
+from proxy.protocol.codec import JSON
+from proxy.protocol.topics import NOTHING, Subscription, Topic
+from proxy.routing.ledger import MOST_CLAIMS, PATIENCE, Answer, Ledger, Seat
+from proxy.routing.request import REQUEST_BYTES, Request
+
+SYMBOLS = ("A", "B", "C", "D", "X", "Y", "*")
+TOPICS = st.frozensets(st.tuples(st.sampled_from(["trades", "quotes"]), st.sampled_from(SYMBOLS)), max_size=4)
+POISON = st.sampled_from([{"X"}, {"X", "Y"}, set[str]()])
+LIMITS = st.sampled_from([3, 6, 100])
+
+LIMIT_EXCEEDED = (405, "symbol limit exceeded")
+NOT_IN_THE_PLAN = (409, "insufficient subscription")
+
+
+class Alpaca:
+    """The other side: what it holds, and the rules by which it refuses."""
+
+    def __init__(self, poison: Collection[str], limit: int) -> None:
+        self.held: set[Topic] = set()
+        self.poison = poison
+        self.limit = limit
+
+    def refuses(self, topics: Collection[Topic]) -> bool:
+        """Whether a request to add these is refused."""
+        return any(symbol in self.poison for _, symbol in topics) or len(self.held.union(topics)) > self.limit
+
+    def answer(self, request: Request) -> bool:
+        """Whether the request is carried out."""
+        if not request.add:
+            self.held.difference_update(request.topics)
+        elif self.refuses(request.topics):
+            return False
+        else:
+            self.held.update(request.topics)
+        return True
+
+
+@dataclass(eq=False)
+class Asked:
+    """A request of a session. `guilty`: Alpaca has refused something that it would refuse of this one by itself."""
+
+    add: Subscription
+    remove: Subscription
+    at: float
+    denied: tuple[int, str] | None = None
+    guilty: bool = False
+
+
+@dataclass(eq=False)
+class Session:
+    """What a session has been told, and what it waits for."""
+
+    seat: Seat
+    told: Subscription = NOTHING
+    waits: deque[Asked] = field(default_factory=deque)
+    past: list[Asked] = field(default_factory=list)
+
+
+class Books(RuleBasedStateMachine):
+    @initialize(poison=POISON, limit=LIMITS)
+    def begin(self, poison: set[str], limit: int) -> None:
+        self.ledger = Ledger()
+        self.alpaca = Alpaca(poison, limit)
+        self.now = 0.0
+        self.sessions: list[Session] = []
+        self.making_room = False
+        self.denials = 0
+
+    # What is told
+
+    def take(self, answers: list[Answer]) -> None:
+        """One answer to each request, in their order; a late refusal besides."""
+        for answer in answers:
+            [session] = [session for session in self.sessions if session.seat is answer.seat]
+            if answer.error is not None and answer.state is not None:
+                self._late(session, answer.state)
+                continue
+            asked = session.waits.popleft()
+            session.past.append(asked)
+            assert answer.error is None or asked.denied == answer.error or (asked.guilty and asked.denied is None)
+            if answer.error is None:
+                self._acknowledged(session, asked, answer.state)
+        assert all(session.told == session.seat.shown for session in self.sessions)
+
+    def _acknowledged(self, session: Session, asked: Asked, state: Subscription | None) -> None:
+        assert asked.denied is None
+        new = (asked.add & session.seat.holds) - session.told
+        assert new <= self.there() or self.now - asked.at >= PATIENCE, "an acknowledgement that is not true"
+        session.told = (session.told | asked.add) - asked.remove
+        assert state == session.told
+
+    def _late(self, session: Session, state: Subscription) -> None:
+        """Refused after it was acknowledged: something that was asked for in one request is lost, and nothing else."""
+        lost = session.told - state
+        assert state <= session.told
+        assert any(lost <= asked.add and self.alpaca.refuses(asked.add) for asked in session.past)
+        session.told = state
+
+    def there(self) -> set[Topic]:
+        """What Alpaca holds, and will hold when it has carried out the request under way."""
+        request = self.ledger.request
+        return self.alpaca.held.difference(() if request is None or request.add else request.topics)
+
+    # What sessions do
+
+    @rule()
+    def join(self) -> None:
+        if len(self.sessions) < 4:
+            self.sessions.append(Session(Seat(f"seat {len(self.sessions)}")))
+
+    @precondition(lambda self: self.sessions)
+    @rule(data=st.data(), add=TOPICS, remove=st.just(NOTHING) | TOPICS)
+    def ask(self, data: st.DataObject, add: Subscription, remove: Subscription) -> None:
+        session = data.draw(st.sampled_from(self.sessions))
+        asked = Asked(add, remove - add, self.now, guilty=self.ledger.closed)
+        session.waits.append(asked)
+        self.take(self.ledger.change(session.seat, add, remove, self.now))
+
+    @precondition(lambda self: self.sessions)
+    @rule(data=st.data())
+    def ask_for_what_the_allowlist_denies(self, data: st.DataObject) -> None:
+        session = data.draw(st.sampled_from(self.sessions))
+        self.denials += 1
+        error = (409, f"denied {self.denials}")
+        session.waits.append(Asked(NOTHING, NOTHING, self.now, denied=error))
+        self.take(self.ledger.deny(session.seat, *error, self.now))
+
+    @precondition(lambda self: self.sessions)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        session = data.draw(st.sampled_from(self.sessions))
+        self.sessions.remove(session)
+        self.ledger.leave(session.seat)
+        assert session.seat.holds == NOTHING
+
+    # What Alpaca does
+
+    @rule()
+    def send(self) -> None:
+        under_way, wanted, there = self.ledger.request, self.ledger.wanted, self.there()
+        request = self.ledger.next_request()
+        if under_way is not None:
+            assert request is None, "two requests under way"
+        elif request is None:
+            assert wanted == self.ledger.acked == there
+        elif request.add:
+            assert request.topics
+            assert there.isdisjoint(request.topics)
+            assert wanted.issuperset(request.topics), "asked for though nobody wants it, or after a refusal"
+            self.making_room = False
+        else:
+            assert request.topics
+            assert there.issuperset(request.topics)
+            assert wanted.isdisjoint(request.topics)
+            assert wanted <= there or self.making_room, "removed before what is missing was added"
+
+    @precondition(lambda self: self.ledger.request is not None)
+    @rule()
+    def answer(self) -> None:
+        request = self.ledger.request
+        assert request is not None
+        if self.alpaca.answer(request):
+            self.take(self.ledger.confirmed())
+            return
+        self.making_room = True
+        for session in self.sessions:
+            for asked in session.waits:
+                asked.guilty = asked.guilty or self.alpaca.refuses(asked.add)
+        self.take(self.ledger.refused(*LIMIT_EXCEEDED))
+
+    @rule(poison=POISON, limit=LIMITS)
+    def drop(self, poison: set[str], limit: int) -> None:
+        """The rules may have changed when the connection is there again."""
+        self.alpaca = Alpaca(poison, limit)
+        self.ledger.lost()
+
+    @rule()
+    def refuse_the_feed(self) -> None:
+        self.alpaca = Alpaca(self.alpaca.poison, self.alpaca.limit)
+        self.ledger.lost()
+        for session in self.sessions:
+            for asked in session.waits:
+                asked.guilty = bool(asked.add)
+        self.take(self.ledger.close(*NOT_IN_THE_PLAN))
+        assert not any(session.waits for session in self.sessions), "nobody is left to wait"
+
+    @rule()
+    def serve_the_feed(self) -> None:
+        self.ledger.open()
+
+    @rule(seconds=st.sampled_from([0.5, 1.0, 2.5]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.take(self.ledger.overdue(self.now))
+        for session in self.sessions:
+            assert all(self.now - asked.at < PATIENCE for asked in session.waits), "nobody waits longer"
+
+    @rule()
+    def settle(self) -> None:
+        """Alpaca answers everything until there is nothing more to say."""
+        for _ in range(200):
+            self.send()
+            if self.ledger.request is None:
+                break
+            self.answer()
+        else:
+            raise AssertionError("it never comes to an end")
+        assert self.ledger.acked == self.ledger.wanted == self.alpaca.held
+        for session in self.sessions:
+            assert not session.waits
+            assert session.seat.holds == session.told
+            assert not any(symbol in self.alpaca.poison for _, symbol in session.told)
+        if not self.sessions:
+            assert repr(self.ledger) == "<Ledger 0 wanted, 0 acked, 0 claims>"
+
+    @invariant()
+    def wanted_is_the_union(self) -> None:
+        assert self.ledger.wanted == NOTHING.union(*(session.seat.holds for session in self.sessions))
+        assert self.ledger.idle is not bool(self.ledger.wanted)
+        assert dict(self.ledger.channels) == dict(Counter(channel for channel, _ in self.ledger.wanted))
+
+    @invariant()
+    def acked_is_what_alpaca_holds(self) -> None:
+        assert self.ledger.acked == self.there()
+
+
+TestBooks = Books.TestCase
+TestBooks.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+# The same, in single steps
+
+
+def trades(*symbols: str) -> Subscription:
+    return frozenset(("trades", symbol) for symbol in symbols)
+
+
+def many(count: int, prefix: str = "SYMBOL") -> Subscription:
+    return trades(*(f"{prefix}{number:05}" for number in range(count)))
+
+
+def settle(ledger: Ledger, refuse: Collection[str] = ()) -> list[Answer]:
+    """Carries out everything; requests that name one of these symbols are refused whole."""
+    answers: list[Answer] = []
+    while request := ledger.next_request():
+        bad = request.add and any(symbol in refuse for _, symbol in request.topics)
+        answers += ledger.refused(*LIMIT_EXCEEDED) if bad else ledger.confirmed()
+    return answers
+
+
+Told = tuple[str, tuple[int, str] | None, Subscription | None]
+
+
+def told(answers: list[Answer]) -> list[Told]:
+    return [(answer.seat.member, answer.error, answer.state) for answer in answers]
+
+
+def test_a_refusal_finds_its_author_and_nobody_else_hears_of_it() -> None:
+    """The claims are asked for one by one, oldest first."""
+    ledger = Ledger()
+    good, bad, late = Seat("good"), Seat("bad"), Seat("late")
+    for seat, symbols in ((good, "AB"), (bad, "AX"), (late, "C")):
+        assert ledger.change(seat, trades(*symbols), NOTHING, 0.0) == []
+    assert told(settle(ledger, {"X"})) == [
+        ("good", None, trades("A", "B")),
+        ("bad", LIMIT_EXCEEDED, None),
+        ("late", None, trades("C")),
+    ]
+    assert ledger.wanted == ledger.acked == trades("A", "B", "C")
+    assert settle(ledger) == [], "the refused topics are not asked for again"
+
+
+def test_after_a_reconnect_a_refusal_still_finds_its_author() -> None:
+    """It comes as the error, then the state as it now is; what the author was told of other requests stays."""
+    ledger = Ledger()
+    one, two = Seat("one"), Seat("two")
+    ledger.change(one, trades("A"), NOTHING, 0.0)
+    ledger.change(two, trades("A"), NOTHING, 0.0)
+    ledger.change(two, trades("X", "C"), NOTHING, 0.0)
+    settle(ledger)
+    ledger.lost()
+    assert told(settle(ledger, {"X"})) == [("two", LIMIT_EXCEEDED, trades("A"))]
+    assert ledger.wanted == ledger.acked == trades("A")
+
+
+def test_who_is_left_when_the_author_goes_is_not_blamed() -> None:
+    """The author leaves while its request is under way; the answer must not hit who shared it."""
+    for gone in ("left", "given up"):
+        ledger = Ledger()
+        author, other = Seat("author"), Seat("other")
+        ledger.change(author, trades("X"), NOTHING, 0.0)
+        ledger.change(other, trades("A"), NOTHING, 0.0)
+        request = ledger.next_request()
+        assert request is not None
+        assert set(request.topics) == trades("X", "A")
+        if gone == "left":
+            ledger.leave(author)
+        else:
+            ledger.change(author, NOTHING, trades("X"), 0.0)
+        assert ledger.refused(*LIMIT_EXCEEDED) == []
+        assert told(settle(ledger, {"X"})) == [("other", None, trades("A"))]
+
+
+def test_what_is_given_up_on_trial_is_not_blamed() -> None:
+    ledger = Ledger()
+    first, second = Seat("first"), Seat("second")
+    ledger.change(first, trades("A", "X"), NOTHING, 0.0)
+    ledger.change(second, trades("B"), NOTHING, 0.0)
+    ledger.next_request()
+    ledger.refused(*LIMIT_EXCEEDED)
+    request = ledger.next_request()
+    assert request is not None
+    assert set(request.topics) == trades("A", "X")
+    assert ledger.change(first, NOTHING, trades("X"), 0.0) == []
+    assert ledger.refused(*LIMIT_EXCEEDED) == []
+    assert told(settle(ledger, {"X"})) == [
+        ("first", None, trades("A", "X")),  # to the first request; the answer to the second comes with it
+        ("first", None, trades("A")),
+        ("second", None, trades("B")),
+    ]
+
+
+def test_a_late_refusal_leaves_what_later_requests_ask_for() -> None:
+    """Something refused after it was acknowledged, while the session waits for a part of it again."""
+    ledger = Ledger()
+    seat, other = Seat("seat"), Seat("other")
+    ledger.change(seat, trades("A", "X"), NOTHING, 0.0)
+    assert told(ledger.overdue(PATIENCE)) == [("seat", None, trades("A", "X"))]
+    ledger.change(seat, trades("A", "Y"), NOTHING, PATIENCE)
+    ledger.change(other, trades("B"), NOTHING, PATIENCE)
+    assert told(settle(ledger, {"X", "Y"})) == [
+        ("seat", LIMIT_EXCEEDED, NOTHING),
+        ("seat", LIMIT_EXCEEDED, None),
+        ("other", None, trades("B")),
+    ]
+    assert seat.shown == seat.holds == NOTHING
+
+
+def test_a_request_of_many_pieces_is_refused_whole() -> None:
+    ledger = Ledger()
+    seat = Seat("seat")
+    ledger.change(seat, many(5000) | trades("X"), NOTHING, 0.0)
+    assert told(settle(ledger, {"X"})) == [("seat", LIMIT_EXCEEDED, None)]
+    assert not ledger.acked
+    assert not ledger.wanted
+
+
+@pytest.mark.parametrize(
+    "symbol",
+    [
+        "S{:05}",
+        "S{:05}" + "x" * 58,
+        "é☃{:05}",
+        '"\\{:05}',
+        "\x00\x1f{:05}",
+    ],
+)
+def test_requests_are_small(symbol: str) -> None:
+    """In either codec, whatever the symbols need to be written; each piece is as large as it may be."""
+    ledger = Ledger()
+    channels = ("trades", "quotes", "something that nobody knows")
+    wanted = frozenset((channel, symbol.format(number)) for channel in channels for number in range(1000))
+    seat = Seat("seat")
+    ledger.change(seat, wanted, NOTHING, 0.0)
+    for add in (True, False):
+        asked: set[Topic] = set()
+        sizes = []
+        while request := ledger.next_request():
+            assert request.add is add
+            asked |= set(request.topics)
+            sizes.append(len(JSON.encode(market.change(add, request.topics))))
+            assert len(msgpack.packb(market.change(add, request.topics))) <= REQUEST_BYTES
+            ledger.confirmed()
+        assert asked == wanted
+        assert max(sizes) <= REQUEST_BYTES
+        assert min(sizes[:-1]) > REQUEST_BYTES - 500
+        ledger.leave(seat)
+
+
+def test_a_small_request_is_not_stuck_behind_a_large_one() -> None:
+    ledger = Ledger()
+    large, small = Seat("large"), Seat("small")
+    ledger.change(large, many(10_000), NOTHING, 0.0)
+    ledger.next_request()
+    ledger.change(small, trades("SPY"), NOTHING, 0.0)
+    ledger.confirmed()
+    request = ledger.next_request()
+    assert request is not None
+    assert ("trades", "SPY") in request.topics
+    assert len(request.topics) > 100  # the rest of its room is not wasted
+    assert told(ledger.confirmed()) == [("small", None, trades("SPY"))]
+
+
+def test_large_requests_take_turns() -> None:
+    ledger = Ledger()
+    seats = [Seat(name) for name in "abc"]
+    for seat in seats:
+        ledger.change(seat, many(3000, seat.member), NOTHING, 0.0)
+    first_letters = []
+    while request := ledger.next_request():
+        first_letters.append(request.topics[0][1][0])
+        ledger.confirmed()
+    assert first_letters[:4] == ["a", "b", "c", "a"]
+
+
+def test_additions_go_before_removals_but_make_room_when_there_is_none() -> None:
+    ledger = Ledger()
+    seat = Seat("seat")
+    ledger.change(seat, trades("A"), NOTHING, 0.0)
+    settle(ledger)
+    ledger.change(seat, NOTHING, trades("A"), 0.0)
+    ledger.change(seat, trades("B"), NOTHING, 0.0)
+    assert ledger.next_request() == Request(True, (("trades", "B"),))
+    assert ledger.refused(*LIMIT_EXCEEDED) == []
+    assert ledger.next_request() == Request(False, (("trades", "A"),))
+    ledger.confirmed()
+    assert ledger.next_request() == Request(True, (("trades", "B"),))
+    assert told(ledger.confirmed()) == [("seat", None, trades("B"))]
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_request_that_replaces_does_both_or_nothing(refused: bool) -> None:
+    """As `listen` does on the trading stream; what is asked for meanwhile is not lost with it."""
+    ledger = Ledger()
+    seat = Seat("seat")
+    ledger.change(seat, trades("A", "B"), NOTHING, 0.0)
+    settle(ledger)
+    assert ledger.change(seat, trades("X"), trades("A", "B"), 0.0) == []
+    assert ledger.change(seat, trades("A"), NOTHING, 0.0) == []
+    answers = settle(ledger, {"X"} if refused else ())
+    if refused:
+        assert told(answers) == [("seat", LIMIT_EXCEEDED, None), ("seat", None, trades("A", "B"))]
+    else:
+        assert told(answers) == [("seat", None, trades("X")), ("seat", None, trades("A", "X"))]
+    assert ledger.wanted == ledger.acked == seat.holds == seat.shown
+
+
+def test_what_is_being_removed_is_not_there_for_who_asks_now() -> None:
+    """An acknowledgement before Alpaca has added it again would be of a gap."""
+    ledger = Ledger()
+    one, two = Seat("one"), Seat("two")
+    ledger.change(one, trades("A"), NOTHING, 0.0)
+    settle(ledger)
+    ledger.leave(one)
+    assert ledger.next_request() == Request(False, (("trades", "A"),))
+    assert ledger.change(two, trades("A"), NOTHING, 0.0) == []
+    assert ledger.confirmed() == []
+    assert ledger.next_request() == Request(True, (("trades", "A"),))
+    assert told(ledger.confirmed()) == [("two", None, trades("A"))]
+
+
+def test_a_removal_that_is_refused_is_let_be() -> None:
+    ledger = Ledger()
+    seat = Seat("seat")
+    ledger.change(seat, trades("A"), NOTHING, 0.0)
+    settle(ledger)
+    assert told(ledger.change(seat, NOTHING, trades("A"), 0.0)) == [("seat", None, NOTHING)]
+    assert ledger.next_request() == Request(False, (("trades", "A"),))
+    assert ledger.refused(500, "internal error") == []
+    assert ledger.next_request() is None
+    ledger.change(seat, trades("A"), NOTHING, 0.0)
+    assert told(settle(ledger)) == [("seat", None, trades("A"))]
+
+
+def test_what_alpaca_has_confirmed_already_is_acknowledged_at_once() -> None:
+    ledger = Ledger()
+    one, two = Seat("one"), Seat("two")
+    ledger.change(one, trades("A", "B"), NOTHING, 0.0)
+    settle(ledger)
+    assert told(ledger.change(two, trades("A"), NOTHING, 0.0)) == [("two", None, trades("A"))]
+    assert told(ledger.change(two, NOTHING, NOTHING, 0.0)) == [("two", None, trades("A"))]
+    assert told(ledger.change(two, NOTHING, trades("C"), 0.0)) == [("two", None, trades("A"))]
+    assert ledger.next_request() is None
+
+
+def test_who_resends_all_it_has_does_not_risk_it() -> None:
+    """Python's SDKs do so at every change: the one symbol that is new may be refused, the others stay."""
+    ledger = Ledger()
+    seat = Seat("seat")
+    ledger.change(seat, trades("A", "B"), NOTHING, 0.0)
+    settle(ledger)
+    ledger.change(seat, trades("A", "B", "X"), NOTHING, 0.0)
+    assert told(settle(ledger, {"X"})) == [("seat", LIMIT_EXCEEDED, None)]
+    assert ledger.acked == seat.shown == trades("A", "B")
+
+
+def test_asking_on_and_on_while_alpaca_is_away() -> None:
+    """What is kept of it stays small, and all of it is asked for in the end."""
+    ledger = Ledger()
+    seat, other = Seat("seat"), Seat("other")
+    ledger.change(other, trades("A"), NOTHING, 0.0)
+    ledger.overdue(PATIENCE)
+    for number in range(500):
+        ledger.change(seat, trades("A", f"S{number}", f"S{number + 1}"), NOTHING, 10.0 * number)
+        ledger.overdue(10.0 * number + PATIENCE)
+        assert len(seat.claims) <= MOST_CLAIMS
+    everything = trades("A", *(f"S{number}" for number in range(501)))
+    assert ledger.wanted == seat.holds == seat.shown == everything
+    assert settle(ledger) == []
+    assert ledger.acked == everything
+    ledger.leave(other)
+    assert told(ledger.change(seat, NOTHING, everything - trades("A"), 9999.0)) == [("seat", None, trades("A"))]
+    settle(ledger)
+    assert ledger.acked == trades("A")
+    ledger.leave(seat)
+    settle(ledger)
+    assert repr(ledger) == "<Ledger 0 wanted, 0 acked, 0 claims>"
+
+
+def test_a_feed_that_is_not_in_the_plan_refuses_every_request_until_it_is() -> None:
+    ledger = Ledger()
+    remembered, waiting, later = Seat("remembered"), Seat("waiting"), Seat("later")
+    ledger.change(remembered, trades("R"), NOTHING, -PATIENCE)
+    ledger.overdue(0.0)
+    ledger.change(waiting, trades("A"), NOTHING, 0.0)
+    ledger.change(waiting, NOTHING, trades("C"), 0.0)
+    ledger.change(waiting, trades("B"), NOTHING, 0.0)
+    assert not ledger.closed
+    assert told(ledger.close(*NOT_IN_THE_PLAN)) == [
+        ("waiting", NOT_IN_THE_PLAN, None),
+        ("waiting", None, NOTHING),
+        ("waiting", NOT_IN_THE_PLAN, None),
+    ]
+    assert ledger.closed
+    assert told(ledger.change(later, trades("B"), NOTHING, 0.0)) == [("later", NOT_IN_THE_PLAN, None)]
+    assert told(ledger.change(later, NOTHING, trades("B"), 0.0)) == [("later", None, NOTHING)]
+    assert ledger.wanted == trades("R")
+    ledger.open()
+    ledger.change(later, trades("B"), NOTHING, 0.0)
+    assert told(settle(ledger)) == [("later", None, trades("B"))]
+    assert ledger.acked == trades("R", "B")
+
+
+def test_answers_when_nothing_is_under_way() -> None:
+    """Alpaca may say anything at any time."""
+    ledger = Ledger()
+    ledger.change(Seat("seat"), trades("A"), NOTHING, 0.0)
+    assert ledger.confirmed() == ledger.refused(*LIMIT_EXCEEDED) == []
+    assert ledger.next_request() == Request(True, (("trades", "A"),))
+
+
+def test_seats_and_ledgers_name_themselves() -> None:
+    ledger = Ledger()
+    seat = Seat("momentum")
+    ledger.change(seat, trades("A", "B"), NOTHING, 0.0)
+    assert repr(seat) == "<Seat momentum 0 topics, 1 waiting>"
+    assert repr(ledger) == "<Ledger 2 wanted, 0 acked, 1 claims>"
+
+
+# What it costs
+
+
+def least(work: Callable[[], object], times: int = 7) -> float:
+    """CPU seconds, of the fastest run."""
+
+    def once() -> float:
+        began = time.process_time()
+        work()
+        return time.process_time() - began
+
+    return min(once() for _ in range(times))
+
+
+def test_a_change_costs_what_its_topics_cost_however_many_hold_them() -> None:
+    """8,000 topics, held by 200 seats already: a few passes over a set, and nothing in it waits for the 200."""
+    ledger = Ledger()
+    topics = many(8000)
+    seats = [Seat(f"seat {number}") for number in range(200)]
+    for seat in seats:
+        ledger.change(seat, frozenset(topics), NOTHING, 0.0)
+    while ledger.next_request():
+        ledger.confirmed()
+
+    def come_and_go() -> None:
+        seat = Seat("new")
+        assert ledger.change(seat, topics, NOTHING, 0.0)
+        ledger.leave(seat)
+
+    counting = least(lambda: dict.fromkeys(topics, 0) | dict.fromkeys(topics, 1))
+    assert least(come_and_go) < 40 * counting

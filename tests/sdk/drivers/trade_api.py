@@ -1,0 +1,200 @@
+"""Drives the `Stream` of alpaca-trade-api for the tests, as `alpaca_py.py` does alpaca-py's streams: the same commands,
+the same events. This SDK takes a host and makes the paths itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import logging
+import os
+import sys
+import threading
+from typing import Any
+from urllib.parse import urlsplit
+
+METHODS = {
+    "trades": "trades",
+    "quotes": "quotes",
+    "bars": "bars",
+    "updatedBars": "updated_bars",
+    "dailyBars": "daily_bars",
+    "statuses": "statuses",
+    "lulds": "lulds",
+    "orderbooks": "orderbooks",
+    "news": "news",
+}
+
+NAMES = {
+    "S": "symbol",
+    "t": "timestamp",
+    "i": "id",
+    "x": "exchange",
+    "p": "price",
+    "s": "size",
+    "c": "conditions",
+    "z": "tape",
+    "tks": "takerside",
+    "bx": "bid_exchange",
+    "bp": "bid_price",
+    "bs": "bid_size",
+    "ax": "ask_exchange",
+    "ap": "ask_price",
+    "as": "ask_size",
+}
+BAR = {
+    "S": "symbol",
+    "t": "timestamp",
+    "o": "open",
+    "h": "high",
+    "l": "low",
+    "c": "close",
+    "v": "volume",
+    "n": "trade_count",
+    "vw": "vwap",
+}
+STATUS = {
+    "sc": "status_code",
+    "sm": "status_message",
+    "rc": "reason_code",
+    "rm": "reason_message",
+}
+LULD = {"u": "limit_up_price", "d": "limit_down_price", "i": "indicator"}
+CORRECTION = {
+    "x": "exchange",
+    "oi": "original_id",
+    "op": "original_price",
+    "os": "original_size",
+    "oc": "original_conditions",
+    "ci": "corrected_id",
+    "cp": "corrected_price",
+    "cs": "corrected_size",
+    "cc": "corrected_conditions",
+}
+COMMON = {"S": "symbol", "t": "timestamp", "z": "tape"}
+FIELDS = {
+    "Bar": BAR,
+    "StatusV2": {**COMMON, **STATUS},
+    "LULDV2": {**COMMON, **LULD},
+    "CancelErrorV2": {**COMMON, "i": "id", "x": "exchange", "p": "price", "s": "size", "a": "cancel_error_action"},
+    "CorrectionV2": {**COMMON, **CORRECTION},
+}
+NEWS = ("id", "headline", "summary", "author", "url", "content", "symbols", "source", "created_at", "updated_at")
+UPDATE = ("event", "price", "qty", "position_qty", "timestamp")
+ORDER = ("client_order_id", "symbol", "side", "status", "filled_qty")
+
+_printing = threading.Lock()
+
+
+def tell(**event: Any) -> None:
+    with _printing:
+        print(json.dumps(event, default=str), flush=True)
+
+
+def plain(name: str, value: Any) -> Any:
+    """Times as text: pandas' have nanoseconds, msgpack's too, and this SDK leaves some as a number of those."""
+    if hasattr(value, "nanoseconds"):
+        value = value.seconds * 1_000_000_000 + value.nanoseconds
+    elif type(value).__name__ == "Timestamp":
+        value = value.value
+    if isinstance(value, int) and name in ("t", "created_at", "updated_at"):
+        pandas = importlib.import_module("pandas")
+        return f"{pandas.Timestamp(value // 1_000_000_000, unit='s').isoformat()}.{value % 1_000_000_000:09}Z"
+    return value
+
+
+def fields(value: Any) -> dict[str, Any]:
+    """A message's fields by their names on the wire, read from the attributes of the SDK's object."""
+    kind = type(value).__name__
+    if kind == "Entity":
+        return {name: getattr(value, name) for name in UPDATE} | {name: value.order[name] for name in ORDER}
+    if kind == "NewsV2":
+        return {name: plain(name, getattr(value, name)) for name in NEWS}
+    if kind == "OrderbookV2":
+        sides = {
+            letter: [{"p": level.p, "s": level.s} for level in getattr(value, side)]
+            for letter, side in (("b", "bids"), ("a", "asks"))
+        }
+        return {"S": value.symbol, "t": plain("t", value.timestamp), **sides}
+    # Of some classes the attributes cannot be read: they look for the names that `_raw` no longer has.
+    names = FIELDS.get(kind, NAMES)
+    return {letter: plain(letter, value._raw[name]) for letter, name in names.items() if name in value._raw}
+
+
+class Logged(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tell(event="log", stream=record.threadName, level=record.levelname, text=record.getMessage())
+
+
+class Stream:
+    def __init__(self, name: str, url: str, key: str, secret: str) -> None:
+        parts = urlsplit(url)
+        host = f"http{parts.scheme[2:]}://{parts.netloc}"
+        self.name = name
+        self.sdk = importlib.import_module("alpaca_trade_api.stream").Stream(
+            key, secret, base_url=host, data_stream_url=host, data_feed="iex"
+        )
+        self.thread = threading.Thread(target=self.run, name=name, daemon=True)
+
+    def subscribe(self, topics: dict[str, list[str]]) -> None:
+        for channel, symbols in topics.items():
+            if channel == "trade_updates":
+                self.sdk.subscribe_trade_updates(self.handler(channel))
+            elif channel == "trades" and self.name == "stocks":
+                self.sdk.subscribe_trades(
+                    self.handler(channel),
+                    *symbols,
+                    handler_cancel_errors=self.handler("cancelErrors"),
+                    handler_corrections=self.handler("corrections"),
+                )
+            elif channel in METHODS:
+                self.method("subscribe", channel)(self.handler(channel), *symbols)
+
+    def unsubscribe(self, channel: str, symbols: list[str]) -> None:
+        self.method("unsubscribe", channel)(*symbols)
+
+    def method(self, verb: str, channel: str) -> Any:
+        middle = "crypto_" if self.name == "crypto" else ""
+        return getattr(self.sdk, f"{verb}_{middle}{METHODS[channel]}")
+
+    def handler(self, channel: str) -> Any:
+        async def handle(value: Any) -> None:
+            named = {"class": type(value).__name__, "fields": fields(value)}
+            tell(event="message", stream=self.name, channel=channel, **named)
+
+        return handle
+
+    def run(self) -> None:
+        error = ""
+        try:
+            asyncio.set_event_loop(asyncio.new_event_loop())
+            self.sdk.run()
+        except BaseException as raised:
+            error = repr(raised)
+        tell(event="over", stream=self.name, error=error)
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, handlers=[Logged()])
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    streams: dict[str, Stream] = {}
+    importlib.import_module("alpaca_trade_api.stream")
+    tell(event="ready")
+    for line in sys.stdin:
+        command = json.loads(line)
+        name = command["stream"]
+        if command["do"] == "open":
+            stream = streams[name] = Stream(name, command["url"], command["key"], command["secret"])
+            stream.subscribe(command["topics"])
+            stream.thread.start()
+        elif command["do"] == "subscribe":
+            streams[name].subscribe({command["channel"]: command["symbols"]})
+        else:
+            streams[name].unsubscribe(command["channel"], command["symbols"])
+        tell(event="done", do=command["do"], stream=name)
+    os._exit(0)  # its streams run in threads of their own, and would go on
+
+
+if __name__ == "__main__":
+    main()

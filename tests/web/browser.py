@@ -1,0 +1,168 @@
+"""A real Chromium without a window, driven over its DevTools protocol with nothing but a WebSocket client.
+
+https://chromedevtools.github.io/devtools-protocol/. One connection carries every tab (`flatten`); commands are answered
+by their number, and what comes in between are events.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from websockets.sync.client import ClientConnection, connect
+
+SECONDS = 15.0
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",  # a container runs as root, where there is none
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-proxy-server",
+    "--remote-debugging-port=0",
+)
+
+
+def chromium() -> str:
+    """Where it is. Fails with the next step if there is none."""
+    found = next(filter(None, map(shutil.which, NAMES)), None)
+    assert found is not None, "these tests drive Chromium: apt-get install chromium"
+    return found
+
+
+class Browser:
+    """One process with a profile of its own in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        command = [chromium(), *FLAGS, f"--user-data-dir={folder}", "about:blank"]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        place = folder / "DevToolsActivePort"
+        deadline = time.monotonic() + SECONDS
+        while len(lines := place.read_text().splitlines() if place.exists() else []) < 2:
+            assert time.monotonic() < deadline, f"Chromium did not start within {SECONDS} s"
+            assert self._process.poll() is None, "Chromium has ended"
+            time.sleep(0.02)
+        self._stack = ExitStack()
+        socket = connect(f"ws://127.0.0.1:{lines[0]}{lines[1]}", max_size=None, proxy=None, close_timeout=1)
+        self._connection: ClientConnection = self._stack.enter_context(socket)
+        self._numbers = itertools.count(1)
+        self._tabs: dict[str, Tab] = {}
+
+    def tab(self, width: int = 1200, height: int = 900, *, dark: bool = False) -> Tab:
+        """A new tab, with a profile of its own, of this size in CSS pixels."""
+        context = self.call("Target.createBrowserContext")["browserContextId"]
+        target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+        session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        tab = self._tabs[session] = Tab(lambda method, **given: self.call(method, session, **given))
+        tab.open(width, height, dark)
+        return tab
+
+    def call(self, method: str, session: str | None = None, /, **parameters: Any) -> dict[str, Any]:
+        """A command and its result."""
+        number = next(self._numbers)
+        command: dict[str, Any] = {"id": number, "method": method, "params": parameters}
+        self._connection.send(json.dumps(command if session is None else {**command, "sessionId": session}))
+        while True:
+            message = json.loads(self._connection.recv(timeout=SECONDS))
+            if message.get("id") == number:
+                assert "error" not in message, f"{method}: {message['error']}"
+                result: dict[str, Any] = message["result"]
+                return result
+            if tab := self._tabs.get(message.get("sessionId", "")):
+                tab.happened(message["method"], message["params"])
+
+    def close(self) -> None:
+        self._stack.close()
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+class Tab:
+    """One page. `complaints` is whatever its console showed as an error or a warning; `requests` are the addresses that
+    it asked for."""
+
+    def __init__(self, call: Callable[..., dict[str, Any]]) -> None:
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self._call = call
+
+    def open(self, width: int, height: int, dark: bool) -> None:
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self._call(f"{domain}.enable")
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._call("Emulation.setEmulatedMedia", features=[scheme])
+        self._call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
+
+    def happened(self, method: str, event: dict[str, Any]) -> None:
+        match method:
+            case "Runtime.consoleAPICalled" if event["type"] in ("error", "warning", "assert"):
+                self.complaints.append(" ".join(str(part.get("value", part)) for part in event["args"]))
+            case "Runtime.exceptionThrown":
+                self.complaints.append(json.dumps(event["exceptionDetails"]))
+            case "Log.entryAdded" if event["entry"]["level"] in ("error", "warning"):
+                entry = event["entry"]
+                self.complaints.append(f"{entry['source']}: {entry['text']} {entry.get('url', '')}")
+            case "Network.requestWillBeSent":
+                self.requests.append(event["request"]["url"])
+
+    def go(self, url: str) -> None:
+        result = self._call("Page.navigate", url=url)
+        assert "errorText" not in result, result
+        self.wait("document.readyState === 'complete'")
+
+    def run(self, expression: str) -> Any:
+        """The value of an expression; a promise's is waited for."""
+        result = self._call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result["exceptionDetails"]
+        return result["result"].get("value")
+
+    def wait(self, expression: str, seconds: float = SECONDS) -> Any:
+        """Its value, as soon as it is true."""
+        deadline = time.monotonic() + seconds
+        while not (value := self.run(expression)):
+            assert time.monotonic() < deadline, f"not within {seconds} s: {expression}; the page says: {self.text('body')}"
+            time.sleep(0.05)
+        return value
+
+    def text(self, selector: str) -> str:
+        """What is to be read there."""
+        return str(self.run(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
+
+    def press(self, key: str, text: str = "") -> None:
+        """A key, as from a keyboard."""
+        code = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "ArrowLeft": 37, "ArrowRight": 39}.get(key, 0)
+        down = {"type": "keyDown", "key": key, "windowsVirtualKeyCode": code}
+        self._call("Input.dispatchKeyEvent", **down, **({"text": text} if text else {}))
+        self._call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
+
+    def write(self, text: str) -> None:
+        """Text into what has the focus."""
+        self._call("Input.insertText", text=text)
+
+    def bypass_policy(self) -> None:
+        """Lets a test's own script into the next page, whose policy would refuse it."""
+        self._call("Page.setBypassCSP", enabled=True)
+
+    def screenshot(self, path: Path) -> None:
+        """The whole page as a PNG."""
+        picture = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(picture["data"]))
