@@ -24,6 +24,7 @@ from proxy.history import History
 from proxy.logs import Log
 from proxy.net import frames
 from proxy.net.admin import Admin, Query, Rendering
+from proxy.net.conversation import Conversation
 from proxy.net.outbox import Outboxes
 from proxy.net.server import Server
 from proxy.net.tap import Taps
@@ -42,6 +43,9 @@ from proxy.web.page import Page
 TICK_SECONDS = 0.25
 HISTORY_SECONDS = 1.0
 DRAIN_SECONDS = 5.0
+# A large subscription is thousands of objects that stay, and a collection walks every set that is held: with Python's
+# own thresholds each join sets off dozens of them, and the full ones hold the hub for more than 100 ms.
+GARBAGE = (50_000, 20, 100)
 
 
 class State(Enum):
@@ -116,6 +120,7 @@ class Gateway:
         self.state = State.SERVING
         gc.collect()
         gc.freeze()  # what the start has built stays; collections need not walk it
+        gc.set_threshold(*GARBAGE)
 
     def wait(self, beat: Callable[[], None] | None = None) -> None:
         """Serves until a signal: the first SIGTERM or SIGINT drains, a second one ends at once.
@@ -242,7 +247,11 @@ class Gateway:
         while True:
             now = self._clock()
             delay = max(delay, now - due)  # whoever else was due then had to wait as long
-            parts: list[Server | Upstream | Taps] = [self.server, *self.upstreams.values(), self._taps]
+            parts: list[Conversation | Upstream | Taps] = [
+                *self.server.conversations,
+                *self.upstreams.values(),
+                self._taps,
+            ]
             for part in parts:
                 try:
                     part.tick(now)
@@ -251,7 +260,10 @@ class Gateway:
             if self._beat is not None:
                 self._beat()
             if now - remembered >= HISTORY_SECONDS:
-                self._remember(now, delay)
+                try:
+                    self._remember(now, delay)
+                except Exception:  # nor may one in this
+                    self._log.error("bug", part=repr(self._history))
                 remembered, delay = now, 0.0
             due = self._clock() + TICK_SECONDS
             gevent.sleep(TICK_SECONDS)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 import sys
 import threading
 import time
@@ -22,6 +23,7 @@ from typing import Any, TextIO
 from proxy.colour import Colour, Ink
 
 FOLD_SECONDS = 5.0
+PIECE = 1024  # characters; at most 4 KiB, which a pipe takes whole if it takes any (POSIX: PIPE_BUF)
 FOLDS = 1024  # kinds of events that may be counted at once; more are written as they come
 
 _COLOURS = {logging.DEBUG: Colour.ASIDE, logging.WARNING: Colour.WARNING, logging.ERROR: Colour.BAD}
@@ -184,6 +186,8 @@ class _Output(logging.Handler):
         self._stream = stream
         self._folds = Folds(time.monotonic)
         self._timer: threading.Timer | None = None
+        self._lost = 0  # events
+        self._cut = False  # the last line has no end
 
     def emit(self, record: logging.LogRecord) -> None:
         if self._folds.take(record):
@@ -198,11 +202,26 @@ class _Output(logging.Handler):
         super().close()
 
     def _write(self, record: logging.LogRecord) -> None:
+        """Writes the event if it can be done at once. Who reads the log may stop reading, and a full pipe would stop
+        the proxy with it; so what nobody takes is lost, and counted."""
         try:
-            self._stream.write(f"{self.format(record)}\n")
-            self._stream.flush()
+            if self._lost and self._say(self.format(_lost(self._lost))):
+                self._lost = 0
+            self._lost += not self._say(self.format(record))
         except (OSError, ValueError):
             pass  # standard error is closed, which must not take the proxy along
+
+    def _say(self, line: str) -> bool:
+        """Whether the whole line could be written without waiting."""
+        text = ("\n" if self._cut else "") + line + "\n"
+        for start in range(0, len(text), PIECE):
+            if not _takes_more(self._stream):
+                self._cut = self._cut or start > 0
+                return False
+            self._stream.write(text[start : start + PIECE])
+            self._stream.flush()
+        self._cut = False
+        return True
 
     def _keep_time(self) -> None:
         if self._timer is None and len(self._folds):
@@ -220,6 +239,20 @@ class _Output(logging.Handler):
                 self._keep_time()
         finally:
             self.release()
+
+
+def _takes_more(stream: TextIO) -> bool:
+    """Whether a PIECE can be written now; a stream that is no file always takes it."""
+    try:
+        return bool(select.select([], [stream.fileno()], [], 0)[1])
+    except (OSError, ValueError):
+        return True
+
+
+def _lost(count: int) -> logging.LogRecord:
+    fields = {"events": count, "reason": "nobody read the log"}
+    level = logging.WARNING
+    return logging.makeLogRecord({"levelno": level, "levelname": "WARNING", "msg": "log.lost", "fields": fields})
 
 
 def set_up(style: str, level: str, stream: TextIO | None = None) -> None:

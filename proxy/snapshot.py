@@ -31,8 +31,8 @@ class Lag:
 class FeedState:
     """One upstream connection. Times are in seconds; `age` is that of the last message, None before the first.
 
-    `wanted` counts topics by channel, `acked` those of them that Alpaca has confirmed. `received` are messages, `unheard` those of them that nobody wanted,
-    `malformed` frames. `needed`: somebody wants something of it.
+    `wanted` counts topics by channel, `acked` those that Alpaca has confirmed. `received` are messages, `unheard` those
+    of them that nobody wanted, `malformed` frames. `needed`: somebody wants something of it.
     """
 
     account: str

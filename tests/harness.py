@@ -412,7 +412,11 @@ class Process:
         self.popen = subprocess.Popen(
             [sys.executable, "-m", "proxy", *arguments], cwd=folder, env=environ, text=True, **pipes
         )
-        self._readers = [gevent.spawn(self._read, pipe) for pipe in (self.popen.stderr, self.popen.stdout) if pipe]
+        self._readers = {
+            name: gevent.spawn(self._read, pipe)
+            for name in ("stdout", "stderr")
+            if (pipe := getattr(self.popen, name)) is not None
+        }
 
     def __enter__(self) -> Process:
         return self
@@ -420,10 +424,14 @@ class Process:
     def __exit__(self, *_: object) -> None:
         self.popen.kill()
         self.popen.wait(SECONDS)
-        gevent.joinall(self._readers, timeout=SECONDS)
-        for pipe in (self.popen.stderr, self.popen.stdout):
-            if pipe:
-                pipe.close()
+        gevent.joinall([*self._readers.values()], timeout=SECONDS)
+        for name in [*self._readers]:
+            self.leave_unread(name)
+
+    def leave_unread(self, name: str) -> None:
+        """Closes our end of its `stdout` or `stderr`."""
+        self._readers.pop(name).kill()
+        getattr(self.popen, name).close()
 
     @property
     def text(self) -> str:
@@ -440,7 +448,7 @@ class Process:
     def end(self, *, seconds: float = SECONDS) -> int:
         """Waits for its end; the exit code. Nothing that it said may be a traceback."""
         code = self.popen.wait(seconds)
-        gevent.joinall(self._readers, timeout=seconds)
+        gevent.joinall([*self._readers.values()], timeout=seconds)
         assert "Traceback" not in self.text, self.text
         assert "Exception ignored" not in self.text, self.text
         return code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -280,3 +281,21 @@ def test_what_is_kept_is_bounded() -> None:
         assert folds.take(record(client=f"c{number}"))
     assert len(folds) == FOLDS
     assert folds.take(record(client=f"c{FOLDS + 1}"))
+
+
+def test_a_full_pipe_loses_events_and_says_how_many() -> None:
+    """Whoever reads the log stops for a while: nothing waits for it, and half a line ends before the next begins."""
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream, os.fdopen(reader, "rb", buffering=0) as pipe:
+        os.set_blocking(reader, False)
+        logs.set_up("json", "info", stream)
+        for number in range(500):
+            Log("session", number=number).info("closed", reason="x" * 2500)
+        backlog = b"".join(iter(lambda: pipe.read(1 << 16), None))
+        Log("session").info("authenticated")
+        said = b"".join(iter(lambda: pipe.read(1 << 16), None))
+        logs.set_up("json", "info", io.StringIO())
+    whole = [line for line in backlog.splitlines() if line.endswith(b"}")]
+    lost, after = [json.loads(line) for line in said.splitlines() if line]
+    assert (lost["event"], lost["events"]) == ("log.lost", 500 - len(whole))
+    assert after["event"] == "session.authenticated"

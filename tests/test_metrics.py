@@ -233,7 +233,9 @@ def test_the_dashboard_has_no_gap_and_no_overlap() -> None:
     dashboard = json.loads(DASHBOARD.read_text("utf-8"))
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
     places = [panel["gridPos"] for panel in dashboard["panels"]]
-    cells = [(x, y) for at in places for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])]
+    cells = [
+        (x, y) for at in places for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])
+    ]
     assert len(cells) == len(set(cells)) == 24 * (1 + max(y for _, y in cells))
 
 

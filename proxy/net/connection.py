@@ -26,6 +26,7 @@ class ClientConnection:
         self._socket = sock
         self._raw = sock._sock  # gevent's own name for the non-blocking socket under its cooperative one
         self._rfile = rfile
+        self._over = False
         self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def __repr__(self) -> str:
@@ -33,6 +34,8 @@ class ClientConnection:
 
     def receive(self) -> bytes:
         """What has come, at most READ_BYTES; waits for some. Empty at the end."""
+        if self._over:
+            return b""  # whatever the kernel still holds of a flood
         try:
             data: bytes = self._rfile.read1(READ_BYTES)
         except (OSError, ValueError) as error:  # ValueError: the file was closed under us
@@ -74,5 +77,6 @@ class ClientConnection:
 
     def shut(self) -> None:
         """Ends both directions at once; a greenlet that reads or writes is woken."""
+        self._over = True
         with contextlib.suppress(OSError):  # the peer was first
             self._raw.shutdown(socket.SHUT_RDWR)

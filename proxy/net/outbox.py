@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from gevent.queue import Queue
 
 from proxy.errors import ConnectionLost
+from proxy.logs import Log
 from proxy.net import frames
 from proxy.net.connection import ClientConnection
 
@@ -207,7 +208,11 @@ class Outbox:
             messages += more
             if frame:
                 payloads.append(frames.payload_of(frame))
-        kept, dropped = conflate(payloads)
+        try:
+            kept, dropped = conflate(payloads)
+        except Exception:  # a bug: nothing is left out, and the bound will do its work
+            Log("outbox", address=self._connection.address).error("bug")
+            kept, dropped = payloads, 0
         self.conflated += dropped
         left = messages - dropped
         for payload in kept:

@@ -85,10 +85,6 @@ class Server:
         self.draining = True
         self._listener.close()
 
-    def tick(self, now: float) -> None:
-        for conversation in [*self.conversations]:
-            conversation.tick(now)
-
     def states(self) -> list[SessionState]:
         """The sessions that are held, as far as their clients are known."""
         return [conversation.state() for conversation in self.conversations if conversation.client is not None]

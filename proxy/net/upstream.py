@@ -111,6 +111,7 @@ class Upstream:
             self.ledger.open()  # the next who asks finds out
         if not self.ledger.idle:
             self._wanted_at = now
+            self._reconcile()  # which is due already, unless the greenlet has died of a bug
         elif now - self._wanted_at >= IDLE_SECONDS and self._greenlet is not None:
             self._end("nobody wants it any more")
         if self._line is not None:

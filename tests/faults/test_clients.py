@@ -297,7 +297,9 @@ def test_what_no_websocket_client_sends(proxy: Harness, what: bytes, code: int) 
 
 def test_all_outboxes_together_are_bounded(start: Start) -> None:
     """The fullest gives way, though its own bound is not reached; the others hear everything."""
-    clients = "".join(f"  {name}: {{key: {name}, secret: {name}, outbox: 4MiB, allow: {{iex: '*'}}}}\n" for name in NAMES)
+    clients = "".join(
+        f"  {name}: {{key: {name}, secret: {name}, outbox: 4MiB, allow: {{iex: '*'}}}}\n" for name in NAMES
+    )
     proxy = start(clients, config={"more": "limits: {outboxes: 4MiB}"})
     client = proxy.client("witness")
     client.subscribe(trades=["AAPL"])

@@ -91,7 +91,7 @@ def test_connection_dropped_again_and_again(start: Start) -> None:
         for times, how in enumerate(itertools.islice(itertools.cycle(("fin", "rst", "close")), 15), 1):
             proxy.simulator.drop("iex", how)
             wait_for(lambda times=times: proxy.simulator.opened("iex") > times)
-        assert scene.proxy.upstream().connects == 16
+        wait_for(lambda: scene.proxy.upstream().connects == 16)
 
 
 def test_alpaca_is_gone_for_a_while(start: Start) -> None:

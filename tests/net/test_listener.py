@@ -355,6 +355,7 @@ def test_what_is_over_leaves_nothing_for_the_garbage_collector(
         wait_until(lambda: not [thing for thing in gc.get_objects() if isinstance(thing, Handler | ClientConnection)])
     finally:
         gc.enable()
+    assert not hasattr(door, "clients")  # the library's own register, by address
 
 
 @pytest.mark.parametrize("asked", [b"GET / HTTP/1.1\r\n\r\n", request()], ids=["answer", "serve"])
@@ -547,6 +548,32 @@ def test_shut_wakes_whoever_waits(
     assert ended == [b""] if blocked == "receive" else isinstance(ended[0], ConnectionLost)
     connections[0].shut()
     opened.rest()
+
+
+def test_last_words_arrive_however_much_is_still_said(
+    open_door: Callable[..., Listener], client: Callable[..., Client]
+) -> None:
+    flooded = Event()
+
+    def serve(connection: ClientConnection, _: Environ) -> None:
+        assert flooded.wait(SECONDS)
+        connection.send(frames.encode_close(frames.POLICY, "enough"), 1)
+        connection.linger(SECONDS)
+
+    opened = client(open_door(serve=serve).server_port).upgrade().say(bytes(100_000))
+    flooded.set()
+    assert opened.hear() == (frames.CLOSE, struct.pack("!H", frames.POLICY))
+    opened.say(bytes(100_000)).sock.shutdown(socket.SHUT_WR)
+    assert opened.rest() == b""
+
+
+def test_nobody_is_waited_for_longer_than_that(
+    open_door: Callable[..., Listener], client: Callable[..., Client], wait_until: Wait
+) -> None:
+    door = open_door(serve=lambda connection, _: connection.linger(0.05))
+    opened = client(door.server_port).upgrade()
+    assert opened.rest() == b""
+    wait_until(lambda: door.strangers == 0)
 
 
 # TLS

@@ -61,7 +61,7 @@ def test_all_symbols_of_a_channel(start: Start, eager: None) -> None:
     look(proxy, symbol="*")
     for number, symbol in enumerate(("AAPL", "MSFT")):
         proxy.simulator.publish("iex", [trade(symbol, number)])
-    client.gather(2)
+        client.gather(number + 1)
     assert shown(proxy, symbol="*") == [trade("AAPL", 0), trade("MSFT", 1)]
 
 
@@ -149,7 +149,8 @@ def test_a_feed_that_is_reconfigured_goes_on_in_the_other_codec(start: Start, ea
     entry = proxy.gateway.config.accounts["main"]
     changed = entry.model_copy(update={"codec": {"iex": "msgpack"}})
     proxy.gateway.reload(proxy.gateway.config.model_copy(update={"accounts": {"main": changed}}))
-    wait_for(lambda: upstream.codec.name == "msgpack" and ("trades", "AAPL") in upstream.ledger.acked)
+    wait_for(lambda: upstream.connects == 2 and ("trades", "AAPL") in upstream.ledger.acked)
+    assert upstream.codec.name == "msgpack"
     proxy.simulator.publish("iex", [trade("AAPL", 7)])
     client.gather(1)
     assert look(proxy)[0] == 200

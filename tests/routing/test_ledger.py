@@ -16,7 +16,7 @@ import msgpack
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from proxy.protocol import market
 from proxy.protocol.codec import JSON
@@ -26,6 +26,7 @@ from proxy.routing.request import REQUEST_BYTES, Request
 
 SYMBOLS = ("A", "B", "C", "D", "X", "Y", "*")
 TOPICS = st.frozensets(st.tuples(st.sampled_from(["trades", "quotes"]), st.sampled_from(SYMBOLS)), max_size=4)
+NUMBERS = st.integers(0, 2)
 POISON = st.sampled_from([{"X"}, {"X", "Y"}, set[str]()])
 LIMITS = st.sampled_from([3, 6, 100])
 
@@ -83,7 +84,7 @@ class Books(RuleBasedStateMachine):
         self.ledger = Ledger()
         self.alpaca = Alpaca(poison, limit)
         self.now = 0.0
-        self.sessions: list[Session] = []
+        self.sessions = [Session(Seat("first")), Session(Seat("second")), Session(Seat("third"))]
         self.making_room = False
         self.denials = 0
 
@@ -124,45 +125,51 @@ class Books(RuleBasedStateMachine):
 
     # What sessions do
 
-    @rule()
-    def join(self) -> None:
-        if len(self.sessions) < 4:
-            self.sessions.append(Session(Seat(f"seat {len(self.sessions)}")))
+    @rule(number=NUMBERS, add=TOPICS)
+    def subscribe(self, number: int, add: Subscription) -> None:
+        self.change(self.sessions[number], add, NOTHING)
 
-    @precondition(lambda self: self.sessions)
-    @rule(data=st.data(), add=TOPICS, remove=st.just(NOTHING) | TOPICS)
-    def ask(self, data: st.DataObject, add: Subscription, remove: Subscription) -> None:
-        session = data.draw(st.sampled_from(self.sessions))
-        asked = Asked(add, remove - add, self.now, guilty=self.ledger.closed)
-        session.waits.append(asked)
+    @rule(number=NUMBERS, remove=TOPICS)
+    def unsubscribe(self, number: int, remove: Subscription) -> None:
+        self.change(self.sessions[number], NOTHING, remove)
+
+    @rule(number=NUMBERS, add=TOPICS)
+    def replace(self, number: int, add: Subscription) -> None:
+        self.change(self.sessions[number], add, self.sessions[number].seat.holds)
+
+    def change(self, session: Session, add: Subscription, remove: Subscription) -> None:
+        session.waits.append(Asked(add, remove - add, self.now, guilty=self.ledger.closed))
         self.take(self.ledger.change(session.seat, add, remove, self.now))
 
-    @precondition(lambda self: self.sessions)
-    @rule(data=st.data())
-    def ask_for_what_the_allowlist_denies(self, data: st.DataObject) -> None:
-        session = data.draw(st.sampled_from(self.sessions))
+    @rule(number=NUMBERS)
+    def ask_for_what_the_allowlist_denies(self, number: int) -> None:
+        session = self.sessions[number]
         self.denials += 1
         error = (409, f"denied {self.denials}")
         session.waits.append(Asked(NOTHING, NOTHING, self.now, denied=error))
         self.take(self.ledger.deny(session.seat, *error, self.now))
 
-    @precondition(lambda self: self.sessions)
-    @rule(data=st.data())
-    def leave(self, data: st.DataObject) -> None:
-        session = data.draw(st.sampled_from(self.sessions))
-        self.sessions.remove(session)
-        self.ledger.leave(session.seat)
-        assert session.seat.holds == NOTHING
+    @rule(number=NUMBERS)
+    def leave_and_come_again(self, number: int) -> None:
+        gone, self.sessions[number] = self.sessions[number], Session(Seat("another"))
+        self.ledger.leave(gone.seat)
+        assert gone.seat.holds == NOTHING
 
     # What Alpaca does
 
-    @rule()
+    @rule(steps=st.integers(1, 5))
+    def talk(self, steps: int) -> None:
+        for _ in range(steps):
+            if self.ledger.request is None:
+                self.send()
+            else:
+                self.answer()
+
     def send(self) -> None:
-        under_way, wanted, there = self.ledger.request, self.ledger.wanted, self.there()
+        wanted, there = self.ledger.wanted, self.there()
         request = self.ledger.next_request()
-        if under_way is not None:
-            assert request is None, "two requests under way"
-        elif request is None:
+        assert self.ledger.request is None or self.ledger.next_request() is None, "two requests under way"
+        if request is None:
             assert wanted == self.ledger.acked == there
         elif request.add:
             assert request.topics
@@ -175,8 +182,6 @@ class Books(RuleBasedStateMachine):
             assert wanted.isdisjoint(request.topics)
             assert wanted <= there or self.making_room, "removed before what is missing was added"
 
-    @precondition(lambda self: self.ledger.request is not None)
-    @rule()
     def answer(self) -> None:
         request = self.ledger.request
         assert request is not None
@@ -196,7 +201,10 @@ class Books(RuleBasedStateMachine):
         self.ledger.lost()
 
     @rule()
-    def refuse_the_feed(self) -> None:
+    def refuse_the_feed_or_serve_it_again(self) -> None:
+        if self.ledger.closed:
+            self.ledger.open()
+            return
         self.alpaca = Alpaca(self.alpaca.poison, self.alpaca.limit)
         self.ledger.lost()
         for session in self.sessions:
@@ -204,10 +212,6 @@ class Books(RuleBasedStateMachine):
                 asked.guilty = bool(asked.add)
         self.take(self.ledger.close(*NOT_IN_THE_PLAN))
         assert not any(session.waits for session in self.sessions), "nobody is left to wait"
-
-    @rule()
-    def serve_the_feed(self) -> None:
-        self.ledger.open()
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 2.5]))
     def wait(self, seconds: float) -> None:
@@ -220,10 +224,11 @@ class Books(RuleBasedStateMachine):
     def settle(self) -> None:
         """Alpaca answers everything until there is nothing more to say."""
         for _ in range(200):
+            if self.ledger.request is not None:
+                self.answer()
             self.send()
             if self.ledger.request is None:
                 break
-            self.answer()
         else:
             raise AssertionError("it never comes to an end")
         assert self.ledger.acked == self.ledger.wanted == self.alpaca.held
@@ -231,7 +236,13 @@ class Books(RuleBasedStateMachine):
             assert not session.waits
             assert session.seat.holds == session.told
             assert not any(symbol in self.alpaca.poison for _, symbol in session.told)
-        if not self.sessions:
+
+    def teardown(self) -> None:
+        """Who leaves leaves nothing behind."""
+        if hasattr(self, "ledger"):
+            for number in range(3):
+                self.leave_and_come_again(number)
+            self.settle()
             assert repr(self.ledger) == "<Ledger 0 wanted, 0 acked, 0 claims>"
 
     @invariant()
@@ -437,6 +448,9 @@ def test_additions_go_before_removals_but_make_room_when_there_is_none() -> None
     ledger.confirmed()
     assert ledger.next_request() == Request(True, (("trades", "B"),))
     assert told(ledger.confirmed()) == [("seat", None, trades("B"))]
+    ledger.change(seat, NOTHING, trades("B"), 0.0)
+    ledger.change(seat, trades("C"), NOTHING, 0.0)
+    assert ledger.next_request() == Request(True, (("trades", "C"),)), "the room was made once"
 
 
 @pytest.mark.parametrize("refused", [True, False])
@@ -500,6 +514,9 @@ def test_who_resends_all_it_has_does_not_risk_it() -> None:
     seat = Seat("seat")
     ledger.change(seat, trades("A", "B"), NOTHING, 0.0)
     settle(ledger)
+    for _ in range(100):
+        assert told(ledger.change(seat, trades("A", "B"), NOTHING, 0.0)) == [("seat", None, trades("A", "B"))]
+    assert len(seat.claims) == 1
     ledger.change(seat, trades("A", "B", "X"), NOTHING, 0.0)
     assert told(settle(ledger, {"X"})) == [("seat", LIMIT_EXCEEDED, None)]
     assert ledger.acked == seat.shown == trades("A", "B")

@@ -58,9 +58,9 @@ class Algorithm:
         assert self.count("done") > done, f"{command} killed the driver; {self.story()}"
 
     def open(self, stream: str, url: str, topics: Mapping[str, Sequence[str]], **more: Any) -> None:
-        """Begins a stream that subscribes to these topics."""
-        account = {"key": "algo", "secret": "algo-secret"}
-        self.tell(do="open", stream=stream, url=url, topics=topics, **(account | more))
+        """Begins a stream that subscribes to these topics; its `kind` is its name unless it is given."""
+        usual = {"kind": stream, "key": "algo", "secret": "algo-secret"}
+        self.tell(do="open", stream=stream, url=url, topics=topics, **(usual | more))
 
     def subscribe(self, stream: str, channel: str, *symbols: str) -> None:
         self.tell(do="subscribe", stream=stream, channel=channel, symbols=symbols)

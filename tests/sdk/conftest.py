@@ -18,6 +18,9 @@ from tests.sdk.environments import FOLLOWERS, SDKS, Environments, Sdk, cache
 from tests.sdk.stand import Stand, wait_for
 from tests.sdk.tape import STREAMS, Message
 
+# A client of the tests' own says nothing by itself, and takes whatever comes.
+QUIET: dict[str, Any] = {"compression": None, "close_timeout": 1, "ping_interval": None, "max_queue": None}
+
 
 class Live:
     """An algorithm on one SDK, live on all the streams that it knows, and what it lives on."""
@@ -88,9 +91,7 @@ class Live:
         """Another algorithm that holds one channel of a stream, whatever it is called by this SDK."""
         known = STREAMS["stocks" if stream == "legacy" else stream]
         codec = "msgpack" if stream == "options" else "json"
-        options: dict[str, Any] = {"compression": None, "close_timeout": 1, "ping_interval": None, "max_queue": None}
-        options["ssl"] = self._trust
-        with connect(self.stand.url + known.path, **options) as ws:
+        with connect(self.stand.url + known.path, ssl=self._trust, **QUIET) as ws:
             client = Client(ws, codec, trading=False)
             client.hear()
             client.log_in("algo", "algo-secret")
@@ -165,12 +166,22 @@ class Lives:
         return live
 
 
+def wanted(session: pytest.Session) -> list[Sdk]:
+    """The SDKs that tests of this run are about."""
+    asked = {sdk_of(item) for item in session.items}
+    return [sdk for sdk in SDKS if sdk in asked]
+
+
+def sdk_of(item: pytest.Item) -> Sdk | None:
+    sdk: Sdk | None = item.callspec.params.get("sdk") if hasattr(item, "callspec") else None
+    return sdk
+
+
 @pytest.fixture(scope="session")
 def environments(request: pytest.FixtureRequest) -> Iterator[Environments]:
     """Every SDK that this run needs is being installed from the first test on."""
     environments = Environments(cache())
-    wanted = [item.callspec.params.get("sdk") for item in request.session.items if hasattr(item, "callspec")]
-    environments.prepare(sdk for sdk in SDKS if sdk in wanted)
+    environments.prepare(wanted(request.session))
     yield environments
     environments.close()
 
@@ -192,10 +203,10 @@ def live(lives: Lives, sdk: Sdk) -> Live:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests of an SDK follow each other, so that they share its processes."""
+    """In each module all tests of an SDK follow each other, so that they share its processes."""
     items.sort(key=_turn)
 
 
-def _turn(item: pytest.Item) -> int:
-    sdk = item.callspec.params.get("sdk") if hasattr(item, "callspec") else None
-    return SDKS.index(sdk) + 1 if sdk in SDKS else 0
+def _turn(item: pytest.Item) -> tuple[str, int]:
+    sdk = sdk_of(item)
+    return (str(item.path), SDKS.index(sdk)) if sdk is not None else ("", 0)

@@ -58,6 +58,11 @@ class Sdk:
         return (self.alone or self.requirements[0]).rpartition("/")[2].replace("==", "-").replace("@", "-js-")
 
     @property
+    def stocks(self) -> str:
+        """The stream that it has stocks from."""
+        return "legacy" if "legacy" in self.streams else "stocks"
+
+    @property
     def javascript(self) -> bool:
         return self.driver.endswith(".js")
 

@@ -32,7 +32,7 @@ listen: {{port: {listen}{tls}}}
 admin: {{port: {admin}}}
 log: {{format: json}}
 accounts:
-  main: {{key: key, secret: secret, data_url: "{url}", trading_url: "{url}"}}
+  main: {{key: key, secret: secret, data_url: "{url}", trading_url: "{url}"{account}}}
 clients:
 {clients}
 """
@@ -72,13 +72,17 @@ def accepts(port: int) -> bool:
 class Proxy:
     """The program, run with a configuration in `folder`. `start` again after `kill` keeps its ports."""
 
-    def __init__(self, folder: Path, url: str, clients: str, tls: tuple[Path, Path] | None = None) -> None:
+    def __init__(
+        self, folder: Path, url: str, clients: str, tls: tuple[Path, Path] | None = None, account: str = ""
+    ) -> None:
         self._file = folder / "proxy.yaml"
         self._log = folder / "proxy.log"
         self._process: subprocess.Popen[bytes] | None = None
         self.port, self.admin_port = free_ports(2)
         secured = "" if tls is None else ", tls: {{cert: {}, key: {}}}".format(*tls)
-        text = CONFIG.format(listen=self.port, admin=self.admin_port, url=url, clients=clients, tls=secured)
+        text = CONFIG.format(
+            listen=self.port, admin=self.admin_port, url=url, clients=clients, tls=secured, account=account
+        )
         self._file.write_text(text)
         self._file.chmod(0o600)
 
@@ -128,15 +132,14 @@ class Proxy:
 
 
 class Stand:
-    """A simulator, and a proxy whose only account is there."""
+    """A simulator, and a proxy whose only account is there. `account` is what the account's line says besides."""
 
     def __init__(
-        self, folder: Path, clients: str = CLIENT, *, tls: tuple[Path, Path] | None = None, **simulator: Any
+        self, folder: Path, clients: str = CLIENT, *, tls: tuple[Path, Path] | None = None, account: str = ""
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.simulator = Simulator(**simulator)
+        self.simulator = Simulator()
         self.simulator.start()
-        self.proxy = Proxy(folder, self.simulator.url, clients, tls)
+        self.proxy = Proxy(folder, self.simulator.url, clients, tls, account)
         self._scheme = "ws" if tls is None else "wss"
 
     def __enter__(self) -> Stand:

@@ -51,7 +51,11 @@ class Browser:
     def __init__(self, folder: Path) -> None:
         command = [chromium(), *FLAGS, f"--user-data-dir={folder}", "about:blank"]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         place = folder / "DevToolsActivePort"
         deadline = time.monotonic() + SECONDS
@@ -139,7 +143,9 @@ class Tab:
         """Its value, as soon as it is true."""
         deadline = time.monotonic() + seconds
         while not (value := self.run(expression)):
-            assert time.monotonic() < deadline, f"not within {seconds} s: {expression}; the page says: {self.text('body')}"
+            assert time.monotonic() < deadline, (
+                f"not within {seconds} s: {expression}; the page says: {self.text('body')}"
+            )
             time.sleep(0.05)
         return value
 

@@ -15,7 +15,9 @@ def seconds(count: int) -> tuple[Second, ...]:
     history, lags = History(0.0), Lags()
     for now in range(1, count + 1):
         lags.add(now / 1000)
-        history.add(float(now), received={("main", "iex"): now * 5}, delivered={}, lags={("main", "iex"): lags}, delay=0)
+        history.add(
+            float(now), received={("main", "iex"): now * 5}, delivered={}, lags={("main", "iex"): lags}, delay=0
+        )
     return tuple(history.seconds)
 
 

@@ -48,7 +48,7 @@ class Prometheus:
         (folder / "prometheus.yml").write_text(CONFIG.format(target=target))
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            self._address = "127.0.0.1:{}".format(probe.getsockname()[1])
+            self._address = f"127.0.0.1:{probe.getsockname()[1]}"
         command = [
             program,
             f"--config.file={folder / 'prometheus.yml'}",

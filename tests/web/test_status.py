@@ -111,7 +111,7 @@ def test_it_survives_a_restart(proxy: Harness, show: Show) -> None:
     page.wait(says("#headline", "The proxy does not answer"))
     assert "Asking again" in page.text("#detail")
     assert page.run(says("#feeds .card", "iex"))  # what was known stays in sight
-    text = CONFIG.format(clients=CLIENTS, accounts='  a: {key: k, secret: s}', listen="", admin="", more="")
+    text = CONFIG.format(clients=CLIENTS, accounts="  a: {key: k, secret: s}", listen="", admin="", more="")
     text = text.replace("admin: {port: 0", f"admin: {{port: {port}")
     again = Gateway(configuration.parse(text, "proxy.yaml", os.environ, Path()))
     again.start()
@@ -165,7 +165,9 @@ def test_text_never_becomes_markup(proxy: Harness, show: Show) -> None:
     page.wait(says("#tapped li", ATTACK))
     assert page.run("document.querySelectorAll('#tapped img').length") == 0
     assert page.complaints == []
-    assert "TrustedHTML" in page.run("(() => { try { document.body.innerHTML = '<p>' } catch (e) { return `${e}` } })()")
+    assert "TrustedHTML" in page.run(
+        "(() => { try { document.body.innerHTML = '<p>' } catch (e) { return `${e}` } })()"
+    )
     page.run("document.body.append(Object.assign(document.createElement('img'), {src: 'http://127.0.0.1:9/x.png'}))")
     page.wait("1")
     assert any("Content Security Policy" in complaint for complaint in page.complaints)
@@ -208,7 +210,9 @@ def test_pausing_asks_for_nothing(proxy: Harness, show: Show) -> None:
 def test_everything_is_reached_by_keyboard(proxy: Harness, show: Show) -> None:
     keep = busy(proxy)
     page = show(proxy)
-    page.wait("document.getElementById('tap-channel').options.length > 1 && document.querySelectorAll('summary').length === 2")
+    page.wait(
+        "document.getElementById('tap-channel').options.length > 1 && document.querySelectorAll('summary').length === 2"
+    )
     reached = []
     while (focus := page.run("(() => { const e = document.activeElement; return e.id || e.tagName })()")) or True:
         if reached and focus == "BODY":
@@ -234,10 +238,12 @@ def test_nothing_runs_over_the_side(start: Start, show: Show, width: int) -> Non
     proxy = start(f'{CLIENTS}  {long}: {{key: long, secret: long, allow: {{iex: "*"}}}}')
     keep = [*busy(proxy), proxy.client("long")]
     keep[-1].subscribe(trades=[f"SYMBOL{number}" for number in range(50)])
+    proxy.gateway._outboxes.limit = 1 << 50
     page = show(proxy, width)
     page.wait(says(".client summary", long))
     page.run("document.querySelectorAll('details').forEach((node) => node.open = true)")
     page.wait(says(".sessions .topics", "and 38 more"))
+    page.wait(says(".totals", "1,073,741,824 MiB"))
     assert page.run("document.documentElement.scrollWidth") <= width
 
 

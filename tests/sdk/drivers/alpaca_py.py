@@ -2,7 +2,7 @@
 
 Reads commands, a JSON object a line, and prints events likewise:
 
-    {"do": "open", "stream": "stocks", "url": …, "key": …, "secret": …, "topics": {"trades": ["AAPL"]}}
+    {"do": "open", "stream": …, "kind": "stocks", "url": …, "key": …, "secret": …, "topics": {"trades": ["AAPL"]}}
     {"do": "subscribe" | "unsubscribe", "stream": …, "channel": …, "symbols": […]}
 
     {"event": "message", "stream": …, "channel": …, "class": "Trade", "fields": {"S": "AAPL", "p": 1.5}}
@@ -133,12 +133,12 @@ class Logged(logging.Handler):
 
 
 class Stream:
-    def __init__(self, name: str, url: str, key: str, secret: str) -> None:
+    def __init__(self, name: str, kind: str, url: str, key: str, secret: str) -> None:
         self.name = name
-        if name == "trading":
+        if kind == "trading":
             self.sdk = importlib.import_module("alpaca.trading.stream").TradingStream(key, secret, url_override=url)
         else:
-            self.sdk = getattr(importlib.import_module("alpaca.data.live"), CLASSES[name])(
+            self.sdk = getattr(importlib.import_module("alpaca.data.live"), CLASSES[kind])(
                 key, secret, url_override=url
             )
         self.thread = threading.Thread(target=self.run, name=name, daemon=True)
@@ -181,7 +181,8 @@ def main() -> None:
         command = json.loads(line)
         name = command["stream"]
         if command["do"] == "open":
-            stream = streams[name] = Stream(name, command["url"], command["key"], command["secret"])
+            given = (command[each] for each in ("kind", "url", "key", "secret"))
+            stream = streams[name] = Stream(name, *given)
             for channel, symbols in command["topics"].items():
                 stream.subscribe(channel, symbols)
             stream.thread.start()

@@ -120,12 +120,13 @@ function fields(channel, value) {
 }
 
 class Stream {
-  constructor(name, url, key, secret, topics) {
+  constructor(name, kind, url, key, secret, topics) {
     const host = new URL(url).origin.replace(/^ws/, "http");
     const alpaca = new Alpaca({ keyId: key, secretKey: secret, baseUrl: host, dataStreamUrl: host, feed: "iex" });
     this.name = name;
     this.topics = topics;
-    const described = STREAMS[name];
+    const described = STREAMS[kind];
+    this.kind = kind;
     this.sdk = described ? alpaca[described.names.find((each) => alpaca[each])] : alpaca.trade_ws;
     this.sdk.onError((error) => log(name, "ERROR", error));
     this.sdk.onStateChange((state) => log(name, "INFO", state));
@@ -166,7 +167,7 @@ class Stream {
 
   change(verb, topics) {
     for (const [channel, symbols] of Object.entries(topics)) {
-      const [name] = STREAMS[this.name].channels[channel];
+      const [name] = STREAMS[this.kind].channels[channel];
       if (name !== null) this.sdk[verb + name](symbols);
     }
   }
@@ -176,8 +177,8 @@ const streams = {};
 readline
   .createInterface({ input: process.stdin })
   .on("line", (line) => {
-    const { do: verb, stream, url, key, secret, topics, channel, symbols } = JSON.parse(line);
-    if (verb === "open") streams[stream] = new Stream(stream, url, key, secret, topics);
+    const { do: verb, stream, kind, url, key, secret, topics, channel, symbols } = JSON.parse(line);
+    if (verb === "open") streams[stream] = new Stream(stream, kind, url, key, secret, topics);
     else streams[stream][verb]({ [channel]: symbols });
     tell({ event: "done", do: verb, stream });
   })

@@ -102,11 +102,11 @@ function fields(channel, value) {
 }
 
 class Stream {
-  constructor(name, url, keyId, secret, topics) {
+  constructor(name, kind, url, keyId, secret, topics) {
     const alpaca = new Alpaca({ keyId, secret });
-    const trading = name === "trading";
+    const trading = kind === "trading";
     this.name = name;
-    this.sdk = trading ? alpaca.trading.stream({ url }) : alpaca.marketData[FACTORIES[name]]({ url });
+    this.sdk = trading ? alpaca.trading.stream({ url }) : alpaca.marketData[FACTORIES[kind]]({ url });
     this.sdk.onError((error) => log(name, "ERROR", error));
     this.sdk.onStateChange((state) => log(name, "INFO", state));
     this.sdk.onConnect(() => (trading ? this.sdk.subscribeTradeUpdates() : this.subscribe(topics)));
@@ -145,8 +145,8 @@ const streams = {};
 readline
   .createInterface({ input: process.stdin })
   .on("line", (line) => {
-    const { do: verb, stream, url, key, secret, topics, channel, symbols } = JSON.parse(line);
-    if (verb === "open") streams[stream] = new Stream(stream, url, key, secret, topics);
+    const { do: verb, stream, kind, url, key, secret, topics, channel, symbols } = JSON.parse(line);
+    if (verb === "open") streams[stream] = new Stream(stream, kind, url, key, secret, topics);
     else streams[stream][verb]({ [channel]: symbols });
     tell({ event: "done", do: verb, stream });
   })

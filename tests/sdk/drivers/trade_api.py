@@ -128,10 +128,11 @@ class Logged(logging.Handler):
 
 
 class Stream:
-    def __init__(self, name: str, url: str, key: str, secret: str) -> None:
+    def __init__(self, name: str, kind: str, url: str, key: str, secret: str) -> None:
         parts = urlsplit(url)
         host = f"http{parts.scheme[2:]}://{parts.netloc}"
         self.name = name
+        self.kind = kind
         self.sdk = importlib.import_module("alpaca_trade_api.stream").Stream(
             key, secret, base_url=host, data_stream_url=host, data_feed="iex"
         )
@@ -141,7 +142,7 @@ class Stream:
         for channel, symbols in topics.items():
             if channel == "trade_updates":
                 self.sdk.subscribe_trade_updates(self.handler(channel))
-            elif channel == "trades" and self.name == "stocks":
+            elif channel == "trades" and self.kind == "stocks":
                 self.sdk.subscribe_trades(
                     self.handler(channel),
                     *symbols,
@@ -155,7 +156,7 @@ class Stream:
         self.method("unsubscribe", channel)(*symbols)
 
     def method(self, verb: str, channel: str) -> Any:
-        middle = "crypto_" if self.name == "crypto" else ""
+        middle = "crypto_" if self.kind == "crypto" else ""
         return getattr(self.sdk, f"{verb}_{middle}{METHODS[channel]}")
 
     def handler(self, channel: str) -> Any:
@@ -185,7 +186,8 @@ def main() -> None:
         command = json.loads(line)
         name = command["stream"]
         if command["do"] == "open":
-            stream = streams[name] = Stream(name, command["url"], command["key"], command["secret"])
+            given = (command[each] for each in ("kind", "url", "key", "secret"))
+            stream = streams[name] = Stream(name, *given)
             stream.subscribe(command["topics"])
             stream.thread.start()
         elif command["do"] == "subscribe":

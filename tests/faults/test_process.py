@@ -1,0 +1,192 @@
+"""What the machine can do to the process. The proxy is a real one here, with limits and pipes of its own."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import gevent
+import pytest
+
+from proxy.simulator import Simulator
+from tests.harness import CONNECTED, PING, Client, Process, Wire, dial, trade, wait_for
+
+CONFIG = """\
+listen: {port: LISTEN}
+admin: {port: 0}
+accounts:
+  main: {key: key, secret: secret, data_url: "URL"}
+clients:
+  witness: {key: witness, secret: witness, allow: {iex: "*"}}
+  rogue: {key: rogue, secret: rogue, max_connections: 100, outbox: 256KiB, allow: {iex: "*"}}
+"""
+FAT = "x" * 20_000
+
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def alpaca() -> Iterator[Simulator]:
+    with Simulator() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def start(alpaca: Simulator, tmp_path: Path) -> Iterator[Start]:
+    """Starts a proxy in front of the simulator; options are those of the process."""
+    with ExitStack() as stack:
+
+        def start(*, port: int = 0, **options: object) -> Process:
+            file = tmp_path / "proxy.yaml"
+            file.write_text(CONFIG.replace("URL", alpaca.url).replace("LISTEN", str(port)))
+            return stack.enter_context(Process("-c", str(file), folder=tmp_path, **options))
+
+        yield start
+
+
+@contextmanager
+def undisturbed(alpaca: Simulator, address: tuple[str, int]) -> Iterator[Client]:
+    """An algorithm that gets every trade, once and in order, whatever happens meanwhile."""
+    with dial(address) as witness:
+        assert witness.hear() == CONNECTED
+        witness.log_in("witness").subscribe(trades=["AAPL"])
+        over = False
+
+        def flow() -> None:
+            while not over:
+                alpaca.publish_trades("iex", "AAPL", 5)
+                gevent.sleep(0.005)
+
+        flowing = gevent.spawn(flow)
+        try:
+            yield witness
+        finally:
+            over = True
+            flowing.join()
+        alpaca.publish_trades("iex", "AAPL", 1)
+        last = alpaca._sequence["iex", "AAPL"]
+        assert witness.numbers("AAPL", last) == list(range(1, last + 1))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        return int(holder.getsockname()[1])
+
+
+def test_no_file_descriptors_left(start: Start, alpaca: Simulator) -> None:
+    """Those who are in are served; those at the door wait until there is room, and get in then."""
+    process = start()
+    address = process.address()
+    with undisturbed(alpaca, address), ExitStack() as crowd:
+        pid = process.popen.pid
+        used = len(os.listdir(f"/proc/{pid}/fd"))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 3, used + 20))
+        for _ in range(20):
+            crowd.enter_context(socket.create_connection(address, 5))
+        wait_for(lambda: len(os.listdir(f"/proc/{pid}/fd")) == used + 3)
+        alpaca.publish_trades("iex", "AAPL", 100)
+        crowd.close()
+        with dial(address) as newcomer:
+            assert newcomer.hear() == CONNECTED
+            newcomer.log_in("rogue").subscribe(trades=["AAPL"])
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.end() == 0
+
+
+def test_stderr_is_closed_from_the_start(start: Start, alpaca: Simulator) -> None:
+    port = free_port()
+    process = start(port=port, stderr=None, preexec_fn=lambda: os.close(2))
+    wait_for(lambda: _listens(port))
+    with undisturbed(alpaca, ("127.0.0.1", port)):
+        _refused_login(("127.0.0.1", port))
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.end() == 0
+
+
+def test_whoever_read_the_log_has_left(start: Start, alpaca: Simulator) -> None:
+    process = start()
+    address = process.address()
+    with undisturbed(alpaca, address):
+        process.leave_unread("stdout")
+        process.leave_unread("stderr")
+        _refused_login(address)
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.popen.wait(5) == 0
+
+
+def test_nobody_reads_the_log(start: Start, alpaca: Simulator) -> None:
+    """A pipe that is full: the log waits, or loses lines, and the market data does neither."""
+    port = free_port()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"full\n" * 1000)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"\n")
+    os.set_blocking(writer, True)
+    process = start(port=port, stderr=writer)
+    os.close(writer)
+    wait_for(lambda: _listens(port))
+    with undisturbed(alpaca, ("127.0.0.1", port)):
+        _refused_login(("127.0.0.1", port))
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.popen.wait(8) == 0
+    os.close(reader)
+
+
+@pytest.mark.parametrize("how", ["crash", "close", "stay"])
+def test_stops_reading_and_goes_on_pinging(start: Start, alpaca: Simulator, how: str) -> None:
+    """A pong is due while the writer waits for the socket: libev once aborted the process for that."""
+    process = start()
+    address = process.address()
+    with undisturbed(alpaca, address), ExitStack() as stack:
+        for _ in range(3):
+            wire = Wire(address, buffer=4096)
+            stack.callback(wire.socket.close)
+            wire.log_in("rogue", trades=["FAT"])
+            for number in range(60):
+                alpaca.publish("iex", [trade("FAT", number, pad=FAT)] * 4)
+                with suppress(ConnectionError):
+                    wire.send(PING, b"are you there")
+                gevent.sleep(0.002)
+            if how == "crash":
+                wire.crash()
+            elif how == "close":
+                wire.socket.close()
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.end(seconds=10) == 0
+
+
+def test_sigkill_and_a_new_start(start: Start, alpaca: Simulator) -> None:
+    """Nothing on disk, nothing to repair: the next one does everything that this one did."""
+    first = start()
+    with undisturbed(alpaca, first.address()):
+        pass
+    first.popen.kill()
+    assert first.popen.wait(5) == -signal.SIGKILL
+    with dial(start().address()) as client:
+        client.hear()
+        assert client.log_in("witness").subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def _refused_login(address: tuple[str, int]) -> None:
+    """An event in the log."""
+    with dial(address) as stranger:
+        stranger.hear()
+        stranger.say({"action": "auth", "key": "nobody", "secret": "nothing"})
+        assert stranger.hear()[0]["code"] == 402
