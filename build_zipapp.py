@@ -30,7 +30,7 @@ import shutil
 import subprocess
 import sysconfig
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -213,55 +213,42 @@ def fetch_for(targets: tuple[Target, ...], python: Path) -> Path:
     """The folder of wheels for all of the targets; kept likewise. No wheel is built: each is one from the index."""
     folder = BUILD / "wheels-linux"
     if not is_current(folder):
-        locks = {target: flat_lock(target, modules(python.parent.parent)) for target in targets}
+        sys.path.append(str(modules(python.parent.parent)))
         with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as workers:
-            downloads = {
-                workers.submit(download, python, target, lock, folder / str(target)): target
-                for target, lock in locks.items()
-            }
-            for done in as_completed(downloads):
-                try:
-                    done.result()
-                except BuildError:
-                    workers.shutdown(wait=False, cancel_futures=True)
-                    raise
-                print(f"      {downloads[done]}", flush=True)
+            for target in workers.map(lambda target: download(target, folder / str(target), python), targets):
+                print(f"      {target}", flush=True)
         for wheel in sorted(folder.glob("*/*.whl")):
             wheel.replace(folder / wheel.name)
         keep(folder)
     return folder
 
 
-def download(python: Path, target: Target, lock: str, folder: Path) -> None:
+def download(target: Target, folder: Path, python: Path) -> Target:
     """Have pip put the wheels for one target into a folder."""
     folder.mkdir()
-    flat = folder / "requirements.txt"
-    flat.write_text(lock)
-    wanted = [
-        "--implementation=cp",
-        f"--python-version=3.{target.minor}",
-        *(f"--abi={abi}" for abi in (target.tag, "abi3", "none")),
-        *(f"--platform={platform}" for platform in target.platforms),
-    ]
-    how = ("--no-deps", "--require-hashes", "--only-binary=:all:", "--progress-bar=off")
+    lock = folder / "requirements.txt"
+    lock.write_text(flat_lock(target))
+    how = ("--no-deps", "--require-hashes", "--only-binary=:all:", "--progress-bar=off", "--implementation=cp")
+    abis = [f"--abi={abi}" for abi in (target.tag, "abi3", "none")]
+    platforms = [f"--platform={platform}" for platform in target.platforms]
+    wanted = (f"--python-version=3.{target.minor}", *abis, *platforms)
     why = f"cannot fetch the dependencies for {target}"
-    pip(python, "download", *how, *wanted, "-r", flat, "-d", folder, failure=why)
+    pip(python, "download", *how, *wanted, "-r", lock, "-d", folder, failure=why)
+    return target
 
 
-def flat_lock(target: Target, tools: Path) -> str:
+def flat_lock(target: Target) -> str:
     """What the lock names for one target, with no markers left: pip judges them by the Python that runs it."""
-    if str(tools) not in sys.path:
-        sys.path.append(str(tools))
     marker = importlib.import_module("pex.third_party.packaging.markers").Marker
     return "".join(
-        f"{requirement} \\\n{hashes}"
-        for requirement, condition, hashes in locked()
+        f"{pinned} \\\n{hashes}"
+        for pinned, condition, hashes in locked()
         if not condition or marker(condition).evaluate(target.markers)
     )
 
 
 def locked() -> list[tuple[str, str, str]]:
-    """The lock's entries: the pinned requirement, the marker or nothing, the lines of hashes."""
+    """The lock's entries: the pinned requirement, its marker or nothing, its lines of hashes."""
     entry = r"^([\w.-]+==\S+)(?: ; (.+?))? \\\n((?:    --hash=\S+(?: \\)?\n)+)"
     return re.findall(entry, LOCK.read_text("utf-8"), re.MULTILINE)
 
@@ -346,20 +333,17 @@ def first_lines(targets: tuple[Target, ...]) -> Path:
 def bill_of_materials(file: Path, wheels: Path, stamp: str) -> dict[str, object]:
     """What is in the file, as CycloneDX has it: the proxy, its wheels as the index has them, and pex."""
 
-    def component(kind: str, name: str, version: str, digest: str, purl: str) -> dict[str, object]:
+    def component(kind: str, name: str, version: str, digest: str, qualifier: str) -> dict[str, object]:
+        purl = f"pkg:{'generic' if kind == 'application' else 'pypi'}/{name}@{version}{qualifier}"
         hashes = [{"alg": "SHA-256", "content": digest}]
         return {"type": kind, "bom-ref": purl, "name": name, "version": version, "hashes": hashes, "purl": purl}
 
-    inside = []
+    inside = [component("library", "pex", PEX_VERSION, PEX_SHA256, "")]
     for wheel in sorted(wheels.glob("*.whl")):
         name, version = wheel.name.split("-")[:2]
         name = name.replace("_", "-").lower()
-        purl = f"pkg:pypi/{name}@{version}?file_name={wheel.name}"
-        inside.append(component("library", name, version, sha256(wheel), purl))
-    inside.append(component("library", "pex", PEX_VERSION, PEX_SHA256, f"pkg:pypi/pex@{PEX_VERSION}"))
-    product = component(
-        "application", "alpaca-proxy", __version__, sha256(file), f"pkg:generic/alpaca-proxy@{__version__}?vcs={stamp}"
-    )
+        inside.append(component("library", name, version, sha256(wheel), f"?file_name={wheel.name}"))
+    product = component("application", "alpaca-proxy", __version__, sha256(file), f"?commit={stamp}")
     return {"bomFormat": "CycloneDX", "specVersion": "1.6", "metadata": {"component": product}, "components": inside}
 
 

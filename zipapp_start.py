@@ -102,7 +102,8 @@ def start_unpacked(root):
         python = os.path.join(venv, "bin", "python")
         if os.path.exists(os.path.join(venv, "pex")) and os.access(python, os.X_OK):
             options = sys.orig_argv[1 : sys.orig_argv.index(sys.argv[0])] if sys.argv[0] in sys.orig_argv else []
-            os.environ["PEX"] = os.path.realpath(sys.argv[0])  # so that pex names the file in sys.argv[0]
+            os.environ["PEX"] = os.path.realpath(sys.argv[0])  # where the program finds the name of its file
+            os.environ["_PEX_CACHE_SET_LAST_ACCESS"] = "0"  # it would write the time down
             try:
                 os.execv(python, [python, "-I"] + options + [venv] + sys.argv[1:])
             except OSError:  # an emulator that cannot; pex has its own way

@@ -120,13 +120,11 @@ def _clients(snapshot: Snapshot) -> Iterator[Metric]:
     yield from each(_gauge, "sessions", "Open sessions.", sessions.__getitem__)
     yield from each(_gauge, "pending_bytes", "Bytes pending.", pending.__getitem__)
     yield from each(
-        _gauge, "outbox_ratio", "How full the fullest outbox is; over 1 its session is slow.", fullest.__getitem__
+        _gauge, "outbox_ratio", "How full the fullest outbox is: at 1 its session is slow.", fullest.__getitem__
     )
     yield from each(_counter, "connects", "Sessions that authenticated.", lambda of: totals[of].sessions)
     yield from each(_counter, "messages", "Messages delivered.", lambda of: totals[of].delivered)
-    yield from each(
-        _counter, "conflated_messages", "Messages left out for newer ones.", lambda of: totals[of].conflated
-    )
+    yield from each(_counter, "conflated_messages", "Left out for newer.", lambda of: totals[of].conflated)
     for part in _parts(totals):
         lost = [([*of, why], totals[of].lost.get(why, 0)) for of in part for why in {**_REASONS, **totals[of].lost}]
         yield _counter("client_lost_messages", "Messages lost, and why.", ["client", "feed", "reason"], lost)

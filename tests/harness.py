@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -198,12 +199,21 @@ def dial(
 class Wire:
     """A WebSocket client of bare bytes: it masks with zeros, and reads and answers when it is told to."""
 
-    def __init__(self, address: tuple[str, int], path: str = "/v2/iex", headers: str = "", buffer: int = 0) -> None:
+    def __init__(
+        self,
+        address: tuple[str, int],
+        path: str = "/v2/iex",
+        headers: str = "",
+        buffer: int = 0,
+        trust: ssl.SSLContext | None = None,
+    ) -> None:
         self.socket = socket.socket()
         self.socket.settimeout(SECONDS)
         if buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
         self.socket.connect(address)
+        if trust is not None:
+            self.socket = trust.wrap_socket(self.socket, server_hostname="localhost")
         self._data = b""
         try:
             self._upgrade(path, headers)
@@ -333,8 +343,8 @@ class Harness:
             assert client.hear() == CONNECTED
         return client.log_in(key)
 
-    def wire(self, path: str = "/v2/iex", headers: str = "", buffer: int = 0) -> Wire:
-        wire = Wire(self.address, path, headers, buffer)
+    def wire(self, **options: Any) -> Wire:
+        wire = Wire(self.address, **options)
         self._stack.callback(wire.socket.close)
         return wire
 

@@ -38,6 +38,8 @@ PATIENT_STEPS = 3  # requests may go unanswered so often before the connection i
 IDLE_SECONDS = 10.0
 STABLE_SECONDS = 10.0
 SLICE_SECONDS = 0.001  # of work, before others get their turn
+# Long enough to be a timer: gevent serves sleep(0) up to 50 times before it looks at sockets and other timers.
+BREATH_SECONDS = 1e-6
 
 
 class Audience(Member, Protocol):
@@ -243,7 +245,7 @@ class Upstream:
             if done >= self.watch.due and arrived:
                 self.watch.sample(arrived[0].payload, self.codec, line.heard_at)
             if done - slice_began >= SLICE_SECONDS:
-                gevent.sleep(0)
+                gevent.sleep(BREATH_SECONDS)
                 done = slice_began = self._clock()
 
     def _take(self, arrived: list[Frame]) -> None:

@@ -8,7 +8,7 @@ at the text of 409, Java's at those of 401, 402 and 404, Go's and C#'s at codes)
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from proxy.protocol.feeds import FOLLOWERS, WILDCARD, Endpoint
@@ -60,7 +60,7 @@ def subscription(endpoint: Endpoint, held: Iterable[Topic]) -> Frame:
 @dataclass(frozen=True, slots=True)
 class Auth:
     key: str
-    secret: str
+    secret: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

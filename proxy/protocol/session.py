@@ -11,7 +11,7 @@ client is, what it may have and when Alpaca confirms it are others' to say; they
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from proxy.protocol import legacy, market, pairs, trading
@@ -37,7 +37,7 @@ class Authenticate:
     """Find out who this is, then call `granted` or `denied`."""
 
     key: str
-    secret: str
+    secret: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -310,7 +310,10 @@ class Ledger:
         seat = claim.seat
         if not claim.answered:
             return list(self._answers(seat))
-        seat.shown -= lost.difference(*(other.holds for other in seat.claims if other.answered))
+        gone = lost.difference(*(other.holds for other in seat.claims if other.answered))
+        seat.shown -= gone
+        for later in seat.waiting:  # what it took for granted
+            later.add -= gone - later.holds
         return [Answer(seat, error, seat.shown)]
 
     def _settle(self) -> list[Answer]:

@@ -89,7 +89,6 @@ def test_no_file_descriptors_left(start: Start, alpaca: Simulator) -> None:
         for _ in range(20):
             crowd.enter_context(socket.create_connection(address, 5))
         wait_for(lambda: len(os.listdir(f"/proc/{pid}/fd")) == used + 3)
-        alpaca.publish_trades("iex", "AAPL", 100)
         crowd.close()
         with dial(address) as newcomer:
             assert newcomer.hear() == CONNECTED

@@ -55,8 +55,9 @@ def test_old_names_are_heard_in_old_shapes(proxy: Harness) -> None:
     start = 1767366240000
     assert bar == {
         "stream": "AM.SPY",
-        "data": {"ev": "AM", "T": "SPY", "v": 7, "o": 1, "h": 2, "l": 0.5, "c": 1.5, "vw": 1.25, "n": 3, "s": start, "e": start + 60_000},
-    }  # fmt: skip
+        "data": {"ev": "AM", "T": "SPY", "s": start, "e": start + 60_000}
+        | {key: BAR[key] for key in ("v", "o", "h", "l", "c", "vw", "n")},
+    }
     assert client.ask({"action": "nothing"})["data"] == {"error": "invalid syntax"}  # and no MSFT before it
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import gevent
 import pytest
 
 from proxy.net import listener
-from tests.harness import CONNECTED, Client, Harness, certificate, trade, wait_for
+from tests.harness import CLOSE, CONNECTED, Client, Harness, certificate, trade, wait_for
 
 Start = Callable[..., Harness]
 
@@ -71,7 +73,7 @@ def test_joins_and_leaves(proxy: Harness, trust: ssl.SSLContext) -> None:
 
 @pytest.mark.usefixtures("witness")
 def test_old_versions_are_refused(proxy: Harness, trust: ssl.SSLContext) -> None:
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="deprecated"):
         trust.minimum_version = trust.maximum_version = ssl.TLSVersion.TLSv1_1
     with pytest.raises(ssl.SSLError), socket.create_connection(proxy.address, 5) as plain:
         trust.wrap_socket(plain, server_hostname="localhost")
@@ -90,11 +92,15 @@ def test_what_is_no_handshake(proxy: Harness, monkeypatch: pytest.MonkeyPatch, f
 @pytest.mark.usefixtures("witness")
 def test_stops_reading(proxy: Harness, trust: ssl.SSLContext) -> None:
     """A writer that waits for a TLS socket holds up nobody; the client that reads on is told 407."""
-    slow = log_in(proxy, trust, "beta")
-    slow.ws.recv_messages.pause()
-    slow.subscribe(trades=["FAT"])
-    for number in range(1, 601):
+    slow = proxy.wire(buffer=4096, trust=trust).log_in("beta", trades=["FAT"])
+    [session] = [c for c in proxy.gateway.server.conversations if c.name == "beta"]
+    number = 0
+    while not session.outbox.slow:
+        number += 1
         proxy.simulator.publish("iex", [trade("FAT", number, pad="x" * 20_000)])
-    wait_for(lambda: any(c.outbox.slow or c.outbox.pending == 0 for c in proxy.gateway.server.conversations))
-    heard = slow.gather(1)
-    assert heard[0]["i"] == 1
+        gevent.sleep(0.001)
+    *heard, last, close = slow.rest()
+    numbers = [message["i"] for _, payload in heard for message in json.loads(payload)]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert b"slow client" in last[1]
+    assert close[0] == CLOSE

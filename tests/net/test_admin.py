@@ -13,7 +13,7 @@ from proxy.net import admin
 from proxy.net.admin import Admin, Query, Rendering
 from proxy.net.listener import Answer
 from proxy.snapshot import Snapshot
-from tests.test_metrics import snapshot
+from tests.snapshots import snapshot
 
 
 class Home:

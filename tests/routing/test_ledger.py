@@ -59,13 +59,15 @@ class Alpaca:
 
 @dataclass(eq=False)
 class Asked:
-    """A request of a session. `guilty`: Alpaca has refused something that it would refuse of this one by itself."""
+    """A request of a session. `guilty`: Alpaca has refused something that it would refuse of this one by itself;
+    `gone`: what the session has given up, or lost of other requests, since it asked."""
 
     add: Subscription
     remove: Subscription
     at: float
     denied: tuple[int, str] | None = None
     guilty: bool = False
+    gone: Subscription = NOTHING
 
 
 @dataclass(eq=False)
@@ -106,10 +108,11 @@ class Books(RuleBasedStateMachine):
 
     def _acknowledged(self, session: Session, asked: Asked, state: Subscription | None) -> None:
         assert asked.denied is None
-        new = (asked.add & session.seat.holds) - session.told
+        new = (asked.add & session.seat.holds) - session.told - asked.gone
         assert new <= self.there() or self.now - asked.at >= PATIENCE, "an acknowledgement that is not true"
-        session.told = (session.told | asked.add) - asked.remove
-        assert state == session.told
+        assert state is not None
+        assert state - asked.gone == (session.told | asked.add) - asked.remove - asked.gone
+        session.told = state
 
     def _late(self, session: Session, state: Subscription) -> None:
         """Refused after it was acknowledged: something that was asked for in one request is lost, and nothing else."""
@@ -117,6 +120,8 @@ class Books(RuleBasedStateMachine):
         assert state <= session.told
         assert any(lost <= asked.add and self.alpaca.refuses(asked.add) for asked in session.past)
         session.told = state
+        for asked in session.waits:
+            asked.gone |= lost
 
     def there(self) -> set[Topic]:
         """What Alpaca holds, and will hold when it has carried out the request under way."""
@@ -138,6 +143,8 @@ class Books(RuleBasedStateMachine):
         self.change(self.sessions[number], add, self.sessions[number].seat.holds)
 
     def change(self, session: Session, add: Subscription, remove: Subscription) -> None:
+        for asked in session.waits:
+            asked.gone |= remove
         session.waits.append(Asked(add, remove - add, self.now, guilty=self.ledger.closed))
         self.take(self.ledger.change(session.seat, add, remove, self.now))
 

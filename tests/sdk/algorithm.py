@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -14,6 +15,8 @@ from typing import Any
 from tests.sdk.stand import SECONDS, wait_for
 
 Event = dict[str, Any]
+# Neither the account of whoever runs the tests nor the settings of this Python are an SDK's business.
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("APCA_", "PYTHON"))}
 START_SECONDS = 60  # the first import of a fresh environment compiles it
 
 
@@ -28,7 +31,8 @@ class Algorithm:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": "", "PYTHONWARNINGS": "ignore", **(environment or {})},
+            cwd=tempfile.gettempdir(),
+            env={**_ENVIRONMENT, **(environment or {})},
         )
         self._errors: list[str] = []
         self._readers = [

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import ssl
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +14,9 @@ from websockets.sync.client import connect
 
 from tests.harness import Client
 from tests.sdk.algorithm import Algorithm
-from tests.sdk.environments import FOLLOWERS, SDKS, Environments, Sdk, cache
+from tests.sdk.environments import FOLLOWERS, SDKS, Environments, InstallError, Sdk, cache
 from tests.sdk.stand import Stand, wait_for
+from tests.sdk.table import Table
 from tests.sdk.tape import STREAMS, Message
 
 # A client of the tests' own says nothing by itself, and takes whatever comes.
@@ -142,6 +143,9 @@ class Lives:
             self.close()
             try:
                 self._current = self._begin(sdk)
+            except InstallError as error:
+                self._failed[sdk] = str(error)
+                pytest.fail(str(error), pytrace=False)
             except Exception as error:
                 self._failed[sdk] = next(iter(str(error).splitlines()), repr(error))
                 raise
@@ -210,3 +214,48 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _turn(item: pytest.Item) -> tuple[str, int]:
     sdk = sdk_of(item)
     return (str(item.path), SDKS.index(sdk)) if sdk is not None else ("", 0)
+
+
+TABLE = pytest.StashKey[Table]()
+FOLDER = Path(__file__).parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-table", metavar="FILE", type=Path, help="write which SDK works on what to FILE, as Markdown"
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if FOLDER in item.path.parents and (report.when == "call" or report.failed):
+        table = item.config.stash.setdefault(TABLE, Table())
+        sdk, kind = sdk_of(item), item.path.stem.removeprefix("test_")
+        if sdk is None:
+            table.record(kind, [""], report.passed)
+        elif kind == "streams":
+            table.record(str(sdk), stream_of(item) or sdk.streams, report.passed)
+        else:
+            table.record(str(sdk), [kind], report.passed)
+    return report
+
+
+def stream_of(item: pytest.Item) -> list[str]:
+    """The one stream that a test is about, if it is about one."""
+    stream = item.callspec.params.get("stream") if hasattr(item, "callspec") else None
+    return [] if stream is None else [stream]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    table = config.stash.get(TABLE, None)
+    if table is None:
+        return
+    terminalreporter.section("SDKs")
+    for line in table.lines():
+        terminalreporter.write_line(line)
+    file: Path | None = config.getoption("write_table", None)
+    if file is not None and table.complete:
+        file.write_text(table.markdown(), encoding="utf-8")
+    elif file is not None:
+        terminalreporter.write_line(f"{file} is not written: run all of tests/sdk, and let all of it pass")

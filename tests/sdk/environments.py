@@ -35,7 +35,8 @@ class Sdk:
     `requirements` are what is installed for it, and `alone` what is then installed without the requirements of its own,
     which are too old to be had today. `streams` says which channels it knows of each stream, `symbols` what it calls
     something that others call otherwise, `unread` which fields of messages its classes have no place for. `leaky`:
-    whether it leaves a connection behind whenever it connects again; `tls`: whether it insists on that.
+    whether it leaves a connection behind whenever it connects again; `tls`: whether it insists on that; `note`: what
+    its users should know.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Sdk:
     unread: frozenset[str] = frozenset()
     leaky: bool = False
     tls: bool = False
+    note: str = ""
 
     def __str__(self) -> str:
         return f"{self.name}-{self.version}"
@@ -106,9 +108,18 @@ def _alpaca_py(version: str, *requirements: str, streams: Mapping[str, tuple[str
     return Sdk("alpaca-py", version, "alpaca_py.py", (f"alpaca-py=={version}", *requirements), streams, unread=unread)
 
 
+OLD_NOTE = "Knows crypto pairs as `BTCUSD`, and hands news to the handler of `*` alone."
+
+
 def _trade_api(version: str, streams: Mapping[str, tuple[str, ...]], symbols: Mapping[str, str]) -> Sdk:
     alone = f"{TRADE_API_NAME}=={version}"
-    return Sdk(TRADE_API_NAME, version, "trade_api.py", TRADE_API_NEEDS, streams, alone=alone, symbols=symbols)
+    note = OLD_NOTE if symbols else ""
+    return Sdk(
+        TRADE_API_NAME, version, "trade_api.py", TRADE_API_NEEDS, streams, alone=alone, symbols=symbols, note=note
+    )
+
+
+STREAM_CONN_NOTE = "`StreamConn` of alpaca-trade-api; it leaves a connection behind whenever it connects again."
 
 
 def _stream_conn(version: str) -> Sdk:
@@ -122,6 +133,7 @@ def _stream_conn(version: str) -> Sdk:
         alone=f"{TRADE_API_NAME}=={version}",
         unread=frozenset("izn"),
         leaky=True,
+        note=STREAM_CONN_NOTE,
     )
 
 
@@ -134,9 +146,15 @@ JS = {
 JS_OPTIONS = {"options": ("trades", "quotes")}
 
 
+JS_NOTE = (
+    "Wants TLS (`NODE_EXTRA_CA_CERTS` for a certificate of your own), but for crypto and orders; gives a stream up for "
+    "good when a connection is refused, unless its `onDisconnect` calls `connect()` again."
+)
+
+
 def _javascript(version: str, streams: Mapping[str, tuple[str, ...]], symbols: Mapping[str, str]) -> Sdk:
     package = f"@alpacahq/alpaca-trade-api@{version}"
-    return Sdk("javascript", version, "javascript.js", (package,), streams, symbols=symbols, tls=True)
+    return Sdk("javascript", version, "javascript.js", (package,), streams, symbols=symbols, tls=True, note=JS_NOTE)
 
 
 # What the crypto endpoint of these versions calls a pair; and they hand news to the handler of `*` alone.

@@ -8,7 +8,7 @@ from typing import Any
 from proxy.history import History, Lags
 from proxy.snapshot import Event, Second, SessionState, Totals
 from proxy.web import document
-from tests.test_metrics import session, snapshot
+from tests.snapshots import session, snapshot
 
 
 def seconds(count: int) -> tuple[Second, ...]:

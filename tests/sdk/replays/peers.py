@@ -1,0 +1,172 @@
+"""Clients of bytes, which say what the SDKs say that cannot run here, and read as strictly as those do.
+
+Go's, C#'s and Java's sources are what they follow. Go: each answer within 3 seconds, an array of exactly one; `T` the
+first key of every map; integers where it wants integers. C#: JSON in binary frames, two documents in one if it is in a
+hurry. Java: JSON in text frames, errors known by their texts.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgpack
+
+from tests.harness import BINARY, PING, PONG, TEXT, Wire
+from tests.sdk.stand import Stand, wait_for
+from tests.sdk.tape import STREAMS
+
+PATIENCE = 3.0  # Go's, for each answer
+LOGIN_SECONDS = 10.0  # how long a client may take to log in
+
+GO = (
+    "Content-Type: application/msgpack\r\nUser-Agent: APCA-GO/3.9.0\r\nSec-WebSocket-Extensions: permessage-deflate\r\n"
+)
+CSHARP = "User-Agent: Alpaca-dotNET-SDK/7.2\r\n"
+JAVA = "User-Agent: okhttp/4.12.0\r\nSec-WebSocket-Extensions: permessage-deflate\r\nAccept-Encoding: gzip\r\n"
+
+CONNECTED = [{"T": "success", "msg": "connected"}]
+AUTHENTICATED = [{"T": "success", "msg": "authenticated"}]
+AUTH = {"action": "auth", "key": "algo", "secret": "secret"}
+STOCK_KEYS = (
+    "trades",
+    "quotes",
+    "bars",
+    "updatedBars",
+    "dailyBars",
+    "statuses",
+    "lulds",
+    "corrections",
+    "cancelErrors",
+)
+
+# Fields of stocks that Go decodes as integers; a float there loses the rest of the batch. Of pairs it is `i` and `n`.
+INTEGERS: Mapping[str, tuple[str, ...]] = {
+    "t": ("i", "s"),
+    "q": ("bs", "as"),
+    "b": ("v", "n"),
+    "u": ("v", "n"),
+    "d": ("v", "n"),
+    "c": ("oi", "os", "ci", "cs"),
+    "x": ("i", "s"),
+}
+
+
+Dial = Callable[..., Wire]  # a path, a request's headers, and at which stand if not at the usual one
+
+
+class Peer:
+    """A client at the level of frames. What it hears is kept in `heard`."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self.heard: list[tuple[int, bytes]] = []
+
+    def hear(self) -> tuple[int, bytes]:
+        """The next frame that carries a message; pings are answered."""
+        while True:
+            opcode, payload = self.wire.hear()
+            if opcode == PING:
+                self.wire.send(PONG, payload)
+            elif opcode != PONG:
+                self.heard.append((opcode, payload))
+                return opcode, payload
+
+
+class Go(Peer):
+    """Go's client: msgpack in binary frames, nothing else."""
+
+    def ask(self, request: dict[str, Any]) -> list[dict[str, Any]]:
+        self.wire.send(BINARY, msgpack.packb(request))
+        return self.answer()
+
+    def answer(self) -> list[dict[str, Any]]:
+        """The next message, which must be an array of one and come in time."""
+        began = time.monotonic()
+        [only] = self.read()
+        assert time.monotonic() - began < PATIENCE
+        return [only]
+
+    def read(self) -> list[dict[str, Any]]:
+        """The next message, decoded as strictly as Go does."""
+        opcode, payload = self.hear()
+        assert opcode == BINARY
+        return [self._map(pairs) for pairs in msgpack.unpackb(payload, object_pairs_hook=list)]
+
+    def start(self, **subscribed: list[str]) -> list[dict[str, Any]]:
+        """What `Connect` does; the acknowledgement."""
+        assert self.answer() == CONNECTED
+        assert self.ask(AUTH) == AUTHENTICATED
+        return self.change("subscribe", **subscribed)
+
+    def change(self, action: str, **subscribed: list[str]) -> list[dict[str, Any]]:
+        """Every channel is named each time, nil where nothing is wanted; the order is that of a Go map: any."""
+        channels = (
+            "trades", "quotes", "bars", "updatedBars", "dailyBars", "statuses", "imbalances", "lulds", "orderbooks",
+            "news", "pricing",
+        )  # fmt: skip
+        return self.ask({channel: subscribed.get(channel) for channel in channels} | {"action": action})
+
+    @staticmethod
+    def _map(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        assert pairs[0][0] == "T"
+        message = {name: _levels(value) for name, value in pairs}
+        for name in INTEGERS.get(str(message["T"]), ()):
+            if name in message and (name in "in" or "/" not in message["S"]):
+                assert isinstance(message[name], int), f"{name} of {message}"
+        if "t" in message:
+            assert isinstance(message["t"], msgpack.Timestamp)
+        return message
+
+
+def _levels(value: Any) -> Any:
+    """The levels of an order book are the only maps in a message; here they come as lists of pairs."""
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return [dict(pairs) for pairs in value]
+    return value
+
+
+class Json(Peer):
+    """C#'s and Java's client: JSON, in the frames that it sends it in."""
+
+    opcode = TEXT
+
+    def say(self, *requests: dict[str, Any]) -> None:
+        """Several requests become one message, as C# lets them when calls are rapid."""
+        self.wire.send(self.opcode, "".join(map(json.dumps, requests)).encode())
+
+    def ask(self, request: dict[str, Any]) -> Any:
+        self.say(request)
+        return self.read()
+
+    def read(self) -> Any:
+        """The next message; market data is in text frames, trading in binary ones."""
+        opcode, payload = self.hear()
+        message = json.loads(payload)
+        assert opcode == (TEXT if isinstance(message, list) else BINARY)
+        return message
+
+    def start(self) -> None:
+        assert self.read() == CONNECTED
+        assert self.ask(AUTH) == AUTHENTICATED
+
+
+class CSharp(Json):
+    """C#'s client: it makes no text frames."""
+
+    opcode = BINARY
+
+
+def hears_an_order_update(client: Json, stand: Stand) -> None:
+    """The whole conversation on the trading stream; every answer is in a binary frame, as Alpaca's are."""
+    data = {"key_id": "algo", "secret_key": "secret"}
+    authorized = {"stream": "authorization", "data": {"status": "authorized", "action": "authenticate"}}
+    assert client.ask({"action": "authenticate", "data": data}) == authorized
+    listening = {"stream": "listening", "data": {"streams": ["trade_updates"]}}
+    assert client.ask({"action": "listen", "data": {"streams": ["trade_updates"]}}) == listening
+    wait_for(lambda: "trade_updates" in stand.simulator.subscribed("trading"), "Alpaca was not asked")
+    update = STREAMS["trading"].channels["trade_updates"](5)
+    stand.simulator.publish("trading", [update])
+    assert client.read() == update

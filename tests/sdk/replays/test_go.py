@@ -1,0 +1,141 @@
+"""Go's conversation, byte for byte."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import gevent
+import pytest
+
+from tests.harness import PING, PONG
+from tests.sdk.replays.peers import AUTH, AUTHENTICATED, CONNECTED, GO, JAVA, PATIENCE, STOCK_KEYS, Dial, Go, Json
+from tests.sdk.stand import Stand
+from tests.sdk.tape import STREAMS
+
+pytestmark = [pytest.mark.sdk, pytest.mark.timeout(120)]
+
+
+@pytest.mark.parametrize(
+    ("path", "subscribed", "keys"),
+    [
+        ("/v2/iex", {"trades": ["AAPL"]}, STOCK_KEYS),
+        ("/iex", {"quotes": ["AAPL"]}, STOCK_KEYS),  # with DATA_PROXY_WS
+        ("/v1beta3/crypto/us", {"orderbooks": ["BTC/USD"]}, ("trades", "quotes", "orderbooks", "bars")),
+        ("/us", {"trades": ["BTC/USD"]}, ("trades", "quotes", "orderbooks", "bars")),  # with DATA_CRYPTO_PROXY_WS
+        ("/v1beta1/opra", {"trades": ["AAPL291221C00250000"]}, ("trades", "quotes")),
+        ("/opra", {"quotes": ["AAPL291221C00250000"]}, ("trades", "quotes")),
+        ("/v1beta1/news", {"news": ["*"]}, ("news",)),
+    ],
+)
+def test_go_starts_on_every_path_that_it_opens(
+    dial: Dial, path: str, subscribed: dict[str, list[str]], keys: tuple[str, ...]
+) -> None:
+    [ack] = Go(dial(path, GO)).start(**subscribed)
+    assert ack["T"] == "subscription"
+    assert set(keys) <= set(ack)
+    for channel, symbols in subscribed.items():
+        assert ack[channel] == symbols
+
+
+def test_go_hears_its_acknowledgement_before_any_data(stand: Stand, dial: Dial) -> None:
+    """Though data flows to others without a pause."""
+    Go(dial("/v2/iex", GO)).start(trades=["FLOW"], quotes=["FLOW"])
+    trade, quote = (STREAMS["stocks"].channels[channel](1) | {"S": "FLOW"} for channel in ("trades", "quotes"))
+    over = False
+
+    def flow() -> None:
+        while not over:
+            stand.simulator.publish("iex", [trade, quote])
+            gevent.sleep(0)
+
+    flowing = gevent.spawn(flow)
+    try:
+        for _ in range(25):
+            client = Go(dial("/v2/iex", GO))
+            assert client.start(trades=["FLOW"], quotes=["FLOW"])[0]["T"] == "subscription"
+            assert {message["T"] for message in client.read()} <= {"t", "q"}
+            client.wire.socket.close()
+    finally:
+        over = True
+        flowing.join()
+
+
+@pytest.mark.parametrize("upstream", ["msgpack", "json"])
+@pytest.mark.parametrize("stream", ["stocks", "crypto", "news"])
+def test_go_reads_every_kind_of_message(
+    stand: Stand, transcoding: Stand, dial: Dial, stream: str, upstream: str
+) -> None:
+    at = stand if upstream == "msgpack" else transcoding
+    known = STREAMS[stream]
+    client = Go(dial(known.path, GO, at))
+    asked = [channel for channel in known.channels if channel not in ("corrections", "cancelErrors")]
+    client.start(**{channel: [known.symbol] for channel in asked})
+    published = [message(7) for message in known.channels.values()]
+    at.simulator.publish(known.feed, published)
+    heard: list[dict[str, Any]] = []
+    while len(heard) < len(published):
+        heard += client.read()
+    for sent, got in zip(published, heard, strict=True):
+        assert set(got) == set(sent)
+        for name in set(sent) - {"t", "created_at", "updated_at"}:
+            assert got[name] == sent[name]
+
+
+def test_go_changes_what_it_hears_even_if_alpaca_is_slow(stand: Stand, dial: Dial) -> None:
+    client = Go(dial("/v2/iex", GO))
+    client.start(trades=["AAPL"])
+    stand.simulator.slow_acks(PATIENCE + 1)
+    try:
+        assert client.change("subscribe", bars=["SLOW"])[0]["bars"] == ["SLOW"]
+        assert client.change("unsubscribe", trades=["AAPL"])[0]["trades"] == []
+    finally:
+        stand.simulator.slow_acks(0)
+
+
+def test_a_refusal_is_the_answer_to_gos_change(stand: Stand, dial: Dial) -> None:
+    """Any acknowledgement completes a pending change, so that no other may come first."""
+    client = Go(dial("/v2/iex", GO))
+    client.start(trades=["AAPL"])
+    stand.simulator.refuse_symbols(["TSLA"])
+    assert client.change("subscribe", trades=["TSLA"]) == [{"T": "error", "code": 405, "msg": "symbol limit exceeded"}]
+    assert client.change("subscribe", quotes=["MSFT"])[0]["trades"] == ["AAPL"]
+
+
+def test_go_gets_the_place_on_the_socket_that_it_has(dial: Dial) -> None:
+    """It asks again and again on the same one (406) while another still has the place."""
+    holder = Json(dial("/v2/iex", JAVA))
+    assert holder.read() == CONNECTED
+    single = AUTH | {"key": "single"}
+    assert holder.ask(single) == AUTHENTICATED
+    client = Go(dial("/v2/iex", GO))
+    assert client.answer() == CONNECTED
+    refusal = [{"T": "error", "code": 406, "msg": "connection limit exceeded"}]
+    assert client.ask(single) == refusal
+    assert client.ask(single) == refusal
+    holder.wire.socket.close()
+    for attempt in itertools.count(1):
+        gevent.sleep(0.5)
+        if (answer := client.ask(single)) == AUTHENTICATED:
+            break
+        assert answer == refusal
+        assert attempt < 4
+
+
+def test_go_connects_while_alpaca_refuses(stand: Stand, dial: Dial) -> None:
+    """An HTTP status of 400 and more would end it for good."""
+    stand.simulator.refuse_upgrade("news", 403)
+    stand.simulator.drop("news")
+    try:
+        assert Go(dial("/v1beta1/news", GO)).start(news=["AAPL"])[0]["news"] == ["AAPL"]
+    finally:
+        stand.simulator.accept("news")
+
+
+def test_gos_pings_are_answered(dial: Dial) -> None:
+    client = Go(dial("/v2/iex", GO))
+    client.start(trades=["AAPL"])
+    client.wire.send(PING, b"0123")
+    while (frame := client.wire.hear())[0] != PONG:
+        pass
+    assert frame == (PONG, b"0123")

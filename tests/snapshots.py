@@ -1,0 +1,55 @@
+"""Snapshots of a small proxy, for tests of what is rendered from one: two feeds, two clients, three sessions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from proxy.history import Lags
+from proxy.snapshot import FeedState, SessionState, Snapshot, Totals
+
+
+def feed(name: str = "iex", **more: Any) -> FeedState:
+    lags = Lags()
+    lags.add(0.003)
+    state = FeedState(
+        account="main",
+        feed=name,
+        phase="live",
+        since=5.0,
+        trouble="",
+        wanted={"trades": 2, "bars": 1},
+        acked=3,
+        connects=1,
+        received=100,
+        unheard=1,
+        malformed=0,
+        age=0.25,
+        needed=True,
+        lag=lags.state(),
+    )
+    return replace(state, **more)
+
+
+def session(client: str = "alpha", pending: int = 0) -> SessionState:
+    held = frozenset([("trades", "AAPL")])
+    return SessionState(client, "iex", "127.0.0.1:1", "json", 1.0, held, pending, 1000, 7, 0, 0, False)
+
+
+def snapshot(**more: Any) -> Snapshot:
+    known = Snapshot(
+        state="serving",
+        time=1_700_000_000.5,
+        uptime=60.0,
+        feeds=(feed(), feed("crypto", phase="waiting", age=None)),
+        sessions=(session(), session(pending=250), session("beta", 900)),
+        totals={("alpha", "iex"): Totals(3, 70, 2), ("beta", "iex"): Totals(1, 7, 0, {"slow": 5})},
+        outboxes=1150,
+        outboxes_limit=10_000,
+        strangers=2,
+        received={},
+        delivered={},
+        seconds=(),
+        events=(),
+    )
+    return replace(known, **more)

@@ -1,0 +1,447 @@
+"""What config/ has for deployment: the systemd unit, the container's files, and TLS in front, each checked by its tool.
+
+No Docker engine is needed: the steps of the Dockerfile are carried out in a folder of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPSConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from proxy import config as configuration
+from proxy.cli.parser import parser
+from proxy.cli.terminal import Exit
+from proxy.config import Config
+from proxy.gateway import DRAIN_SECONDS, TICK_SECONDS
+from tests.harness import Harness, certificate, dial
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCKER = ROOT / "config" / "docker"
+UNIT = ROOT / "config" / "systemd" / "alpaca-proxy.service"
+CADDY = ROOT / "config" / "caddy" / "Caddyfile"
+NGINX = ROOT / "config" / "nginx" / "alpaca-proxy.conf"
+
+ENVIRON = {
+    "APCA_API_KEY_ID": "PKAAAABBBB1111",
+    "APCA_API_SECRET_KEY": "canary",
+    "MOMENTUM_SECRET": "canary",
+    "ALPACA_PROXY_ADMIN_TOKEN": "canary",
+}
+CLIENTS = '  alpha: {key: alpha, secret: alpha, allow: {iex: "*"}}'
+
+
+# systemd
+
+
+def directives() -> dict[str, list[str]]:
+    """The unit's settings, each with the values that it was given."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for line in UNIT.read_text("utf-8").splitlines():
+        name, equals, value = line.partition("=")
+        if equals and not line.startswith("#"):
+            found[name].append(value)
+    return found
+
+
+def arguments(command: str) -> list[str]:
+    """What follows the single file in a command line."""
+    return shlex.split(command.partition("alpaca-proxy.pyz")[2])
+
+
+def test_the_unit_is_one_that_systemd_understands() -> None:
+    """Asks systemd where there is one; anywhere, a line is a comment, a section or a setting."""
+    for line in UNIT.read_text("utf-8").splitlines():
+        assert re.match(r"$|#|\[(Unit|Service|Install)\]$|[A-Z]\w+=", line), line
+    if analyze := shutil.which("systemd-analyze"):
+        verified = subprocess.run([analyze, "verify", UNIT], capture_output=True, text=True)
+        assert (verified.returncode, verified.stderr) == (0, "")
+        rated = subprocess.run(
+            [analyze, "security", "--offline=true", "--no-pager", UNIT], capture_output=True, text=True
+        )
+        level = re.search(r"Overall exposure level for .*: ([\d.]+)", rated.stdout)
+        assert level is not None, rated.stderr
+        assert float(level[1]) < 1.5
+
+
+def test_the_unit_waits_for_the_proxy_and_watches_it() -> None:
+    unit = directives()
+    assert (unit["Type"], unit["NotifyAccess"]) == (["notify"], ["main"])
+    assert float(unit["WatchdogSec"][0]) / 2 > 4 * TICK_SECONDS
+    assert float(unit["TimeoutStopSec"][0]) > DRAIN_SECONDS
+    assert unit["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
+
+
+def test_the_unit_starts_again_unless_the_configuration_cannot_work() -> None:
+    unit = directives()
+    assert (unit["Restart"], unit["RestartPreventExitStatus"]) == (["always"], [str(int(Exit.CANNOT_WORK))])
+    assert unit["StartLimitIntervalSec"] == ["0"]
+    assert unit["ExecStartPre"][0].startswith("-")  # a failed check is for people; the run's own status decides
+
+
+def test_the_units_commands_are_ones_that_it_understands() -> None:
+    unit = directives()
+    [check], [start] = unit["ExecStartPre"], unit["ExecStart"]
+    assert parser().parse_args(arguments(check)).verb == "check"
+    assert parser().parse_args(arguments(start)).verb == "run"
+    assert arguments(check)[1:] == arguments(start)
+    assert check.removeprefix("-").partition(".pyz")[0] == start.partition(".pyz")[0]
+
+
+def test_the_unit_unpacks_where_it_may_write_and_nowhere_else() -> None:
+    unit = directives()
+    assert unit["Environment"] == [f"PEX_ROOT=%C/{unit['CacheDirectory'][0]}"]
+    assert (unit["ProtectSystem"], unit["ProtectHome"]) == (["strict"], ["yes"])
+    assert not unit["ReadWritePaths"]
+    assert unit["User"] not in ([], ["root"])
+
+
+def test_the_units_secrets_are_credentials(tmp_path: Path) -> None:
+    """The lines of YAML in its comment read what LoadCredential gives."""
+    given = {value.partition(":")[0] for value in directives()["LoadCredential"]}
+    place = "/run/credentials/alpaca-proxy.service"
+    shown = re.findall(rf"^#   (\w+: \$\{{file:{place}/([\w-]+)\}})$", UNIT.read_text("utf-8"), re.MULTILINE)
+    assert {name for _, name in shown} == given
+    for name in given:
+        (tmp_path / name).write_text("canary\n")
+    account = "\n".join(f"    {line}" for line, _ in shown)
+    account = account.replace(place, str(tmp_path))
+    text = f"accounts:\n  paper:\n{account}\nclients:\n  a: {{key: a, secret: {'x' * 20}, allow: {{iex: '*'}}}}\n"
+    config = configuration.parse(text, "proxy.yaml", {}, tmp_path)
+    assert config.accounts["paper"].secret.reveal() == "canary"
+
+
+# Containers
+
+
+def instructions() -> Iterator[tuple[str, str]]:
+    """The Dockerfile's instructions, with continued lines joined."""
+    text = re.sub(r"\\\n\s*", "", (DOCKER / "Dockerfile").read_text("utf-8"))
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            name, _, rest = line.partition(" ")
+            yield name, rest
+
+
+def dockerfile(name: str) -> list[str]:
+    return [rest for found, rest in instructions() if found == name]
+
+
+def compose() -> dict[str, Any]:
+    [service] = yaml.safe_load((DOCKER / "compose.yaml").read_text("utf-8"))["services"].values()
+    assert isinstance(service, dict)
+    return service
+
+
+def container_config() -> Config:
+    text = (DOCKER / "proxy.yaml").read_text("utf-8")
+    return configuration.parse(text, "proxy.yaml", ENVIRON, DOCKER)
+
+
+def test_the_containers_configuration_is_good_and_holds_no_secret() -> None:
+    config = container_config()
+    assert (config.listen.host, config.listen.insecure, config.admin.host) == ("0.0.0.0", True, "0.0.0.0")
+    assert config.admin.token is not None
+    assert configuration.warnings(config, Path("/nowhere")) == []
+    assert "canary" not in (DOCKER / "proxy.yaml").read_text("utf-8")
+
+
+def test_what_is_copied_into_the_image_exists_and_is_let_through() -> None:
+    allowed = set(re.findall(r"^!(.+)$", (DOCKER / "Dockerfile.dockerignore").read_text("utf-8"), re.MULTILINE))
+    copied = {source for rest in dockerfile("COPY") if "--from" not in rest for source in _sources(rest)}
+    assert copied == allowed
+    assert [name for name in copied if not (ROOT / name).exists()] == []
+
+
+def test_the_image_runs_as_nobody_and_knows_its_health() -> None:
+    assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", dockerfile("USER")[-1])
+    assert parser().parse_args(_words(dockerfile("HEALTHCHECK")[0].partition("CMD ")[2])[2:]).verb == "healthcheck"
+    assert parser().parse_args(_words(dockerfile("CMD")[-1])).verb == "run"
+    config = container_config()
+    assert dockerfile("EXPOSE") == [f"{config.listen.port} {config.admin.port}"]
+
+
+def test_compose_publishes_on_this_machine_alone() -> None:
+    service, config = compose(), container_config()
+    ports = [config.listen.port, config.admin.port]
+    assert service["ports"] == [f"127.0.0.1:{port}:{port}" for port in ports]
+
+
+def test_compose_gives_the_container_little() -> None:
+    service = compose()
+    assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert all(volume.endswith(":ro") for volume in service["volumes"])
+    assert int(service["stop_grace_period"].removesuffix("s")) > DRAIN_SECONDS
+    assert (DOCKER / service["build"]["context"] / service["build"]["dockerfile"]).samefile(DOCKER / "Dockerfile")
+
+
+def test_compose_and_the_image_agree() -> None:
+    service = compose()
+    wanted = set(re.findall(r"\$\{(\w+)\}", (DOCKER / "proxy.yaml").read_text("utf-8")))
+    assert set(service["environment"]) == wanted
+    assert all(value == f"${{{name}:?}}" for name, value in service["environment"].items())
+    assert service["healthcheck"]["test"][1:] == _words(dockerfile("HEALTHCHECK")[0].partition("CMD ")[2])
+    place = Path(dict(pair.split("=") for pair in dockerfile("ENV")[0].split())["ALPACA_PROXY_CONFIG"])
+    assert service["volumes"] == [f".:{place.parent}:ro"]
+    assert any(rest.endswith(str(place)) for rest in dockerfile("COPY"))
+
+
+@pytest.mark.build
+@pytest.mark.timeout(300)
+def test_the_dockerfiles_steps_make_a_container_that_is_healthy(tmp_path: Path, start: Callable[..., Harness]) -> None:
+    """Each step in turn, with a folder for each stage in the place of its root; at last the container's own process."""
+    image = _Image(tmp_path)
+    for name, rest in instructions():
+        image.step(name, rest)
+    simulator = start(CLIENTS).simulator
+    config = image.root / "etc" / "alpaca-proxy" / "proxy.yaml"
+    text = config.read_text("utf-8").replace("host: 0.0.0.0", "host: 127.0.0.1")  # as if published there
+    for section in ("listen", "admin"):
+        text = text.replace(f"{section}:\n", f"{section}:\n  port: {_free_port()}\n", 1)
+    for setting in ("data_url", "trading_url"):
+        text = text.replace("  paper:\n", f"  paper:\n    {setting}: {simulator.url}\n", 1)
+    config.write_text(text, "utf-8")
+    subprocess.run(["chmod", "-R", "a-w", image.root], check=True)
+    try:
+        container = subprocess.Popen(**image.process(image.entrypoint + image.command))
+        try:
+            assert _until(lambda: subprocess.run(**image.process(image.healthcheck)).returncode == 0)
+        finally:
+            container.terminate()
+            assert container.wait(20) == 0
+    finally:
+        subprocess.run(["chmod", "-R", "u+w", image.root], check=True)
+
+
+class _Image:
+    """An image in the making. Absolute paths of the Dockerfile mean places below a folder for the stage."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.stages: dict[str, Path] = {}
+        self.root = folder
+        self.place = "/"
+        self.environ = {name: value for name, value in os.environ.items() if not name.startswith(("PEX", "APCA"))}
+        self.entrypoint: list[str] = []
+        self.command: list[str] = []
+        self.healthcheck: list[str] = []
+
+    def step(self, name: str, rest: str) -> None:
+        if name == "FROM":
+            stage = rest.partition(" AS ")[2] or "final"
+            self.root = self.stages[stage] = self.folder / stage
+            self.root.mkdir()
+            self.place = "/"
+        elif name == "WORKDIR":
+            self.place = rest
+            self._at(rest).mkdir(parents=True)
+        elif name == "COPY":
+            self._copy(rest)
+        elif name in ("ENV", "ARG"):
+            self.environ |= {key: self._here(value) for key, value in (pair.split("=", 1) for pair in rest.split())}
+        elif name == "RUN":
+            command = ["sh", "-euc", self._here(rest)]
+            done = subprocess.run(
+                command, cwd=self._at(self.place), env=self._path(), capture_output=True, text=True, timeout=240
+            )
+            assert done.returncode == 0, done.stderr
+        elif name == "HEALTHCHECK":
+            self.healthcheck = [self._here(word) for word in _words(rest.partition("CMD ")[2])]
+        elif name == "ENTRYPOINT":
+            self.entrypoint = [self._here(word) for word in _words(rest)]
+        elif name == "CMD":
+            self.command = [self._here(word) for word in _words(rest)]
+        else:
+            assert name in ("USER", "EXPOSE"), name
+
+    def process(self, command: list[str]) -> dict[str, Any]:
+        """How to run a command in the container."""
+        environ = {**self._path(), **ENVIRON, "HOME": "/nonexistent"}
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return {"args": command, "cwd": "/", "env": environ, **pipes}
+
+    def _copy(self, rest: str) -> None:
+        source = self.stages[stage[1]] if (stage := re.search(r"--from=(\w+)", rest)) else ROOT
+        *names, target = [word for word in rest.split() if not word.startswith("--")]
+        place = self._at(target) if target.startswith("/") else self._at(self.place) / target
+        for name in names:
+            path = source / name.lstrip("/")
+            if path.is_dir():
+                shutil.copytree(path, place, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                into = place / path.name if target.endswith("/") else place
+                into.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, into)
+
+    def _at(self, path: str) -> Path:
+        return self.root / path.lstrip("/")
+
+    def _here(self, text: str) -> str:
+        return re.sub(r"(?<![\w.])/(?=(?:app|etc|src)\b)", f"{self.root}/", text)
+
+    def _path(self) -> dict[str, str]:
+        """The environment, in which `python` is this Python."""
+        programs = self.folder / "bin"
+        programs.mkdir(exist_ok=True)
+        if not (programs / "python").exists():
+            (programs / "python").symlink_to(sys.executable)
+        return {**self.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
+
+
+def _words(array: str) -> list[str]:
+    """An instruction's words in its exec form."""
+    words = yaml.safe_load(array)
+    assert isinstance(words, list)
+    return words
+
+
+def _sources(rest: str) -> list[str]:
+    return [word for word in rest.split() if not word.startswith("--")][:-1]
+
+
+# TLS in front
+
+
+def test_what_stands_in_front_reaches_the_client_port_alone() -> None:
+    listen, admin = Config.model_fields["listen"].default, Config.model_fields["admin"].default
+    for path in (CADDY, NGINX):
+        settings = "\n".join(line for line in path.read_text("utf-8").splitlines() if not line.startswith("#"))
+        assert f"{listen.host}:{listen.port}" in settings
+        assert str(admin.port) not in settings
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """The program of that name: this machine's own, or from its package, unpacked in a folder of its own."""
+    folder = tmp_path_factory.mktemp("packages")
+
+    def find(name: str) -> str:
+        if there := shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin"):
+            return there
+        if subprocess.run(["apt-get", "download", name], cwd=folder, capture_output=True).returncode:
+            subprocess.run(["apt-get", "update"], check=True, capture_output=True, timeout=120)
+            subprocess.run(["apt-get", "download", name], cwd=folder, check=True, capture_output=True, timeout=120)
+        [package] = folder.glob(f"{name}_*.deb")
+        subprocess.run(["dpkg", "-x", package, folder], check=True)
+        there = shutil.which(name, path=f"{folder}/usr/bin:{folder}/usr/sbin")
+        assert there is not None
+        return there
+
+    return find
+
+
+@pytest.mark.build
+def test_an_algorithm_gets_through_nginx(
+    packages: Callable[[str], str], tmp_path: Path, start: Callable[..., Harness]
+) -> None:
+    proxy, port = start(CLIENTS), _free_port()
+    cert, key = certificate(tmp_path)
+    text = NGINX.read_text("utf-8").replace("    listen [::]:443 ssl;\n", "")
+    for there, here in {
+        "443 ssl": f"127.0.0.1:{port} ssl",
+        "proxy.example.com;": "localhost;",
+        "/etc/letsencrypt/live/proxy.example.com/fullchain.pem": str(cert),
+        "/etc/letsencrypt/live/proxy.example.com/privkey.pem": str(key),
+        "http://127.0.0.1:8765": "http://{}:{}".format(*proxy.address),
+    }.items():
+        assert text.count(there) == 1, there
+        text = text.replace(there, here)
+    places = "".join(
+        f"{name}_temp_path {tmp_path}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    user = "user root;" if os.geteuid() == 0 else ""
+    (tmp_path / "site.conf").write_text(text, "utf-8")
+    (tmp_path / "nginx.conf").write_text(
+        f"daemon off; {user} pid {tmp_path}/nginx.pid; error_log {tmp_path}/error.log;\n"
+        f"events {{}}\nhttp {{ access_log off; {places} include {tmp_path}/site.conf; }}\n"
+    )
+    nginx = [packages("nginx"), "-e", str(tmp_path / "error.log"), "-c", str(tmp_path / "nginx.conf")]
+    tested = subprocess.run([*nginx, "-t"], capture_output=True, text=True)
+    assert tested.returncode == 0, tested.stderr
+    with _running(nginx, port):
+        _talk(proxy, port, cert)
+
+
+@pytest.mark.build
+def test_an_algorithm_gets_through_caddy(
+    packages: Callable[[str], str], tmp_path: Path, start: Callable[..., Harness]
+) -> None:
+    proxy, port = start(CLIENTS), _free_port()
+    cert, key = certificate(tmp_path)
+    text = CADDY.read_text("utf-8")
+    for there, here in {
+        "\nproxy.example.com {": f"\nhttps://localhost:{port} {{\n\tbind 127.0.0.1\n\ttls {cert} {key}",
+        "reverse_proxy 127.0.0.1:8765": "reverse_proxy {}:{}".format(*proxy.address),
+    }.items():
+        assert text.count(there) == 1, there
+        text = text.replace(there, here)
+    (tmp_path / "Caddyfile").write_text("{\n\tadmin off\n\tauto_https disable_redirects\n}\n" + text, "utf-8")
+    caddy = [packages("caddy"), "run", "--adapter", "caddyfile", "--config", str(tmp_path / "Caddyfile")]
+    with _running(caddy, port, HOME=str(tmp_path)):
+        _talk(proxy, port, cert)
+
+
+def _talk(proxy: Harness, port: int, cert: Path) -> None:
+    """An algorithm logs in, subscribes and hears; a plain request is told what this is."""
+    trusting = ssl.create_default_context(cafile=str(cert))
+    with dial(("localhost", port), ssl=trusting) as client:
+        client.hear()
+        client.log_in("alpha").subscribe(trades=["AAPL"])
+        last = proxy.publish("iex", "AAPL", 300)
+        assert client.numbers("AAPL", last)[-1] == last
+    plain = HTTPSConnection("localhost", port, context=trusting, timeout=10)
+    plain.request("GET", "/v2/iex")
+    assert plain.getresponse().status == 426
+    plain.close()
+
+
+@contextmanager
+def _running(command: list[str], port: int, **variables: str) -> Iterator[None]:
+    """A server that is listening, and is ended afterwards."""
+    server = subprocess.Popen(
+        command, env={**os.environ, **variables}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        assert _until(lambda: server.poll() is not None or _listens(port))
+        assert server.poll() is None
+        yield
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _until(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
+    """Whether it came true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True

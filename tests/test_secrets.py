@@ -1,0 +1,238 @@
+"""No secret gets out. Canaries stand for all of them: the accounts' keys and secrets, the clients' secrets, the admin
+token, and whatever strangers try. Everything that the proxy writes, serves, says or shows is searched for them.
+"""
+
+from __future__ import annotations
+
+import base64
+import gc
+import http.client
+import io
+import json
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+
+from proxy import logs
+from proxy.cli import main
+from proxy.errors import ConfigError
+from proxy.protocol.market import Auth
+from proxy.protocol.session import Authenticate
+from proxy.simulator import Simulator
+from tests.harness import Harness, Process, Wire, dial, wait_for
+
+ACCOUNT_KEY = "PKCANARY0000WXYZ"  # its last four characters may be shown
+SHOWN = "WXYZ"
+CANARY = "canary"
+
+CONFIG = """\
+listen: {port: 0}
+admin: {port: 0, token: canary-admin-token}
+log: {level: debug}
+accounts:
+  literal: {key: ACCOUNT_KEY, secret: canary-account-literal, data_url: "URL", trading_url: "URL"}
+  elsewhere:
+    key: ${CANARY_KEY}
+    secret: ${file:account.secret}
+    data_url: URL
+    trading_url: URL
+clients:
+  alpha: {key: alpha, secret: canary-client-literal, account: literal, allow: {iex: "*", trading: "*", crypto: "*"}}
+  beta: {key: beta, secret: "${CANARY_CLIENT}", account: elsewhere, allow: {iex: "*"}}
+"""
+SECRETS = {"alpha": "canary-client-literal", "beta": "canary-client-environ"}
+ENVIRON = {"CANARY_KEY": ACCOUNT_KEY + "2", "CANARY_CLIENT": "canary-client-environ"}
+KEYS = {ACCOUNT_KEY: "canary-account-literal", ACCOUNT_KEY + "2": "canary-account-file"}
+TOKEN = {"Authorization": "Bearer canary-admin-token"}
+
+
+@pytest.fixture
+def alpaca() -> Iterator[Simulator]:
+    with Simulator(keys=KEYS) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def file(tmp_path: Path, alpaca: Simulator) -> Path:
+    (tmp_path / "account.secret").write_text("canary-account-file\n")
+    path = tmp_path / "proxy.yaml"
+    path.write_text(CONFIG.replace("URL", alpaca.url).replace("ACCOUNT_KEY", ACCOUNT_KEY))
+    return path
+
+
+def clean(text: str) -> bool:
+    """Whether no canary is in the text, in whatever case or encoding."""
+    lowered = text.lower()
+    encoded = [base64.b64encode(f"{key}:{secret}".encode()).decode().lower() for key, secret in SECRETS.items()]
+    return not any(word in lowered for word in (CANARY, "pkcanary", CANARY.encode().hex(), *encoded))
+
+
+def served(address: tuple[str, int], path: str, headers: dict[str, str]) -> str:
+    connection = http.client.HTTPConnection(*address, timeout=5)
+    connection.request("GET", path, headers=headers)
+    response = connection.getresponse()
+    text = f"{response.status} {response.getheaders()} {response.read().decode()}"
+    connection.close()
+    return text
+
+
+REFUSED = [
+    ("/v2/iex?secret=canary-query", {"APCA-API-KEY-ID": "canary-key", "APCA-API-SECRET-KEY": "canary-wrong"}, "[]"),
+    ("/v2/iex", {"Authorization": "Basic " + base64.b64encode(b"alpha:canary-wrong").decode()}, "[]"),
+    ("/v2/iex", {"Authorization": "Bearer canary-bearer", "Cookie": "session=canary-cookie"}, "[]"),
+    ("/v2/iex", {}, '{"action":"auth","key":"alpha","secret":"canary-unterminated'),
+    ("/v2/iex", {}, '{"action":"auth","key":"alpha","secret":["canary-list"]}'),
+    ("/v2/iex", {}, '{"action":"auth","key":"alpha","secret":"canary-wrong"}'),
+    ("/v2/iex", {}, '{"action":"canary-action"}'),
+    ("/stream", {}, '{"action":"authenticate","data":{"key_id":"alpha","secret_key":"canary-wrong"}}'),
+]
+
+
+def attack(address: tuple[str, int]) -> None:
+    """Strangers, each with a secret that is wrong in its own way; what they are told has no secret in it either."""
+
+    def attempt(path: str, headers: dict[str, str], said: str) -> None:
+        with dial(address, path, headers=headers) as stranger:
+            stranger.ws.send(said)
+            answers = [stranger.hear() for _ in range(1 if path == "/stream" else 2)]
+            assert clean(json.dumps(answers))
+            assert "error" in str(answers[-1]) or "unauthorized" in str(answers[-1])
+
+    for greenlet in gevent.joinall([gevent.spawn(attempt, *case) for case in REFUSED], timeout=10):
+        greenlet.get()
+
+
+def test_a_process_at_work(file: Path, alpaca: Simulator) -> None:
+    """Started, used, attacked, refused by Alpaca, reloaded with a file that is wrong, ended: at the level of debug."""
+    with Process("-c", str(file), folder=file.parent, environ=ENVIRON) as process:
+        address, admin = process.address(), process.address("proxy.admin")
+        with dial(address) as alpha, dial(address, "/stream") as orders, dial(address) as beta:
+            for client, key in ((alpha, "alpha"), (beta, "beta")):
+                client.hear()
+                client.log_in(key, SECRETS[key]).subscribe(trades=["AAPL"])
+            orders.log_in("alpha", SECRETS["alpha"]).listen("trade_updates")
+            attack(address)
+            garbage = Wire(address)
+            garbage.socket.sendall(b"\x81\x05canary")
+            list(garbage.rest())
+            garbage.socket.close()
+            alpaca.fail_auth("iex", 402)
+            alpaca.drop("iex")
+            wait_for(lambda: "Alpaca says 402" in served(admin, "/status.json", TOKEN))
+            for path in ("/", "/status.json", "/metrics", "/healthz", "/readyz", "/tap?client=alpha", "/canary-free"):
+                assert clean(served(admin, path, TOKEN).replace("/canary-free", ""))
+                assert clean(served(admin, path, {"Authorization": "Bearer canary-wrong"}))
+            good = file.read_text()
+            file.write_text(good.replace("secret: canary-account-literal", "secrett: canary-account-typo, secret: []"))
+            process.popen.send_signal(signal.SIGHUP)
+            wait_for(lambda: "gateway.reload" in process.text)
+            file.write_text(good.replace("canary-client-literal", "canary-client-changed"))
+            process.popen.send_signal(signal.SIGHUP)
+            assert alpha.closed()[0] == 1008
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.end(seconds=10) == 0
+        assert clean(process.text)
+        assert "session.refused" in process.text
+        assert "upstream.failed" in process.text
+
+
+@pytest.mark.parametrize(
+    "verb", [["check"], ["explain", "alpha", "iex", "trades", "AAPL"], ["status"], ["healthcheck"]]
+)
+@pytest.mark.parametrize("broken", [False, True])
+def test_verbs(
+    file: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: list[str], broken: bool
+) -> None:
+    for name, value in ENVIRON.items():
+        monkeypatch.setenv(name, value)
+    if broken:
+        file.write_text(
+            file.read_text().replace("admin: {port: 0, token", "admin: {port: 0, tokens").replace("}\n", "]\n")
+        )
+    main([*verb, "-c", str(file)])
+    said = capfd.readouterr()
+    assert clean(said.out + said.err)
+    assert said.out + said.err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        ("secret: canary-account-literal", "secret: {canary-mapping: 1}"),
+        ("secret: canary-account-literal", "secret: [canary-list]"),
+        ("secret: canary-account-literal", "secret: ' canary-space '"),
+        ("secret: canary-account-literal", "secret: sha256:canary"),
+        ("secret: canary-client-literal", "secret: sha256:canary-digest"),
+        ("token: canary-admin-token", "token: 'canary token'"),
+        ("${CANARY_KEY}", "${CANARY_KEY"),
+        ("port: 0, token", "port: ${CANARY_CLIENT}, token"),
+        ("level: debug", 'level: "${CANARY_CLIENT}"'),
+        ("clients:", "clients: canary-clients\nclients:"),
+        ("account: elsewhere", 'account: "${CANARY_CLIENT}"'),
+    ],
+    ids=lambda damage: damage[1].split("\n")[0],
+)
+def test_what_is_wrong_with_a_configuration(
+    file: Path, monkeypatch: pytest.MonkeyPatch, damage: tuple[str, str]
+) -> None:
+    """The error, all that it was raised from, and every problem in it."""
+    from proxy import config
+
+    text = file.read_text().replace(*damage)
+    with pytest.raises(ConfigError) as refused:
+        config.parse(text, "proxy.yaml", ENVIRON, file.parent)
+    chain: list[BaseException | None] = [refused.value]
+    while (last := chain[-1]) is not None:
+        chain.append(last.__cause__ or last.__context__)
+    shown = "".join(f"{error} {error!r}" for error in chain) + repr(refused.value.problems)
+    shown += "".join(traceback.format_exception(refused.value)).replace(damage[1], "")
+    # Names of settings are shown, since whoever misspelled one wants to find it; values are not.
+    assert clean(shown.replace("CANARY_KEY", "").replace("CANARY_CLIENT", "").replace("canary-mapping", ""))
+
+
+def test_whatever_lives_shows_itself_without_secrets(
+    start: Callable[..., Harness], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The repr of every object of the proxy, of its exceptions and of its bugs, in a log at the level of debug."""
+    log = io.StringIO()
+    logs.set_up("json", "debug", log)
+    accounts = f"  main: {{{{key: {ACCOUNT_KEY}, secret: canary-account, data_url: '{{url}}'}}}}"
+    clients = "  alpha: {key: alpha, secret: canary-client, allow: {iex: '*'}}"
+    admin = "token: canary-admin-token"
+    proxy = start(clients, config={"accounts": accounts, "admin": admin}, keys={ACCOUNT_KEY: "canary-account"})
+    client = proxy.dial()
+    client.hear()
+    client.log_in("alpha", "canary-client").subscribe(trades=["AAPL"])
+    gc.unfreeze()  # what the start has built is among what lives
+    shown = [repr(thing) for thing in gc.get_objects() if str(type(thing).__module__).startswith("proxy.")]
+    shown += [repr(proxy.gateway.config), str(proxy.gateway.config), repr(proxy.upstream().login)]
+    shown += [repr(Authenticate("alpha", "canary-client")), repr(Auth("alpha", "canary-client"))]
+    assert len(shown) > 50
+    assert clean("\n".join(shown))
+    assert SHOWN in repr(proxy.upstream().login)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError
+
+    stranger = proxy.dial()
+    stranger.hear()
+    monkeypatch.setattr(type(proxy.gateway._directory), "authenticate", fail)
+    stranger.say({"action": "auth", "key": "alpha", "secret": "canary-client"})
+    assert stranger.closed() == (1011, "internal error")
+    assert "RuntimeError" in log.getvalue()
+    assert clean(log.getvalue())
+    proxy.bugs.clear()
+    logs.set_up("json", "info", io.StringIO())
+
+
+def test_the_canaries_would_be_found() -> None:
+    """The search itself works: a test of this kind that cannot fail would be worth nothing."""
+    assert not clean("so the Canary sang")
+    assert not clean("x".join(["", CANARY.encode().hex(), ""]))
+    assert not clean(ACCOUNT_KEY)
+    assert clean(SHOWN)
