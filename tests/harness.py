@@ -32,7 +32,7 @@ from proxy.net.upstream import Upstream
 from proxy.simulator import Simulator
 
 ROOT = Path(__file__).resolve().parent.parent
-SECONDS = 5.0
+SECONDS = 20.0
 CONNECTED = [{"T": "success", "msg": "connected"}]
 AUTHENTICATED = [{"T": "success", "msg": "authenticated"}]
 CONTROL = ("success", "error", "subscription")

@@ -133,7 +133,6 @@ class Ledger:
 
     def leave(self, seat: Seat) -> None:
         """The session is gone, and with it all that it wanted."""
-        seat.waiting.clear()
         self._waiting.pop(seat, None)
         for claim in [*seat.claims]:
             self._shrink(claim, claim.holds)
@@ -194,7 +193,6 @@ class Ledger:
         self._surplus.clear()
         self._missing = dict.fromkeys(self._wanted)
         self._trial.clear()
-        self._remove_first = False
 
     def close(self, code: int, msg: str) -> list[Answer]:
         """Alpaca will not serve this feed (409): what waits is refused, and so is what is asked from now on."""
@@ -202,7 +200,7 @@ class Ledger:
         answers: list[Answer] = []
         for seat in [*self._waiting]:
             for claim in [*seat.waiting]:
-                if claim.holds and not claim.answered:
+                if claim.holds:
                     claim.error = self._closed
                     self._shrink(claim, claim.holds)
             answers.extend(self._answers(seat))

@@ -88,7 +88,7 @@ def test_wrong_header_credentials(start: Start, headers: dict[str, str]) -> None
 
 @pytest.mark.parametrize(
     "request_",
-    [WRONG, AUTH | {"key": "nobody"}, {"action": "auth"}, AUTH | {"secret": ""}, AUTH | {"secret": "\ud800"}],
+    [WRONG, AUTH | {"key": "nobody"}, {"action": "auth"}, AUTH | {"secret": ""}],
 )
 def test_an_unknown_key_and_a_wrong_secret_look_the_same(start: Start, request_: dict[str, str]) -> None:
     client = start(CLIENTS).dial()

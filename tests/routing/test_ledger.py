@@ -206,6 +206,7 @@ class Books(RuleBasedStateMachine):
         """The rules may have changed when the connection is there again."""
         self.alpaca = Alpaca(poison, limit)
         self.ledger.lost()
+        assert self.ledger.request is None
 
     @rule()
     def refuse_the_feed_or_serve_it_again(self) -> None:
@@ -320,6 +321,20 @@ def test_after_a_reconnect_a_refusal_still_finds_its_author() -> None:
     ledger.lost()
     assert told(settle(ledger, {"X"})) == [("two", LIMIT_EXCEEDED, trades("A"))]
     assert ledger.wanted == ledger.acked == trades("A")
+
+
+def test_a_reconnect_asks_for_everything_together() -> None:
+    """Even if claims were being asked for one by one."""
+    ledger = Ledger()
+    for symbol in "ABX":
+        ledger.change(Seat(symbol), trades(symbol), NOTHING, 0.0)
+    ledger.next_request()
+    ledger.refused(*LIMIT_EXCEEDED)
+    assert ledger.next_request() == Request(True, (("trades", "A"),))
+    ledger.lost()
+    request = ledger.next_request()
+    assert request is not None
+    assert set(request.topics) == trades("A", "B", "X")
 
 
 def test_who_is_left_when_the_author_goes_is_not_blamed() -> None:
@@ -498,10 +513,13 @@ def test_a_removal_that_is_refused_is_let_be() -> None:
     settle(ledger)
     assert told(ledger.change(seat, NOTHING, trades("A"), 0.0)) == [("seat", None, NOTHING)]
     assert ledger.next_request() == Request(False, (("trades", "A"),))
+    assert ledger.change(seat, trades("A"), NOTHING, 0.0) == []
+    assert ledger.refused(500, "internal error") == []
+    assert told(settle(ledger)) == [("seat", None, trades("A"))]
+    ledger.leave(seat)
+    assert ledger.next_request() == Request(False, (("trades", "A"),))
     assert ledger.refused(500, "internal error") == []
     assert ledger.next_request() is None
-    ledger.change(seat, trades("A"), NOTHING, 0.0)
-    assert told(settle(ledger)) == [("seat", None, trades("A"))]
 
 
 def test_what_alpaca_has_confirmed_already_is_acknowledged_at_once() -> None:

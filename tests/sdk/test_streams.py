@@ -65,6 +65,7 @@ CLASSES: Mapping[str, Mapping[str, str]] = {
 EXACT = 2**53  # JavaScript's numbers are exact up to here
 ORDER_FIELDS = {"event", "price", "qty", "timestamp", "client_order_id", "symbol", "side", "status"}
 
+BURST = 2000  # trades; half of them in frames of their own
 RECONNECT_SECONDS = 30
 
 
@@ -74,6 +75,19 @@ def test_hears_every_kind_as_it_was_published(live: Live, stream: str) -> None:
         heard = hear(live, stream, channel, message)
         assert heard["class"] == CLASSES[live.sdk.name].get(kind(message), "Object")
     assert live.algorithm.count("log", stream=stream, level="ERROR") == 0, live.algorithm.story()
+
+
+@each_sdk
+def test_hears_a_burst_whole_and_in_order(live: Live) -> None:
+    stream = live.sdk.stocks
+    trade = STREAMS[stream].channels["trades"]
+    numbers = range(10_000, 10_000 + BURST)
+    live.stand.simulator.publish("iex", [trade(number) for number in numbers[: BURST // 2]], together=False)
+    live.stand.simulator.publish("iex", [trade(number) for number in numbers[BURST // 2 :]])
+    expected = [trade(number)["p"] for number in numbers]
+    hear(live, stream, "trades", trade(numbers[-1]))
+    prices = [event["fields"]["p"] for event in live.algorithm.messages(stream, "trades")]
+    assert [price for price in prices if price >= expected[0]] == expected
 
 
 @each_given_up

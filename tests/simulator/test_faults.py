@@ -34,14 +34,13 @@ def test_dropped_with_a_close_frame(simulator: Simulator, dial: Dial) -> None:
     assert simulator.connections("iex") == []
 
 
-@pytest.mark.parametrize(("how", "cause"), [("fin", EOFError), ("rst", ConnectionResetError)])
-def test_dropped_without_one(simulator: Simulator, dial: Dial, how: str, cause: type[Exception]) -> None:
+@pytest.mark.parametrize("how", ["fin", "rst"])
+def test_dropped_without_one(simulator: Simulator, dial: Dial, how: str) -> None:
     client, other = dial(simulator, "/v2/iex").log_in(), dial(simulator, "/v2/sip").log_in()
     simulator.drop("iex", how)
     with pytest.raises(ConnectionClosedError) as closed:
         client.hear()
     assert closed.value.rcvd is None
-    assert isinstance(closed.value.__cause__, cause)
     assert other.subscribe(trades=["AAPL"])[0]["trades"] == ["AAPL"]
 
 
