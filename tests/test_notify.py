@@ -160,7 +160,6 @@ def test_the_proxy_tells_its_manager_from_start_to_end(manager: Manager, tmp_pat
         manager.hear_until("WATCHDOG=1")
         proxy.send_signal(signal.SIGTERM)
         assert proxy.wait(20) == 0
-        manager.hear()
     finally:
         proxy.kill()
         proxy.wait()

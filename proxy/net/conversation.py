@@ -36,6 +36,7 @@ GONE_SECONDS = 20.0
 LINGER_SECONDS = 1.0
 # Who sends faster than a message in so many seconds, or a ping, is read more slowly.
 MESSAGE_PACE, CONTROL_PACE = 0.001, 0.00005
+MOST_TOPICS = 50_000  # of a session: four channels of every stock there is; all of them take `*`
 STRANGER_MESSAGE = 64 * 1024
 STRANGER_OUTBOX = 256 * 1024
 
@@ -209,12 +210,16 @@ class Conversation:
         self._ask(*changes)
 
     def _refuse(self, place: Place | None, topics: Subscription) -> bool:
-        """Whether the allowlist denies any of these topics; the client is told which."""
+        """Whether the allowlist denies any of these topics, or they are too many; the client is told."""
         assert self.client is not None
         refused = topics if place is None else self.client.allow.refused(place.upstream.endpoint.feed, topics)
         if refused:
             self.answers.say(self.session.refused(409, f"insufficient subscription: {words(refused)}"))
-        return bool(refused)
+        elif place is not None and len(place.seat.holds | topics) > MOST_TOPICS:
+            self.answers.say(self.session.refused(405))
+        else:
+            return False
+        return True
 
     def _ask(self, *changes: tuple[Place | None, Subscription, Subscription]) -> None:
         """One request, of as many places as it concerns: what to add and what to give up at each. One answer."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-from proxy.protocol.codec import Codec, Malformed, Raw
+from proxy.protocol.codec import FRAME_BYTES, Codec, Malformed, Raw
 from proxy.protocol.feeds import CHANNEL_OF_KIND, WILDCARD, Endpoint
 from proxy.protocol.market import CONTROL
 from proxy.protocol.topics import Subscription
@@ -161,11 +161,12 @@ class Router:
     def flush(self) -> list[Delivery]:
         """The batches that `take` gathered, one a group (more if a frame would grow too large)."""
         deliveries: list[Delivery] = []
+        whole = self._frames[0] if len(self._frames) == 1 and len(self._frames[0]) <= FRAME_BYTES else None
         for group in self._touched:
             bodies, group.bodies = group.bodies, []
             text = group.codec.text
-            if len(bodies) == self._count and len(self._frames) == 1 and group.codec is self.codec:
-                deliveries.append(Delivery(group.members, text, self._frames[0], self._count))
+            if whole is not None and len(bodies) == self._count and group.codec is self.codec:
+                deliveries.append(Delivery(group.members, text, whole, self._count))
             else:
                 for payload, messages in group.codec.batches(bodies):
                     deliveries.append(Delivery(group.members, text, payload, messages))
@@ -198,7 +199,7 @@ class Router:
         """Who hears such a message, computed afresh."""
         channel = CHANNEL_OF_KIND.get(kind)
         if channel is None:
-            return _route(self._strange(symbol), self.codec)
+            return _route(self._strange(kind, symbol), self.codec)
         found: dict[Group, None] = {}
         for topic in ((channel, symbol), (channel, WILDCARD)):
             found.update(self._holders.get(topic, {}))
@@ -211,9 +212,11 @@ class Router:
             found.update(self._holders.get(("news", symbol), {}))
         return _route(found, self.codec)
 
-    def _strange(self, symbol: str) -> Iterable[Group]:
+    def _strange(self, kind: str, symbol: str) -> Iterable[Group]:
         """A kind that no documented channel carries: nothing in it tells which channel it belongs to. Those hear it who
         hold its symbol, or everything, and whose allowlist has `*` for the feed or its channels."""
+        if kind in CONTROL:  # not alone in its frame, as it should be; SDKs would take it for an answer to themselves
+            return []
         return [
             group
             for group in self._groups.values()

@@ -196,6 +196,21 @@ def test_ten_thousand_symbols_in_one_request(proxy: Harness) -> None:
 
 
 @pytest.mark.usefixtures("witness")
+def test_more_symbols_than_there_are(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session holds a bounded number of topics, however often it asks; over it, 405 and its state is as before."""
+    assert conversation.MOST_TOPICS == 50_000
+    monkeypatch.setattr(conversation, "MOST_TOPICS", 100)
+    client = proxy.client("other")
+    first, second = ([f"{letter}{number:03}" for number in range(60)] for letter in "AB")
+    assert client.subscribe(trades=first)["trades"] == first
+    assert client.subscribe(trades=second) == {"T": "error", "code": 405, "msg": "symbol limit exceeded"}
+    assert client.subscribe(trades=first, quotes=second[:40])["quotes"] == second[:40]
+    assert client.unsubscribe(trades=first)["quotes"] == second[:40]
+    assert client.subscribe(trades=second)["trades"] == second
+    client.ws.close()
+
+
+@pytest.mark.usefixtures("witness")
 @pytest.mark.parametrize("character", ["\u0000", '"', "\\", "é", "😀"])
 def test_symbols_that_take_more_room_than_they_look(proxy: Harness, character: str) -> None:
     """A request upstream is never larger than Alpaca takes, whatever its symbols are spelled with."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from proxy.protocol.feed import Phase
+from proxy.routing import ledger
 from proxy.simulator import Plan
 from tests.harness import Client, Harness, wait_for
 
@@ -154,8 +155,9 @@ def test_an_outage(proxy: Harness, everyone: dict[str, Client]) -> None:
     assert proxy.simulator.peak("trading") == 1
 
 
-def test_an_account_whose_plan_has_no_place_left(start: Start) -> None:
+def test_an_account_whose_plan_has_no_place_left(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Alpaca's refusal at login is waited out; the sessions are told what is remembered."""
+    monkeypatch.setattr(ledger, "PATIENCE", 0.1)
     proxy = start(CLIENTS, plan=Plan(connections=0))
     desk = proxy.client("desk", "/stream")
     assert desk.listen("trade_updates") == {"streams": ["trade_updates"]}

@@ -23,6 +23,7 @@ DRIVERS = Path(__file__).resolve().parent / "drivers"
 CACHE_VARIABLE = "ALPACA_PROXY_SDK_CACHE"
 INSTALL_SECONDS = 240
 AT_ONCE = 2
+NODE = 20  # the oldest that JavaScript's 4 runs on
 
 PRICES = ("trades", "quotes", "bars", "updatedBars", "dailyBars")
 FOLLOWERS = ("corrections", "cancelErrors")
@@ -229,7 +230,10 @@ def _install(sdk: Sdk, folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     if sdk.javascript:
         folder.mkdir()
-        npm = ["npm", "install", "--prefix", str(folder), "--silent", "--no-audit", "--no-fund"]
+        node = _run(sdk, ["node", "--version"]).strip()
+        if int(node.removeprefix("v").partition(".")[0]) < NODE:
+            raise InstallError(f"{sdk} cannot be installed: it wants Node {NODE}, and this is {node}")
+        npm = ["npm", "install", "--prefix", str(folder), "--loglevel=error", "--no-audit", "--no-fund"]
         _run(sdk, [*npm, *sdk.requirements])
     else:
         _run(sdk, [sys.executable, "-m", "venv", str(folder)])
@@ -242,7 +246,8 @@ def _install(sdk: Sdk, folder: Path) -> Path:
     return folder
 
 
-def _run(sdk: Sdk, command: list[str]) -> None:
+def _run(sdk: Sdk, command: list[str]) -> str:
+    """What a command prints. Raises InstallError with the reason that it gives for its failure."""
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
@@ -250,5 +255,7 @@ def _run(sdk: Sdk, command: list[str]) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise InstallError(f"{sdk} cannot be installed: {error}") from error
     if done.returncode:
-        said = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line] or ["no reason given"]
-        raise InstallError(f"{sdk} cannot be installed: {said[-1].strip()}")
+        said = [line.strip() for line in done.stderr.splitlines() if "error" in line.lower()] or ["no reason given"]
+        why = next((line for line in said if "No matching" in line), said[-1])
+        raise InstallError(f"{sdk} cannot be installed: {why}")
+    return done.stdout
