@@ -255,7 +255,7 @@ def locked() -> list[tuple[str, str, str]]:
 
 def is_current(folder: Path) -> bool:
     """Whether the folder holds all that the lock now names; if not, it is removed."""
-    ready = folder.with_suffix(".ready")
+    ready = folder.parent / f"{folder.name}.ready"
     if ready.exists() and ready.read_text() == sha256(LOCK):
         return True
     ready.unlink(missing_ok=True)
@@ -266,7 +266,7 @@ def is_current(folder: Path) -> bool:
 
 def keep(folder: Path) -> None:
     """Say that the folder holds all that the lock now names."""
-    folder.with_suffix(".ready").write_text(sha256(LOCK))
+    (folder.parent / f"{folder.name}.ready").write_text(sha256(LOCK))
 
 
 def stage_sources(stamp: str) -> Path:

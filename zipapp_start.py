@@ -84,8 +84,8 @@ def unpacked_to():
 
     place = zlib.crc32(sys.base_prefix.encode("utf-8", "surrogateescape"))
     name = "cp%d%d-%s-%08x" % (sys.version_info[0], sys.version_info[1], os.uname()[4], place)
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(os.environ.get("PEX_ROOT") or os.path.join(cache, "alpaca-proxy"), name)
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.sep, os.path.expanduser("~"), ".cache")
+    return os.path.join(os.path.abspath(os.environ.get("PEX_ROOT") or os.path.join(cache, "alpaca-proxy")), name)
 
 
 def start_unpacked(root):

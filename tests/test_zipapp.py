@@ -266,16 +266,14 @@ def test_the_file_for_linux_has_what_is_native_for_each(linux: Built, tag: str, 
     assert native == {"gevent", "greenlet", "msgspec", "pydantic_core", "pyyaml", "zope_interface"}
 
 
-@pytest.mark.parametrize("version", sorted({min(FIT), max(FIT)}), ids=lambda version: f"{version[0]}.{version[1]}")
-def test_whichever_python_builds_for_linux_the_bytes_are_the_same(
-    linux: Built, tmp_path: Path, version: tuple[int, int]
-) -> None:
+def test_whichever_python_builds_for_linux_the_bytes_are_the_same(linux: Built, tmp_path: Path) -> None:
+    another = max(FIT, key=lambda version: abs(version[1] - sys.version_info[1]))
     tree = tmp_path / "tree"
     git("clone", "--quiet", str(linux.tree), str(tree), cwd=tmp_path)
     (tree / "build").mkdir()
     shutil.copytree(linux.tree / "build" / "wheels-linux", tree / "build" / "wheels-linux")
     shutil.copy(linux.tree / "build" / "wheels-linux.ready", tree / "build")
-    done = run(FIT[version], "build_zipapp.py", "--targets", "linux", cwd=tree, SOURCE_DATE_EPOCH="1700000000")
+    done = run(FIT[another], "build_zipapp.py", "--targets", "linux", cwd=tree, SOURCE_DATE_EPOCH="1700000000")
     assert done.returncode == 0, done.stderr
     for name in ("alpaca-proxy.pyz", "alpaca-proxy.cdx.json", "SHA256SUMS"):
         assert (tree / name).read_bytes() == (linux.tree / name).read_bytes(), name

@@ -90,6 +90,23 @@ def test_an_acknowledgement_waits_for_a_bounded_time(start: Start, monkeypatch: 
     assert client.silent()
 
 
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+def test_no_data_before_the_acknowledgement(start: Start, codec: str) -> None:
+    """Go's SDK takes the very next message for the answer; Alpaca may send it and the first data in one breath."""
+    proxy = start(CLIENTS)
+    client = proxy.client("alpha", codec=codec)
+    client.subscribe(quotes=["SPY"])
+    for symbol in ("A", "B", "C"):
+        proxy.simulator.stall("subscribe", "iex")
+        client.say({"action": "subscribe", "trades": [symbol]})
+        [peer] = proxy.simulator.connections("iex")
+        wait_for(lambda peer=peer: peer._held)
+        proxy.simulator.accept("iex")
+        proxy.simulator.publish("iex", [trade(symbol, 1), trade(symbol, 2)], together=False)
+        assert client.hear()[0]["T"] == "subscription"
+        assert [message["i"] for message in client.gather(len(client.data) + 2)[-2:]] == [1, 2]
+
+
 def test_the_bound_is_two_seconds() -> None:
     """Go's SDK gives up after three."""
     assert ledger.PATIENCE == 2

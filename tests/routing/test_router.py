@@ -106,9 +106,9 @@ class Routes(RuleBasedStateMachine):
                 self.number += 1
                 numbered = message | {"i": self.number}
                 raws.append(json.dumps(numbered).encode() if self.codec is JSON else msgpack.packb(numbered))
-                hearers = [member for member in self.members if hears(member, self.held[member], message)]
-                self.unheard += not hearers
-                for member in hearers:
+                hearing = [member for member in self.members if hears(member, self.held[member], message)]
+                self.unheard += not hearing
+                for member in hearing:
                     expected[member].append(numbered)
                     bodies[member].append(raws[-1])
             self.received += len(raws)

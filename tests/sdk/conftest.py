@@ -14,7 +14,8 @@ from websockets.sync.client import connect
 
 from tests.harness import Client
 from tests.sdk.algorithm import Algorithm
-from tests.sdk.environments import FOLLOWERS, SDKS, Environments, InstallError, Sdk, cache
+from tests.sdk.environments import Environments, InstallError, cache
+from tests.sdk.sdks import FOLLOWERS, SDKS, Sdk
 from tests.sdk.stand import Stand, wait_for
 from tests.sdk.table import Table
 from tests.sdk.tape import STREAMS, Message

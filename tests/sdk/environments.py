@@ -1,8 +1,7 @@
-"""The SDKs that the suite runs, and the environment that each is installed into.
+"""The environments that SDKs are installed into, each with its own interpreter or its own folder of packages.
 
-An `Sdk` is one published version, its requirements as they install today, and what it can stream. Environments are kept
-from one run to the next, in `$ALPACA_PROXY_SDK_CACHE` or `.sdk` at the root of the repository; each is made anew when
-its requirements or the interpreter have changed.
+They are kept from one run to the next, in `$ALPACA_PROXY_SDK_CACHE` or `.sdk` at the root of the repository; each is
+made anew when what is installed or the interpreter has changed.
 """
 
 from __future__ import annotations
@@ -13,10 +12,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.sdk.sdks import Sdk
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVERS = Path(__file__).resolve().parent / "drivers"
@@ -24,163 +24,6 @@ CACHE_VARIABLE = "ALPACA_PROXY_SDK_CACHE"
 INSTALL_SECONDS = 240
 AT_ONCE = 2
 NODE = 20  # the oldest that JavaScript's 4 runs on
-
-PRICES = ("trades", "quotes", "bars", "updatedBars", "dailyBars")
-FOLLOWERS = ("corrections", "cancelErrors")
-
-
-@dataclass(frozen=True, slots=True)
-class Sdk:
-    """One version of one SDK.
-
-    `requirements` are what is installed for it, and `alone` what is then installed without the requirements of its own,
-    which are too old to be had today. `streams` says which channels it knows of each stream, `symbols` what it calls
-    something that others call otherwise, `unread` which fields of messages its classes have no place for. `leaky`:
-    whether it leaves a connection behind whenever it connects again; `tls`: whether it insists on that; `note`: what
-    its users should know.
-    """
-
-    name: str
-    version: str
-    driver: str
-    requirements: tuple[str, ...]
-    streams: Mapping[str, tuple[str, ...]] = field(hash=False)
-    alone: str = ""
-    symbols: Mapping[str, str] = field(default_factory=dict, hash=False)
-    unread: frozenset[str] = frozenset()
-    leaky: bool = False
-    tls: bool = False
-    note: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name}-{self.version}"
-
-    @property
-    def environment(self) -> str:
-        """The name of its environment, which it may share."""
-        return (self.alone or self.requirements[0]).rpartition("/")[2].replace("==", "-").replace("@", "-js-")
-
-    @property
-    def stocks(self) -> str:
-        """The stream that it has stocks from."""
-        return "legacy" if "legacy" in self.streams else "stocks"
-
-    @property
-    def javascript(self) -> bool:
-        return self.driver.endswith(".js")
-
-
-ALPACA_PY = {
-    "stocks": (*PRICES, "statuses", *FOLLOWERS),
-    "crypto": (*PRICES, "orderbooks"),
-    "options": ("trades", "quotes"),
-    "news": ("news",),
-    "trading": ("trade_updates",),
-}
-ALPACA_PY_2023 = {"stocks": PRICES, "crypto": PRICES, "trading": ("trade_updates",)}
-
-TRADE_API = {
-    "stocks": (*PRICES, "statuses", "lulds", *FOLLOWERS),
-    "crypto": PRICES,
-    "news": ("news",),
-    "trading": ("trade_updates",),
-}
-
-# alpaca-py names no bounds for what came after it: pandas 3 brings no pytz any more, websockets 14 another client.
-# alpaca-trade-api pins releases that no longer build; these are the nearest that run.
-TRADE_API_NEEDS = (
-    "pandas<3",
-    "requests",
-    "urllib3<2",
-    "websocket-client<2",
-    "websockets==10.4",
-    "msgpack",
-    "aiohttp",
-    "PyYAML",
-    "deprecation==2.1.0",
-)
-
-
-TRADE_API_NAME = "alpaca-trade-api"
-
-
-def _alpaca_py(version: str, *requirements: str, streams: Mapping[str, tuple[str, ...]] = ALPACA_PY) -> Sdk:
-    unread = frozenset(["tks"])
-    return Sdk("alpaca-py", version, "alpaca_py.py", (f"alpaca-py=={version}", *requirements), streams, unread=unread)
-
-
-OLD_NOTE = "Knows crypto pairs as `BTCUSD`, and hands news to the handler of `*` alone."
-
-
-def _trade_api(version: str, streams: Mapping[str, tuple[str, ...]], symbols: Mapping[str, str]) -> Sdk:
-    alone = f"{TRADE_API_NAME}=={version}"
-    note = OLD_NOTE if symbols else ""
-    return Sdk(
-        TRADE_API_NAME, version, "trade_api.py", TRADE_API_NEEDS, streams, alone=alone, symbols=symbols, note=note
-    )
-
-
-STREAM_CONN_NOTE = "`StreamConn` of alpaca-trade-api; it leaves a connection behind whenever it connects again."
-
-
-def _stream_conn(version: str) -> Sdk:
-    streams = {"legacy": ("trades", "quotes", "bars"), "trading": ("trade_updates",)}
-    return Sdk(
-        "StreamConn",
-        version,
-        "stream_conn.py",
-        TRADE_API_NEEDS,
-        streams,
-        alone=f"{TRADE_API_NAME}=={version}",
-        unread=frozenset("izn"),
-        leaky=True,
-        note=STREAM_CONN_NOTE,
-    )
-
-
-JS = {
-    "stocks": (*PRICES, "statuses", "lulds", *FOLLOWERS),
-    "crypto": (*PRICES, "orderbooks"),
-    "news": ("news",),
-    "trading": ("trade_updates",),
-}
-JS_OPTIONS = {"options": ("trades", "quotes")}
-
-
-JS_NOTE = (
-    "Wants TLS (`NODE_EXTRA_CA_CERTS` for a certificate of your own), but for crypto and orders; gives a stream up for "
-    "good when a connection is refused, unless its `onDisconnect` calls `connect()` again."
-)
-
-
-def _javascript(version: str, streams: Mapping[str, tuple[str, ...]], symbols: Mapping[str, str]) -> Sdk:
-    package = f"@alpacahq/alpaca-trade-api@{version}"
-    return Sdk("javascript", version, "javascript.js", (package,), streams, symbols=symbols, tls=True, note=JS_NOTE)
-
-
-# What the crypto endpoint of these versions calls a pair; and they hand news to the handler of `*` alone.
-OLD_SYMBOLS = {"crypto": "BTCUSD", "news": "*"}
-
-SDKS = (
-    _alpaca_py("0.44.0"),
-    _alpaca_py("0.43.2", "pytz", "pandas<3"),
-    _alpaca_py("0.30.1", "pytz", "pandas<3", "websockets<14"),
-    _alpaca_py("0.13.3", "pytz", "pandas<3", streams=ALPACA_PY_2023),
-    _trade_api("3.2.0", {**TRADE_API, "crypto": (*PRICES, "orderbooks")}, {}),
-    _trade_api("2.3.0", TRADE_API, OLD_SYMBOLS),
-    _trade_api("1.5.1", TRADE_API, OLD_SYMBOLS),
-    _stream_conn("1.5.1"),
-    _stream_conn("0.53.0"),
-    Sdk(
-        "javascript",
-        "4.0.2",
-        "javascript4.js",
-        ("@alpacahq/alpaca-trade-api@4.0.2",),
-        {**JS, **JS_OPTIONS, "stocks": (*JS["stocks"], "imbalances")},
-    ),
-    _javascript("3.1.3", {**JS, **JS_OPTIONS}, {}),
-    _javascript("2.16.1", JS, {"crypto": "BTCUSD"}),
-)
 
 
 class InstallError(Exception):

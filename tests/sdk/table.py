@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 
-from tests.sdk.environments import SDKS, Sdk
+from tests.sdk.sdks import SDKS, Sdk
 
 # Each column's key and heading. The last is how an SDK takes refusals and outages.
 COLUMNS: Mapping[str, str] = {

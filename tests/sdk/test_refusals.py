@@ -18,7 +18,8 @@ from websockets.sync.client import connect
 from tests.harness import Client
 from tests.sdk.algorithm import Algorithm
 from tests.sdk.conftest import QUIET, Certificate, wanted
-from tests.sdk.environments import SDKS, Environments, InstallError, Sdk
+from tests.sdk.environments import Environments, InstallError
+from tests.sdk.sdks import SDKS, Sdk
 from tests.sdk.stand import Stand, wait_for
 from tests.sdk.tap import Tap
 from tests.sdk.tape import STREAMS

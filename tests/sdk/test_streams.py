@@ -15,7 +15,7 @@ import gevent
 import pytest
 
 from tests.sdk.conftest import Live
-from tests.sdk.environments import SDKS, Sdk
+from tests.sdk.sdks import SDKS, Sdk
 from tests.sdk.stand import wait_for
 from tests.sdk.tape import STREAMS, Message
 

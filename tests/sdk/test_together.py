@@ -8,7 +8,8 @@ from contextlib import ExitStack
 import pytest
 
 from tests.sdk.algorithm import Algorithm
-from tests.sdk.environments import SDKS, Environments
+from tests.sdk.environments import Environments
+from tests.sdk.sdks import SDKS
 from tests.sdk.stand import Stand, wait_for
 from tests.sdk.tape import STREAMS
 

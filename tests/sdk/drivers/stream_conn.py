@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -41,6 +42,7 @@ FIELDS = {
         "t": "timestamp",
     },
 }
+AGAIN_SECONDS = 0.5
 UPDATE = ("event", "price", "qty", "position_qty", "timestamp")
 ORDER = ("client_order_id", "symbol", "side", "status", "filled_qty")
 
@@ -81,20 +83,24 @@ class Stream:
         self.thread = threading.Thread(target=self.run, name=name, daemon=True)
 
     def run(self) -> None:
-        error = ""
-        try:
+        """On a new Python the SDK's own `run` ends when its connection does; whoever uses it has to call it again."""
+        while True:
             asyncio.set_event_loop(asyncio.new_event_loop())
-            stream_conn = importlib.import_module("alpaca_trade_api.stream2").StreamConn
-            self.sdk = stream_conn(*self.account, base_url=self.host, data_url=self.host)
-            for channel, name in NAMES.items():
-                self.sdk.register(name.replace(".", r"\.") + ".*", self.handler(channel))
-            # `register` has filled the handlers of its connections, which it takes for a sign that they are open.
-            for connection in (self.sdk.trading_ws, self.sdk.data_ws):
-                connection._handlers = {}
-            self.sdk.run(self.streams)
-        except BaseException as raised:
-            error = repr(raised)
-        tell(event="over", stream=self.name, error=error)
+            try:
+                self.listen()
+            except BaseException as error:
+                tell(event="log", stream=self.name, level="WARNING", text=f"run() has ended: {error!r}")
+            time.sleep(AGAIN_SECONDS)
+
+    def listen(self) -> None:
+        stream_conn = importlib.import_module("alpaca_trade_api.stream2").StreamConn
+        self.sdk = stream_conn(*self.account, base_url=self.host, data_url=self.host)
+        for channel, name in NAMES.items():
+            self.sdk.register(name.replace(".", r"\.") + ".*", self.handler(channel))
+        # `register` has filled the handlers of its connections, which it takes for a sign that they are open.
+        for connection in (self.sdk.trading_ws, self.sdk.data_ws):
+            connection._handlers = {}
+        self.sdk.run(self.streams)
 
     def call(self, method: str, channel: str, symbols: list[str]) -> None:
         coroutine = getattr(self.sdk, method)(names(channel, symbols))

@@ -1,0 +1,150 @@
+"""The SDKs that the suite runs: an entry for each version, with what it needs to be installed and what it streams."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Sdk:
+    """One version of one SDK.
+
+    `requirements` are what is installed for it, and `alone` what is then installed without the requirements of its own,
+    which are too old to be had today. `streams` says which channels it knows of each stream, `symbols` what it calls
+    something that others call otherwise, `unread` which fields of messages its classes have no place for. `leaky`:
+    whether it leaves a connection behind whenever it connects again; `tls`: whether it insists on that; `note`: what
+    its users should know.
+    """
+
+    name: str
+    version: str
+    driver: str
+    requirements: tuple[str, ...]
+    streams: Mapping[str, tuple[str, ...]] = field(hash=False)
+    alone: str = ""
+    symbols: Mapping[str, str] = field(default_factory=dict, hash=False)
+    unread: frozenset[str] = frozenset()
+    leaky: bool = False
+    tls: bool = False
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.version}"
+
+    @property
+    def environment(self) -> str:
+        """The name of its environment, which it may share."""
+        return (self.alone or self.requirements[0]).rpartition("/")[2].replace("==", "-").replace("@", "-js-")
+
+    @property
+    def stocks(self) -> str:
+        """The stream that it has stocks from."""
+        return "legacy" if "legacy" in self.streams else "stocks"
+
+    @property
+    def javascript(self) -> bool:
+        return self.driver.endswith(".js")
+
+
+Streams = Mapping[str, tuple[str, ...]]
+
+_PRICES = ("trades", "quotes", "bars", "updatedBars", "dailyBars")
+FOLLOWERS = ("corrections", "cancelErrors")  # they come with trades, and cannot be asked for
+_ORDERS = {"trading": ("trade_updates",)}
+_NEWS = {"news": ("news",)}
+_OPTIONS = {"options": ("trades", "quotes")}
+
+# alpaca-trade-api pins releases that no longer build; these are the nearest that run.
+_TRADE_API_NEEDS = (
+    "pandas<3",
+    "requests",
+    "urllib3<2",
+    "websocket-client<2",
+    "websockets==10.4",
+    "msgpack",
+    "aiohttp",
+    "PyYAML",
+    "deprecation==2.1.0",
+)
+
+_OLD_NOTE = "Knows crypto pairs as `BTCUSD`, and hands news to the handler of `*` alone."
+_STREAM_CONN_NOTE = (
+    "`StreamConn` of alpaca-trade-api; it leaves a connection behind whenever it connects again, and on Python 3.13 "
+    "its `run()` ends when the connection does: call it again."
+)
+_JS_NOTE = (
+    "Wants TLS (`NODE_EXTRA_CA_CERTS` for a certificate of your own) for stocks, options and news; gives a stream up "
+    "for good when a connection is refused, unless its `onDisconnect` calls `connect()` again."
+)
+
+
+def _alpaca_py(version: str, *requirements: str, streams: Streams | None = None) -> Sdk:
+    stocks = {"stocks": (*_PRICES, "statuses", *FOLLOWERS), "crypto": (*_PRICES, "orderbooks")}
+    return Sdk(
+        "alpaca-py",
+        version,
+        "alpaca_py.py",
+        (f"alpaca-py=={version}", *requirements),
+        streams or {**stocks, **_OPTIONS, **_NEWS, **_ORDERS},
+        unread=frozenset(["tks"]),
+    )
+
+
+def _trade_api(version: str, *more_crypto: str, old: bool = False) -> Sdk:
+    stocks = {"stocks": (*_PRICES, "statuses", "lulds", *FOLLOWERS), "crypto": (*_PRICES, *more_crypto)}
+    return Sdk(
+        "alpaca-trade-api",
+        version,
+        "trade_api.py",
+        _TRADE_API_NEEDS,
+        {**stocks, **_NEWS, **_ORDERS},
+        alone=f"alpaca-trade-api=={version}",
+        symbols={"crypto": "BTCUSD", "news": "*"} if old else {},
+        note=_OLD_NOTE if old else "",
+    )
+
+
+def _stream_conn(version: str) -> Sdk:
+    return Sdk(
+        "StreamConn",
+        version,
+        "stream_conn.py",
+        _TRADE_API_NEEDS,
+        {"legacy": ("trades", "quotes", "bars"), **_ORDERS},
+        alone=f"alpaca-trade-api=={version}",
+        unread=frozenset("izn"),
+        leaky=True,
+        note=_STREAM_CONN_NOTE,
+    )
+
+
+def _javascript(version: str, *more_stocks: str, tls: bool = True, options: bool = True, old: bool = False) -> Sdk:
+    stocks = {"stocks": (*_PRICES, "statuses", "lulds", *FOLLOWERS, *more_stocks), "crypto": (*_PRICES, "orderbooks")}
+    return Sdk(
+        "javascript",
+        version,
+        "javascript.js" if tls else "javascript4.js",
+        (f"@alpacahq/alpaca-trade-api@{version}",),
+        {**stocks, **(_OPTIONS if options else {}), **_NEWS, **_ORDERS},
+        symbols={"crypto": "BTCUSD"} if old else {},
+        tls=tls,
+        note=_JS_NOTE if tls else "",
+    )
+
+
+# alpaca-py names no bounds for what came after it: pandas 3 brings no pytz any more, websockets 14 another client.
+SDKS = (
+    _alpaca_py("0.44.0"),
+    _alpaca_py("0.43.2", "pytz", "pandas<3"),
+    _alpaca_py("0.30.1", "pytz", "pandas<3", "websockets<14"),
+    _alpaca_py("0.13.3", "pytz", "pandas<3", streams={"stocks": _PRICES, "crypto": _PRICES, **_ORDERS}),
+    _trade_api("3.2.0", "orderbooks"),
+    _trade_api("2.3.0", old=True),
+    _trade_api("1.5.1", old=True),
+    _stream_conn("1.5.1"),
+    _stream_conn("0.53.0"),
+    _javascript("4.0.2", "imbalances", tls=False),
+    _javascript("3.1.3"),
+    _javascript("2.16.1", options=False, old=True),
+)
