@@ -16,8 +16,8 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
-from proxy import config as configuration
 from proxy import logs
+from proxy.config import model as configuration
 from proxy.errors import ProxyError
 from proxy.gateway import Gateway
 from proxy.net import frames

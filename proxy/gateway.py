@@ -17,7 +17,7 @@ import gevent
 from gevent.event import Event
 
 from proxy import logs, metrics
-from proxy.config import Config
+from proxy.config.model import Config
 from proxy.errors import ConfigError, StartError
 from proxy.events import Recent
 from proxy.history import History

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from proxy.config import Config
+from proxy.config.model import Config
 from proxy.routing.access import Client
 
 

@@ -9,9 +9,15 @@ from contextlib import ExitStack  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 if TYPE_CHECKING:
     from tests.harness import Harness
+
+# How many examples a property is tried on; `--hypothesis-profile=thorough` is what .ci/run asks for.
+settings.register_profile("plain", max_examples=40, deadline=None)
+settings.register_profile("thorough", max_examples=300, deadline=None)
+settings.load_profile("plain")
 
 # The proxy as a whole is imported in its fixtures alone, so that tests of a part need that part and no other.
 

@@ -26,7 +26,7 @@ import msgpack
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from proxy import config as configuration
+from proxy.config import model as configuration
 from proxy.gateway import Gateway
 from proxy.net.upstream import Upstream
 from proxy.simulator import Simulator

@@ -199,7 +199,7 @@ def test_a_module_states_its_model_and_stays_small(path: Path) -> None:
 def test_decisions_import_with_no_gevent() -> None:
     """In a Python that cannot import gevent, everything that decides still imports."""
     pure = [module_name(path) for path in MODULES if part(module_name(path)) in PURE]
-    program = f"import sys; sys.modules['gevent'] = None; import {', '.join([*pure, 'proxy.config'])}"
+    program = f"import sys; sys.modules['gevent'] = None; import {', '.join([*pure, 'proxy.config.model'])}"
     subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=ROOT, check=True, timeout=30)
 
 

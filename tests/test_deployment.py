@@ -24,10 +24,10 @@ from typing import Any
 import pytest
 import yaml
 
-from proxy import config as configuration
 from proxy.cli.parser import parser
 from proxy.cli.terminal import Exit
-from proxy.config import Config
+from proxy.config import model as configuration
+from proxy.config.model import Config
 from proxy.gateway import DRAIN_SECONDS, TICK_SECONDS
 from tests.harness import Harness, certificate, dial
 

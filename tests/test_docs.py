@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxy import config as configuration
 from proxy.cli import main
 from proxy.cli.parser import parser
+from proxy.config import model as configuration
 from tests.harness import Harness
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from prometheus_client.core import Metric
@@ -90,7 +90,6 @@ class Registry(Collector):
         return iter(self._families)
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.dictionaries(st.tuples(st.text(min_size=1), st.text(min_size=1)), st.integers(0, 1 << 62), max_size=120))
 def test_it_is_written_as_the_library_writes_it(delivered: dict[tuple[str, str], int]) -> None:
     """In pieces here, in one step there: names, labels with whatever text in them, and numbers are the same."""

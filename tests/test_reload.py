@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy import config as configuration
-from proxy.config import Config
+from proxy.config import model as configuration
+from proxy.config.model import Config
 from proxy.reload import plan
 
 BEFORE = """\

@@ -181,7 +181,7 @@ def test_what_is_wrong_with_a_configuration(
     file: Path, monkeypatch: pytest.MonkeyPatch, damage: tuple[str, str]
 ) -> None:
     """The error, all that it was raised from, and every problem in it."""
-    from proxy import config
+    from proxy.config import model as config
 
     text = file.read_text().replace(*damage)
     with pytest.raises(ConfigError) as refused:

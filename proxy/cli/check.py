@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Iterator
 
-from proxy import config as configuration
 from proxy.cli.settings import complain, config_path
 from proxy.cli.terminal import Exit, say, table, warn
 from proxy.colour import Colour, Ink
-from proxy.config import Config
+from proxy.config import model as configuration
+from proxy.config.model import Config
 from proxy.errors import ConfigError
 from proxy.routing.access import Client
 

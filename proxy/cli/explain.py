@@ -9,11 +9,12 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from proxy import config as configuration
 from proxy.cli.settings import complain, config_path
 from proxy.cli.terminal import Exit, fail
 from proxy.colour import Colour, Ink
-from proxy.config import Config, settings, yamlfile
+from proxy.config import model as configuration
+from proxy.config import settings, yamlfile
+from proxy.config.model import Config
 from proxy.errors import ConfigError
 from proxy.protocol.feeds import FOLLOWERS, WILDCARD, Dialect, Endpoint, endpoint, feed_names
 

@@ -6,7 +6,7 @@ import time
 
 import gevent
 
-from proxy.config import Account
+from proxy.config.model import Account
 from proxy.errors import ConnectionLost, UpgradeRefused
 from proxy.net import frames
 from proxy.net.line import Line

@@ -6,12 +6,12 @@ import argparse
 import os
 import time
 
-from proxy import config as configuration
 from proxy import logs
 from proxy.cli.settings import complain, config_path
 from proxy.cli.startup import announce
 from proxy.cli.terminal import Exit
-from proxy.config import Config
+from proxy.config import model as configuration
+from proxy.config.model import Config
 from proxy.errors import ConfigError
 from proxy.gateway import Gateway
 from proxy.notify import Notifier

@@ -15,7 +15,6 @@ from typing import TypeVar
 
 import gevent
 
-from proxy.cli.startup import authority, near
 from proxy.cli.terminal import say
 from proxy.config import secret, settings, yamlfile
 from proxy.config.secret import Secret
@@ -80,6 +79,20 @@ class Running:
 
     def __str__(self) -> str:
         return f"http://{authority((self.host, self.port))}"
+
+
+def authority(address: tuple[str, int]) -> str:
+    """Where an address is reached from this machine, as a URL has it."""
+    host, port = near(address[0]), address[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def near(host: str) -> str:
+    """The host by which this machine reaches what listens there: every address includes its own."""
+    known = settings.ip_address(host)
+    if known is None or not known.is_unspecified:
+        return host
+    return settings.LOOPBACK if known.version == 4 else "::1"
 
 
 def running(path: Path, environ: Mapping[str, str]) -> Running:

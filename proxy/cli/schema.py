@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 
-from proxy import config
 from proxy.cli.reference import reference
 from proxy.cli.terminal import Exit
+from proxy.config import model as config
 
 
 def run(options: argparse.Namespace) -> Exit:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from proxy import config as configuration
-from proxy.config import Config, settings
+from proxy.cli.running import authority
+from proxy.config import model as configuration
+from proxy.config.model import Config
 from proxy.logs import Log
 from proxy.version import describe
 
@@ -27,20 +28,6 @@ def announce(config: Config, path: Path, *, listening: tuple[str, int], admin: t
     names = {"accounts": _some(list(config.accounts)), "clients": _some(list(config.clients))}
     log.info("listening", at=f"{scheme}://{authority(listening)}", **names)
     log.info("admin", at=f"http://{authority(admin)}/")
-
-
-def authority(address: tuple[str, int]) -> str:
-    """Where an address is reached from this machine, as a URL has it."""
-    host, port = near(address[0]), address[1]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def near(host: str) -> str:
-    """The host by which this machine reaches what listens there: every address includes its own."""
-    known = settings.ip_address(host)
-    if known is None or not known.is_unspecified:
-        return host
-    return settings.LOOPBACK if known.version == 4 else "::1"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -3,8 +3,6 @@
 `yamlfile` reads a file as located text (`references` resolves its `${…}`), `settings` and `secret` give each value its
 type, `model` is the whole, `consistency` checks what settings demand of each other. Whatever is wrong comes at once, as
 one ConfigError whose problems have their place.
+
+Only `model` needs pydantic, half of the program's start; verbs that do without the whole do without it.
 """
-
-from proxy.config.model import Account, Config, explain, load, parse, schema, warnings
-
-__all__ = ["Account", "Config", "explain", "load", "parse", "schema", "warnings"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from proxy import config as configuration
+from proxy.config import model as configuration
 from tests.cli.conftest import Call, Write
 
 CONFIG = """\
@@ -93,7 +93,7 @@ def test_a_broken_configuration_is_told_as_check_tells_it(write: Write, call: Ca
     assert "canary" not in said.err
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     feed=st.sampled_from(["iex", "opra", "crypto", "trading", "sip"]),
     channel=st.sampled_from(["trades", "bars", "trade_updates", "corrections"]),

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import config as configuration
 from proxy.cli.init import ask
 from proxy.cli.keygen import NewClient
 from proxy.cli.starter import SCHEMA_FILE, Answers, starter
+from proxy.config import model as configuration
 from proxy.config import settings as rules
 from proxy.protocol.feeds import Dialect, endpoint, feed_names
 from tests.cli.conftest import Call
@@ -162,7 +162,6 @@ def test_every_answer_makes_a_good_file(feed: str, trading: str) -> None:
 symbols = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters=",*"), min_size=1, max_size=20)
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(symbols, symbols.map("{}*".format), st.just("*")), min_size=1, max_size=5, unique=True))
 def test_any_symbol_is_written_as_it_was_given(entries: list[str]) -> None:
     """Whatever YAML would make of it: `on`, `1e5`, `{`, `- `, `#`."""
@@ -175,7 +174,6 @@ def test_any_symbol_is_written_as_it_was_given(entries: list[str]) -> None:
 names = st.from_regex(rules._NAME, fullmatch=True)
 
 
-@settings(deadline=None)
 @given(st.lists(names, min_size=1, max_size=4, unique=True))
 def test_any_name_is_written_as_it_was_given(algorithms: list[str]) -> None:
     text = starter(Answers(algorithms=tuple(algorithms)), [NewClient(name) for name in algorithms], Path("proxy.yaml"))

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from proxy import config as configuration
+from proxy.config import model as configuration
 from proxy.simulator import Plan, Simulator
 from proxy.version import __version__
 from tests.harness import CONNECTED, Process, Wire, dial, trade, wait_for

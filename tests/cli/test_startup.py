@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from proxy import config as configuration
 from proxy import logs
-from proxy.cli.startup import announce, authority
+from proxy.cli.running import authority
+from proxy.cli.startup import announce
+from proxy.config import model as configuration
 
 ACCOUNT = "accounts: {main: {key: k, secret: canary}}\n"
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy import config
 from proxy.cli.parser import parser
+from proxy.config import model as config
 from tests.cli.conftest import Call, Write
 
 ROOT = Path(__file__).parent.parent.parent

@@ -8,14 +8,12 @@ from unittest.mock import patch
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.config import references, yamlfile
 from proxy.config.yamlfile import Document, Items, Table, Text
 from proxy.errors import ConfigError, Problem
-
-unhurried = settings(deadline=None)
 
 PARSERS = [yaml.BaseLoader] + ([yaml.CBaseLoader] if yaml.__with_libyaml__ else [])
 SIGNS = st.text(alphabet="ab:*&!{}[]-\"'\\\n\t $#|>%@`,?~<.0Uux\x85\u2028é", max_size=40)
@@ -190,7 +188,6 @@ def test_problems_so_far_come_with_a_syntax_error() -> None:
 
 
 @both_parsers
-@unhurried
 @given(text=st.one_of(st.text(), SIGNS))
 def test_no_text_raises_anything_but_a_config_error(parser: type, text: str) -> None:
     try:
@@ -210,14 +207,12 @@ def test_what_the_parsers_themselves_stumble_over_is_a_config_error(parser: type
     assert problems(document) == ["f.yaml:1:4: a: is not valid Unicode"]
 
 
-@unhurried
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_quoted_text_survives(text: str) -> None:
     written = "".join(f"\\U{ord(character):08x}" for character in text.replace("${", "$${"))
     assert parsed(f'a: "{written}"').root == {"a": text}
 
 
-@unhurried
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
 def test_what_a_variable_holds_is_never_yaml(value: str) -> None:
     document = parsed("a: ${X}\nb: ['x${X}', '${X:-default}']", {"X": value})

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from proxy import config as configuration
-from proxy.config import Config
+from proxy.config import model as configuration
+from proxy.config.model import Config
 from tests.harness import ACCOUNT, CONFIG, Harness, wait_for
 
 Start = Callable[..., Harness]

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
@@ -365,7 +365,6 @@ def conversations(draw: st.DrawFn) -> tuple[bytes, Outcome]:
     return stream, expected
 
 
-@settings(deadline=None)
 @given(conversations(), st.data())
 def test_a_valid_stream_is_the_same_however_it_is_chopped(
     conversation: tuple[bytes, Outcome], data: st.DataObject
@@ -374,7 +373,6 @@ def test_a_valid_stream_is_the_same_however_it_is_chopped(
     assert outcome(chopped(stream, data)) == expected
 
 
-@settings(max_examples=300, deadline=None)
 @given(
     st.lists(
         st.one_of(st.binary(max_size=40), st.sampled_from([case for case, _ in CASES.values() if len(case) < 400]))
@@ -429,7 +427,6 @@ def test_a_message_in_tiny_pieces_takes_little_more_than_its_size() -> None:
 # What is sent
 
 
-@settings(deadline=None)
 @given(st.sampled_from([TEXT, BINARY]), st.sampled_from([0, 1, 125, 126, 127, 65535, 65536, 100_000]))
 def test_what_is_encoded_is_what_a_client_reads(opcode: int, size: int) -> None:
     payload = b"x" * size
@@ -447,7 +444,6 @@ def test_control_frames_carry_their_bytes(opcode: int) -> None:
     assert frames.encode(opcode, b"\x00\xff") == bytes((0x80 | opcode, 2)) + b"\x00\xff"
 
 
-@settings(deadline=None)
 @given(st.sampled_from([1000, 1001, 1002, 1007, 1008, 1009, 1011]), st.text())
 def test_a_close_has_its_code_and_as_much_of_its_reason_as_fits(code: int, reason: str) -> None:
     encoded = frames.encode_close(code, reason)

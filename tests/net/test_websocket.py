@@ -17,7 +17,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent.event import AsyncResult
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
@@ -436,7 +436,6 @@ def streams(draw: st.DrawFn) -> tuple[bytes, list[Frame], list[bytes]]:
     return stream, messages, pings
 
 
-@settings(max_examples=200, deadline=None)
 @given(streams(), st.data())
 def test_a_valid_stream_is_the_same_however_it_is_chopped(
     expected: tuple[bytes, list[Frame], list[bytes]], data: st.DataObject
@@ -451,7 +450,6 @@ def test_a_valid_stream_is_the_same_however_it_is_chopped(
         assert heard(pieces) == (messages, pings, "closed by the other side without a word")
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(st.binary(max_size=40), st.sampled_from([said for said, _ in LOST.values()]))), st.data())
 def test_no_bytes_do_more_than_end_the_connection(parts: Sequence[bytes], data: st.DataObject) -> None:
     stream = b"".join(parts)

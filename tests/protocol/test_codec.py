@@ -8,13 +8,11 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.protocol.codec import FRAME_BYTES, JSON, MSGPACK, Codec, Malformed
 from tests.protocol.bodies import JSON_VALUES, MSGPACK_VALUES, json_bodies, msgpack_bodies
-
-unhurried = settings(deadline=None)
 
 CODECS = pytest.mark.parametrize("codec", [JSON, MSGPACK], ids=repr)
 
@@ -49,7 +47,6 @@ BODIES = {JSON: json_bodies() | JSON_VALUES.map(str.encode), MSGPACK: msgpack_bo
 
 
 @CODECS
-@unhurried
 @given(data=st.data())
 def test_bodies_keep_their_bytes(codec: Codec, data: st.DataObject) -> None:
     """All of them, and any subset, in their order."""
@@ -82,7 +79,6 @@ DECODERS: list[Callable[[Codec, bytes], object]] = [
 
 
 @CODECS
-@unhurried
 @given(data=st.data())
 def test_any_bytes_are_read_or_malformed(codec: Codec, data: st.DataObject) -> None:
     frame = data.draw(st.binary(max_size=40) | st.lists(BODIES[codec], max_size=3).map(lambda b: framed(codec, b)))
@@ -158,7 +154,6 @@ def test_the_fields_of_a_message_stay_undecoded(codec: Codec) -> None:
 
 
 @CODECS
-@unhurried
 @given(sizes=st.lists(st.sampled_from([10, 1000, 200_000, 300_000, FRAME_BYTES + 1]), min_size=1, max_size=8))
 def test_frames_stay_small(codec: Codec, sizes: list[int]) -> None:
     """Python's SDKs refuse a message over 1 MiB. A body that is larger by itself travels alone."""

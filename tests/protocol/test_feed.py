@@ -7,7 +7,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.protocol.codec import JSON, MSGPACK, Codec
@@ -24,8 +24,6 @@ from proxy.protocol.feed import (
     open_feed,
 )
 from proxy.protocol.feeds import endpoint
-
-unhurried = settings(deadline=None)
 
 LOGIN = Login("main", "wss://127.0.0.1/v2/iex", "AKIA123456", "hush")
 CODECS = pytest.mark.parametrize("codec", [JSON, MSGPACK], ids=repr)
@@ -139,7 +137,6 @@ def test_what_is_asked_of_the_trading_stream() -> None:
 
 
 @pytest.mark.parametrize(("name", "codec"), [("iex", JSON), ("iex", MSGPACK), ("trading", JSON)])
-@unhurried
 @given(body=st.binary(max_size=30))
 def test_any_bytes_are_heard(name: str, codec: Codec, body: bytes) -> None:
     feed_of(name, codec).hear(body)
@@ -169,7 +166,6 @@ def _in_plain_words(failures: list[tuple[bool, float]]) -> list[float]:
     return waits
 
 
-@unhurried
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), max_size=12))
 def test_full_jitter_under_a_bound_that_doubles(failures: list[tuple[bool, float]]) -> None:
     drawn = iter([number for _, number in failures])

@@ -6,12 +6,10 @@ from datetime import datetime, timedelta, timezone
 
 import msgpack
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.protocol import timestamps
-
-unhurried = settings(deadline=None)
 
 SECOND = 1_000_000_000
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -22,13 +20,11 @@ EDGES = st.sampled_from([FIRST, LAST, -1, 0, 1, SECOND, 2**32 * SECOND, 2**34 * 
 MOMENTS = EDGES | st.integers(FIRST, LAST)
 
 
-@unhurried
 @given(MOMENTS)
 def test_text_is_read_back_to_the_nanosecond(moment: int) -> None:
     assert timestamps.nanoseconds(timestamps.rfc3339(moment)) == moment
 
 
-@unhurried
 @given(MOMENTS)
 def test_text_is_what_the_calendar_says(moment: int) -> None:
     seconds, rest = divmod(moment, SECOND)
@@ -40,7 +36,6 @@ def test_text_is_what_the_calendar_says(moment: int) -> None:
     assert fraction == "" if rest == 0 else fraction == f".{rest:09d}".rstrip("0")
 
 
-@unhurried
 @given(MOMENTS)
 def test_msgpack_is_what_its_library_writes(moment: int) -> None:
     data = timestamps.ext(moment)

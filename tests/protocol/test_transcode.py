@@ -8,7 +8,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.protocol import timestamps
@@ -17,8 +17,6 @@ from proxy.protocol.legacy import LEGACY
 from proxy.protocol.pairs import PLAIN_PAIRS
 from proxy.protocol.transcode import transcode
 from tests.protocol.bodies import JSON_VALUES, MSGPACK_VALUES, TEXTS, json_bodies, msgpack_bodies
-
-unhurried = settings(deadline=None)
 
 FIRST, LAST = -62_135_596_800_000_000_000, 253_402_300_799_999_999_999  # the years 1 to 9999
 TIME_KEYS = ("t", "r", "ft", "created_at", "updated_at")
@@ -100,7 +98,6 @@ def exactly(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-@settings(deadline=None, max_examples=300)
 @given(messages())
 def test_from_json_and_back(message: dict[str, Any]) -> None:
     there = transcode(message["T"], json.dumps(message).encode(), JSON, MSGPACK)
@@ -113,7 +110,6 @@ def test_from_json_and_back(message: dict[str, Any]) -> None:
     assert next(iter(json.loads(back))) == "T"
 
 
-@settings(deadline=None, max_examples=300)
 @given(messages())
 def test_from_msgpack_and_back(message: dict[str, Any]) -> None:
     there = transcode(message["T"], packed(message), MSGPACK, JSON)
@@ -211,7 +207,6 @@ def timed(value: Any) -> Any:
         return value
 
 
-@settings(deadline=None, max_examples=300)
 @given(st.data())
 def test_any_msgpack_is_translated_faithfully_or_not_at_all(data: st.DataObject) -> None:
     body = data.draw(msgpack_bodies() | MSGPACK_VALUES)
@@ -228,7 +223,6 @@ def test_any_msgpack_is_translated_faithfully_or_not_at_all(data: st.DataObject)
         assert exactly(json.loads(found)) == expected
 
 
-@settings(deadline=None, max_examples=300)
 @given(st.data())
 def test_any_json_is_translated_faithfully_or_not_at_all(data: st.DataObject) -> None:
     body = data.draw(json_bodies() | JSON_VALUES.map(str.encode))
@@ -258,7 +252,6 @@ FROM_TO = pytest.mark.parametrize(("source", "target"), [(s, t) for s in (JSON, 
 
 
 @FROM_TO
-@settings(deadline=None, max_examples=50)
 @given(data=st.data())
 def test_any_bytes_are_translated_or_malformed(source: Codec, target: Codec, data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(["t", "q", "b", "o", "n", "z", ""]))

@@ -7,13 +7,11 @@ import time
 from dataclasses import FrozenInstanceError
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.routing import access
 from proxy.routing.access import Allowlist, Client, Directory, WhenSlow, digest
-
-unhurried = settings(deadline=None)
 
 FEEDS = st.sampled_from(["iex", "crypto", "trading"])
 CHANNELS = st.sampled_from(["trades", "quotes", "corrections", "cancelErrors", "something", "*"])
@@ -39,7 +37,6 @@ def client(name: str = "momentum", key: str = "momentum", secret: str = "hunter2
     return Client(name=name, key=key, digest=digest(secret), **given)  # type: ignore[arg-type]
 
 
-@unhurried
 @given(RULES, FEEDS, CHANNELS, SYMBOLS)
 def test_permits_is_what_the_rules_plainly_say(rules: Rules, feed: str, channel: str, symbol: str) -> None:
     allow = Allowlist(rules)
@@ -50,7 +47,6 @@ def test_permits_is_what_the_rules_plainly_say(rules: Rules, feed: str, channel:
     assert entry is None or plainly_permitted({feed: {"*": [entry]}}, feed, channel, symbol)
 
 
-@unhurried
 @given(RULES, FEEDS, st.lists(st.tuples(CHANNELS, SYMBOLS)))
 def test_refused_are_those_that_are_not_permitted(rules: Rules, feed: str, topics: list[tuple[str, str]]) -> None:
     refused = [topic for topic in topics if not plainly_permitted(rules, feed, *topic)]
@@ -159,7 +155,6 @@ def test_a_client_proves_itself_with_key_and_secret() -> None:
         assert directory.authenticate(key, secret) is None
 
 
-@unhurried
 @given(st.text(st.characters()), st.text(st.characters()))
 def test_any_text_may_be_tried(key: str, secret: str) -> None:
     assert Directory([client(secret="a secret that is not tried")]).authenticate(key, secret) is None

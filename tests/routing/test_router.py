@@ -151,7 +151,7 @@ class Routes(RuleBasedStateMachine):
 
 
 TestRoutes = Routes.TestCase
-TestRoutes.settings = settings(max_examples=80, stateful_step_count=25, deadline=None)
+TestRoutes.settings = settings(stateful_step_count=25)
 
 
 # The same, in single steps

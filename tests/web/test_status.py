@@ -11,7 +11,7 @@ from typing import Any
 import gevent
 import pytest
 
-from proxy import config as configuration
+from proxy.config import model as configuration
 from proxy.gateway import Gateway
 from tests.harness import CONFIG, Harness, trade
 from tests.web.browser import Tab
