@@ -22,7 +22,7 @@ from proxy.net.outbox import FAREWELL_SECONDS, Outbox, Outboxes
 from proxy.net.place import Answers, Due, Place
 from proxy.net.upstream import Upstream
 from proxy.protocol import session as talk
-from proxy.protocol.codec import Codec
+from proxy.protocol.codec import Codec, Raw
 from proxy.protocol.feeds import WILDCARD, Dialect
 from proxy.protocol.session import Session, State, TradingSession
 from proxy.protocol.topics import NOTHING, Subscription, words
@@ -186,7 +186,10 @@ class Conversation:
         self.client = client
         self.outbox.limit = client.outbox
         conflates = client.when_slow is WhenSlow.CONFLATE
-        self.outbox.conflate = partial(conflate, codec=self.codec) if conflates else None
+        self.outbox.conflate = partial(conflate, codec=self.codec, whole_book=self._whole_book) if conflates else None
+
+    def _whole_book(self, symbol: str) -> Raw | bytes | None:
+        return None if self._market is None else self._market.whole_book(symbol)
 
     def _take_place(self, client: Client, feed: str, codec: Codec) -> Place | None:
         """A place at the feed, if the client's allowlist names it."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from proxy.net.upstream import Upstream
-from proxy.protocol.codec import Codec
+from proxy.protocol.codec import Codec, Raw
 from proxy.protocol.topics import NOTHING, Subscription
 from proxy.routing.access import Client
 from proxy.routing.ledger import Answer, Seat
@@ -107,6 +107,10 @@ class Place:
         due.left -= 1
         due.error = due.error or answer.error
         self._answers.advance()
+
+    def whole_book(self, symbol: str) -> Raw | bytes | None:
+        """A pair's order book in full, as this session's codec and its names have it; None if it is not known."""
+        return self.upstream.router.book(self.codec.undress(symbol), self.codec)
 
     def look_again(self, client: Client) -> None:
         """The client's allowlist may have changed what unknown kinds it hears."""

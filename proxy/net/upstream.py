@@ -30,7 +30,7 @@ from proxy.protocol.feeds import Endpoint
 from proxy.protocol.market import ERRORS
 from proxy.protocol.topics import NOTHING, Subscription
 from proxy.routing.ledger import Answer, Ledger, Seat
-from proxy.routing.router import Member, Routing
+from proxy.routing.router import Delivery, Member, Routing
 from proxy.snapshot import FeedState
 
 STEP_SECONDS = 10.0  # for Alpaca to answer a log-in or a request
@@ -202,6 +202,7 @@ class Upstream:
         finally:
             was_live, lasted = self.phase is Phase.LIVE, self._clock() - self.since
             self.ledger.lost()
+            self.router.forget(self.ledger.acked)
         if was_live and lasted >= STABLE_SECONDS:
             self._backoff.reset()
         self.trouble = trouble
@@ -258,12 +259,12 @@ class Upstream:
                 self.malformed += 1
                 continue
             if control is not None:
-                self._deliver()
+                self._deliver(self.router.flush())
                 self._heard(self._feed.hear(control))
-        self._deliver()
+        self._deliver(self.router.flush())
 
-    def _deliver(self) -> None:
-        for members, text, payload, messages in self.router.flush():
+    def _deliver(self, deliveries: list[Delivery]) -> None:
+        for members, text, payload, messages in deliveries:
             frame = frames.encode(frames.TEXT if text else frames.BINARY, payload)
             for member in members:
                 member.put(frame, messages)
@@ -280,7 +281,9 @@ class Upstream:
                 self.ledger.open()
                 self._reconcile()
             case talk.Confirmed():
-                self._perform(self.ledger.confirmed())
+                answers = self.ledger.confirmed()
+                self.router.forget(self.ledger.acked)
+                self._perform(answers)
                 self._reconcile()
             case talk.Refused(code, msg) if self.phase is not Phase.LIVE:
                 raise _LoginRefused(code, msg)
@@ -293,12 +296,13 @@ class Upstream:
                 pass
 
     def _perform(self, answers: list[Answer]) -> None:
-        """Tells sessions what they wait for. The acknowledgement is put before any data that it allows."""
+        """Tells sessions what they wait for. The acknowledgement is put before any data that it allows, and before
+        that the order books that are known already."""
         for answer in answers:
             member: Audience = answer.seat.member
             member.answered(answer)
             if answer.state is not None:
-                self.router.hold(member, answer.state)
+                self._deliver(self.router.hold(member, answer.state))
 
     def _reconcile(self) -> None:
         """Sends the next piece of the difference between wanted and acked, if the turn is ours."""

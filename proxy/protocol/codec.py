@@ -121,6 +121,10 @@ class Codec:
         """A body of the base in this codec's own names and shapes; None if it has none for it."""
         return body
 
+    def undress(self, symbol: str) -> str:
+        """Alpaca's name of a symbol that this codec may have a name of its own for."""
+        return symbol
+
     def join(self, bodies: Sequence[Raw | bytes]) -> bytes:
         """One data frame of these bodies."""
         raise NotImplementedError

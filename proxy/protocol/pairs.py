@@ -46,6 +46,9 @@ class _PlainJson(JsonCodec):
     def base(self) -> Codec:
         return JSON
 
+    def undress(self, symbol: str) -> str:
+        return slashed(symbol)
+
     def dress(self, kind: str, body: Raw | bytes) -> bytes:
         symbol = self.head(body).S
         return bytes(body).replace(b'"S":"%b"' % symbol.encode(), b'"S":"%b"' % plain(symbol).encode(), 1)
@@ -57,6 +60,9 @@ class _PlainMsgPack(MsgPackCodec):
     @property
     def base(self) -> Codec:
         return MSGPACK
+
+    def undress(self, symbol: str) -> str:
+        return slashed(symbol)
 
     def dress(self, kind: str, body: Raw | bytes) -> bytes:
         symbol = self.head(body).S

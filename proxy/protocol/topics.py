@@ -7,7 +7,7 @@ asked of one stands below.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 
 from proxy.protocol.feeds import WILDCARD
 
@@ -18,7 +18,7 @@ NOTHING: Subscription = frozenset()
 MAX_SYMBOL = 64
 
 
-def covers(subscription: Subscription, topic: Topic) -> bool:
+def covers(subscription: Set[Topic], topic: Topic) -> bool:
     """Whether messages of this topic reach who holds the subscription."""
     return topic in subscription or (topic[0], WILDCARD) in subscription
 

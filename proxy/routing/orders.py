@@ -9,12 +9,12 @@ and for a bounded number of orders.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import Any
 
-from proxy.protocol.codec import JSON
+from proxy.protocol.codec import JSON, Codec
 from proxy.protocol.feeds import WILDCARD, Endpoint
-from proxy.protocol.topics import Subscription
+from proxy.protocol.topics import Subscription, Topic
 from proxy.routing.router import Delivery, Member
 
 KEEP_SECONDS = 24 * 3600.0
@@ -80,9 +80,10 @@ class OrderRouter:
     def __repr__(self) -> str:
         return f"<OrderRouter {len(self._members)} members>"
 
-    def hold(self, member: Member, subscription: Subscription) -> None:
-        """From now on the member hears these streams, and nothing else."""
+    def hold(self, member: Member, subscription: Subscription) -> list[Delivery]:
+        """From now on the member hears these streams, and nothing else; there is nothing that it begins with."""
         self._members[member] = subscription
+        return []
 
     def drop(self, member: Member) -> None:
         """The member hears nothing any more."""
@@ -91,6 +92,12 @@ class OrderRouter:
     def holdings(self) -> list[tuple[Member, Subscription]]:
         """Who hears what."""
         return [*self._members.items()]
+
+    def forget(self, acked: Set[Topic]) -> None:
+        """Nothing is remembered by topic."""
+
+    def book(self, symbol: str, codec: Codec) -> None:
+        """There are no order books here."""
 
     def take(self, frame: bytes) -> bytes | None:
         """Gathers an update for those who hear it; any other frame is given back. Raises Malformed."""

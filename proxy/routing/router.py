@@ -4,22 +4,28 @@ Sessions that hold the same subscription in the same codec form a *group*: a bat
 members share the bytes. `routes` maps a message's (kind, symbol) to the groups that hear it, wildcards folded in, so
 a message costs one look-up; it is filled as messages come and emptied when any subscription changes. Order is kept:
 bodies are appended in upstream's order and flushed before anything else happens.
+
+A few kinds are looked into on their way: news goes by its `symbols`, and order books are kept (`books`), so that who
+joins late hears a whole one first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import NamedTuple, Protocol
 
 from proxy.protocol.codec import FRAME_BYTES, Codec, Malformed, Raw
 from proxy.protocol.feeds import CHANNEL_OF_KIND, WILDCARD, Endpoint
 from proxy.protocol.market import CONTROL
-from proxy.protocol.topics import Subscription
+from proxy.protocol.topics import NOTHING, Subscription, Topic
 from proxy.protocol.transcode import transcode
+from proxy.routing import books
+from proxy.routing.books import Books
 
 MAX_ROUTES = 1 << 16  # options have more symbols than memory wants routes
 
 _NEWS = "n"
+_LOOKED_INTO = frozenset((_NEWS, books.KIND))
 
 
 class Member(Protocol):
@@ -72,9 +78,11 @@ class Routing(Protocol):
     received: int
     unheard: int
 
-    def hold(self, member: Member, subscription: Subscription) -> None: ...
+    def hold(self, member: Member, subscription: Subscription) -> list[Delivery]: ...
     def holdings(self) -> list[tuple[Member, Subscription]]: ...
     def drop(self, member: Member) -> None: ...
+    def forget(self, acked: Set[Topic]) -> None: ...
+    def book(self, symbol: str, codec: Codec) -> Raw | bytes | None: ...
     def take(self, frame: bytes) -> Raw | bytes | None: ...
     def flush(self) -> list[Delivery]: ...
 
@@ -92,6 +100,7 @@ class Router:
         self._home: dict[Member, Group] = {}
         self._holders: dict[tuple[str, str], dict[Group, None]] = {}
         self._routes = _Routes(self)
+        self._books = Books(codec)
         self._touched: list[Group] = []
         self._frames: list[bytes] = []
         self._count = 0
@@ -99,8 +108,17 @@ class Router:
     def __repr__(self) -> str:
         return f"<Router {self.endpoint.feed} {len(self._home)} members in {len(self._groups)} groups>"
 
-    def hold(self, member: Member, subscription: Subscription) -> None:
-        """From now on the member hears this subscription, and nothing else."""
+    def hold(self, member: Member, subscription: Subscription) -> list[Delivery]:
+        """From now on the member hears this subscription, and nothing else; the order books that it begins with."""
+        before = self._home[member].subscription if member in self._home else NOTHING
+        self._join(member, subscription)
+        codec = member.codec
+        gained = [self.book(symbol, codec) for symbol in self._books.gained(before, subscription)]
+        if not (bodies := [body for body in gained if body is not None]):
+            return []
+        return [Delivery([member], codec.text, payload, messages) for payload, messages in codec.batches(bodies)]
+
+    def _join(self, member: Member, subscription: Subscription) -> None:
         self.drop(member)
         if not subscription:
             return
@@ -134,6 +152,15 @@ class Router:
         """Who hears what."""
         return [(member, group.subscription) for member, group in self._home.items()]
 
+    def forget(self, acked: Set[Topic]) -> None:
+        """Alpaca sends these topics and no more: what is remembered of others is of no use."""
+        self._books.keep(acked)
+
+    def book(self, symbol: str, codec: Codec) -> Raw | bytes | None:
+        """The body that tells a pair's order book in full, as it now is; None if it is not known."""
+        body = self._books.whole(symbol)
+        return body if body is None or codec is self.codec else self._translated(books.KIND, body, codec)
+
     def take(self, frame: bytes) -> Raw | None:
         """Gathers a data frame's messages for those who hear them; `flush` must follow before any `hold` or `drop`.
 
@@ -147,7 +174,7 @@ class Router:
         routes, touched = self._routes, self._touched
         for raw, head in zip(raws, heads, strict=True):
             kind = head.T
-            same, other = routes[kind, head.S] if kind != _NEWS else self._news(raw)
+            same, other = routes[kind, head.S] if kind not in _LOOKED_INTO else self._look_into(kind, head.S, raw)
             for group in same:
                 if not group.bodies:
                     touched.append(group)
@@ -188,7 +215,7 @@ class Router:
                     self._touched.append(group)
                 group.bodies.append(body)
 
-    def _translated(self, kind: str, raw: Raw, codec: Codec) -> Raw | bytes | None:
+    def _translated(self, kind: str, raw: Raw | bytes, codec: Codec) -> Raw | bytes | None:
         try:
             return transcode(kind, raw, self.codec, codec)
         except Malformed:
@@ -204,6 +231,13 @@ class Router:
         for topic in ((channel, symbol), (channel, WILDCARD)):
             found.update(self._holders.get(topic, {}))
         return _route(found, self.codec)
+
+    def _look_into(self, kind: str, symbol: str, raw: Raw) -> Route:
+        """Who hears a message that must be read on its way."""
+        if kind == _NEWS:
+            return self._news(raw)
+        self._books.apply(symbol, raw)
+        return self._routes[kind, symbol]
 
     def _news(self, raw: Raw) -> Route:
         """News goes by its `symbols`, once to each group; without any it reaches the wildcard alone."""

@@ -1,0 +1,125 @@
+"""Order books through the whole proxy: whoever joins late begins with a whole one, as everybody does at Alpaca."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from proxy.simulator import Market
+from tests.harness import STAMP, Harness, wait_for
+
+Start = Callable[..., Harness]
+
+CLIENTS = """
+  one: {key: one, secret: one, allow: {crypto: "*"}}
+  two: {key: two, secret: two, allow: {crypto: {orderbooks: ["BTC/USD"]}}}
+"""
+PATH = "/v1beta3/crypto/us"
+Book = tuple[dict[float, float], dict[float, float]]
+
+
+def book_of(messages: list[dict[str, Any]], pair: str) -> Book | None:
+    """What these amount to; None as long as the whole has not been told."""
+    book: Book | None = None
+    for message in messages:
+        if message["T"] == "o" and message["S"] == pair:
+            book = ({}, {}) if message.get("r") else book
+            assert book is not None, "differences of a book that it was never told"
+            for side, levels in zip(book, (message["b"], message["a"]), strict=True):
+                side.update({level["p"]: level["s"] for level in levels})
+    if book is not None:
+        book = tuple({price: size for price, size in side.items() if size} for side in book)
+    return book
+
+
+def changes(number: int, **more: Any) -> dict[str, Any]:
+    levels = [{"p": 100 - number % 7, "s": number}, {"p": 90 - number % 5, "s": 0 if number % 3 else number}]
+    return {"T": "o", "S": "BTC/USD", "t": STAMP, "b": levels, "a": [{"p": 101 + number % 4, "s": number}], **more}
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+@pytest.mark.parametrize("path", [PATH, "/v1beta1/crypto"])
+def test_a_late_joiner_has_alpacas_book(start: Start, codec: str, path: str) -> None:
+    proxy = start(CLIENTS)
+    early = proxy.client("one", PATH)
+    early.subscribe(orderbooks=["BTC/USD"])
+    proxy.simulator.publish("crypto", [changes(0, r=True)])
+    for number in range(1, 20):
+        proxy.simulator.publish("crypto", [changes(number)])
+    early.gather(20)
+    late = proxy.client("two", path, codec)
+    late.say({"action": "subscribe", "orderbooks": ["BTC/USD"]})
+    assert late.hear()[0]["T"] == "subscription"
+    [first] = late.hear()
+    pair = "BTC/USD" if path == PATH else "BTCUSD"
+    assert (first["T"], first["S"], first["r"]) == ("o", pair, True)
+    assert book_of(late.data, pair) == book_of(early.data, "BTC/USD")
+    for number in range(20, 40):
+        proxy.simulator.publish("crypto", [changes(number)])
+        late.gather(number - 18)
+        early.gather(number + 1)
+        assert book_of(late.data, pair) == book_of(early.data, "BTC/USD")
+    assert len(early.data) == 40, "told twice"
+
+
+def test_books_of_a_market_at_work(start: Start) -> None:
+    """Clients come and go, Alpaca drops the connection; each hears whole books first and then the same differences."""
+    proxy = start(CLIENTS, market=Market(rate=400))
+    first = proxy.client("one", PATH, "msgpack")
+    first.subscribe(orderbooks=["*"])
+    first.gather(50)
+    for number in range(4):
+        late = proxy.client("two", PATH, "json" if number % 2 else "msgpack")
+        late.subscribe(orderbooks=["BTC/USD"])
+        late.gather(5)
+        assert book_of(late.data, "BTC/USD")
+        if number == 1:
+            connects = proxy.upstream("crypto").connects
+            proxy.simulator.drop("crypto")
+            wait_for(lambda before=connects: proxy.upstream("crypto").connects > before)
+        late.gather(len(late.data) + 5)
+        assert book_of(late.data, "BTC/USD")
+        late.ws.close()
+
+
+def test_a_pair_that_nobody_held_for_a_while_has_no_book_of_the_past(start: Start) -> None:
+    proxy = start(CLIENTS)
+    other, client = proxy.client("one", PATH), proxy.client("two", PATH)
+    other.subscribe(trades=["BTC/USD"])
+    client.subscribe(orderbooks=["BTC/USD"])
+    proxy.simulator.publish("crypto", [changes(0, r=True)])
+    client.gather(1)
+    client.unsubscribe(orderbooks=["BTC/USD"])
+    wait_for(lambda: ("orderbooks", "BTC/USD") not in proxy.upstream("crypto").ledger.wanted)
+    wait_for(lambda: proxy.upstream("crypto").ledger.request is None)
+    client.subscribe(orderbooks=["BTC/USD"])
+    assert client.silent()
+
+
+def test_a_slow_reader_that_conflates_is_told_the_whole_book(start: Start) -> None:
+    """In place of thousands of differences; what it makes of it all is Alpaca's book."""
+    proxy = start(
+        CLIENTS + '  slow: {key: slow, secret: slow, outbox: 256KiB, when_slow: conflate, allow: {crypto: "*"}}\n'
+    )
+    witness = proxy.client("one", PATH)
+    witness.subscribe(orderbooks=["BTC/USD"])
+    slow = proxy.wire(path=PATH, buffer=4096).log_in("slow", orderbooks=["BTC/USD"])
+    proxy.simulator.publish("crypto", [changes(0, r=True)])
+    for number in range(1, 401):
+        proxy.simulator.publish("crypto", [changes(number, pad="x" * 20_000)])
+    witness.gather(401)
+    [session] = [c for c in proxy.gateway.server.conversations if c.name == "slow"]
+    wait_for(lambda: session.outbox.conflated > 0)
+    proxy.simulator.publish("crypto", [changes(401)])
+    witness.gather(402)
+    told: list[dict[str, Any]] = []
+    while not told or told[-1] != changes(401):
+        told += json.loads(slow.hear()[1])
+    assert len(told) < 400
+    assert sum("r" in message for message in told) > 1
+    assert book_of(told, "BTC/USD") == book_of(witness.data, "BTC/USD")
+    assert session.outbox.closing is None
+    slow.socket.close()
