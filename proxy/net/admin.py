@@ -7,18 +7,14 @@ rendering is made piece by piece, with turns for the market data in between.
 from __future__ import annotations
 
 import hmac
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol
 from urllib.parse import parse_qsl
 
-import gevent
-
 from proxy.net.listener import Answer, Environ, Header, Listener, is_local_name
+from proxy.net.turn import Turn
 from proxy.snapshot import Snapshot
 
-TURN_SECONDS = 0.001  # of rendering, before others get their turn
-NAP_SECONDS = 0.000_001  # not 0: that lets those run who are ready, but sockets and timers wait for up to 50 such naps
 QUERY_FIELDS = 8
 
 Query = Mapping[str, str]
@@ -148,10 +144,9 @@ def _query(environ: Environ) -> Query:
 def _in_turns(pieces: Iterable[bytes]) -> str:
     """The pieces as one text; whatever else the process has to do gets its turn in between."""
     parts = []
-    began = time.perf_counter()
+    turn = Turn()
     for piece in pieces:
         parts.append(piece)
-        if time.perf_counter() - began >= TURN_SECONDS:
-            gevent.sleep(NAP_SECONDS)
-            began = time.perf_counter()
+        if turn.over():
+            turn.pass_on()
     return b"".join(parts).decode()

@@ -21,6 +21,7 @@ from proxy.errors import ConnectionLost, UpgradeRefused
 from proxy.logs import Log
 from proxy.net import frames
 from proxy.net.line import Line
+from proxy.net.turn import TURN_SECONDS, Turn
 from proxy.net.watch import Watch
 from proxy.net.websocket import Frame
 from proxy.protocol import feed as talk
@@ -37,9 +38,6 @@ STEP_SECONDS = 10.0  # for Alpaca to answer a log-in or a request
 PATIENT_STEPS = 3  # requests may go unanswered so often before the connection is replaced
 IDLE_SECONDS = 10.0
 STABLE_SECONDS = 10.0
-SLICE_SECONDS = 0.001  # of work, before others get their turn
-# Long enough to be a timer: gevent serves sleep(0) up to 50 times before it looks at sockets and other timers.
-BREATH_SECONDS = 1e-6
 
 
 class Audience(Member, Protocol):
@@ -236,32 +234,34 @@ class Upstream:
 
     def _listen(self, line: Line) -> None:
         """Until the connection is lost. A reader whose data is always ready would never let anybody else run."""
-        done = slice_began = self._clock()
+        turn, done = Turn(self._clock), self._clock()
         while True:
             arrived = line.receive()
-            if line.heard_at - done >= SLICE_SECONDS:
-                slice_began = line.heard_at  # it waited, so the others had their turn
-            self._take(arrived)
+            if line.heard_at - done >= TURN_SECONDS:
+                turn.begin(line.heard_at)  # it waited
+            self._take(arrived, turn)
+            if turn.over():
+                turn.pass_on()
             done = self._clock()
             if done >= self.watch.due and arrived:
                 self.watch.sample(arrived[0].payload, self.codec, line.heard_at)
-            if done - slice_began >= SLICE_SECONDS:
-                gevent.sleep(BREATH_SECONDS)
-                done = slice_began = self._clock()
 
-    def _take(self, arrived: list[Frame]) -> None:
-        """The data path, from frames to outboxes; nothing in here waits."""
-        take = self.router.take
+    def _take(self, arrived: list[Frame], turn: Turn) -> None:
+        """The data path, from frames to outboxes; while messages are on their way, nothing in here waits."""
+        router, clock = self.router, turn.clock
         for frame in arrived:
             try:
-                control = take(frame.payload)
+                control = router.take(frame.payload)
             except Malformed:
                 self.malformed += 1
                 continue
             if control is not None:
-                self._deliver(self.router.flush())
+                self._deliver(router.flush())
                 self._heard(self._feed.hear(control))
-        self._deliver(self.router.flush())
+            elif clock() >= turn.ends:
+                self._deliver(router.flush())
+                turn.pass_on()
+        self._deliver(router.flush())
 
     def _deliver(self, deliveries: list[Delivery]) -> None:
         for members, text, payload, messages in deliveries:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 import gevent
 import pytest
 
-from proxy.net import admin
-from proxy.net.admin import Admin, Query, Rendering
+from proxy.net.admin import NOTHING, Admin, Query, Rendering
 from proxy.net.listener import Answer
+from proxy.net.turn import TURN_SECONDS
 from proxy.snapshot import Snapshot
 from tests.snapshots import snapshot
 
@@ -39,7 +39,7 @@ class Parts:
 
     def _made(self) -> Iterator[bytes]:
         for piece in self.pieces:
-            until = time.perf_counter() + admin.TURN_SECONDS
+            until = time.perf_counter() + TURN_SECONDS
             while time.perf_counter() < until:
                 pass
             yield piece
@@ -86,7 +86,7 @@ def test_nothing_is_kept_guessed_or_framed(ask: Ask, path: str, token: str | Non
     assert headers["Cache-Control"] == "no-store"
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["Referrer-Policy"] == "no-referrer"
-    expected = Home.policy if path == "/" else admin.NOTHING
+    expected = Home.policy if path == "/" else NOTHING
     assert headers["Content-Security-Policy"] == expected
     assert "Server" not in headers
 

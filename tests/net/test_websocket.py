@@ -181,11 +181,11 @@ def test_one_receive_takes_what_is_there(pair: Pair) -> None:
     assert pair.receive() == [(True, "aß€\U0010ffff".encode())]
 
 
-def test_at_most_64_frames_at_once(pair: Pair) -> None:
-    pair.say(b"".join(frame(BINARY, b"%d" % n) for n in range(200)))
+def test_at_most_256_frames_at_once(pair: Pair) -> None:
+    pair.say(b"".join(frame(BINARY, b"%d" % n) for n in range(800)))
     received = [pair.receive() for _ in range(4)]
-    assert [len(messages) for messages in received] == [64, 64, 64, 8]
-    assert [payload for messages in received for _, payload in messages] == [b"%d" % n for n in range(200)]
+    assert [len(messages) for messages in received] == [256, 256, 256, 32]
+    assert [payload for messages in received for _, payload in messages] == [b"%d" % n for n in range(800)]
 
 
 def test_at_most_so_many_bytes_at_once(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,38 @@
+"""A greenlet's turn. All greenlets share one thread: whoever has much to do passes the turn on from time to time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import gevent
+
+TURN_SECONDS = 0.001
+# Long enough to be a timer: gevent serves sleep(0) up to 50 times before it looks at sockets and other timers.
+NAP_SECONDS = 1e-6
+
+
+class Turn:
+    """One greenlet's. It begins when the greenlet says so, and is over TURN_SECONDS later, when `clock` says `ends`."""
+
+    __slots__ = ("clock", "ends")
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.begin(clock())
+
+    def __repr__(self) -> str:
+        return f"<Turn until {self.ends}>"
+
+    def begin(self, now: float) -> None:
+        """The greenlet has just waited for something, so the others have had their turns."""
+        self.ends = now + TURN_SECONDS
+
+    def over(self) -> bool:
+        """Whether it has taken long enough."""
+        return self.clock() >= self.ends
+
+    def pass_on(self) -> None:
+        """Lets whoever is ready have a turn, then begins anew."""
+        gevent.sleep(NAP_SECONDS)
+        self.begin(self.clock())
