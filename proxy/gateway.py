@@ -15,6 +15,7 @@ from enum import Enum
 
 import gevent
 from gevent.event import Event
+from gevent.lock import BoundedSemaphore
 
 from proxy import logs, metrics
 from proxy.config.model import Config
@@ -96,6 +97,7 @@ class Gateway:
             hosts=admin.hosts,
         )
         self._stopping = Event()
+        self._reading = BoundedSemaphore()
         self._ticker: gevent.Greenlet | None = None
         self._log = Log("gateway")
 
@@ -281,11 +283,12 @@ class Gateway:
         self._stopping.set()
 
     def _reread(self) -> None:
-        """SIGHUP. A file that is wrong changes nothing."""
+        """SIGHUP. A file that is wrong changes nothing. A thread reads it: a long one would hold the hub up."""
         if self._read is None:
             return
         try:
-            steps = self.reload(self._read())
+            with self._reading:
+                steps = self.reload(gevent.get_hub().threadpool.apply(self._read))
         except ConfigError as error:
             for problem in error.problems:
                 self._log.warning("reload", problem=problem, result="nothing was reloaded")

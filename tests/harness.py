@@ -16,7 +16,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -412,15 +412,18 @@ def _bugs() -> Iterator[list[str]]:
 
 
 class Process:
-    """`python -m proxy …` as a process of its own; its log, one JSON object a line, is collected as it comes."""
+    """`python -m proxy …` as a process of its own; its log, one JSON object a line, is collected as it comes.
 
-    def __init__(self, *arguments: str, folder: Path, **options: Any) -> None:
+    `program` is what Python runs in place of `-m proxy`.
+    """
+
+    def __init__(self, *arguments: str, folder: Path, program: Sequence[str] = ("-m", "proxy"), **options: Any) -> None:
         environ = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("environ", {})}
         self.events: list[dict[str, Any]] = []
         self.lines: list[str] = []
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL} | options
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "proxy", *arguments], cwd=folder, env=environ, text=True, **pipes
+            [sys.executable, *program, *arguments], cwd=folder, env=environ, text=True, **pipes
         )
         self._readers = {
             name: gevent.spawn(self._read, pipe)

@@ -49,6 +49,7 @@ class Listener(WSGIServer):  # type: ignore[misc]
     """
 
     logger = _silent
+    max_accept = 16  # in one turn of the hub; the others wait in the kernel for the next
 
     def __init__(
         self,

@@ -101,7 +101,7 @@ def request(document: Any, endpoint: Endpoint) -> Auth | Change | Bad:
             continue
         if symbols and endpoint.foreign(channel):
             return Bad(410)
-        if len(channel) > MAX_SYMBOL or not all(map(_is_symbol, symbols)):
+        if len(channel) > MAX_SYMBOL or not _are_symbols(symbols):
             return Bad(400)
         topics.update([(channel, symbol) for symbol in symbols])
     if action == "subscribe" and endpoint.options and ("quotes", WILDCARD) in topics:
@@ -114,8 +114,16 @@ def is_change(document: Any) -> bool:
     return isinstance(document, dict) and document.get("action") in ("subscribe", "unsubscribe")
 
 
-def _is_symbol(symbol: Any) -> bool:
-    return isinstance(symbol, str) and 0 < len(symbol) <= MAX_SYMBOL and ("*" not in symbol or symbol == WILDCARD)
+def _are_symbols(symbols: list[Any]) -> bool:
+    """Whether these are symbols or wildcards. All at once: a client may ask for thousands while data flows."""
+    try:
+        text = "\n".join(symbols)
+    except TypeError:  # one of them is no text
+        return False
+    sizes = [*map(len, symbols)]
+    if symbols and not 0 < min(sizes) <= max(sizes) <= MAX_SYMBOL:
+        return False
+    return "*" not in text or all(symbol == WILDCARD for symbol in symbols if "*" in symbol)
 
 
 def auth(key: str, secret: str) -> dict[str, Any]:

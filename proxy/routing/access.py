@@ -87,7 +87,7 @@ class Allowlist:
             known = patterns.get(channel)
             if known is None:
                 known = patterns[channel] = self._patterns(feed, channel)
-            if symbol not in known.exact and not known.permit(symbol):
+            if not known.everything and symbol not in known.exact and not known.permit(symbol):
                 refused.append(topic)
         return refused
 

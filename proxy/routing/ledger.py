@@ -77,7 +77,7 @@ class Ledger:
         self.acked: set[Topic] = set()
         self.request: Request | None = None
         self.channels: Counter[str] = Counter()  # how many topics of each are wanted
-        self._wanted: Counter[Topic] = Counter()  # how many claims hold it
+        self._wanted: dict[Topic, int] = {}  # how many claims hold it
         self._missing: dict[Topic, None] = {}  # wanted and not acked, in order of asking
         self._surplus: dict[Topic, None] = {}  # acked and not wanted
         self._claims: dict[Claim, None] = {}  # every claim that holds something, oldest first
@@ -234,7 +234,7 @@ class Ledger:
         """What to ask for next: a claim on trial alone; else the sessions that wait in turns, then the rest."""
         piece, missing = Piece(), self._missing
         while self._trial:
-            piece.fill(topic for topic in self._trial[0].holds if topic in missing)
+            piece.fill(self._trial[0].holds.intersection(missing))
             if piece.topics:
                 return piece
             self._trial.popleft()
@@ -243,7 +243,7 @@ class Ledger:
             if piece.full or len(piece.topics) == len(missing):
                 break
             before = len(piece.topics)
-            piece.fill(topic for topic in claim.holds if topic in missing)
+            piece.fill(claim.holds.intersection(missing))
             claim.flights += len(piece.topics) > before
         piece.fill(missing)
         return piece
@@ -269,12 +269,14 @@ class Ledger:
 
     def _want(self, topics: Subscription) -> None:
         """One more claim holds these. Whole sets at a time: a client may ask for thousands while data flows."""
-        absent, again = topics - self.acked, topics.intersection(self._surplus)
-        self.channels.update(topic[0] for topic in absent if topic not in self._missing)
-        self.channels.update(topic[0] for topic in again)
-        self._wanted.update(topics)
-        self._missing |= dict.fromkeys(absent)
-        for topic in again:
+        wanted = self._wanted
+        fresh = topics.difference(wanted)
+        for topic in topics - fresh:
+            wanted[topic] += 1
+        wanted |= dict.fromkeys(fresh, 1)
+        self.channels += Counter(topic[0] for topic in fresh)
+        self._missing |= dict.fromkeys(fresh - self.acked)
+        for topic in fresh.intersection(self._surplus):
             del self._surplus[topic]
 
     def _shrink(self, claim: Claim, topics: Subscription) -> None:
@@ -289,15 +291,14 @@ class Ledger:
             claim.seat.claims.remove(claim)
             del self._claims[claim]
         wanted = self._wanted
-        for topic in given:
+        gone = [topic for topic in given if wanted[topic] == 1]
+        for topic in given.difference(gone):
             wanted[topic] -= 1
-            if not wanted[topic]:
-                del wanted[topic]
-                self.channels[topic[0]] -= 1
-                self._missing.pop(topic, None)
-                if topic in self.acked:
-                    self._surplus[topic] = None
-        self.channels = +self.channels
+        for topic in gone:
+            del wanted[topic]
+            self._missing.pop(topic, None)
+        self.channels -= Counter(topic[0] for topic in gone)
+        self._surplus |= dict.fromkeys(filter(self.acked.__contains__, gone))
 
     def _refuse(self, claim: Claim, error: tuple[int, str]) -> list[Answer]:
         lost = claim.holds

@@ -6,6 +6,7 @@ the next one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ REQUEST_BYTES = 16 * 1024
 _ENVELOPE = len('{"action":"unsubscribe"}')
 _CHANNEL = len(",:[]")
 _SYMBOL = len(",")
+_PLAIN = re.compile("[A-Z0-9./]+").fullmatch  # is encoded as it is, which takes half the time to see
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Piece:
             if topic in self.topics:
                 continue
             channel, symbol = topic
-            size = len(JSON.encode(symbol)) + _SYMBOL
+            size = (len(symbol) + 2 if _PLAIN(symbol) else len(JSON.encode(symbol))) + _SYMBOL
             if channel not in self._channels:
                 size += len(JSON.encode(channel)) + _CHANNEL
             if size > self._room:

@@ -23,6 +23,9 @@ from proxy.routing import books
 from proxy.routing.books import Books
 
 MAX_ROUTES = 1 << 16  # options have more symbols than memory wants routes
+# A group of more topics is asked one topic at a time, when a route is made, instead of being entered under each: so a
+# join with thousands of symbols does not hold up everybody's data.
+LARGE = 500
 
 _NEWS = "n"
 _LOOKED_INTO = frozenset((_NEWS, books.KIND))
@@ -98,7 +101,8 @@ class Router:
         self.untranslatable = 0
         self._groups: dict[tuple[Subscription, str, bool], Group] = {}
         self._home: dict[Member, Group] = {}
-        self._holders: dict[tuple[str, str], dict[Group, None]] = {}
+        self._holders: dict[Topic, dict[Group, None]] = {}
+        self._large: dict[Group, None] = {}
         self._routes = _Routes(self)
         self._books = Books(codec)
         self._touched: list[Group] = []
@@ -126,8 +130,11 @@ class Router:
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = Group(subscription, member.codec, member.curious)
-            for topic in subscription:
-                self._holders.setdefault(topic, {})[group] = None
+            if len(subscription) > LARGE:
+                self._large[group] = None
+            else:
+                for topic in subscription:
+                    self._holders.setdefault(topic, {})[group] = None
             self._routes.clear()
         group.members.append(member)
         self._home[member] = group
@@ -141,11 +148,14 @@ class Router:
         if group.members:
             return
         del self._groups[group.subscription, group.codec.name, group.curious]
-        for topic in group.subscription:
-            holders = self._holders[topic]
-            del holders[group]
-            if not holders:
-                del self._holders[topic]
+        if group in self._large:
+            del self._large[group]
+        else:
+            for topic in group.subscription:
+                holders = self._holders[topic]
+                del holders[group]
+                if not holders:
+                    del self._holders[topic]
         self._routes.clear()
 
     def holdings(self) -> list[tuple[Member, Subscription]]:
@@ -227,10 +237,7 @@ class Router:
         channel = CHANNEL_OF_KIND.get(kind)
         if channel is None:
             return _route(self._strange(kind, symbol), self.codec)
-        found: dict[Group, None] = {}
-        for topic in ((channel, symbol), (channel, WILDCARD)):
-            found.update(self._holders.get(topic, {}))
-        return _route(found, self.codec)
+        return _route(self._hearers(channel, (symbol,)), self.codec)
 
     def _look_into(self, kind: str, symbol: str, raw: Raw) -> Route:
         """Who hears a message that must be read on its way."""
@@ -241,10 +248,16 @@ class Router:
 
     def _news(self, raw: Raw) -> Route:
         """News goes by its `symbols`, once to each group; without any it reaches the wildcard alone."""
+        return _route(self._hearers("news", self.codec.news_symbols(raw)), self.codec)
+
+    def _hearers(self, channel: str, symbols: Iterable[str]) -> Iterable[Group]:
+        """The groups that hold the channel's wildcard or any of these symbols, each once."""
         found: dict[Group, None] = {}
-        for symbol in (*self.codec.news_symbols(raw), WILDCARD):
-            found.update(self._holders.get(("news", symbol), {}))
-        return _route(found, self.codec)
+        for symbol in (*symbols, WILDCARD):
+            topic = (channel, symbol)
+            found.update(self._holders.get(topic, {}))
+            found.update(dict.fromkeys(group for group in self._large if topic in group.subscription))
+        return found
 
     def _strange(self, kind: str, symbol: str) -> Iterable[Group]:
         """A kind that no documented channel carries: nothing in it tells which channel it belongs to. Those hear it who

@@ -73,9 +73,11 @@ def router_of(feed: str, codec: Codec) -> Router:
 
 
 class Routes(RuleBasedStateMachine):
-    @initialize(codec=st.sampled_from(CODECS))
-    def begin(self, codec: Codec) -> None:
+    @initialize(codec=st.sampled_from(CODECS), large=st.sampled_from((0, 2, module.LARGE)))
+    def begin(self, codec: Codec, large: int) -> None:
         self.codec = codec
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(module, "LARGE", large)
         self.router = router_of("iex", codec)
         self.members = [Member(c, curious) for c in (*CODECS, *CODECS) for curious in (True, False)]
         self.held: dict[Member, Subscription] = dict.fromkeys(self.members, NOTHING)
@@ -148,6 +150,9 @@ class Routes(RuleBasedStateMachine):
         assert {id(member): held for member, held in self.router.holdings()} == {id(m): h for m, h in holding.items()}
         groups = {(held, member.codec, member.curious) for member, held in holding.items()}
         assert repr(self.router) == f"<Router iex {len(holding)} members in {len(groups)} groups>"
+
+    def teardown(self) -> None:
+        self.patch.undo()
 
 
 TestRoutes = Routes.TestCase

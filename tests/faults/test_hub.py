@@ -1,0 +1,132 @@
+"""Nobody holds the hub, whatever the proxy does: everybody else has a turn soon.
+
+The aim is ten milliseconds, which `benchmarks/run.py joins` measures on a machine that is quiet. This suite runs on
+machines that are not, so gevent's monitor is asked for turns of five times that, and of more while the machine is slow.
+"""
+
+from __future__ import annotations
+
+import http.client
+import signal
+import ssl
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+
+import gevent
+import pytest
+
+from proxy.simulator import Simulator
+from tests.harness import ACCOUNT, CONNECTED, ROOT, Client, Process, certificate, dial, wait_for
+
+MONITORED = (str(ROOT / "tests/faults/monitored.py"),)
+SYMBOLS = [f"S{number:04}" for number in range(8000)]
+HELD_SECONDS = 0.050  # as in monitored.py, which patches whoever imports it
+ALGORITHMS = 40
+EACH = 80
+FLOOD = 100
+
+CONFIG = """\
+listen: {{port: 0, tls: {{cert: {cert}, key: {key}}}}}
+admin: {{port: 0}}
+accounts:
+{account}
+clients:
+  all: {{key: all, secret: all, max_connections: 1000, allow: {{iex: "*"}}}}
+"""
+
+
+class Busy:
+    """A proxy with TLS and many algorithms, each with symbols of its own. Its first log lines are the start's."""
+
+    def __init__(self, process: Process, simulator: Simulator, trust: ssl.SSLContext, stack: ExitStack) -> None:
+        self.process = process
+        self.simulator = simulator
+        self.trust = trust
+        self._stack = stack
+        self._address = process.address()
+        self._began = 0
+        self._slow = 1.0
+
+    def join(self) -> Client:
+        client = self._stack.enter_context(dial(self._address, ssl=self.trust))
+        assert client.hear() == CONNECTED
+        return client.log_in("all")
+
+    def handshake(self) -> None:
+        with suppress(OSError):
+            self.trust.wrap_socket(gevent.socket.create_connection(self._address), server_hostname="localhost").close()
+
+    def scrape(self, path: str) -> int:
+        connection = http.client.HTTPConnection(*self.process.address("proxy.admin"), timeout=20)
+        connection.request("GET", path)
+        size = len(connection.getresponse().read())
+        connection.close()
+        return size
+
+    def held(self) -> list[str]:
+        """What has held the hub since the last time that somebody asked, for longer than the machine excuses."""
+        self.process.popen.send_signal(signal.SIGUSR1)
+        wait_for(lambda: any(event["event"] == "looked" for event in self.process.events[self._began :]))
+        events, self._began = self.process.events[self._began :], len(self.process.events)
+        slow, self._slow = self._slow, next(event["slow"] for event in events if event["event"] == "looked")
+        bound = HELD_SECONDS * 1000 * max(1, slow, self._slow)
+        found = [event for event in events if event["event"] == "held" and event["ms"] > bound]
+        return [f"{event['ms']} ms of {bound:.0f}: {event['where']}" for event in found]
+
+
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Busy]:
+    folder = tmp_path_factory.mktemp("hub")
+    cert, key = certificate(folder)
+    with ExitStack() as stack:
+        simulator = stack.enter_context(Simulator())
+        text = CONFIG.format(cert=cert, key=key, account=ACCOUNT.format(url=simulator.url))
+        for number in range(ALGORITHMS):
+            symbols = ", ".join(SYMBOLS[number * EACH : (number + 1) * EACH])
+            text += (
+                f"  algorithm{number}: {{key: a{number}, secret: b{number}, allow: {{iex: {{trades: [{symbols}]}}}}}}\n"
+            )
+        (folder / "proxy.yaml").write_text(text)
+        process = stack.enter_context(Process("-c", "proxy.yaml", folder=folder, program=MONITORED))
+        proxy = Busy(process, simulator, ssl.create_default_context(cafile=str(cert)), stack)
+        for number in range(ALGORITHMS):
+            proxy.join().subscribe(trades=SYMBOLS[number * EACH : (number + 1) * EACH])
+        proxy.held()
+        yield proxy
+
+
+def test_large_subscriptions(busy: Busy) -> None:
+    newcomer = busy.join()
+    for _ in range(3):
+        assert len(newcomer.subscribe(trades=SYMBOLS)["trades"]) == len(SYMBOLS)
+        newcomer.unsubscribe(trades=SYMBOLS)
+    newcomer.ws.close()
+    assert busy.held() == []
+
+
+def test_a_storm_of_tls_handshakes(busy: Busy) -> None:
+    gevent.joinall([gevent.spawn(busy.handshake) for _ in range(FLOOD)], timeout=20)
+    assert busy.held() == []
+
+
+def test_scrapes(busy: Busy) -> None:
+    for path in ("/metrics", "/status.json", "/"):
+        assert busy.scrape(path) > 1000
+    assert busy.held() == []
+
+
+def test_a_reload(busy: Busy) -> None:
+    busy.process.popen.send_signal(signal.SIGHUP)
+    wait_for(lambda: "nothing changed" in busy.process.text)
+    assert busy.held() == []
+
+
+@pytest.mark.parametrize("batch", [1, 100])
+def test_a_burst(busy: Busy, batch: int) -> None:
+    hearer = busy.join()
+    hearer.subscribe(trades=["*"])
+    for symbol in SYMBOLS[:100]:
+        busy.simulator.publish_trades("iex", symbol, 200, batch=batch)
+    hearer.gather(20_000)
+    hearer.ws.close()
+    assert busy.held() == []
