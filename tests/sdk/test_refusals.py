@@ -13,6 +13,7 @@ from contextlib import ExitStack
 
 import gevent
 import pytest
+from gevent.pool import Pool
 from websockets.sync.client import connect
 
 from tests.harness import Client
@@ -20,11 +21,11 @@ from tests.sdk.algorithm import Algorithm
 from tests.sdk.conftest import QUIET, Certificate, wanted
 from tests.sdk.environments import Environments, InstallError
 from tests.sdk.sdks import SDKS, Sdk
-from tests.sdk.stand import Stand, wait_for
+from tests.sdk.stand import START_AT_ONCE, Stand, wait_for
 from tests.sdk.tap import Tap
 from tests.sdk.tape import STREAMS
 
-pytestmark = [pytest.mark.sdk, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.sdk, pytest.mark.timeout(120, func_only=True)]
 
 CLIENTS = """\
   algo:
@@ -56,9 +57,10 @@ SECONDS = 13  # more than a log-in may take, so that what is left open shows
 AT_ONCE = 12  # a socket that is refused stays open for up to 10 s, and the answer to each takes 1 s at least
 HEAL_SECONDS = 30
 
-EACH_STREAM = [(sdk, stream) for sdk in SDKS for stream in (sdk.stocks, "trading")]
+REFUSED = [sdk for sdk in SDKS if not sdk.program]
+EACH_STREAM = [(sdk, stream) for sdk in REFUSED for stream in (sdk.stocks, "trading")]
 EACH_CASE = [(sdk, stream, case) for sdk, stream in EACH_STREAM for case in CASES]
-each_sdk = pytest.mark.parametrize("sdk", SDKS, ids=str)
+each_sdk = pytest.mark.parametrize("sdk", REFUSED, ids=str)
 each_stream = pytest.mark.parametrize(("sdk", "stream"), EACH_STREAM, ids=str)
 each_case = pytest.mark.parametrize(("sdk", "stream", "case"), EACH_CASE, ids=str)
 
@@ -144,20 +146,21 @@ def everyone(
     """Every SDK of this run that can be had, after it was refused for a while and is so no longer."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate.cert, certificate.key)
-    trusted = {"NODE_EXTRA_CA_CERTS": str(certificate.cert)}
     with ExitStack() as stack:
         everyone: dict[Sdk, Refused] = {}
-        for sdk in wanted(request.session):
+
+        def start(sdk: Sdk) -> None:
             try:
-                command = environments.command(sdk)
+                driver = environments.driver(sdk)
             except InstallError:
-                continue
+                return
             stand = stack.enter_context(Stand(tmp_path_factory.mktemp(f"refused-{sdk}"), CLIENTS))
-            algorithm = stack.enter_context(Algorithm(command, trusted))
+            algorithm = stack.enter_context(Algorithm(driver, certificate.variables))
+            algorithm.ready()
             everyone[sdk] = Refused(sdk, stand, algorithm, tls if sdk.tls else None)
             stack.callback(everyone[sdk].close)
-        for refused in everyone.values():
-            refused.algorithm.ready()
+
+        Pool(START_AT_ONCE).map(start, [sdk for sdk in wanted(request.session) if sdk in REFUSED])
         for refused in everyone.values():
             refused.begin()
         gevent.sleep(SECONDS)
@@ -170,7 +173,7 @@ def everyone(
 def refused(everyone: dict[Sdk, Refused], environments: Environments, sdk: Sdk) -> Refused:
     if sdk not in everyone:
         with pytest.raises(InstallError) as error:
-            environments.command(sdk)
+            environments.driver(sdk)
         pytest.fail(str(error.value), pytrace=False)
     return everyone[sdk]
 
