@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import shlex
 import ssl
 import subprocess
 from collections.abc import Generator, Iterator, Sequence
@@ -16,7 +18,7 @@ from websockets.sync.client import connect
 
 from tests.harness import Client
 from tests.sdk.algorithm import Algorithm
-from tests.sdk.environments import Environments, cache
+from tests.sdk.environments import ROOT, Environments, cache
 from tests.sdk.sdks import FOLLOWERS, SDKS, Sdk
 from tests.sdk.stand import START_AT_ONCE, Stand, wait_for
 from tests.sdk.table import Table
@@ -124,12 +126,19 @@ class Certificate:
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    """Made as README says."""
     folder = tmp_path_factory.mktemp("tls")
-    made = Certificate(folder / "server.crt", folder / "server.key")
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=proxy"
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(made.key), "-out", str(made.cert)]
-    subprocess.run([*command.split(), *names], check=True, capture_output=True, timeout=60)
-    return made
+    command = [word for word in shlex.split(recipe("sh", "openssl")) if word != "\n"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
+    return Certificate(folder / "server.crt", folder / "server.key")
+
+
+def recipe(language: str, word: str) -> str:
+    """The code in README that is in this language and begins with this word."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    [found] = re.findall(rf"^```{language}\n({re.escape(word)}.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    code: str = found
+    return code
 
 
 class Lives:
@@ -226,7 +235,7 @@ def early(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("environments")
 
 
-MODULES = ("streams", "refusals", "together")  # in this order, after those that need nothing installed
+MODULES = ("streams", "refusals", "together", "recipes")  # in this order, after those that need nothing installed
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -15,7 +15,8 @@ class Sdk:
     today. `streams` says which channels it knows of each stream, `symbols` what it calls something that others call
     otherwise, `unread` which fields of messages its classes have no place for. `program`: whether it is not an SDK but
     a program on one, which subscribes once, with a connection for each channel; `leaky`: whether it leaves a connection
-    behind whenever it connects again; `tls`: whether it insists on that; `note`: what its users should know.
+    behind whenever it connects again; `gives_up`: after which refusals of a stream's log-in it does not try again, as
+    it would not at Alpaca; `tls`: whether it insists on that; `note`: what its users should know.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Sdk:
     unread: frozenset[str] = frozenset()
     program: bool = False
     leaky: bool = False
+    gives_up: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     tls: bool = False
     note: str = ""
 
@@ -84,14 +86,8 @@ _OLDER_NEEDS = (
 )
 
 _OLD_NOTE = "Knows crypto pairs as `BTCUSD`, and hands news to the handler of `*` alone."
-_STREAM_CONN_NOTE = (
-    "`StreamConn` of alpaca-trade-api; it leaves a connection behind whenever it connects again, and on Python 3.13 "
-    "its `run()` ends when the connection does: call it again."
-)
-_JS_NOTE = (
-    "Wants TLS (`NODE_EXTRA_CA_CERTS` for a certificate of your own) for stocks, options and news; gives a stream up "
-    "for good when a connection is refused, unless its `onDisconnect` calls `connect()` again."
-)
+_STREAM_CONN_NOTE = "Leaves a connection behind whenever it connects again; on Python 3.13 call `run()` in a loop."
+_JS_NOTE = "Speaks TLS only, for stocks, options and news; gives up if `onDisconnect` does not call `connect()`."
 
 
 def _alpaca_py(version: str, websockets: str = "", streams: Streams | None = None) -> Sdk:
@@ -105,6 +101,7 @@ def _alpaca_py(version: str, websockets: str = "", streams: Streams | None = Non
         streams or {**stocks, **_OPTIONS, **_NEWS, **_ORDERS},
         alone=(package, websockets) if websockets else (),
         unread=frozenset(["tks"]),
+        gives_up={"stocks": ("409",)} if streams is None else {},
     )
 
 
@@ -145,6 +142,7 @@ def _javascript(version: str, *more_stocks: str, tls: bool = True, options: bool
         (f"@alpacahq/alpaca-trade-api@{version}",),
         {**stocks, **(_OPTIONS if options else {}), **_NEWS, **_ORDERS},
         symbols={"crypto": "BTCUSD"} if old else {},
+        gives_up={"trading": ("402", "406", "409"), **({} if tls else {"stocks": ("402", "404")})},
         tls=tls,
         note=_JS_NOTE if tls else "",
     )
@@ -173,7 +171,7 @@ def _backtrader() -> Sdk:
         {"stocks": ("quotes", "bars"), **_ORDERS},
         alone=("alpaca-backtrader-api==0.15.0", "alpaca-trade-api==1.4.3", "backtrader==1.9.76.123", *calendars),
         program=True,
-        note="Opens a connection for each of its data feeds, which Alpaca itself refuses with 406.",
+        note="A connection for each data feed, which Alpaca refuses with 406; orders as its streamer has them.",
     )
 
 
@@ -193,3 +191,11 @@ SDKS = (
     _pylivetrader(),
     _backtrader(),
 )
+
+REFUSED = [sdk for sdk in SDKS if not sdk.program]  # those that take refusals in a way of their own
+REFUSALS = {
+    "402": "`auth failed`",
+    "404": "`auth timeout`",
+    "406": "`connection limit exceeded`",
+    "409": "feed not had",
+}

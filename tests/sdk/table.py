@@ -1,7 +1,7 @@
 """Which SDK is known to work on what: gathered from the outcomes of the tests, and printed at their end.
 
 A cell is good if every test of that SDK on that stream passed, and says nothing if none was run. README shows the table
-of a run in which all is good, letter for letter.
+of a run in which all is good, letter for letter; docs/sdks.md how each SDK takes refusals, as the tests have it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 
-from tests.sdk.sdks import SDKS, Sdk
+from tests.sdk.sdks import REFUSALS, REFUSED, SDKS, Sdk
 
 # Each column's key and heading. The last is how an SDK takes refusals and outages.
 COLUMNS: Mapping[str, str] = {
@@ -81,6 +81,19 @@ def good() -> Table:
     for row in REPLAYED:
         table.record(row, [""], True)
     return table
+
+
+def reactions() -> list[str]:
+    """What SDKs do when their log-in is refused, as Markdown: for market data, and for orders where that differs."""
+    rows = [["SDK", *(f"{code} {text}" for code, text in REFUSALS.items())], ["---"] * (1 + len(REFUSALS))]
+    for sdk in REFUSED:
+        data, orders = (
+            ["gives up" if code in sdk.gives_up.get(stream, ()) else "tries again" for code in REFUSALS]
+            for stream in (sdk.stocks, "trading")
+        )
+        cells = [one if one == other else f"{one}; orders: {other}" for one, other in zip(data, orders, strict=True)]
+        rows.append([f"{sdk.name} {sdk.version}", *cells])
+    return [*map(_row, rows)]
 
 
 def _row(cells: Sequence[str]) -> str:
