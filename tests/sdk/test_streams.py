@@ -15,11 +15,10 @@ from typing import Any
 
 import gevent
 import pytest
-from gevent.pool import Pool
 
 from tests.sdk.conftest import Live, Lives
 from tests.sdk.sdks import SDKS, Sdk
-from tests.sdk.stand import START_AT_ONCE, wait_for
+from tests.sdk.stand import wait_for
 from tests.sdk.tape import STREAMS, Message
 
 pytestmark = [pytest.mark.sdk, pytest.mark.timeout(120, func_only=True)]  # in fixtures every wait has its own end
@@ -94,13 +93,10 @@ def loss(request: pytest.FixtureRequest, lives: Lives) -> dict[tuple[Sdk, str], 
 
 @pytest.fixture(scope="module", params=[signal.SIGTERM, signal.SIGKILL])
 def restart(request: pytest.FixtureRequest, lives: Lives) -> None:
-    """The proxies end and start again, all of them."""
-
-    def again(live: Live) -> None:
+    """The proxies end and start again, one after the other: while one is away its SDK calls without a pause."""
+    for live in lives.all():
         live.stand.proxy.kill(request.param)
         live.stand.proxy.start()
-
-    Pool(START_AT_ONCE).map(again, lives.all())
 
 
 @each_stream
