@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from tests.sdk.environments import Driver
 from tests.sdk.stand import SECONDS, wait_for
 
 Event = dict[str, Any]
@@ -23,16 +24,16 @@ START_SECONDS = 60  # the first import of a fresh environment compiles it
 class Algorithm:
     """A running driver. Its events are kept in `events`, in order."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, driver: Driver, variables: Mapping[str, str] | None = None) -> None:
         self.events: list[Event] = []
         self._process = subprocess.Popen(
-            command,
+            driver.command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=tempfile.gettempdir(),
-            env={**_ENVIRONMENT, **(environment or {})},
+            env={**_ENVIRONMENT, **driver.variables, **(variables or {})},
         )
         self._errors: list[str] = []
         self._readers = [

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import shlex
 import ssl
 import subprocess
 from collections.abc import Generator, Iterator, Sequence
@@ -9,14 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
+from gevent.lock import BoundedSemaphore
 from websockets.sync.client import connect
 
 from tests.harness import Client
 from tests.sdk.algorithm import Algorithm
-from tests.sdk.environments import Environments, InstallError, cache
+from tests.sdk.environments import ROOT, Environments, cache
 from tests.sdk.sdks import FOLLOWERS, SDKS, Sdk
-from tests.sdk.stand import Stand, wait_for
+from tests.sdk.stand import START_AT_ONCE, Stand, wait_for
 from tests.sdk.table import Table
 from tests.sdk.tape import STREAMS, Message
 
@@ -79,9 +83,10 @@ class Live:
         return self.stand.sessions(STREAMS[stream].counts_for or STREAMS[stream].feed)
 
     def expected_sessions(self, stream: str) -> int:
-        """How many should be: one of each of its streams that count there."""
-        counted = [STREAMS[each].counts_for or STREAMS[each].feed for each in self.sdk.streams]
-        return counted.count(STREAMS[stream].counts_for or STREAMS[stream].feed)
+        """How many should be: one of each of its streams that count there, or of each of a program's channels."""
+        feed = STREAMS[stream].counts_for or STREAMS[stream].feed
+        counted = [each for each in self.sdk.streams if (STREAMS[each].counts_for or STREAMS[each].feed) == feed]
+        return sum(len(self.sdk.streams[each]) if self.sdk.program else 1 for each in counted)
 
     def why(self, stream: str) -> str:
         """For a test that fails because a stream is not settled."""
@@ -109,6 +114,11 @@ class Certificate:
     key: Path
 
     @property
+    def variables(self) -> dict[str, str]:
+        """What makes a program trust it."""
+        return {"NODE_EXTRA_CA_CERTS": str(self.cert)}
+
+    @property
     def context(self) -> ssl.SSLContext:
         """What trusts it."""
         return ssl.create_default_context(cafile=str(self.cert))
@@ -116,53 +126,61 @@ class Certificate:
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    """Made as README says."""
     folder = tmp_path_factory.mktemp("tls")
-    made = Certificate(folder / "server.crt", folder / "server.key")
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=proxy"
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(made.key), "-out", str(made.cert)]
-    subprocess.run([*command.split(), *names], check=True, capture_output=True, timeout=60)
-    return made
+    command = [word for word in shlex.split(recipe("sh", "openssl")) if word != "\n"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
+    return Certificate(folder / "server.crt", folder / "server.key")
+
+
+def recipe(language: str, word: str) -> str:
+    """The code in README that is in this language and begins with this word."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    [found] = re.findall(rf"^```{language}\n({re.escape(word)}.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    code: str = found
+    return code
 
 
 class Lives:
-    """One `Live` at a time: the last one's is ended when another SDK's is asked for. One that could not be had is not
-    tried again."""
+    """A `Live` for each SDK. They begin at the same time, each as soon as it is installed."""
 
     def __init__(self, environments: Environments, certificate: Certificate, folders: pytest.TempPathFactory) -> None:
         self._environments = environments
         self._certificate = certificate
         self._folders = folders
         self._stack = ExitStack()
-        self._current: Live | None = None
-        self._failed: dict[Sdk, str] = {}
+        self._starting = BoundedSemaphore(START_AT_ONCE)
+        self._begun: dict[Sdk, gevent.Greenlet] = {}
+
+    def begin(self, sdks: Sequence[Sdk]) -> None:
+        for sdk in sdks:
+            self._begun[sdk] = gevent.spawn(self._begin, sdk)
 
     def of(self, sdk: Sdk) -> Live:
         """Fails the test that asks if it cannot be had."""
-        if sdk in self._failed:
-            pytest.fail(f"{sdk} could not begin, for the first test that asked: {self._failed[sdk]}", pytrace=False)
-        if self._current is None or self._current.sdk != sdk:
-            self.close()
-            try:
-                self._current = self._begin(sdk)
-            except InstallError as error:
-                self._failed[sdk] = str(error)
-                pytest.fail(str(error), pytrace=False)
-            except Exception as error:
-                self._failed[sdk] = next(iter(str(error).splitlines()), repr(error))
-                raise
-        return self._current
+        begun = self._begun[sdk]
+        begun.join()
+        if not begun.successful():
+            pytest.fail(f"{sdk} cannot begin: {begun.exception}", pytrace=False)
+        live: Live = begun.value
+        return live
+
+    def all(self) -> list[Live]:
+        """Those that can be had."""
+        gevent.joinall([*self._begun.values()])
+        return [begun.value for begun in self._begun.values() if begun.successful()]
 
     def close(self) -> None:
-        self._current = None
+        gevent.joinall([*self._begun.values()])
         self._stack.close()
 
     def _begin(self, sdk: Sdk) -> Live:
-        command = self._environments.command(sdk)
-        trusted = {"NODE_EXTRA_CA_CERTS": str(self._certificate.cert)}
+        driver = self._environments.driver(sdk)
         tls = (self._certificate.cert, self._certificate.key) if sdk.tls else None
-        algorithm = self._stack.enter_context(Algorithm(command, trusted))
-        stand = self._stack.enter_context(Stand(self._folders.mktemp(str(sdk)), tls=tls))
-        algorithm.ready()
+        with self._starting:
+            algorithm = self._stack.enter_context(Algorithm(driver, self._certificate.variables))
+            stand = self._stack.enter_context(Stand(self._folders.mktemp(str(sdk)), tls=tls))
+            algorithm.ready()
         live = Live(sdk, stand, algorithm, self._certificate.context if sdk.tls else None)
         for stream in sdk.streams:
             live.open(stream)
@@ -184,18 +202,22 @@ def sdk_of(item: pytest.Item) -> Sdk | None:
 
 @pytest.fixture(scope="session")
 def environments(request: pytest.FixtureRequest) -> Iterator[Environments]:
-    """Every SDK that this run needs is being installed from the first test on."""
+    """Every SDK that this run needs is being installed from the first test that needs one on."""
     environments = Environments(cache())
     environments.prepare(wanted(request.session))
     yield environments
     environments.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lives(
-    environments: Environments, certificate: Certificate, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    environments: Environments,
+    certificate: Certificate,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Lives]:
     lives = Lives(environments, certificate, tmp_path_factory)
+    lives.begin(wanted(request.session))
     yield lives
     lives.close()
 
@@ -206,33 +228,34 @@ def live(lives: Lives, sdk: Sdk) -> Live:
     return lives.of(sdk)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def early(request: pytest.FixtureRequest) -> None:
+    """SDKs are being installed while tests run that need none of them."""
+    if wanted(request.session):
+        request.getfixturevalue("environments")
+
+
+MODULES = ("streams", "refusals", "together", "recipes")  # in this order, after those that need nothing installed
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In each module all tests of an SDK follow each other, so that they share its processes."""
-    items.sort(key=_turn)
+    items.sort(key=lambda item: MODULES.index(module) if (module := module_of(item)) in MODULES else -1)
 
 
-def _turn(item: pytest.Item) -> tuple[str, int]:
-    sdk = sdk_of(item)
-    return (str(item.path), SDKS.index(sdk)) if sdk is not None else ("", 0)
+def module_of(item: pytest.Item) -> str:
+    return item.path.stem.removeprefix("test_")
 
 
 TABLE = pytest.StashKey[Table]()
-FOLDER = Path(__file__).parent
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--write-table", metavar="FILE", type=Path, help="write which SDK works on what to FILE, as Markdown"
-    )
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if FOLDER in item.path.parents and (report.when == "call" or report.failed):
+    if item.get_closest_marker("sdk") and (report.when == "call" or report.failed):
         table = item.config.stash.setdefault(TABLE, Table())
-        sdk, kind = sdk_of(item), item.path.stem.removeprefix("test_")
+        sdk, kind = sdk_of(item), module_of(item)
         if sdk is None:
             table.record(kind, [""], report.passed)
         elif kind == "streams":
@@ -255,8 +278,3 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.section("SDKs")
     for line in table.lines():
         terminalreporter.write_line(line)
-    file: Path | None = config.getoption("write_table", None)
-    if file is not None and table.complete:
-        file.write_text(table.markdown(), encoding="utf-8")
-    elif file is not None:
-        terminalreporter.write_line(f"{file} is not written: run all of tests/sdk, and let all of it pass")

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 class Sdk:
     """One version of one SDK.
 
-    `requirements` are what is installed for it, and `alone` what is then installed without the requirements of its own,
-    which are too old to be had today. `streams` says which channels it knows of each stream, `symbols` what it calls
-    something that others call otherwise, `unread` which fields of messages its classes have no place for. `leaky`:
-    whether it leaves a connection behind whenever it connects again; `tls`: whether it insists on that; `note`: what
-    its users should know.
+    `requirements` are what is installed for it, in an environment that it shares with those that want the same; `alone`
+    is what is installed for it in front of that, without the requirements of its own, which are too old to be had
+    today. `streams` says which channels it knows of each stream, `symbols` what it calls something that others call
+    otherwise, `unread` which fields of messages its classes have no place for. `program`: whether it is not an SDK but
+    a program on one, which subscribes once, with a connection for each channel; `leaky`: whether it leaves a connection
+    behind whenever it connects again; `gives_up`: after which refusals of a stream's log-in it does not try again, as
+    it would not at Alpaca; `tls`: whether it insists on that; `note`: what its users should know.
     """
 
     name: str
@@ -22,10 +24,12 @@ class Sdk:
     driver: str
     requirements: tuple[str, ...]
     streams: Mapping[str, tuple[str, ...]] = field(hash=False)
-    alone: str = ""
+    alone: tuple[str, ...] = ()
     symbols: Mapping[str, str] = field(default_factory=dict, hash=False)
     unread: frozenset[str] = frozenset()
+    program: bool = False
     leaky: bool = False
+    gives_up: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     tls: bool = False
     note: str = ""
 
@@ -35,7 +39,12 @@ class Sdk:
     @property
     def environment(self) -> str:
         """The name of its environment, which it may share."""
-        return (self.alone or self.requirements[0]).rpartition("/")[2].replace("==", "-").replace("@", "-js-")
+        return "python" if self.alone else _named(self.requirements[0])
+
+    @property
+    def package(self) -> str:
+        """The name of what is installed for it alone, if anything is."""
+        return _named(self.alone[0]) if self.alone else ""
 
     @property
     def stocks(self) -> str:
@@ -47,6 +56,10 @@ class Sdk:
         return self.driver.endswith(".js")
 
 
+def _named(requirement: str) -> str:
+    return requirement.rpartition("/")[2].replace("==", "-").replace("@", "-js-")
+
+
 Streams = Mapping[str, tuple[str, ...]]
 
 _PRICES = ("trades", "quotes", "bars", "updatedBars", "dailyBars")
@@ -55,9 +68,11 @@ _ORDERS = {"trading": ("trade_updates",)}
 _NEWS = {"news": ("news",)}
 _OPTIONS = {"options": ("trades", "quotes")}
 
-# alpaca-trade-api pins releases that no longer build; these are the nearest that run.
-_TRADE_API_NEEDS = (
+# What the older ones need between them. alpaca-py names no bounds for what came after it, and pandas 3 brings no pytz
+# any more; alpaca-trade-api pins releases that no longer build, and these are the nearest that run.
+_OLDER_NEEDS = (
     "pandas<3",
+    "pytz",
     "requests",
     "urllib3<2",
     "websocket-client<2",
@@ -66,28 +81,27 @@ _TRADE_API_NEEDS = (
     "aiohttp",
     "PyYAML",
     "deprecation==2.1.0",
+    "pydantic<3",
+    "sseclient-py",
 )
 
 _OLD_NOTE = "Knows crypto pairs as `BTCUSD`, and hands news to the handler of `*` alone."
-_STREAM_CONN_NOTE = (
-    "`StreamConn` of alpaca-trade-api; it leaves a connection behind whenever it connects again, and on Python 3.13 "
-    "its `run()` ends when the connection does: call it again."
-)
-_JS_NOTE = (
-    "Wants TLS (`NODE_EXTRA_CA_CERTS` for a certificate of your own) for stocks, options and news; gives a stream up "
-    "for good when a connection is refused, unless its `onDisconnect` calls `connect()` again."
-)
+_STREAM_CONN_NOTE = "Leaves a connection behind whenever it connects again; on Python 3.13 call `run()` in a loop."
+_JS_NOTE = "Speaks TLS only, for stocks, options and news; gives up if `onDisconnect` does not call `connect()`."
 
 
-def _alpaca_py(version: str, *requirements: str, streams: Streams | None = None) -> Sdk:
+def _alpaca_py(version: str, websockets: str = "", streams: Streams | None = None) -> Sdk:
+    package = f"alpaca-py=={version}"
     stocks = {"stocks": (*_PRICES, "statuses", *FOLLOWERS), "crypto": (*_PRICES, "orderbooks")}
     return Sdk(
         "alpaca-py",
         version,
         "alpaca_py.py",
-        (f"alpaca-py=={version}", *requirements),
+        _OLDER_NEEDS if websockets else (package,),
         streams or {**stocks, **_OPTIONS, **_NEWS, **_ORDERS},
+        alone=(package, websockets) if websockets else (),
         unread=frozenset(["tks"]),
+        gives_up={"stocks": ("409",)} if streams is None else {},
     )
 
 
@@ -97,9 +111,9 @@ def _trade_api(version: str, *more_crypto: str, old: bool = False) -> Sdk:
         "alpaca-trade-api",
         version,
         "trade_api.py",
-        _TRADE_API_NEEDS,
+        _OLDER_NEEDS,
         {**stocks, **_NEWS, **_ORDERS},
-        alone=f"alpaca-trade-api=={version}",
+        alone=(f"alpaca-trade-api=={version}",),
         symbols={"crypto": "BTCUSD", "news": "*"} if old else {},
         note=_OLD_NOTE if old else "",
     )
@@ -110,9 +124,9 @@ def _stream_conn(version: str) -> Sdk:
         "StreamConn",
         version,
         "stream_conn.py",
-        _TRADE_API_NEEDS,
+        _OLDER_NEEDS,
         {"legacy": ("trades", "quotes", "bars"), **_ORDERS},
-        alone=f"alpaca-trade-api=={version}",
+        alone=(f"alpaca-trade-api=={version}",),
         unread=frozenset("izn"),
         leaky=True,
         note=_STREAM_CONN_NOTE,
@@ -128,17 +142,44 @@ def _javascript(version: str, *more_stocks: str, tls: bool = True, options: bool
         (f"@alpacahq/alpaca-trade-api@{version}",),
         {**stocks, **(_OPTIONS if options else {}), **_NEWS, **_ORDERS},
         symbols={"crypto": "BTCUSD"} if old else {},
+        gives_up={"trading": ("402", "406", "409"), **({} if tls else {"stocks": ("402", "404")})},
         tls=tls,
         note=_JS_NOTE if tls else "",
     )
 
 
-# alpaca-py names no bounds for what came after it: pandas 3 brings no pytz any more, websockets 14 another client.
+def _pylivetrader() -> Sdk:
+    return Sdk(
+        "pylivetrader",
+        "0.7.1",
+        "trade_api.py",
+        _OLDER_NEEDS,
+        _ORDERS,
+        alone=("alpaca-trade-api==1.5.0",),
+        program=True,
+        note="Its stream alone, which is that of alpaca-trade-api 1.5.0; the rest of it wants a pandas of 2017.",
+    )
+
+
+def _backtrader() -> Sdk:
+    calendars = ("exchange-calendars", "korean-lunar-calendar", "pyluach", "toolz", "tzdata")
+    return Sdk(
+        "alpaca-backtrader-api",
+        "0.15.0",
+        "backtrader_store.py",
+        _OLDER_NEEDS,
+        {"stocks": ("quotes", "bars"), **_ORDERS},
+        alone=("alpaca-backtrader-api==0.15.0", "alpaca-trade-api==1.4.3", "backtrader==1.9.76.123", *calendars),
+        program=True,
+        note="A connection for each data feed, which Alpaca refuses with 406; orders as its streamer has them.",
+    )
+
+
 SDKS = (
     _alpaca_py("0.44.0"),
-    _alpaca_py("0.43.2", "pytz", "pandas<3"),
-    _alpaca_py("0.30.1", "pytz", "pandas<3", "websockets<14"),
-    _alpaca_py("0.13.3", "pytz", "pandas<3", streams={"stocks": _PRICES, "crypto": _PRICES, **_ORDERS}),
+    _alpaca_py("0.43.2", "websockets"),
+    _alpaca_py("0.30.1", "websockets<14"),  # later ones have another client
+    _alpaca_py("0.13.3", "websockets<12", streams={"stocks": _PRICES, "crypto": _PRICES, **_ORDERS}),
     _trade_api("3.2.0", "orderbooks"),
     _trade_api("2.3.0", old=True),
     _trade_api("1.5.1", old=True),
@@ -147,4 +188,14 @@ SDKS = (
     _javascript("4.0.2", "imbalances", tls=False),
     _javascript("3.1.3"),
     _javascript("2.16.1", options=False, old=True),
+    _pylivetrader(),
+    _backtrader(),
 )
+
+REFUSED = [sdk for sdk in SDKS if not sdk.program]  # those that take refusals in a way of their own
+REFUSALS = {
+    "402": "`auth failed`",
+    "404": "`auth timeout`",
+    "406": "`connection limit exceeded`",
+    "409": "feed not had",
+}

@@ -24,8 +24,9 @@ import gevent
 from proxy.simulator import Simulator
 from tests.sdk.environments import ROOT
 
-START_SECONDS = 20
-SECONDS = 15.0
+START_SECONDS = 60
+START_AT_ONCE = 3  # of more at the same time each would be late
+SECONDS = 30.0
 
 CONFIG = """\
 listen: {{port: {listen}{tls}}}

@@ -1,6 +1,7 @@
-"""Which SDK is known to work on what: gathered from the outcomes of the tests, printed at their end, and as Markdown.
+"""Which SDK is known to work on what: gathered from the outcomes of the tests, and printed at their end.
 
-A cell is good if every test of that SDK on that stream passed, and says nothing if none was run.
+A cell is good if every test of that SDK on that stream passed, and says nothing if none was run. README shows the table
+of a run in which all is good, letter for letter; docs/sdks.md how each SDK takes refusals, as the tests have it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 
-from tests.sdk.sdks import SDKS, Sdk
+from tests.sdk.sdks import REFUSALS, REFUSED, SDKS, Sdk
 
 # Each column's key and heading. The last is how an SDK takes refusals and outages.
 COLUMNS: Mapping[str, str] = {
@@ -41,36 +42,24 @@ class Table:
         for column in columns:
             self._outcomes[row, column].append(passed)
 
-    @property
-    def complete(self) -> bool:
-        """Whether all of it was run and is good."""
-        marks = {mark for row in self._rows() for mark in row[1]}
-        return marks == {Mark.GOOD, Mark.NO_SUCH} and set(self._replays().values()) == {Mark.GOOD}
-
     def lines(self) -> list[str]:
-        """For a terminal."""
-        rows = [("SDK", *COLUMNS.values())]
-        rows += [(name, *(mark.value for mark in marks)) for name, marks in self._rows()]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return [*lines, "", f"replayed byte for byte: {self._said_of_replays()}"]
-
-    def markdown(self) -> str:
-        """For the README: the same, with what its users should know."""
+        """The table as Markdown, with what the SDKs' users should know."""
         notes = list(dict.fromkeys(sdk.note for sdk in SDKS if sdk.note))
-        lines = [_row(["SDK", *COLUMNS.values()]), _row(["---", *[":-:"] * len(COLUMNS)])]
-        for sdk, (name, marks) in zip(SDKS, self._rows(), strict=True):
+        rows = [["SDK", *COLUMNS.values()], ["---", *[":-:"] * len(COLUMNS)]]
+        for sdk in SDKS:
             raised = f" <sup>{notes.index(sdk.note) + 1}</sup>" if sdk.note else ""
-            lines.append(_row([name + raised, *(mark.value for mark in marks)]))
-        lines += ["", f"Replayed byte for byte, as their sources have it: {self._said_of_replays()}."]
-        lines += ["", *(f"<sup>{number}</sup> {note}  " for number, note in enumerate(notes, 1))]
-        return "\n".join(lines) + "\n"
-
-    def _rows(self) -> list[tuple[str, list[Mark]]]:
-        return [(f"{sdk.name} {sdk.version}", [self._mark(sdk, column) for column in COLUMNS]) for sdk in SDKS]
+            rows.append([f"{sdk.name} {sdk.version}{raised}", *(self._mark(sdk, column).value for column in COLUMNS)])
+        replays = ", ".join(f"{name} {self._of(row, '').value}" for row, name in REPLAYED.items())
+        return [
+            *map(_row, rows),
+            "",
+            f"Replayed byte for byte, as their sources have it: {replays}.",
+            "",
+            *(f"<sup>{number}</sup> {note}  " for number, note in enumerate(notes, 1)),
+        ]
 
     def _mark(self, sdk: Sdk, column: str) -> Mark:
-        if column != "refusals" and column not in sdk.streams:
+        if column not in columns(sdk):
             return Mark.NO_SUCH
         return self._of(str(sdk), column)
 
@@ -78,11 +67,33 @@ class Table:
         outcomes = self._outcomes.get((row, column), [])
         return Mark.NOT_RUN if not outcomes else Mark.GOOD if all(outcomes) else Mark.BAD
 
-    def _replays(self) -> dict[str, Mark]:
-        return {name: self._of(row, "") for row, name in REPLAYED.items()}
 
-    def _said_of_replays(self) -> str:
-        return ", ".join(f"{name} {mark.value}" for name, mark in self._replays().items())
+def columns(sdk: Sdk) -> list[str]:
+    """What there is to say of an SDK: its streams, and how it takes refusals if that is for itself to decide."""
+    return [*sdk.streams, *([] if sdk.program else ["refusals"])]
+
+
+def good() -> Table:
+    """The table of a run in which all is good."""
+    table = Table()
+    for sdk in SDKS:
+        table.record(str(sdk), columns(sdk), True)
+    for row in REPLAYED:
+        table.record(row, [""], True)
+    return table
+
+
+def reactions() -> list[str]:
+    """What SDKs do when their log-in is refused, as Markdown: for market data, and for orders where that differs."""
+    rows = [["SDK", *(f"{code} {text}" for code, text in REFUSALS.items())], ["---"] * (1 + len(REFUSALS))]
+    for sdk in REFUSED:
+        data, orders = (
+            ["gives up" if code in sdk.gives_up.get(stream, ()) else "tries again" for code in REFUSALS]
+            for stream in (sdk.stocks, "trading")
+        )
+        cells = [one if one == other else f"{one}; orders: {other}" for one, other in zip(data, orders, strict=True)]
+        rows.append([f"{sdk.name} {sdk.version}", *cells])
+    return [*map(_row, rows)]
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -1,5 +1,7 @@
 """Every SDK on every stream that it knows: it connects, hears each kind of message in the classes of its own, gives up
 a subscription, and lives on when Alpaca's connection breaks and when the proxy is killed and comes back.
+
+Each has a proxy of its own. What is mostly waiting befalls all of them at the same time.
 """
 
 from __future__ import annotations
@@ -14,20 +16,22 @@ from typing import Any
 import gevent
 import pytest
 
-from tests.sdk.conftest import Live
+from tests.sdk.conftest import Live, Lives
 from tests.sdk.sdks import SDKS, Sdk
 from tests.sdk.stand import wait_for
 from tests.sdk.tape import STREAMS, Message
 
-pytestmark = [pytest.mark.sdk, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.sdk, pytest.mark.timeout(120, func_only=True)]  # in fixtures every wait has its own end
 
 CASES = [(sdk, stream) for sdk in SDKS for stream in sdk.streams]
-GIVEN_UP = [(sdk, stream) for sdk, stream in CASES if stream != "trading"]  # no SDK stops hearing its order updates
+# No SDK stops hearing its order updates, and a program on one never stops hearing anything.
+GIVEN_UP = [(sdk, stream) for sdk, stream in CASES if stream != "trading" and not sdk.program]
 each_stream = pytest.mark.parametrize(("sdk", "stream"), CASES, ids=[f"{sdk}-{stream}" for sdk, stream in CASES])
 each_given_up = pytest.mark.parametrize(
     ("sdk", "stream"), GIVEN_UP, ids=[f"{sdk}-{stream}" for sdk, stream in GIVEN_UP]
 )
-each_sdk = pytest.mark.parametrize("sdk", SDKS, ids=map(str, SDKS))
+each_sdk = pytest.mark.parametrize("sdk", SDKS, ids=str)
+each_of_stocks = pytest.mark.parametrize("sdk", [sdk for sdk in SDKS if sdk.stocks in sdk.streams], ids=str)
 
 # The classes that handlers are given, by the kind of the message.
 CLASSES: Mapping[str, Mapping[str, str]] = {
@@ -60,13 +64,39 @@ CLASSES: Mapping[str, Mapping[str, str]] = {
         "n": "NewsV2",
         "trade_updates": "Entity",
     },
+    "pylivetrader": {"trade_updates": "Entity"},
+    "alpaca-backtrader-api": {"q": "dict", "b": "dict", "trade_updates": "Entity"},
 }
 
 EXACT = 2**53  # JavaScript's numbers are exact up to here
 ORDER_FIELDS = {"event", "price", "qty", "timestamp", "client_order_id", "symbol", "side", "status"}
 
-BURST = 2000  # trades; half of them in frames of their own
+BURST = 2000  # messages; half of them in frames of their own
+PRICES = {"trades": "p", "quotes": "bp"}
 RECONNECT_SECONDS = 30
+
+
+@pytest.fixture(scope="module", params=["close", "rst"])
+def loss(request: pytest.FixtureRequest, lives: Lives) -> dict[tuple[Sdk, str], tuple[int, int]]:
+    """Alpaca's connections break, all of them. Until then they had been opened so often, and so many sessions been
+    authenticated."""
+    until = {
+        (live.sdk, stream): (live.stand.simulator.opened(STREAMS[stream].feed), live.connects(stream))
+        for live in lives.all()
+        for stream in live.sdk.streams
+    }
+    for live in lives.all():
+        for feed in {STREAMS[stream].feed for stream in live.sdk.streams}:
+            live.stand.simulator.drop(feed, request.param)
+    return until
+
+
+@pytest.fixture(scope="module", params=[signal.SIGTERM, signal.SIGKILL])
+def restart(request: pytest.FixtureRequest, lives: Lives) -> None:
+    """The proxies end and start again, one after the other: while one is away its SDK calls without a pause."""
+    for live in lives.all():
+        live.stand.proxy.kill(request.param)
+        live.stand.proxy.start()
 
 
 @each_stream
@@ -77,16 +107,17 @@ def test_hears_every_kind_as_it_was_published(live: Live, stream: str) -> None:
     assert live.algorithm.count("log", stream=stream, level="ERROR") == 0, live.algorithm.story()
 
 
-@each_sdk
+@each_of_stocks
 def test_hears_a_burst_whole_and_in_order(live: Live) -> None:
     stream = live.sdk.stocks
-    trade = STREAMS[stream].channels["trades"]
+    channel = live.sdk.streams[stream][0]
+    message, price = STREAMS[stream].channels[channel], PRICES[channel]
     numbers = range(10_000, 10_000 + BURST)
-    live.stand.simulator.publish("iex", [trade(number) for number in numbers[: BURST // 2]], together=False)
-    live.stand.simulator.publish("iex", [trade(number) for number in numbers[BURST // 2 :]])
-    expected = [trade(number)["p"] for number in numbers]
-    hear(live, stream, "trades", trade(numbers[-1]))
-    prices = [event["fields"]["p"] for event in live.algorithm.messages(stream, "trades")]
+    live.stand.simulator.publish("iex", [message(number) for number in numbers[: BURST // 2]], together=False)
+    live.stand.simulator.publish("iex", [message(number) for number in numbers[BURST // 2 :]])
+    expected = [message(number)[price] for number in numbers]
+    hear(live, stream, channel, message(numbers[-1]))
+    prices = [event["fields"][price] for event in live.algorithm.messages(stream, channel)]
     assert [price for price in prices if price >= expected[0]] == expected
 
 
@@ -107,23 +138,21 @@ def test_hears_nothing_of_what_it_gave_up(live: Live, stream: str) -> None:
     assert not [e for e in live.algorithm.messages(stream, channel) if differences(live.sdk, missed, e["fields"]) == []]
 
 
-@pytest.mark.parametrize("how", ["close", "rst"])
 @each_stream
-def test_lives_through_the_loss_of_alpacas_connection(live: Live, stream: str, how: str) -> None:
+def test_lives_through_the_loss_of_alpacas_connection(
+    live: Live, stream: str, loss: dict[tuple[Sdk, str], tuple[int, int]]
+) -> None:
     feed, simulator = STREAMS[stream].feed, live.stand.simulator
-    opened, connects = simulator.opened(feed), live.connects(stream)
-    simulator.drop(feed, how)
+    opened, connects = loss[live.sdk, stream]
     wait_for(lambda: simulator.opened(feed) > opened and live.settled(stream), "Alpaca was not asked again")
     channel = live.asked(stream)[-1]
     hear(live, stream, channel, live.publish(stream, channel))
     assert live.connects(stream) == connects
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 @each_sdk
-def test_comes_back_when_the_proxy_does(live: Live, number: int) -> None:
-    live.stand.proxy.kill(number)
-    live.stand.proxy.start()
+@pytest.mark.usefixtures("restart")
+def test_comes_back_when_the_proxy_does(live: Live) -> None:
     for stream in live.sdk.streams:
         wait_for(partial(live.settled, stream), partial(live.why, stream), RECONNECT_SECONDS)
         for channel, message in live.publish_all(stream, live.sdk.streams[stream]).items():

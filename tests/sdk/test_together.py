@@ -13,7 +13,7 @@ from tests.sdk.sdks import SDKS
 from tests.sdk.stand import Stand, wait_for
 from tests.sdk.tape import STREAMS
 
-pytestmark = [pytest.mark.sdk, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.sdk, pytest.mark.timeout(120, func_only=True)]
 
 NAMES = ("alpaca-py-0.44.0", "alpaca-trade-api-3.2.0", "StreamConn-1.5.1", "javascript-4.0.2")
 STREAM = {"StreamConn-1.5.1": "legacy"}  # the others' is stocks
@@ -38,7 +38,7 @@ def algorithms(environments: Environments, stand: Stand) -> Iterator[dict[str, A
         started = {}
         for sdk in SDKS:
             if str(sdk) in NAMES:
-                started[str(sdk)] = stack.enter_context(Algorithm(environments.command(sdk)))
+                started[str(sdk)] = stack.enter_context(Algorithm(environments.driver(sdk)))
         for name, algorithm in started.items():
             algorithm.ready()
             stream = STREAM.get(name, "stocks")

@@ -15,7 +15,15 @@ CLIENTS = """\
     key: algo
     secret: secret
     max_connections: 100
-    allow: {iex: "*", crypto: "*", news: "*", indicative: "*", opra: "*", trading: "*"}
+    allow:
+      iex: "*"
+      crypto: "*"
+      crypto-eu-1: "*"
+      crypto-perps-global: "*"
+      news: "*"
+      indicative: "*"
+      opra: "*"
+      trading: "*"
   single:
     key: single
     secret: secret

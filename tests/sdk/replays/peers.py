@@ -18,6 +18,7 @@ from tests.harness import BINARY, PING, PONG, TEXT, Wire
 from tests.sdk.stand import Stand, wait_for
 from tests.sdk.tape import STREAMS
 
+CONTINUATION = 0
 PATIENCE = 3.0  # Go's, for each answer
 LOGIN_SECONDS = 10.0  # how long a client may take to log in
 
@@ -135,7 +136,10 @@ class Json(Peer):
 
     def say(self, *requests: dict[str, Any]) -> None:
         """Several requests become one message, as C# lets them when calls are rapid."""
-        self.wire.send(self.opcode, "".join(map(json.dumps, requests)).encode())
+        self.send("".join(json.dumps(request, separators=(",", ":")) for request in requests).encode())
+
+    def send(self, payload: bytes) -> None:
+        self.wire.send(self.opcode, payload)
 
     def ask(self, request: dict[str, Any]) -> Any:
         self.say(request)
@@ -154,9 +158,16 @@ class Json(Peer):
 
 
 class CSharp(Json):
-    """C#'s client: it makes no text frames."""
+    """C#'s client: it makes no text frames, and a frame for each segment of its pipe."""
 
     opcode = BINARY
+    SEGMENT = 4096
+
+    def send(self, payload: bytes) -> None:
+        segments = [payload[start : start + self.SEGMENT] for start in range(0, len(payload), self.SEGMENT)]
+        for number, segment in enumerate(segments):
+            final = 0x80 if segment is segments[-1] else 0
+            self.wire.send(CONTINUATION if number else self.opcode, segment, first=final)
 
 
 def hears_an_order_update(client: Json, stand: Stand) -> None:

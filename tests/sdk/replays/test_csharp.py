@@ -34,6 +34,13 @@ def test_csharp_subscribes_in_chunks(dial: Dial) -> None:
     assert acks[-1][0]["trades"] == acks[-1][0]["corrections"] == symbols
 
 
+def test_csharp_sends_what_is_large_in_fragments(dial: Dial) -> None:
+    client = CSharp(dial("/v2/iex", CSHARP))
+    client.start()
+    symbols = [f"{'LONG' * 12}{number:03}" for number in range(100)]
+    assert client.ask({"action": "subscribe", "quotes": symbols})[0]["quotes"] == symbols
+
+
 def test_csharp_may_put_two_requests_into_one_message(dial: Dial) -> None:
     client = CSharp(dial("/v2/iex", CSHARP))
     client.start()

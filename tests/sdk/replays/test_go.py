@@ -11,7 +11,7 @@ import pytest
 from tests.harness import PING, PONG
 from tests.sdk.replays.peers import AUTH, AUTHENTICATED, CONNECTED, GO, JAVA, PATIENCE, STOCK_KEYS, Dial, Go, Json
 from tests.sdk.stand import Stand
-from tests.sdk.tape import STREAMS
+from tests.sdk.tape import STAMP, STREAMS
 
 pytestmark = [pytest.mark.sdk, pytest.mark.timeout(120)]
 
@@ -22,6 +22,12 @@ pytestmark = [pytest.mark.sdk, pytest.mark.timeout(120)]
         ("/v2/iex", {"trades": ["AAPL"]}, STOCK_KEYS),
         ("/iex", {"quotes": ["AAPL"]}, STOCK_KEYS),  # with DATA_PROXY_WS
         ("/v1beta3/crypto/us", {"orderbooks": ["BTC/USD"]}, ("trades", "quotes", "orderbooks", "bars")),
+        ("/v1beta3/crypto/eu-1", {"trades": ["BTC/USD"]}, ("trades", "quotes", "orderbooks", "bars")),
+        (
+            "/v1beta1/crypto-perps/global",
+            {"pricing": ["BTC-PERP"]},
+            ("trades", "quotes", "orderbooks", "bars", "pricing"),
+        ),
         ("/us", {"trades": ["BTC/USD"]}, ("trades", "quotes", "orderbooks", "bars")),  # with DATA_CRYPTO_PROXY_WS
         ("/v1beta1/opra", {"trades": ["AAPL291221C00250000"]}, ("trades", "quotes")),
         ("/opra", {"quotes": ["AAPL291221C00250000"]}, ("trades", "quotes")),
@@ -80,6 +86,21 @@ def test_go_reads_every_kind_of_message(
         assert set(got) == set(sent)
         for name in set(sent) - {"t", "created_at", "updated_at"}:
             assert got[name] == sent[name]
+
+
+def test_go_reads_what_perpetuals_cost_and_what_is_new(stand: Stand, dial: Dial) -> None:
+    """A kind that this proxy does not know goes by its symbol to whom the allowlist gives all; Go skips it."""
+    client = Go(dial("/v1beta1/crypto-perps/global", GO))
+    client.start(pricing=["BTC-PERP", "AAPL"])
+    price = {"T": "p", "S": "BTC-PERP", "x": "G", "ip": 1.5, "mp": 2.5, "fr": 0.25, "oi": 7.5, "t": STAMP, "ft": STAMP}
+    stand.simulator.publish("crypto-perps-global", [price])
+    stand.simulator.garbage("crypto-perps-global", "unknown-kind")
+    stand.simulator.publish("crypto-perps-global", [price])
+    heard: list[dict[str, Any]] = []
+    while len(heard) < 3:
+        heard += client.read()
+    assert [message["T"] for message in heard] == ["p", "zz", "p"]
+    assert (heard[0]["mp"], heard[0]["oi"], heard[1]["new"]) == (2.5, 7.5, [1])
 
 
 def test_go_changes_what_it_hears_even_if_alpaca_is_slow(stand: Stand, dial: Dial) -> None:
