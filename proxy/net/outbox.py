@@ -69,6 +69,7 @@ class Outbox:
         self._slow_words = slow_words
         self._queue: Queue[tuple[bytes, int]] = Queue()
         self._rest = b""  # of a frame that went out in part: nothing may come before it
+        self._begun = 0  # the messages of that frame, then those of all that is being sent
         self._urgent: dict[int, bytes] = {}  # the newest ping and pong, ahead of everything else
         self._waiting = False  # the writer waits for something to do
         self._thin_at = THIN_BYTES
@@ -94,9 +95,9 @@ class Outbox:
                 self.delivered += messages
                 return
             if sent:
-                self._rest = frame[sent:]
+                self._rest, self._begun = frame[sent:], messages
                 self._count(len(self._rest))
-                self._queue.put_nowait((b"", messages))
+                self._queue.put_nowait((b"", 0))  # wakes the writer
                 return
         self._append(frame, messages)
         self._check()
@@ -138,27 +139,28 @@ class Outbox:
         """The writer: until the close frame is out, the client is gone, or a send has waited too long."""
         try:
             while self.closing is None or self.pending:
-                data, messages, pending = self._gather()
+                data, pending = self._gather()
                 seconds = SEND_SECONDS if self.closing is None else FAREWELL_SECONDS
                 sent = self._connection.send(data, seconds)
                 self._count(-pending)
                 if not sent:
                     self.slow = self.slow or self.closing is None
-                    self.lost += messages
                     self._connection.shut()
                     return
-                self.delivered += messages
+                self.delivered += self._begun
+                self._begun = 0
         except ConnectionLost:
             self._connection.shut()
         finally:
             self._waiting = False
             self.closing = self.closing or (frames.NORMAL, "the client is gone")  # nothing is taken any more
             self._discard()
+            self.lost += self._begun
             self._count(-self.pending)
             self._outboxes.open.discard(self)
 
-    def _gather(self) -> tuple[bytes, int, int]:
-        """Waits for something; then all that has piled up, its messages, and how much of `pending` it is."""
+    def _gather(self) -> tuple[bytes, int]:
+        """Waits for something; then all that has piled up, and how much of `pending` it is. Its messages have begun."""
         self._waiting = True
         frame, messages = self._queue.get()
         self._waiting = False
@@ -169,11 +171,12 @@ class Outbox:
             batch.append(frame)
             size += len(frame)
             messages += more
+        self._begun += messages
         if self._urgent:
             batch[1:1] = self._urgent.values()
             self._urgent.clear()
         self._rest = b""
-        return b"".join(batch), messages, size
+        return b"".join(batch), size
 
     def _hurry(self, opcode: int, payload: bytes) -> None:
         if self.closing is None:
