@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from proxy import config
+from proxy.config import model
 from proxy.errors import ConfigError
 from proxy.net import frames
 from proxy.protocol import session as talk
@@ -128,7 +128,7 @@ def yaml(data: bytes) -> None:
     text = data.decode(errors="ignore")
     problems = None
     try:
-        config.parse(text, "proxy.yaml", {"KEY": "K"}, Path("/nonexistent"))
+        model.parse(text, "proxy.yaml", {"KEY": "K"}, Path("/nonexistent"))
     except ConfigError as error:
         problems = error.problems
     assert problems is None or len(problems) > 0

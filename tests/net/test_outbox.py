@@ -8,7 +8,7 @@ from typing import Any, cast
 import gevent
 import pytest
 from gevent.event import Event
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import ConnectionLost
@@ -79,7 +79,6 @@ def opened() -> tuple[Kernel, Outboxes, Outbox, Any]:
     return kernel, outboxes, box, writer
 
 
-@settings(deadline=None)
 @given(st.lists(STEPS, max_size=30))
 def test_each_message_is_counted_once(steps: list[tuple[str, int]]) -> None:
     kernel, outboxes, box, writer = opened()
