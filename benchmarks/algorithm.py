@@ -57,7 +57,7 @@ class Span:
 class Algorithm:
     """One session. What it hears is looked at as it comes; `spans` are by symbol and epoch."""
 
-    def __init__(self, port: int, codec: str, symbols: list[str], found: Found) -> None:
+    def __init__(self, port: int, name: str, codec: str, symbols: list[str], found: Found) -> None:
         self.spans: dict[tuple[str, int], Span] = {}
         self.stays = True
         self._found = found
@@ -77,11 +77,11 @@ class Algorithm:
             self._data += self._more()
         self._data = self._data.partition(b"\r\n\r\n")[2]
         self._symbols = symbols
+        self._log_in(name)
 
     def run(self) -> None:
         """Until it leaves, or is closed, which is nothing that should happen."""
         try:
-            self._log_in("well")
             while True:
                 opcode, payload = self._frame()
                 if opcode == 9:
@@ -91,16 +91,17 @@ class Algorithm:
                     return
                 else:
                     self._hear(payload)
+                if not self._data:
+                    gevent.sleep(0)  # there may be more already, and the others are waiting
         except (OSError, EOFError) as error:
             self._closed(type(error).__name__)
         finally:
             self._socket.close()
 
     def stall(self) -> None:
-        """Logs in, and reads nothing until the proxy has given it up."""
+        """Reads nothing until the proxy has given it up."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         with suppress(OSError, EOFError):
-            self._log_in("stalled")
             while True:
                 self._socket.sendall(b"\x8a\x80" + bytes(4))  # an unasked pong: it is alive, and does not read
                 gevent.sleep(1)

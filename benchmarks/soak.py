@@ -45,7 +45,7 @@ from algorithm import Algorithm, Found
 
 SYMBOLS = [f"S{number:02}" for number in range(50)]
 HELD = 10  # symbols of an algorithm that does not hold all
-TICK_SECONDS = 0.05
+TICK_SECONDS = 0.1
 PAUSE_SECONDS = 0.5  # in which nothing is said before a drop, so that what was sent has been read
 SETTLE_SECONDS = 5
 CONFIG = """\
@@ -118,7 +118,7 @@ def soak(options: argparse.Namespace) -> bool:
 
         def begin() -> Algorithm:
             symbols = ["*"] if rng.random() < 0.1 else rng.sample(SYMBOLS, HELD)
-            algorithm = Algorithm(ports[0], rng.choice(["json", "msgpack"]), symbols, found)
+            algorithm = Algorithm(ports[0], "well", rng.choice(["json", "msgpack"]), symbols, found)
             algorithms.append(algorithm)
             next(sessions)
             gevent.spawn(algorithm.run)
@@ -133,7 +133,7 @@ def soak(options: argparse.Namespace) -> bool:
 
         def stall() -> None:
             while not over:
-                Algorithm(ports[0], "json", ["*"], found).stall()
+                Algorithm(ports[0], "stalled", "json", ["*"], found).stall()
 
         over = False
         passing = round(options.clients * options.passing)
