@@ -40,9 +40,14 @@ class Outboxes:
         return f"<Outboxes {len(self.open)} with {self.pending} of {self.limit} bytes>"
 
     def relieve(self) -> None:
-        """Closes the fullest one."""
-        if candidates := [outbox for outbox in self.open if outbox.closing is None]:
-            max(candidates, key=lambda outbox: outbox.pending).give_up()
+        """The fullest one gives way. What is on its way to it stays pending until it is sent or the time for that is
+        over; if that alone is too much, the fullest is not waited for."""
+        while self.pending > self.limit and self.open:
+            fullest = max(self.open, key=lambda outbox: outbox.pending)
+            if fullest.closing is None:
+                fullest.give_up()
+            else:
+                fullest.cut_off()
 
 
 class Outbox:
@@ -129,6 +134,12 @@ class Outbox:
             self._discard()
             self.reply_last(self._slow_words)
             self.close(frames.POLICY, "slow client")
+
+    def cut_off(self) -> None:
+        """Ends the connection without another word; nothing is pending any more."""
+        self._discard()
+        self._count(-self.pending)
+        self._connection.shut()
 
     def reply_last(self, payload: bytes) -> None:
         """A control message that no bound keeps back, right before a close."""

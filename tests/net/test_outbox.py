@@ -18,7 +18,9 @@ from proxy.net.outbox import Outbox, Outboxes
 STEPS = st.one_of(
     st.tuples(st.just("put"), st.sampled_from([1, 40, 130, 70_000])),
     st.tuples(st.just("room"), st.sampled_from([0, 1, 50, 100_000])),
-    st.tuples(st.sampled_from(["turn", "through", "stuck", "lost", "kill", "give up", "close", "ping"]), st.just(0)),
+    st.tuples(
+        st.sampled_from(["turn", "through", "stuck", "lost", "kill", "give up", "cut off", "close", "ping"]), st.just(0)
+    ),
 )
 
 
@@ -93,6 +95,10 @@ def test_each_message_is_counted_once(steps: list[tuple[str, int]]) -> None:
             writer.kill()
         elif what == "give up":
             box.give_up()
+        elif what == "cut off":
+            box.close(frames.NORMAL, "")
+            box.cut_off()
+            kernel.tell("lost")
         elif what == "close":
             box.close(frames.NORMAL, "")
         elif what == "ping":
