@@ -103,6 +103,7 @@ class Outbox:
                 self._rest, self._begun = frame[sent:], messages
                 self._count(len(self._rest))
                 self._queue.put_nowait((b"", 0))  # wakes the writer
+                self._outboxes.relieve()
                 return
         self._append(frame, messages)
         self._check()
@@ -210,7 +211,7 @@ class Outbox:
             self._thin_out(self.conflate)
         if self.pending > self.limit:
             self.give_up()
-        elif self._outboxes.pending > self._outboxes.limit:
+        else:
             self._outboxes.relieve()
 
     def _thin_out(self, conflate: Conflate) -> None:
