@@ -71,6 +71,8 @@ def fault(proxy: Harness, codec: str = "msgpack") -> Iterator[Scene]:
     said = len(alpha.frames), len(beta.frames)
     with proxy.undisturbed(witness, feed="crypto", symbol="BTC/USD"):
         yield Scene(proxy, alpha, beta)
+        # The fault is over: from here on a busy machine must not look like another. `impatient` puts it back.
+        upstream.STEP_SECONDS, line.MUTE_SECONDS = 10.0, WITHIN[1]
         wait_for(lambda: proxy.simulator.subscribed("iex") == WANTED, "not everything was asked for again")
     proxy.publish("iex", "AAPL", 10)
     for client, before in zip((alpha, beta), said, strict=True):
