@@ -39,13 +39,17 @@ class Recent(logging.Handler):
         super().close()
 
     def emit(self, record: logging.LogRecord) -> None:
+        self._unfold()  # here too: nobody may ever look
         if self._folds.take(record):
             self._events.append(_event(record))
 
     def events(self) -> tuple[Event, ...]:
         """Oldest first."""
-        self._events.extend(_event(record) for record in self._folds.due())
+        self._unfold()
         return tuple(sorted(self._events, key=lambda event: event.time))
+
+    def _unfold(self) -> None:
+        self._events.extend(_event(record) for record in self._folds.due())
 
 
 def _event(record: logging.LogRecord) -> Event:

@@ -18,6 +18,7 @@ from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
 from proxy import logs, metrics
+from proxy.clock import Clock
 from proxy.config.model import Config
 from proxy.errors import ConfigError, StartError
 from proxy.events import Recent
@@ -60,8 +61,9 @@ class Gateway:
     """The whole proxy in one process. `start`, then `wait` or `stop`. `read` reads the configuration again."""
 
     def __init__(
-        self, config: Config, *, read: Callable[[], Config] | None = None, clock: Callable[[], float] = time.monotonic
+        self, config: Config, *, read: Callable[[], Config] | None = None, clock: Callable[[], float] | None = None
     ) -> None:
+        clock = clock or Clock()
         self.config = config
         self._read = read
         self._beat: Callable[[], None] | None = None

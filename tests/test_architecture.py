@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "cli": "demo gateway simulator config notify logs colour net routing protocol errors snapshot version",
     "demo": "gateway simulator config logs net routing protocol errors snapshot version",
     # what runs
-    "gateway": "reload metrics web net events history config logs routing protocol errors snapshot version",
+    "gateway": "clock reload metrics web net events history config logs routing protocol errors snapshot version",
     "simulator": "net logs routing protocol errors version",
     "net": "history logs routing protocol errors snapshot version",
     "metrics": "snapshot version",
@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "errors": "",
     "notify": "",
     "logs": "colour",
+    "clock": "",
     "colour": "",
     "snapshot": "",
     "version": "",

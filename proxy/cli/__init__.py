@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _open_streams()
     options = parser().parse_args(arguments)
     hub = gevent.get_hub()
-    hub.NOT_ERROR = (*type(hub).NOT_ERROR, KeyboardInterrupt)  # Ctrl-C is somebody's wish, and no error to be printed
+    # Ctrl-C is somebody's wish, and no error to be printed. The resolver has its own to add, perhaps already.
+    hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt)
     try:
         code: int = import_module(f"proxy.cli.{options.verb}").run(options)
         sys.stdout.flush()

@@ -20,7 +20,8 @@ TEXT, BINARY, CLOSE, PING, PONG = (
 )
 MAX_FRAGMENTS = 256
 # Close codes (RFC 6455 §7.4.1)
-NORMAL, GOING_AWAY, NO_CODE, NOT_UTF8, POLICY, TOO_BIG, INTERNAL_ERROR = 1000, 1001, 1005, 1007, 1008, 1009, 1011
+NORMAL, GOING_AWAY, PROTOCOL_ERROR, NO_CODE = 1000, 1001, 1002, 1005
+NOT_UTF8, POLICY, TOO_BIG, INTERNAL_ERROR = 1007, 1008, 1009, 1011
 
 _FIN = 0x80
 
@@ -36,9 +37,10 @@ class FrameError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A whole message, whatever its opcode and however fragmented."""
+    """A whole message, however fragmented: text, or binary."""
 
     payload: bytes
+    text: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +113,8 @@ class Inbound:
                     yield Ping(raw)
                 elif frame.opcode is Opcode.PONG:
                     yield Pong(raw)
-                elif (message := self._collect(raw, frame.frame_finished, frame.message_finished)) is not None:
-                    yield message
+                elif (whole := self._collect(raw, frame.frame_finished, frame.message_finished)) is not None:
+                    yield Message(whole, text=frame.opcode is Opcode.TEXT)
         except ParseFailed as fault:
             raise FrameError(int(fault.code), "not UTF-8" if fault.code == NOT_UTF8 else str(fault)) from fault
 
@@ -120,17 +122,17 @@ class Inbound:
         if len(self._message) + size > self.limit:
             raise FrameError(TOO_BIG, f"message over {self.limit} bytes")
 
-    def _collect(self, part: bytes, frame_finished: bool, message_finished: bool) -> Message | None:
+    def _collect(self, part: bytes, frame_finished: bool, message_finished: bool) -> bytes | None:
         self._message += part
         self._fragments += frame_finished
         if self._fragments > MAX_FRAGMENTS:
             raise FrameError(TOO_BIG, f"message of more than {MAX_FRAGMENTS} fragments")
         if not message_finished:
             return None
-        message = Message(bytes(self._message))
+        whole = bytes(self._message)
         self._message.clear()
         self._fragments = 0
-        return message
+        return whole
 
 
 class _Announcements(Extension):

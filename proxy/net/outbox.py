@@ -40,9 +40,14 @@ class Outboxes:
         return f"<Outboxes {len(self.open)} with {self.pending} of {self.limit} bytes>"
 
     def relieve(self) -> None:
-        """Closes the fullest one."""
-        if candidates := [outbox for outbox in self.open if outbox.closing is None]:
-            max(candidates, key=lambda outbox: outbox.pending).give_up()
+        """The fullest one gives way. What is on its way to it stays pending until it is sent or the time for that is
+        over; if that alone is too much, the fullest is not waited for."""
+        while self.pending > self.limit and self.open:
+            fullest = max(self.open, key=lambda outbox: outbox.pending)
+            if fullest.closing is None:
+                fullest.give_up()
+            else:
+                fullest.cut_off()
 
 
 class Outbox:
@@ -69,6 +74,7 @@ class Outbox:
         self._slow_words = slow_words
         self._queue: Queue[tuple[bytes, int]] = Queue()
         self._rest = b""  # of a frame that went out in part: nothing may come before it
+        self._begun = 0  # the messages of that frame, then those of all that is being sent
         self._urgent: dict[int, bytes] = {}  # the newest ping and pong, ahead of everything else
         self._waiting = False  # the writer waits for something to do
         self._thin_at = THIN_BYTES
@@ -94,9 +100,10 @@ class Outbox:
                 self.delivered += messages
                 return
             if sent:
-                self._rest = frame[sent:]
+                self._rest, self._begun = frame[sent:], messages
                 self._count(len(self._rest))
-                self._queue.put_nowait((b"", messages))
+                self._queue.put_nowait((b"", 0))  # wakes the writer
+                self._outboxes.relieve()
                 return
         self._append(frame, messages)
         self._check()
@@ -129,6 +136,12 @@ class Outbox:
             self.reply_last(self._slow_words)
             self.close(frames.POLICY, "slow client")
 
+    def cut_off(self) -> None:
+        """Ends the connection without another word; nothing is pending any more."""
+        self._discard()
+        self._count(-self.pending)
+        self._connection.shut()
+
     def reply_last(self, payload: bytes) -> None:
         """A control message that no bound keeps back, right before a close."""
         if payload:
@@ -138,27 +151,28 @@ class Outbox:
         """The writer: until the close frame is out, the client is gone, or a send has waited too long."""
         try:
             while self.closing is None or self.pending:
-                data, messages, pending = self._gather()
+                data, pending = self._gather()
                 seconds = SEND_SECONDS if self.closing is None else FAREWELL_SECONDS
                 sent = self._connection.send(data, seconds)
                 self._count(-pending)
                 if not sent:
                     self.slow = self.slow or self.closing is None
-                    self.lost += messages
                     self._connection.shut()
                     return
-                self.delivered += messages
+                self.delivered += self._begun
+                self._begun = 0
         except ConnectionLost:
             self._connection.shut()
         finally:
             self._waiting = False
             self.closing = self.closing or (frames.NORMAL, "the client is gone")  # nothing is taken any more
             self._discard()
+            self.lost += self._begun
             self._count(-self.pending)
             self._outboxes.open.discard(self)
 
-    def _gather(self) -> tuple[bytes, int, int]:
-        """Waits for something; then all that has piled up, its messages, and how much of `pending` it is."""
+    def _gather(self) -> tuple[bytes, int]:
+        """Waits for something; then all that has piled up, and how much of `pending` it is. Its messages have begun."""
         self._waiting = True
         frame, messages = self._queue.get()
         self._waiting = False
@@ -169,11 +183,12 @@ class Outbox:
             batch.append(frame)
             size += len(frame)
             messages += more
+        self._begun += messages
         if self._urgent:
             batch[1:1] = self._urgent.values()
             self._urgent.clear()
         self._rest = b""
-        return b"".join(batch), messages, size
+        return b"".join(batch), size
 
     def _hurry(self, opcode: int, payload: bytes) -> None:
         if self.closing is None:
@@ -196,7 +211,7 @@ class Outbox:
             self._thin_out(self.conflate)
         if self.pending > self.limit:
             self.give_up()
-        elif self._outboxes.pending > self._outboxes.limit:
+        else:
             self._outboxes.relieve()
 
     def _thin_out(self, conflate: Conflate) -> None:

@@ -138,6 +138,8 @@ class UpstreamConnection(websocket.WebSocket):
                     return self._other_message()
             return messages
         except (OSError, websocket.WebSocketException) as error:
+            if (code := _CODES.get(type(error))) is not None:
+                self.send_close(code)
             raise ConnectionLost(str(error) or type(error).__name__) from error
 
     def write(self, opcode: int, payload: bytes) -> None:
@@ -186,17 +188,13 @@ class UpstreamConnection(websocket.WebSocket):
     def _other_message(self) -> list[Frame]:
         """What begins with a control frame or a fragment is the library's own business."""
         opcode, frame = self.recv_data_frame(control_frame=True)
-        if opcode == frames.CLOSE:
-            code = struct.unpack("!H", frame.data[:2])[0] if frame.data else frames.NO_CODE
-            raise ConnectionLost(
-                f"closed by the other side with {code} {frame.data[2:].decode(errors='replace')}".strip()
-            )
         if opcode in (frames.TEXT, frames.BINARY):
             return [_checked(opcode == frames.TEXT, frame.data)]
         return []
 
     def recv_frame(self) -> Any:
-        """One frame by the library's own code, within the bounds that it does not know."""
+        """One frame by the library's own code, within the bounds that it does not know. A close frame is answered with
+        its own code (RFC 6455 §5.5.1); the library would always say 1000."""
         while (head := self._head()) is None:
             self._fill()
         size = head.end - head.start
@@ -205,10 +203,16 @@ class UpstreamConnection(websocket.WebSocket):
         if head.first not in _CONTROL:
             self._fragmented += size
             if self._fragmented > UPSTREAM_MESSAGE_BYTES:
-                raise websocket.WebSocketProtocolException(f"message over {UPSTREAM_MESSAGE_BYTES} bytes")
+                raise _TooBig("message")
             if head.first & _FIN:
                 self._fragmented = 0
-        return super().recv_frame()  # type: ignore[no-untyped-call]
+        frame = super().recv_frame()  # type: ignore[no-untyped-call]
+        if frame.opcode == frames.CLOSE:
+            code = struct.unpack("!H", frame.data[:2])[0] if frame.data else frames.NO_CODE
+            reason = _checked(True, frame.data[2:]).payload.decode()
+            self.send_close(frames.NORMAL if code == frames.NO_CODE else code)
+            raise ConnectionLost(f"closed by the other side with {code} {reason}".strip())
+        return frame
 
     def _head(self) -> _Head | None:
         """Where the next frame begins and ends, if that much is there."""
@@ -226,7 +230,7 @@ class UpstreamConnection(websocket.WebSocket):
                 return None
             size = int.from_bytes(data[start - width : start], "big")
             if size > UPSTREAM_MESSAGE_BYTES:
-                raise websocket.WebSocketProtocolException(f"frame over {UPSTREAM_MESSAGE_BYTES} bytes")
+                raise _TooBig("frame")
         return _Head(first, start, start + size)
 
     def _fill(self, until: int = 0) -> None:
@@ -253,6 +257,19 @@ class UpstreamConnection(websocket.WebSocket):
         part = self._data[self._at : self._at + bufsize]
         self._at += len(part)
         return part
+
+
+class _TooBig(websocket.WebSocketException):
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} over {UPSTREAM_MESSAGE_BYTES} bytes")
+
+
+# What is said to a peer that broke the protocol or a bound (RFC 6455 §7.4.1); nothing to one that is gone.
+_CODES = {
+    websocket.WebSocketProtocolException: frames.PROTOCOL_ERROR,
+    websocket.WebSocketPayloadException: frames.NOT_UTF8,
+    _TooBig: frames.TOO_BIG,
+}
 
 
 class _Head(NamedTuple):

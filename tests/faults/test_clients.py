@@ -15,7 +15,7 @@ from typing import Any
 import gevent
 import pytest
 
-from proxy.net import connection, conversation, listener, outbox
+from proxy.net import connection, conversation, http, listener, outbox
 from tests.harness import BINARY, CLOSE, PING, PONG, TEXT, Client, Harness, Wire, quote, trade, wait_for
 
 Start = Callable[..., Harness]
@@ -24,7 +24,7 @@ CLIENTS = """
   witness: {key: witness, secret: witness, outbox: 64MiB, allow: {iex: "*"}}
   other: {key: other, secret: other, allow: {iex: "*"}}
   rogue: {key: rogue, secret: rogue, max_connections: 1, outbox: 256KiB, allow: {iex: "*"}}
-  many: {key: many, secret: many, max_connections: 1000, allow: {iex: {trades: [AAPL]}}}
+  many: {key: many, secret: many, max_connections: 1000, allow: {iex: {trades: [AAPL, FAT]}}}
   newest: {key: newest, secret: newest, outbox: 256KiB, when_slow: conflate, allow: {iex: "*"}}
 """
 NAMES = ("witness", "rogue")
@@ -182,6 +182,66 @@ def test_floods_with_requests(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("witness")
+def test_asks_too_fast_and_hears_every_answer(proxy: Harness) -> None:
+    """It is read more slowly, and no error is invented: a thousand requests at once have a thousand answers."""
+    wire = proxy.wire().log_in("rogue", trades=["MSFT"])
+    requests = [{"action": action, "quotes": ["SPY"]} for action in ("subscribe", "unsubscribe")] * 500
+    sender = gevent.spawn(
+        wire.socket.sendall, b"".join(Wire.frame(TEXT, json.dumps(request).encode()) for request in requests)
+    )
+    for request in requests:
+        opcode, payload = wire.hear()
+        assert opcode == TEXT
+        [answer] = json.loads(payload)
+        assert (answer["T"], answer["trades"]) == ("subscription", ["MSFT"])
+        assert answer["quotes"] == (["SPY"] if request["action"] == "subscribe" else [])
+    sender.join()
+    wire.crash()
+
+
+@pytest.mark.usefixtures("witness")
+def test_half_a_request_for_ever(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it is a WebSocket it has ten seconds (here: a fifth of one); after that, half a message costs nobody
+    anything, for as long as it answers pings."""
+    assert http.HEAD_SECONDS == 10
+    monkeypatch.setattr(http, "HEAD_SECONDS", 0.2)
+    half = proxy.wire().log_in("rogue", trades=["MSFT"])
+    half.send(TEXT, b'{"action":"subscr', first=0)
+    waiting = [socket.create_connection(proxy.address, 5) for _ in range(100)]
+    for one in waiting:
+        one.sendall(b"GET /v2/iex HTTP/1.1\r\nHost: x\r\nUpgrade: web")
+    for one in waiting:
+        assert one.recv(1) == b""
+        one.close()
+    half.send(0, b'ibe","trades":["TSLA"]}')
+    assert json.loads(half.hear()[1])[0]["trades"] == ["MSFT", "TSLA"]
+    half.crash()
+
+
+@pytest.mark.usefixtures("witness")
+@pytest.mark.parametrize("known", [False, True])
+def test_messages_of_every_size(proxy: Harness, known: bool) -> None:
+    """64 KiB from strangers, 1 MiB from clients, to the byte; beyond that, 1009."""
+    limit = (1 << 20) if known else (64 << 10)
+    for size in (limit, limit + 1):
+        wire = proxy.wire()
+        wire.hear()
+        if known:
+            wire.say({"action": "auth", "key": "rogue", "secret": "rogue"})
+            wire.hear()
+        with suppress(ConnectionError):
+            wire.send(TEXT, b'{"action":"none","filler":"'.ljust(size - 2, b"x") + b'"}')
+        if size == limit:
+            assert wire.hear()[0] == TEXT  # 400, or 401
+            wire.crash()
+            wait_for(lambda: _alone(proxy))
+            continue
+        opcode, payload = next(wire.rest())
+        assert (opcode, int.from_bytes(payload[:2], "big")) == (CLOSE, 1009)
+        wire.socket.close()
+
+
+@pytest.mark.usefixtures("witness")
 def test_ten_thousand_symbols_in_one_request(proxy: Harness) -> None:
     """Alpaca is asked in pieces that it takes; the acknowledgement comes when all of them are confirmed."""
     client = proxy.client("other")
@@ -331,6 +391,30 @@ def test_all_outboxes_together_are_bounded(start: Start) -> None:
         for wire in wires:
             wire.crash()
     wait_for(lambda: proxy.gateway._outboxes.pending == 0)
+
+
+@pytest.mark.parametrize("many", [50, pytest.param(500, marks=[pytest.mark.load, pytest.mark.timeout(300)])])
+def test_hundreds_who_stop_reading(start: Start, many: int) -> None:
+    """What is pending for all of them together stays under the bound; whoever reads hears everything."""
+    proxy = start(CLIENTS)
+    client = proxy.client("witness")
+    client.subscribe(trades=["AAPL"])
+    proxy.gateway._outboxes.limit = limit = many * 8 * 1024  # less than one message for each
+    with proxy.undisturbed(client):
+        wires = [stuck(proxy, "many", trades=["FAT"]) for _ in range(many)]
+        sessions = [*proxy.gateway.server.conversations]
+        fullest = number = 0
+        while sum(session.outbox.slow for session in sessions) < many // 5:
+            number += 1
+            proxy.simulator.publish("iex", [trade("FAT", number, pad=FAT)])
+            fullest = max(fullest, proxy.gateway._outboxes.pending)
+            gevent.sleep(0.001)
+        assert fullest <= limit
+        for wire in wires:
+            wire.crash()
+        wait_for(lambda: _alone(proxy))
+    assert proxy.gateway._outboxes.pending == 0
+    assert proxy.gateway.snapshot().totals["many", "iex"].lost["slow"] > 0
 
 
 @pytest.mark.usefixtures("witness")

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -14,10 +15,10 @@ import gevent
 import pytest
 
 from proxy.simulator import Simulator
-from tests.harness import CONNECTED, PING, Client, Process, Wire, dial, trade, wait_for
+from tests.harness import CONNECTED, PING, Client, Process, Wire, certificate, dial, trade, wait_for
 
 CONFIG = """\
-listen: {port: LISTEN}
+listen: {port: LISTENTLS}
 admin: {port: 0}
 accounts:
   main: {key: key, secret: secret, data_url: "URL"}
@@ -41,9 +42,9 @@ def start(alpaca: Simulator, tmp_path: Path) -> Iterator[Start]:
     """Starts a proxy in front of the simulator; options are those of the process."""
     with ExitStack() as stack:
 
-        def start(*, port: int = 0, **options: object) -> Process:
+        def start(*, port: int = 0, tls: str = "", **options: object) -> Process:
             file = tmp_path / "proxy.yaml"
-            file.write_text(CONFIG.replace("URL", alpaca.url).replace("LISTEN", str(port)))
+            file.write_text(CONFIG.replace("URL", alpaca.url).replace("LISTEN", str(port)).replace("TLS", tls))
             return stack.enter_context(Process("-c", str(file), folder=tmp_path, **options))
 
         yield start
@@ -93,6 +94,32 @@ def test_no_file_descriptors_left(start: Start, alpaca: Simulator) -> None:
         with dial(address) as newcomer:
             assert newcomer.hear() == CONNECTED
             newcomer.log_in("rogue").subscribe(trades=["AAPL"])
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.end() == 0
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_what_an_idle_session_takes(start: Start, tmp_path: Path, tls: bool) -> None:
+    """At most 64 KiB of memory, with TLS 112 KiB."""
+    options, trust = {}, None
+    if tls:
+        cert, key = certificate(tmp_path)
+        options["tls"] = f", tls: {{cert: {cert}, key: {key}}}"
+        trust = ssl.create_default_context(cafile=str(cert))
+    process = start(**options)
+    address = process.address()
+    with ExitStack() as crowd:
+
+        def join(count: int) -> int:
+            for _ in range(count):
+                wire = Wire(address, trust=trust)
+                crowd.callback(wire.socket.close)
+                wire.log_in("rogue", trades=["AAPL", "MSFT"], quotes=["AAPL"])
+            status = Path(f"/proc/{process.popen.pid}/status").read_text()
+            return int(status.partition("VmRSS:")[2].split()[0])
+
+        few = join(10)
+        assert (join(85) - few) / 85 <= (112 if tls else 64)
     process.popen.send_signal(signal.SIGTERM)
     assert process.end() == 0
 

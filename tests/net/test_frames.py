@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from proxy.net import frames
-from proxy.net.connection import ClientConnection
 from proxy.net.frames import BINARY, CLOSE, PING, PONG, TEXT, Closed, Event, FrameError, Inbound, Message, Ping, Pong
-from proxy.net.listener import Environ, Listener
+from proxy.net.listener import Listener
+from tests.net import echo as echo_server
 
 LIMIT = 70_000
 CONTINUATION = 0
@@ -68,13 +68,17 @@ def close(code: int, reason: bytes = b"") -> bytes:
     return frame(CLOSE, struct.pack("!H", code) + reason)
 
 
+def binary(payload: bytes) -> Message:
+    return Message(payload, text=False)
+
+
 CASES: dict[str, tuple[bytes, Outcome]] = {
     # Lengths (§5.2)
     "text": (frame(TEXT, b"Hello"), [Message(b"Hello")]),
     "the RFC's own example": (bytes.fromhex("818537fa213d7f9f4d5158"), [Message(b"Hello")]),
-    "binary": (frame(BINARY, b"\x00\xff"), [Message(b"\x00\xff")]),
+    "binary": (frame(BINARY, b"\x00\xff"), [binary(b"\x00\xff")]),
     "empty text": (frame(TEXT), [Message(b"")]),
-    "empty binary": (frame(BINARY), [Message(b"")]),
+    "empty binary": (frame(BINARY), [binary(b"")]),
     "125 bytes": (frame(TEXT, b"x" * 125), [Message(b"x" * 125)]),
     "126 bytes": (frame(TEXT, b"x" * 126), [Message(b"x" * 126)]),
     "127 bytes": (frame(TEXT, b"x" * 127), [Message(b"x" * 127)]),
@@ -88,7 +92,7 @@ CASES: dict[str, tuple[bytes, Outcome]] = {
     "2^64 - 1 bytes announced": (frame(BINARY, size=(1 << 64) - 1), [PROTOCOL_ERROR]),
     "three messages at once": (
         frame(TEXT, b"a") + frame(BINARY, b"b") + frame(TEXT),
-        [Message(b"a"), Message(b"b"), Message(b"")],
+        [Message(b"a"), binary(b"b"), Message(b"")],
     ),
     # Masks (§5.3)
     "text without a mask": (frame(TEXT, b"Hello", key=None), [PROTOCOL_ERROR]),
@@ -119,12 +123,12 @@ CASES: dict[str, tuple[bytes, Outcome]] = {
     "close in fragments": (frame(CLOSE, b"\x03\xe8", fin=False), [PROTOCOL_ERROR]),
     # Fragments (§5.4)
     "two fragments": (fragments(TEXT, b"Hel", b"lo"), [Message(b"Hello")]),
-    "three binary fragments": (fragments(BINARY, b"\xff", b"\x00", b"\xfe"), [Message(b"\xff\x00\xfe")]),
+    "three binary fragments": (fragments(BINARY, b"\xff", b"\x00", b"\xfe"), [binary(b"\xff\x00\xfe")]),
     "empty fragments": (fragments(TEXT, b"", b"", b"x", b""), [Message(b"x")]),
     "nothing in fragments": (fragments(TEXT, b"", b""), [Message(b"")]),
     "a message after one in fragments": (
         fragments(TEXT, b"a", b"b") + frame(BINARY, b"c"),
-        [Message(b"ab"), Message(b"c")],
+        [Message(b"ab"), binary(b"c")],
     ),
     "pings between fragments": (
         frame(TEXT, b"a", fin=False)
@@ -152,7 +156,7 @@ CASES: dict[str, tuple[bytes, Outcome]] = {
     "200 fragments, twice": (fragments(TEXT, *[b"x"] * 200) * 2, [Message(b"x" * 200)] * 2),
     "empty fragments without end": (frame(TEXT, fin=False) + frame(CONTINUATION, fin=False) * 256, [TOO_BIG]),
     # Sizes
-    "the limit": (frame(BINARY, b"x" * LIMIT), [Message(b"x" * LIMIT)]),
+    "the limit": (frame(BINARY, b"x" * LIMIT), [binary(b"x" * LIMIT)]),
     "the limit in fragments": (fragments(TEXT, b"x", b"x" * (LIMIT - 1)), [Message(b"x" * LIMIT)]),
     "a ping when there is room for no more": (
         frame(TEXT, b"x" * LIMIT, fin=False) + frame(PING, b"p") + frame(CONTINUATION),
@@ -184,7 +188,7 @@ CASES: dict[str, tuple[bytes, Outcome]] = {
     "a pair of surrogates": (frame(TEXT, b"\xed\xa0\xbd\xed\xb8\x80"), [NOT_UTF8]),
     "beyond Unicode": (frame(TEXT, b"\xf4\x90\x80\x80"), [NOT_UTF8]),
     "a lone continuation byte": (frame(TEXT, b"\x80"), [NOT_UTF8]),
-    "binary that is not UTF-8": (fragments(BINARY, b"\xff", b"\xed\xa0\x80"), [Message(b"\xff\xed\xa0\x80")]),
+    "binary that is not UTF-8": (fragments(BINARY, b"\xff", b"\xed\xa0\x80"), [binary(b"\xff\xed\xa0\x80")]),
     # Closing (§5.5.1, §7.4)
     "close without a code": (frame(CLOSE), [Closed(1005)]),
     "close of one byte": (frame(CLOSE, b"\x03"), [PROTOCOL_ERROR]),
@@ -256,29 +260,7 @@ def test_bytes_and_what_they_are(data: bytes, expected: Outcome) -> None:
 
 @pytest.fixture(scope="module")
 def echo() -> Iterator[Listener]:
-    """A server that says back what it hears, and closes as RFC 6455 asks."""
-
-    def serve(connection: ClientConnection, _: Environ) -> None:
-        for reply in replies(connection):
-            assert connection.send(reply, 5)
-
-    def replies(connection: ClientConnection) -> Iterator[bytes]:
-        inbound = Inbound(LIMIT)
-        try:
-            while data := connection.receive():
-                for event in inbound.receive(data):
-                    match event:
-                        case Message(payload):
-                            yield frames.encode(BINARY, payload)
-                        case Ping(payload):
-                            yield frames.encode(PONG, payload)
-                        case Closed(code):
-                            yield frames.encode_close(1000 if code == 1005 else code, "")
-                            return
-        except FrameError as fault:
-            yield frames.encode_close(fault.code, fault.reason)
-
-    listener = Listener(("127.0.0.1", 0), serve=serve, refuse=lambda _: None, answer=lambda _: ("404 Not Found", "-"))
+    listener = echo_server.echo(LIMIT)
     listener.start()
     yield listener
     listener.stop()
@@ -312,20 +294,21 @@ def answers(port: int, data: bytes) -> Iterator[tuple[Opcode, object]]:
     client.receive_bytes(said)
     parts: list[bytes] = []
     for piece in client.received_frames():
-        if piece.opcode is not Opcode.BINARY:
-            yield piece.opcode, piece.payload[0] if piece.opcode is Opcode.CLOSE else piece.payload
-            continue
-        assert isinstance(piece.payload, bytes)
-        parts.append(piece.payload)
-        if piece.message_finished:
-            yield piece.opcode, b"".join(parts)
-            parts.clear()
+        if isinstance(piece.payload, tuple):
+            yield piece.opcode, piece.payload[0]
+        elif piece.opcode.iscontrol():
+            yield piece.opcode, piece.payload
+        else:
+            parts.append(piece.payload.encode() if isinstance(piece.payload, str) else bytes(piece.payload))
+            if piece.message_finished:
+                yield piece.opcode, b"".join(parts)
+                parts.clear()
 
 
 def answer_to(event: Event | int) -> list[tuple[Opcode, object]]:
     match event:
-        case Message(payload):
-            return [(Opcode.BINARY, payload)]
+        case Message(payload, text):
+            return [(Opcode.TEXT if text else Opcode.BINARY, payload)]
         case Ping(payload):
             return [(Opcode.PONG, payload)]
         case Closed(code):
@@ -361,7 +344,7 @@ def conversations(draw: st.DrawFn) -> tuple[bytes, Outcome]:
                 stream += data
                 expected.append(event)
             stream += frame(CONTINUATION if at else opcode, payload[begin:end], fin=at == len(cuts), key=key)
-        expected.append(Message(payload))
+        expected.append(Message(payload, text=opcode == TEXT))
     return stream, expected
 
 
@@ -421,7 +404,7 @@ def test_a_message_in_tiny_pieces_takes_little_more_than_its_size() -> None:
     finally:
         tracemalloc.stop()
     assert taken < 2 * size
-    assert list(inbound.receive(stream[-2:])) == [Message(payload)]
+    assert list(inbound.receive(stream[-2:])) == [binary(payload)]
 
 
 # What is sent

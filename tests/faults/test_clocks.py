@@ -1,0 +1,65 @@
+"""What clocks can do: the wall clock is set, the machine sleeps. Nobody's session may end for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import gevent
+import pytest
+
+from proxy.net import conversation, line
+from tests.harness import Client, Harness, wait_for
+
+Start = Callable[..., Harness]
+
+CLIENTS = """
+  witness: {key: witness, secret: witness, allow: {iex: "*"}}
+  other: {key: other, secret: other, allow: {iex: "*"}}
+"""
+
+
+@pytest.fixture
+def proxy(start: Start) -> Harness:
+    return start(CLIENTS)
+
+
+@pytest.fixture
+def witness(proxy: Harness) -> Iterator[Client]:
+    client = proxy.client("witness")
+    client.subscribe(trades=["AAPL"])
+    with proxy.undisturbed(client):
+        yield client
+    assert proxy.simulator.opened("iex") == 1
+
+
+@pytest.mark.usefixtures("witness")
+@pytest.mark.parametrize("jump", [-86_400.0, 86_400.0, 10 * 365 * 86_400.0])
+def test_the_wall_clock_is_set(proxy: Harness, monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
+    """Nothing is timed by it: data flows, newcomers are served, and every page is rendered."""
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + jump)
+    monkeypatch.setattr(time, "time_ns", lambda: int((real() + jump) * 1e9))
+    proxy.upstream().watch._wall = time.time
+    wait_for(lambda: proxy.gateway.snapshot().time == pytest.approx(real() + jump, abs=5))
+    other = proxy.client("other")
+    assert other.subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
+    gevent.sleep(0.05)
+    assert other.gather(5)
+    other.ws.close()
+
+
+@pytest.mark.usefixtures("witness")
+@pytest.mark.parametrize("gap", [30.0, 100_000.0])
+def test_the_machine_sleeps(proxy: Harness, gap: float) -> None:
+    """It wakes to clients, and an Alpaca, that seem to have been silent for longer than anybody may be."""
+    assert gap > conversation.GONE_SECONDS
+    assert gap > line.MUTE_SECONDS
+    stranger = proxy.dial()
+    stranger.hear()
+    steady = proxy.gateway._clock.steady
+    proxy.gateway._clock.steady = lambda: steady() + gap
+    gevent.sleep(0.05)  # several ticks of its clock
+    stranger.log_in("other").subscribe(trades=["AAPL"])
+    assert len(proxy.gateway.server.conversations) == 2
+    stranger.ws.close()

@@ -1,0 +1,17 @@
+"""The fuzzing's targets hold for their own seeds, cut anywhere, so that its harness cannot rot unseen."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fuzz.fuzz import INPUTS
+from tests.fuzz.targets import TARGETS, seeds
+
+
+@pytest.mark.parametrize("target", INPUTS)
+def test_what_inputs_grow_from(target: str) -> None:
+    assert INPUTS.keys() == TARGETS.keys()
+    for seed in seeds(target):
+        for end in range(0, len(seed) + 1, 1 + len(seed) // 50):
+            TARGETS[target](seed[:end])
+        TARGETS[target](seed)
