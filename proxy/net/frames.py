@@ -9,7 +9,7 @@ client; `encode` writes it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from wsproto.extensions import Extension
@@ -92,10 +92,18 @@ class Inbound:
     """
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._protocol = FrameProtocol(client=False, extensions=[_Announcements(self._announced)])
+        self._announcements = _Announcements(limit)
+        self._protocol = FrameProtocol(client=False, extensions=[self._announcements])
         self._message = bytearray()
         self._fragments = 0
+
+    @property
+    def limit(self) -> int:
+        return self._announcements.limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self._announcements.limit = limit
 
     def receive(self, data: bytes) -> Iterator[Event]:
         """The events that `data` completes. Raises FrameError; what came whole before the fault is still yielded."""
@@ -118,12 +126,9 @@ class Inbound:
         except ParseFailed as fault:
             raise FrameError(int(fault.code), "not UTF-8" if fault.code == NOT_UTF8 else str(fault)) from fault
 
-    def _announced(self, size: int) -> None:
-        if len(self._message) + size > self.limit:
-            raise FrameError(TOO_BIG, f"message over {self.limit} bytes")
-
     def _collect(self, part: bytes, frame_finished: bool, message_finished: bool) -> bytes | None:
         self._message += part
+        self._announcements.held = len(self._message)
         self._fragments += frame_finished
         if self._fragments > MAX_FRAGMENTS:
             raise FrameError(TOO_BIG, f"message of more than {MAX_FRAGMENTS} fragments")
@@ -131,18 +136,23 @@ class Inbound:
             return None
         whole = bytes(self._message)
         self._message.clear()
+        self._announcements.held = 0
         self._fragments = 0
         return whole
 
 
 class _Announcements(Extension):
     """Not one that is negotiated: to its extensions wsproto shows each header as soon as it is there, and whoever waits
-    for the payload of a gigabyte has waited too long. A header that comes in pieces may be shown again."""
+    for the payload of a gigabyte has waited too long. A header that comes in pieces may be shown again.
+
+    `held` are the bytes of the message that have come so far.
+    """
 
     name = "announcements"
 
-    def __init__(self, announced: Callable[[int], None]) -> None:
-        self._announced = announced
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
 
     def offer(self) -> bool:
         return False
@@ -153,6 +163,6 @@ class _Announcements(Extension):
     def frame_inbound_header(
         self, proto: FrameDecoder | FrameProtocol, opcode: Opcode, rsv: RsvBits, payload_length: int
     ) -> RsvBits:
-        if not opcode.iscontrol():
-            self._announced(payload_length)
+        if not opcode.iscontrol() and self.held + payload_length > self.limit:
+            raise FrameError(TOO_BIG, f"message over {self.limit} bytes")
         return RsvBits(False, False, False)

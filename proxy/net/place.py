@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from proxy.net.upstream import Upstream
 from proxy.protocol.codec import Codec, Raw
@@ -66,10 +67,19 @@ class Answers:
             else:
                 self._send(self._acked() if due.error is None else self._refused(*due.error))
 
+    def end(self) -> None:
+        """Nobody is there to be answered any more; whoever made the answers is let go of."""
+        self._line.clear()
+        self._acked = self._refused = self._send = _nothing
+
     def late(self, error: tuple[int, str]) -> None:
         """A refusal of what was acknowledged already: the error, then the state as it now is."""
         self._send(self._refused(*error))
         self._send(self._acked())
+
+
+def _nothing(*_: object) -> Any:
+    return b""
 
 
 class Place:
@@ -118,8 +128,9 @@ class Place:
         self.upstream.router.hold(self, self.held)
 
     def leave(self) -> None:
-        """The session is gone."""
+        """The session is gone. Its seat lets go of it, so that nothing refers back to it."""
         self.upstream.leave(self)
+        self.seat.member = None
 
     def move(self, upstream: Upstream) -> None:
         """The client's account for this feed is another now: what is held is asked for there."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import gc
 import http.client
 import json
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -263,3 +265,29 @@ def test_plain_http(start: Start, method: str, path: str, status: int, word: str
     assert word in body
     assert len(body.splitlines()) == (method != "HEAD")
     connection.close()
+
+
+@pytest.mark.parametrize("path", ["/v2/iex", "/stream"])
+def test_nothing_is_left_of_a_session(start: Start, path: str) -> None:
+    """Without the collector, which seldom looks at what has lived for a while."""
+    proxy = start('\n  one: {key: one, secret: one, when_slow: conflate, allow: {iex: "*", trading: "*"}}\n')
+
+    def come_and_go() -> list[weakref.ref[object]]:
+        client = proxy.client("one", path)
+        if path == "/stream":
+            client.listen("trade_updates", "T.AAPL")
+        else:
+            client.subscribe(trades=["AAPL"])
+        [session] = proxy.gateway.server.conversations
+        parts = [session, session.session, session.outbox, session._connection, session._inbound, *session.places]
+        client.ws.close()
+        return [weakref.ref(part) for part in parts]
+
+    come_and_go()
+    gc.collect()
+    gc.disable()
+    try:
+        parts = come_and_go()
+        wait_for(lambda: not any(part() for part in parts), "something refers back to it")
+    finally:
+        gc.enable()
