@@ -286,17 +286,21 @@ class Gateway:
 
     def _reread(self) -> None:
         """SIGHUP. A file that is wrong changes nothing. A thread reads it: a long one would hold the hub up."""
-        if self._read is None:
-            return
+        with self._reading:
+            found = gevent.get_hub().threadpool.apply(self._found)
+            if isinstance(found, Config):
+                for line in self.reload(found).lines():
+                    self._log.info("reload", plan=line)
+            elif found is not None:
+                for problem in found.problems:
+                    self._log.warning("reload", problem=problem, result="nothing was reloaded")
+
+    def _found(self) -> Config | ConfigError | None:
+        """The configuration as it now is, or what is wrong with it: the thread's own hub would print an exception."""
         try:
-            with self._reading:
-                steps = self.reload(gevent.get_hub().threadpool.apply(self._read))
+            return self._read and self._read()
         except ConfigError as error:
-            for problem in error.problems:
-                self._log.warning("reload", problem=problem, result="nothing was reloaded")
-            return
-        for line in steps.lines():
-            self._log.info("reload", plan=line)
+            return error
 
 
 def _status(snapshot: Snapshot, query: Query) -> Rendering:
