@@ -45,7 +45,7 @@ def start(quick: None) -> Iterator[Callable[..., Harness]]:
 
     with ExitStack() as stack:
 
-        def start(clients: str, *, config: dict[str, str] | None = None, **simulator: Any) -> Harness:
+        def start(clients: str, *, config: dict[str, Any] | None = None, **simulator: Any) -> Harness:
             harness = Harness(clients, simulator=Simulator(**simulator), **(config or {}))
             stack.callback(harness.close)
             return harness

@@ -42,7 +42,7 @@ TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 ACCOUNT = '  main: {{key: key, secret: secret, data_url: "{url}", trading_url: "{url}"}}'
 CONFIG = """\
 listen: {{port: 0{listen}}}
-admin: {{port: 0{admin}}}
+admin: {{port: {admin_port}{admin}}}
 {more}
 accounts:
 {accounts}
@@ -307,6 +307,7 @@ class Harness:
         accounts: str = ACCOUNT,
         listen: str = "",
         admin: str = "",
+        admin_port: int = 0,
         more: str = "",
         simulator: Simulator,
     ) -> None:
@@ -318,6 +319,7 @@ class Harness:
             accounts=accounts.format(url=self.simulator.url),
             listen=listen and f", {listen}",
             admin=admin and f", {admin}",
+            admin_port=admin_port,
             more=more,
         )
         self.gateway = Gateway(configuration.parse(text, "proxy.yaml", os.environ, Path()))
