@@ -28,6 +28,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from proxy.config import model as configuration
 from proxy.gateway import Gateway
+from proxy.net.outbox import Outbox
 from proxy.net.upstream import Upstream
 from proxy.simulator import Simulator
 
@@ -378,6 +379,14 @@ class Harness:
         """Publishes numbered trades; the last one's number."""
         self.simulator.publish_trades(feed, symbol, count, batch=batch)
         return self.simulator._sequence[feed, symbol]
+
+    def fill(self, outbox: Outbox, pending: int) -> None:
+        """Publishes until so many bytes wait in a session's outbox, and no faster than the proxy takes it."""
+        router = self.upstream("iex").router
+        while outbox.pending < pending:
+            before = router.received
+            self.publish("iex", "AAPL", 200, batch=100)
+            wait_for(lambda all_of_it=before + 200: router.received >= all_of_it)
 
     def close(self) -> None:
         """Ends everything. No greenlet may have died of a bug, nor one have been logged."""

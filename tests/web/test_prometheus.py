@@ -200,9 +200,7 @@ def test_a_slow_client(proxy: Harness, prometheus: Watched) -> None:
     proxy.wire(buffer=4096).log_in("slow", trades=["AAPL"])
     [conversation] = proxy.gateway.server.conversations
     settle(prometheus)
-    while conversation.outbox.pending < 600_000:
-        proxy.publish("iex", "AAPL", 200, batch=100)
-        gevent.sleep(0)
+    proxy.fill(conversation.outbox, 600_000)
     wait_for(lambda: prometheus.fires("AlpacaProxyClientFallingBehind"), "no alarm", SECONDS)
     assert not prometheus.fires("AlpacaProxySlowClient")
     proxy.gateway._outboxes.limit = 700_000
