@@ -214,20 +214,19 @@ def fetch_for(targets: tuple[Target, ...], python: Path) -> Path:
     folder = BUILD / "wheels-linux"
     if not is_current(folder):
         sys.path.append(str(modules(python.parent.parent)))
+        first, *others = targets  # the first brings what is for all of them
+        print(f"      {download(first, folder, python)}", flush=True)
         with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as workers:
-            for target in workers.map(lambda target: download(target, folder / str(target), python), targets):
+            for target in workers.map(lambda target: download(target, folder, python), others):
                 print(f"      {target}", flush=True)
-        for wheel in sorted(folder.glob("*/*.whl")):
-            wheel.replace(folder / wheel.name)
         keep(folder)
     return folder
 
 
 def download(target: Target, folder: Path, python: Path) -> Target:
-    """Have pip put the wheels for one target into a folder."""
-    folder.mkdir()
-    lock = folder / "requirements.txt"
-    lock.write_text(flat_lock(target))
+    """Have pip put the wheels for one target into a folder, but for those in it that are for every target."""
+    lock = BUILD / f"{target}.txt"
+    lock.write_text(flat_lock(target, folder))
     how = ("--no-deps", "--require-hashes", "--only-binary=:all:", "--progress-bar=off", "--implementation=cp")
     abis = [f"--abi={abi}" for abi in (target.tag, "abi3", "none")]
     platforms = [f"--platform={platform}" for platform in target.platforms]
@@ -237,13 +236,15 @@ def download(target: Target, folder: Path, python: Path) -> Target:
     return target
 
 
-def flat_lock(target: Target) -> str:
-    """What the lock names for one target, with no markers left: pip judges them by the Python that runs it."""
+def flat_lock(target: Target, folder: Path) -> str:
+    """What the lock names for one target and the folder has not, with no markers left: pip judges them by the Python
+    that runs it."""
     marker = importlib.import_module("pex.third_party.packaging.markers").Marker
     return "".join(
         f"{pinned} \\\n{hashes}"
         for pinned, condition, hashes in locked()
         if not condition or marker(condition).evaluate(target.markers)
+        if not any(folder.glob(f"{pinned.replace('-', '_').replace('==', '-')}-*-none-any.whl"))
     )
 
 

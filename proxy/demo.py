@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -23,6 +24,7 @@ from proxy.gateway import Gateway
 from proxy.net import frames
 from proxy.net.websocket import UpstreamConnection, dial
 from proxy.protocol.codec import JSON
+from proxy.protocol.feed import Phase
 from proxy.simulator import Market, Simulator
 from proxy.version import describe
 
@@ -58,7 +60,7 @@ INTRODUCTION = """\
 {version}: a simulated market, no Alpaca account used
 
   algorithms connect to  {ws}/v2/iex, {ws}/v1beta3/crypto/us, …
-  health and metrics     {http}/readyz, {http}/metrics
+  status page            {http}/
 
   momentum  may see trades of AAPL and MSFT, all bars, and its own orders
   meanrev   may see quotes of SPY, BTC/USD and ETH/USD
@@ -97,7 +99,7 @@ class Algorithm:
 
     def line(self) -> str:
         """How it is doing, in a few words."""
-        prices = "  ".join(f"{symbol} {price:,.2f}" for symbol, price in sorted(self.prices.items())[:3])
+        prices = "  ".join(f"{symbol} {price:,.2f}" for symbol, price in sorted(self.prices.items())[:2])
         return f"{self.name} {self.heard.total()} messages  {prices}"
 
     def follow(self, url: str, path: str) -> None:
@@ -166,16 +168,17 @@ class Demo:
         deadline = None if self._seconds is None else time.monotonic() + self._seconds
         try:
             while not self._over.wait(1.0 if deadline is None else max(0.0, min(1.0, deadline - time.monotonic()))):
-                feeds = "  ".join(f"{up.endpoint.feed} {up.phase.value}" for up in gateway.upstreams.values())
-                print(
-                    f"{time.strftime('%H:%M:%S')}  {'  |  '.join(a.line() for a in algorithms)}  |  {feeds}", flush=True
-                )
+                live = [up.endpoint.feed for up in gateway.upstreams.values() if up.phase is Phase.LIVE]
+                parts = [*(algorithm.line() for algorithm in algorithms), f"live: {' '.join(live)}"]
+                print(f"{time.strftime('%H:%M:%S')}  {'  |  '.join(parts)}", flush=True)
                 if deadline is not None and time.monotonic() >= deadline:
                     break
         finally:
             for handler in handlers:
                 handler.cancel()
             gevent.killall(greenlets)
+        if self._over.is_set() and sys.stdout.isatty():
+            print()  # the terminal has put ^C on the line
         return _verdict(algorithms, simulator, gateway)
 
 

@@ -13,6 +13,7 @@ from hypothesis import settings  # noqa: E402
 
 if TYPE_CHECKING:
     from tests.harness import Harness
+    from tests.single_file import Built, LinuxBuild
 
 # How many examples a property is tried on; `--hypothesis-profile=thorough` is what .ci/run asks for.
 settings.register_profile("plain", max_examples=40, deadline=None)
@@ -45,9 +46,39 @@ def start(quick: None) -> Iterator[Callable[..., Harness]]:
 
     with ExitStack() as stack:
 
-        def start(clients: str, *, config: dict[str, str] | None = None, **simulator: Any) -> Harness:
+        def start(clients: str, *, config: dict[str, Any] | None = None, **simulator: Any) -> Harness:
             harness = Harness(clients, simulator=Simulator(**simulator), **(config or {}))
             stack.callback(harness.close)
             return harness
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The single file for this Python, built from this tree."""
+    from tests.single_file import build
+
+    return build(tmp_path_factory.mktemp("tree"))
+
+
+@pytest.fixture(scope="session")
+def linux_build(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LinuxBuild]:
+    from tests.single_file import LinuxBuild
+
+    build = LinuxBuild(built, tmp_path_factory.mktemp("linux") / "tree")
+    yield build
+    build.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def early(request: pytest.FixtureRequest) -> None:
+    """That longer build goes on while tests of the shorter one are at work, if any test is about it."""
+    if any("linux" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("linux_build")
+
+
+@pytest.fixture(scope="session")
+def linux(linux_build: LinuxBuild) -> Built:
+    """The single file for every Python on Linux."""
+    return linux_build.finished()

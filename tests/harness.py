@@ -28,6 +28,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from proxy.config import model as configuration
 from proxy.gateway import Gateway
+from proxy.net.outbox import Outbox
 from proxy.net.upstream import Upstream
 from proxy.simulator import Simulator
 
@@ -42,7 +43,7 @@ TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 ACCOUNT = '  main: {{key: key, secret: secret, data_url: "{url}", trading_url: "{url}"}}'
 CONFIG = """\
 listen: {{port: 0{listen}}}
-admin: {{port: 0{admin}}}
+admin: {{port: {admin_port}{admin}}}
 {more}
 accounts:
 {accounts}
@@ -307,6 +308,7 @@ class Harness:
         accounts: str = ACCOUNT,
         listen: str = "",
         admin: str = "",
+        admin_port: int = 0,
         more: str = "",
         simulator: Simulator,
     ) -> None:
@@ -318,6 +320,7 @@ class Harness:
             accounts=accounts.format(url=self.simulator.url),
             listen=listen and f", {listen}",
             admin=admin and f", {admin}",
+            admin_port=admin_port,
             more=more,
         )
         self.gateway = Gateway(configuration.parse(text, "proxy.yaml", os.environ, Path()))
@@ -376,6 +379,14 @@ class Harness:
         """Publishes numbered trades; the last one's number."""
         self.simulator.publish_trades(feed, symbol, count, batch=batch)
         return self.simulator._sequence[feed, symbol]
+
+    def fill(self, outbox: Outbox, pending: int) -> None:
+        """Publishes until so many bytes wait in a session's outbox, and no faster than the proxy takes it."""
+        router = self.upstream("iex").router
+        while outbox.pending < pending:
+            before = router.received
+            self.publish("iex", "AAPL", 200, batch=100)
+            wait_for(lambda all_of_it=before + 200: router.received >= all_of_it)
 
     def close(self) -> None:
         """Ends everything. No greenlet may have died of a bug, nor one have been logged."""

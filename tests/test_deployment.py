@@ -30,6 +30,7 @@ from proxy.config import model as configuration
 from proxy.config.model import Config
 from proxy.gateway import DRAIN_SECONDS, TICK_SECONDS
 from tests.harness import Harness, certificate, dial
+from tests.single_file import Built
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKER = ROOT / "config" / "docker"
@@ -204,11 +205,15 @@ def test_compose_and_the_image_agree() -> None:
 
 @pytest.mark.build
 @pytest.mark.timeout(300)
-def test_the_dockerfiles_steps_make_a_container_that_is_healthy(tmp_path: Path, start: Callable[..., Harness]) -> None:
+def test_the_dockerfiles_steps_make_a_container_that_is_healthy(
+    tmp_path: Path, start: Callable[..., Harness], built: Built
+) -> None:
     """Each step in turn, with a folder for each stage in the place of its root; at last the container's own process."""
     image = _Image(tmp_path)
     for name, rest in instructions():
         image.step(name, rest)
+        if name == "WORKDIR":
+            built.give(image.root / rest.lstrip("/"), "*-*")  # tools and wheels, which an earlier build has fetched
     simulator = start(CLIENTS).simulator
     config = image.root / "etc" / "alpaca-proxy" / "proxy.yaml"
     text = config.read_text("utf-8").replace("host: 0.0.0.0", "host: 127.0.0.1")  # as if published there
@@ -326,30 +331,15 @@ def test_what_stands_in_front_reaches_the_client_port_alone() -> None:
         assert str(admin.port) not in settings
 
 
-@pytest.fixture(scope="session")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """The program of that name: this machine's own, or from its package, unpacked in a folder of its own."""
-    folder = tmp_path_factory.mktemp("packages")
-
-    def find(name: str) -> str:
-        if there := shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin"):
-            return there
-        if subprocess.run(["apt-get", "download", name], cwd=folder, capture_output=True).returncode:
-            subprocess.run(["apt-get", "update"], check=True, capture_output=True, timeout=120)
-            subprocess.run(["apt-get", "download", name], cwd=folder, check=True, capture_output=True, timeout=120)
-        [package] = folder.glob(f"{name}_*.deb")
-        subprocess.run(["dpkg", "-x", package, folder], check=True)
-        there = shutil.which(name, path=f"{folder}/usr/bin:{folder}/usr/sbin")
-        assert there is not None
-        return there
-
-    return find
+def program(name: str) -> str:
+    """Where it is. Fails with the next step if there is none."""
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+    assert found is not None, f"this test runs {name}: apt-get install {name}"
+    return found
 
 
 @pytest.mark.build
-def test_an_algorithm_gets_through_nginx(
-    packages: Callable[[str], str], tmp_path: Path, start: Callable[..., Harness]
-) -> None:
+def test_an_algorithm_gets_through_nginx(tmp_path: Path, start: Callable[..., Harness]) -> None:
     proxy, port = start(CLIENTS), _free_port()
     cert, key = certificate(tmp_path)
     text = NGINX.read_text("utf-8").replace("    listen [::]:443 ssl;\n", "")
@@ -371,7 +361,7 @@ def test_an_algorithm_gets_through_nginx(
         f"daemon off; {user} pid {tmp_path}/nginx.pid; error_log {tmp_path}/error.log;\n"
         f"events {{}}\nhttp {{ access_log off; {places} include {tmp_path}/site.conf; }}\n"
     )
-    nginx = [packages("nginx"), "-e", str(tmp_path / "error.log"), "-c", str(tmp_path / "nginx.conf")]
+    nginx = [program("nginx"), "-e", str(tmp_path / "error.log"), "-c", str(tmp_path / "nginx.conf")]
     tested = subprocess.run([*nginx, "-t"], capture_output=True, text=True)
     assert tested.returncode == 0, tested.stderr
     with _running(nginx, port):
@@ -379,9 +369,7 @@ def test_an_algorithm_gets_through_nginx(
 
 
 @pytest.mark.build
-def test_an_algorithm_gets_through_caddy(
-    packages: Callable[[str], str], tmp_path: Path, start: Callable[..., Harness]
-) -> None:
+def test_an_algorithm_gets_through_caddy(tmp_path: Path, start: Callable[..., Harness]) -> None:
     proxy, port = start(CLIENTS), _free_port()
     cert, key = certificate(tmp_path)
     text = CADDY.read_text("utf-8")
@@ -392,7 +380,7 @@ def test_an_algorithm_gets_through_caddy(
         assert text.count(there) == 1, there
         text = text.replace(there, here)
     (tmp_path / "Caddyfile").write_text("{\n\tadmin off\n\tauto_https disable_redirects\n}\n" + text, "utf-8")
-    caddy = [packages("caddy"), "run", "--adapter", "caddyfile", "--config", str(tmp_path / "Caddyfile")]
+    caddy = [program("caddy"), "run", "--adapter", "caddyfile", "--config", str(tmp_path / "Caddyfile")]
     with _running(caddy, port, HOME=str(tmp_path)):
         _talk(proxy, port, cert)
 

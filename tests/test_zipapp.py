@@ -1,7 +1,7 @@
 """The single file, from build to run: `python3 build_zipapp.py`, then `python3 alpaca-proxy.pyz …` from anywhere.
 
-It is built from a copy of this tree as git sees it, committed there, so that what the file says of itself is known:
-once for the Python that runs the tests, and once for every Python on Linux, which every Python on this machine tries.
+It is built once for the Python that runs the tests, and once for every Python on Linux, which every Python on this
+machine tries.
 """
 
 from __future__ import annotations
@@ -18,17 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import build_zipapp
 from proxy.version import COMMIT_FILE, __version__, commit
-
-ROOT = Path(__file__).resolve().parent.parent
-LISTED = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+from tests.single_file import FIT, ROOT, UNFIT, Built, Machine, of_anybody, run
 
 CONFIG = """\
 listen: {port: PORT}
@@ -48,153 +44,6 @@ clients:
 """
 
 pytestmark = [pytest.mark.build, pytest.mark.timeout(300)]
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """A finished build: the tree it was made in, the commit of that tree, and what the build printed."""
-
-    tree: Path
-    commit: str
-    printed: str
-
-    @property
-    def file(self) -> Path:
-        return self.tree / "alpaca-proxy.pyz"
-
-    @property
-    def wheels(self) -> dict[str, str]:
-        """The wheels inside, with their sums."""
-        with zipfile.ZipFile(self.file) as packed:
-            wheels = [name for name in packed.namelist() if name.endswith(".whl")]
-            return {name.rpartition("/")[2]: hashlib.sha256(packed.read(name)).hexdigest() for name in wheels}
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """A machine that never saw the file: an empty home, no cache of unpacked files, and a working folder of its own."""
-
-    built: Built
-    folder: Path
-    python: str = sys.executable
-
-    def run(self, *arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*arguments),
-            cwd=self.folder,
-            env=self.environment(**variables),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-
-    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self.command(*arguments),
-            cwd=self.folder,
-            env=self.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def command(self, *arguments: str | Path) -> list[str]:
-        return [self.python, str(self.built.file), *map(str, arguments)]
-
-    def environment(self, **variables: str) -> dict[str, str]:
-        home = str(self.folder / "home")
-        return {**environment(), "HOME": home, "EXAMPLE_SECRET": "an-example-only", **variables}
-
-    @property
-    def unpacked(self) -> list[Path]:
-        """Where something was unpacked, below the home."""
-        return sorted((self.folder / "home" / ".cache" / "alpaca-proxy").glob("*"))
-
-    def write(self, name: str, text: str) -> Path:
-        path = self.folder / name
-        path.write_text(text, "utf-8")
-        path.chmod(0o600)
-        return path
-
-
-def environment() -> dict[str, str]:
-    """This process's variables without those that would steer git, pex or the caches of the tools."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("GIT_", "PEX", "XDG_", "ALPACA_", "APCA_"))
-    }
-
-
-def run(*command: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, cwd=cwd, env={**environment(), **variables}, stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
-
-
-def git(*arguments: str, cwd: Path) -> str:
-    own = ("-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false")
-    done = run("git", *own, *arguments, cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-def pythons() -> list[tuple[tuple[int, int], str]]:
-    """Every CPython on this machine, with its version: this one, those on PATH, those installed by pyenv."""
-    folders = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if "shims" not in folder]
-    folders += sorted(Path("~/.pyenv/versions").expanduser().glob("*/bin"))
-    named = [
-        (re.fullmatch(r"python([23])\.(\d+)", path.name), path) for folder in folders for path in folder.glob("p*")
-    ]
-    found = [((int(match[1]), int(match[2])), str(path)) for match, path in named if match]
-    return [(sys.version_info[:2], sys.executable), *found]
-
-
-FIT: dict[tuple[int, int], str] = {}
-UNFIT: dict[tuple[int, int], str] = {}
-for version, python in pythons():
-    (FIT if (3, 10) <= version <= (3, 14) else UNFIT).setdefault(version, python)
-
-
-def of_anybody() -> tuple[str, int | None]:
-    """A Python and a user to run it: as root, a user who is nobody, with a Python of the system's; else oneself."""
-    if os.geteuid() != 0:
-        return sys.executable, None
-    systems = [python for version, python in pythons() if version in FIT and python.startswith("/usr/")]
-    assert systems, "no Python in /usr that any user could run"
-    return systems[0], 65534
-
-
-def build(tree: Path) -> Built:
-    """Copy what git would keep of this tree to `tree`, commit it there and build."""
-    for name in git(*LISTED[1:], cwd=ROOT).split("\0"):
-        source = ROOT / name
-        if name and source.is_file():
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source, tree / name)
-    git("init", "--quiet", cwd=tree)
-    git("add", "--all", cwd=tree)
-    git("commit", "--quiet", "--no-verify", "--message=test", cwd=tree)
-    done = run(sys.executable, "build_zipapp.py", cwd=tree)
-    assert done.returncode == 0, done.stderr
-    return Built(tree, git("rev-parse", "--short=7", "HEAD", cwd=tree), done.stdout)
-
-
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return build(tmp_path_factory.mktemp("tree"))
-
-
-@pytest.fixture(scope="session")
-def linux(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """The build for every Python on Linux, from the same sources."""
-    tree = tmp_path_factory.mktemp("linux") / "tree"
-    git("clone", "--quiet", str(built.tree), str(tree), cwd=built.tree)
-    done = run(sys.executable, "build_zipapp.py", "--targets", "linux", cwd=tree)
-    assert done.returncode == 0, done.stderr
-    return Built(tree, built.commit, done.stdout)
 
 
 @pytest.fixture
@@ -244,44 +93,14 @@ def test_the_bill_of_materials_is_what_is_inside(built: Built) -> None:
 
 
 def test_the_same_sources_give_the_same_bytes_elsewhere(built: Built, tmp_path: Path) -> None:
-    (tmp_path / "tree").mkdir()
-    again = tmp_path / "tree"
-    git("clone", "--quiet", str(built.tree), str(again), cwd=tmp_path)
+    again = built.clone(tmp_path / "tree", "tools-*", "wheels-*")
     done = run(sys.executable, again / "build_zipapp.py", cwd=tmp_path, SOURCE_DATE_EPOCH="1700000000", TZ="Asia/Tokyo")
     assert done.returncode == 0, done.stderr
     assert (again / "alpaca-proxy.pyz").read_bytes() == built.file.read_bytes()
 
 
-def test_the_wheels_inside_are_the_ones_that_the_lock_names(built: Built, linux: Built) -> None:
-    locked = set(re.findall(r"--hash=sha256:([0-9a-f]{64})", (ROOT / "requirements.lock").read_text("utf-8")))
-    for wheels in (built.wheels, linux.wheels):
-        assert {name for name, digest in wheels.items() if digest not in locked} == set()
-    assert set(built.wheels) <= set(linux.wheels)
-
-
-@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-@pytest.mark.parametrize("tag", ["cp310", "cp311", "cp312", "cp313", "cp314"])
-def test_the_file_for_linux_has_what_is_native_for_each(linux: Built, tag: str, machine: str) -> None:
-    native = {name.partition("-")[0] for name in linux.wheels if f"-{tag}-" in name and machine in name}
-    assert native == {"gevent", "greenlet", "msgspec", "pydantic_core", "pyyaml", "zope_interface"}
-
-
-def test_whichever_python_builds_for_linux_the_bytes_are_the_same(linux: Built, tmp_path: Path) -> None:
-    another = max(FIT, key=lambda version: abs(version[1] - sys.version_info[1]))
-    tree = tmp_path / "tree"
-    git("clone", "--quiet", str(linux.tree), str(tree), cwd=tmp_path)
-    (tree / "build").mkdir()
-    shutil.copytree(linux.tree / "build" / "wheels-linux", tree / "build" / "wheels-linux")
-    shutil.copy(linux.tree / "build" / "wheels-linux.ready", tree / "build")
-    done = run(FIT[another], "build_zipapp.py", "--targets", "linux", cwd=tree, SOURCE_DATE_EPOCH="1700000000")
-    assert done.returncode == 0, done.stderr
-    for name in ("alpaca-proxy.pyz", "alpaca-proxy.cdx.json", "SHA256SUMS"):
-        assert (tree / name).read_bytes() == (linux.tree / name).read_bytes(), name
-
-
 def test_a_build_with_no_network_says_so_and_keeps_the_old_file(built: Built, tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
-    git("clone", "--quiet", str(built.tree), str(tree), cwd=tmp_path)
+    tree = built.clone(tmp_path / "tree", "tools-*")
     (tree / "alpaca-proxy.pyz").write_bytes(b"yesterday's")
     nowhere = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_INDEX_URL": "http://127.0.0.1:9/simple"}
     done = run(sys.executable, tree / "build_zipapp.py", cwd=tmp_path, PIP_NO_CACHE_DIR="1", **nowhere)
@@ -345,7 +164,7 @@ def test_check_refuses_a_broken_configuration_with_its_place(unpacked: Machine) 
 
 
 def test_the_demo_runs_and_ends_well(unpacked: Machine) -> None:
-    done = unpacked.run("demo", "--seconds", "5")
+    done = unpacked.run("demo", "--seconds", "3")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("demo ok: ")
 
@@ -360,8 +179,10 @@ def test_a_port_in_use_is_one_sentence_and_exit_status_1(unpacked: Machine) -> N
 
 
 def test_the_first_start_says_that_it_unpacks_and_the_next_says_nothing(machine: Machine) -> None:
-    first = machine.run("--version")
+    """Neither needs the network."""
+    first = machine.run("--version", within=("unshare", "--map-root-user", "--net"))
     [folder] = machine.unpacked
+    assert (first.returncode, first.stdout[:13]) == (0, "alpaca-proxy "), first.stderr
     assert first.stderr == f"alpaca-proxy: first start of this file; unpacking to {folder}\n"
     assert machine.run("--version").stderr == ""
 
@@ -385,21 +206,9 @@ def test_a_first_start_that_is_killed_spoils_nothing(machine: Machine) -> None:
     assert (done.returncode, done.stdout[:13]) == (0, "alpaca-proxy "), done.stderr
 
 
-def test_it_needs_no_network(machine: Machine) -> None:
-    unshared = ["unshare", "--map-root-user", "--net"]
-    done = subprocess.run(
-        [*unshared, *machine.command("--version")], env=machine.environment(), capture_output=True, text=True
-    )
+def test_a_home_that_cannot_be_is_no_obstacle(machine: Machine) -> None:
+    done = machine.run("--version", HOME=str(machine.write("a-file", "") / "home"))
     assert (done.returncode, done.stdout[:13]) == (0, "alpaca-proxy "), done.stderr
-
-
-@pytest.mark.parametrize("home", ["a-file/home", "read-only"])
-def test_a_home_that_cannot_be_written_is_no_obstacle(machine: Machine, home: str) -> None:
-    machine.write("a-file", "")
-    (machine.folder / "read-only").mkdir(mode=0o555)
-    done = machine.run("--version", HOME=str(machine.folder / home))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("alpaca-proxy ")
     assert "Traceback" not in done.stderr
 
 
@@ -418,43 +227,78 @@ def test_options_of_python_survive_the_unpacking(machine: Machine) -> None:
         assert "gevent.monkey" in done.stderr
 
 
-# On every Python here
+# For every Python on Linux
 
 
-@pytest.mark.parametrize("version", sorted(FIT), ids=lambda version: f"{version[0]}.{version[1]}")
-def test_the_file_for_linux_runs(linux: Built, tmp_path: Path, version: tuple[int, int]) -> None:
-    (tmp_path / "home").mkdir()
-    machine = Machine(linux, tmp_path, FIT[version])
-    first = machine.run("--version")
-    assert first.returncode == 0, first.stderr
-    demo = machine.run("demo", "--seconds", "2")
-    assert (demo.returncode, demo.stderr) == (0, "")
-    assert demo.stdout.splitlines()[-1].startswith("demo ok: ")
-    [folder] = machine.unpacked
-    wheels = {path.name for path in folder.glob("installed_wheels/*/*/*.whl")}
-    foreign = {wheel for wheel in wheels if not wheel.endswith("-none-any.whl") and f"-{folder.name[:5]}-" not in wheel}
-    assert wheels
-    assert foreign == set()
+def test_the_wheels_inside_are_the_ones_that_the_lock_names(built: Built, linux: Built) -> None:
+    locked = set(re.findall(r"--hash=sha256:([0-9a-f]{64})", (ROOT / "requirements.lock").read_text("utf-8")))
+    for wheels in (built.wheels, linux.wheels):
+        assert {name for name, digest in wheels.items() if digest not in locked} == set()
+    assert set(built.wheels) <= set(linux.wheels)
 
 
-def test_another_user_with_no_home_runs_it_as_well(linux: Built) -> None:
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("tag", ["cp310", "cp311", "cp312", "cp313", "cp314"])
+def test_the_file_for_linux_has_what_is_native_for_each(linux: Built, tag: str, machine: str) -> None:
+    native = {name.partition("-")[0] for name in linux.wheels if f"-{tag}-" in name and machine in name}
+    assert native == {"gevent", "greenlet", "msgspec", "pydantic_core", "pyyaml", "zope_interface"}
+
+
+def test_whichever_python_builds_for_linux_the_bytes_are_the_same(linux: Built, tmp_path: Path) -> None:
+    another = max(FIT, key=lambda version: abs(version[1] - sys.version_info[1]))
+    tree = linux.clone(tmp_path / "tree", "wheels-*")
+    done = run(FIT[another], "build_zipapp.py", "--targets", "linux", cwd=tree, SOURCE_DATE_EPOCH="1700000000")
+    assert done.returncode == 0, done.stderr
+    for name in ("alpaca-proxy.pyz", "alpaca-proxy.cdx.json", "SHA256SUMS"):
+        assert (tree / name).read_bytes() == (linux.tree / name).read_bytes(), name
+
+
+def test_the_file_for_linux_runs_on_every_python_here(linux: Built, tmp_path: Path) -> None:
+    machines = {version: Machine(linux, tmp_path / f"{version[0]}.{version[1]}", FIT[version]) for version in FIT}
+    for machine in machines.values():
+        (machine.folder / "home").mkdir(parents=True)
+    for version, (said, complaints, status) in together(machines, "--version").items():
+        assert (status, said[:13]) == (0, "alpaca-proxy "), (version, complaints)
+    for version, (said, complaints, status) in together(machines, "demo", "--seconds", "2").items():
+        assert (status, complaints) == (0, ""), version
+        assert said.splitlines()[-1].startswith("demo ok: "), version
+    for version, machine in machines.items():
+        [folder] = machine.unpacked
+        wheels = {path.name for path in folder.glob("installed_wheels/*/*/*.whl")}
+        native = {wheel for wheel in wheels if not wheel.endswith("-none-any.whl")}
+        assert native, version
+        assert {wheel for wheel in native if f"-{folder.name[:5]}-" not in wheel} == set(), version
+
+
+def together(
+    machines: dict[tuple[int, int], Machine], *arguments: str
+) -> dict[tuple[int, int], tuple[str, str, int | None]]:
+    """The same call on all of them at once: what each said, its complaints, its status."""
+    started = {version: machine.start(*arguments) for version, machine in machines.items()}
+    return {version: (*one.communicate(timeout=120), one.returncode) for version, one in started.items()}
+
+
+@pytest.mark.parametrize("home", ["nonexistent", "read-only"])
+def test_another_user_without_a_home_of_theirs_runs_it_as_well(linux: Built, home: str) -> None:
     """As root: somebody else, with a Python that is theirs to use. Otherwise: oneself, as somebody without a home."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        folder.chmod(0o755)
+        (folder / "read-only").mkdir(mode=0o555)
         file = Path(shutil.copy(linux.file, folder))
+        folder.chmod(0o555)
         python, user = of_anybody()
         done = subprocess.run(
             [python, str(file), "--version"],
-            env={"HOME": "/nonexistent", "PATH": os.environ["PATH"]},
+            env={"HOME": str(folder / home), "PATH": os.environ["PATH"]},
             cwd="/",
             user=user,
             capture_output=True,
             text=True,
         )
+        folder.chmod(0o755)
     assert (done.returncode, done.stdout[:13]) == (0, "alpaca-proxy "), done.stderr
     [said] = done.stderr.splitlines()
-    assert "unpacking to a temporary folder, because /nonexistent/.cache/alpaca-proxy/" in said
+    assert f"unpacking to a temporary folder, because {folder / home}/.cache/alpaca-proxy/" in said
     assert said.endswith("cannot be written; set PEX_ROOT to one that can")
 
 

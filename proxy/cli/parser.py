@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help=f"the configuration; else ${CONFIG_VARIABLE}, else {DEFAULT_CONFIG}",
     )
-    whole = argparse.ArgumentParser(
+    whole: argparse.ArgumentParser = _Parser(
         prog="alpaca-proxy",
         parents=[file],
         description="Many algorithms on one Alpaca streaming connection. Without a verb: run the proxy.",
@@ -92,6 +92,18 @@ def parser() -> argparse.ArgumentParser:
     completion = verb("completion", "the completion script of a shell, for it to source")
     completion.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
     return whole
+
+
+class _Parser(argparse.ArgumentParser):
+    """Names the choice that was probably meant."""
+
+    def _check_value(self, action: argparse.Action, value: str) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        names = [str(name) for name in action.choices]
+        hint = settings.nearest(value, names)
+        tail = f'did you mean "{hint}"?' if hint else f"there is {', '.join(names)}"
+        raise argparse.ArgumentError(action, f'unknown "{value}"; {tail}')
 
 
 class _Version(argparse.Action):

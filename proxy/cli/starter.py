@@ -23,9 +23,7 @@ START = """\
 #
 # alpaca-proxy: one Alpaca connection per feed, shared by every algorithm that you run.
 #
-#   {command} check -c {path}     what is wrong with this file, and who may see what
-#   {command} -c {path}           run it; SIGHUP reads this file again
-#   {command} keygen NAME         one more client: key, secret, and the lines to paste here
+{calls}
 #   {command} schema > {schema_path}     for editors: the file that the first line names
 #
 # What is not written here has a default: algorithms connect to ws://127.0.0.1:8765, the status page is at
@@ -82,7 +80,7 @@ def starter(answers: Answers, clients: Sequence[NewClient], path: Path) -> str:
         schema=SCHEMA_FILE,
         schema_path=path.with_name(SCHEMA_FILE),
         command=command(),
-        path=path,
+        calls=_calls(path),
         trading=answers.trading,
         remark=remark,
     )
@@ -96,6 +94,17 @@ def starter(answers: Answers, clients: Sequence[NewClient], path: Path) -> str:
         )
         for client in clients
     )
+
+
+def _calls(path: Path) -> str:
+    """What to call with the file, a comment a line."""
+    calls = {
+        f"check -c {path}": "what is wrong with this file, and who may see what",
+        f"-c {path}": "run it; SIGHUP reads this file again",
+        "keygen NAME": "one more client: key, secret, and the lines to paste here",
+    }
+    width = max(map(len, calls))
+    return "\n".join(f"#   {command()} {call:{width}}     {what}" for call, what in calls.items())
 
 
 def _entry(symbol: str) -> str:

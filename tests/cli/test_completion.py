@@ -79,7 +79,7 @@ def test_no_verb_and_no_option_is_left_out(call: Call, shell: str) -> None:
 def test_an_unknown_shell_is_a_mistake(call: Call) -> None:
     said = call("completion", "tcsh")
     assert said.code == 2
-    assert "choose from" in said.err
+    assert 'unknown "tcsh"; there is bash, zsh, fish' in said.err
 
 
 @pytest.mark.parametrize("shell", [shell for shell in INSTALLED if shell == "fish"])

@@ -27,6 +27,7 @@ def changed(proxy: Harness, old: str, new: str) -> Config:
         accounts=ACCOUNT.format(url=proxy.simulator.url).replace(old, new),
         listen="",
         admin="",
+        admin_port=0,
         more="",
     )
     found = configuration.parse(text, "proxy.yaml", os.environ, Path())

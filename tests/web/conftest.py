@@ -24,10 +24,10 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def axe_core(pytestconfig: pytest.Config) -> str:
-    cache = pytestconfig.cache
-    assert cache is not None
-    return axe.script(Path(cache.mkdir("axe")))
+def axe_core(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Kept with what pytest keeps, unless it is told to keep nothing."""
+    cache = getattr(pytestconfig, "cache", None)
+    return axe.script(Path(cache.mkdir("axe")) if cache else tmp_path_factory.mktemp("axe"))
 
 
 @pytest.fixture

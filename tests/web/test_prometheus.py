@@ -4,6 +4,7 @@ fires when what it is for has happened, and not before."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -11,7 +12,9 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,38 +29,50 @@ from tests.test_metrics import ALERTS, dashboard_expressions
 pytestmark = [pytest.mark.web, pytest.mark.timeout(120)]
 
 SECONDS = 30.0
+PROXIES = 6  # one for each test
 CLIENTS = """
   alpha: {key: alpha, secret: alpha, allow: {iex: "*", crypto: "*"}}
   slow: {key: slow, secret: slow, outbox: 1MiB, allow: {iex: "*"}}
 """
 
 CONFIG = """\
-global: {{scrape_interval: 500ms, scrape_timeout: 400ms, evaluation_interval: 500ms}}
+global: {{scrape_interval: 200ms, scrape_timeout: 200ms}}
 scrape_configs:
   - job_name: alpaca-proxy
-    static_configs: [{{targets: ["{target}"]}}]
+    static_configs: [{{targets: {targets}}}]
 """
 
 
 class Prometheus:
-    """A server that scrapes one proxy twice a second."""
+    """A server that scrapes each of its ports five times a second. It chooses its own itself, and its log says which.
 
-    def __init__(self, folder: Path, target: str) -> None:
+    It takes five seconds to look for targets, so there is one for all tests, and a port for each proxy.
+    """
+
+    def __init__(self, folder: Path, ports: Iterable[int]) -> None:
         program = shutil.which("prometheus")
         assert program is not None, "these tests run Prometheus: apt-get install prometheus"
-        (folder / "prometheus.yml").write_text(CONFIG.format(target=target))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._address = f"127.0.0.1:{probe.getsockname()[1]}"
+        targets = json.dumps([f"127.0.0.1:{port}" for port in ports])
+        (folder / "prometheus.yml").write_text(CONFIG.format(targets=targets))
         command = [
             program,
             f"--config.file={folder / 'prometheus.yml'}",
             f"--storage.tsdb.path={folder / 'data'}",
-            f"--web.listen-address={self._address}",
+            "--web.listen-address=127.0.0.1:0",
         ]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        self._log = folder / "prometheus.log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        wait_for(lambda: self._ended() or self._listening(), "Prometheus listens nowhere", SECONDS)
+        found = self._listening()
+        assert found is not None, self._log.read_text()
+        self._address = found[1]
+
+    def _listening(self) -> re.Match[str] | None:
+        return re.search(r'"Listening on".* address=(\S+)', self._log.read_text())
+
+    def _ended(self) -> bool:
+        return self._process.poll() is not None
 
     def ask(self, expression: str) -> list[dict[str, Any]]:
         """The series that an expression has now. Raises OSError before the server is there."""
@@ -71,6 +86,7 @@ class Prometheus:
         try:
             series = self.ask(expression)
         except OSError:
+            assert not self._ended(), self._log.read_text()
             return False
         return bool(series) and all(one["value"][1] != "NaN" for one in series)
 
@@ -79,21 +95,44 @@ class Prometheus:
         self._process.wait()
 
 
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What Prometheus knows of one proxy."""
+
+    server: Prometheus
+    port: int
+
+    def knows(self, expression: str) -> bool:
+        return self.server.knows(f'({expression}) and on (instance) up{{instance="127.0.0.1:{self.port}"}}')
+
+    def fires(self, alert: str) -> bool:
+        return self.knows(expressions()[alert])
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[Watched]]:
+    """A server, and ports to put proxies on: nobody else gets them, for they are bound, though nobody listens yet."""
+    with ExitStack() as stack:
+        ports = []
+        for _ in range(PROXIES):
+            bound = stack.enter_context(socket.socket())
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(("127.0.0.1", 0))
+            ports.append(bound.getsockname()[1])
+        server = Prometheus(tmp_path_factory.mktemp("prometheus"), ports)
+        stack.callback(server.close)
+        yield (Watched(server, port) for port in ports)
+
+
 @pytest.fixture
-def proxy(start: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch) -> Harness:
+def prometheus(places: Iterator[Watched]) -> Watched:
+    return next(places)
+
+
+@pytest.fixture
+def proxy(prometheus: Watched, start: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch) -> Harness:
     monkeypatch.setattr(watch, "SAMPLE_SECONDS", 0.01)
-    return start(CLIENTS)
-
-
-@pytest.fixture
-def prometheus(proxy: Harness, tmp_path: Path) -> Iterator[Prometheus]:
-    server = Prometheus(tmp_path, "{}:{}".format(*proxy.gateway.admin.address))
-    yield server
-    server.close()
-
-
-def fires(prometheus: Prometheus, alert: str) -> bool:
-    return prometheus.knows(expressions()[alert])
+    return start(CLIENTS, config={"admin_port": prometheus.port})
 
 
 def expressions() -> dict[str, str]:
@@ -102,13 +141,12 @@ def expressions() -> dict[str, str]:
     return {rule["alert"]: rule["expr"] for rule in group["rules"]}
 
 
-def settle(prometheus: Prometheus) -> None:
-    """The server is there and has scraped a few times."""
-    wait_for(lambda: prometheus.knows("count_over_time(up[10m]) > 3"), "no scrape", SECONDS)
-    assert prometheus.knows("up == 1")
+def settle(prometheus: Watched) -> None:
+    """The server has scraped a few times, and just now."""
+    wait_for(lambda: prometheus.knows("sum_over_time(up[10m]) > 3 and up == 1"), "no scrape", SECONDS)
 
 
-def test_it_answers_all_that_the_dashboard_asks(proxy: Harness, prometheus: Prometheus) -> None:
+def test_it_answers_all_that_the_dashboard_asks(proxy: Harness, prometheus: Watched) -> None:
     client = proxy.client("alpha")
     client.subscribe(trades=["AAPL"])
 
@@ -130,72 +168,70 @@ def test_it_answers_all_that_the_dashboard_asks(proxy: Harness, prometheus: Prom
             ):
                 expression = expression.replace(variable, text)
             assert "$" not in expression
-            wait_for(lambda asked=expression: prometheus.knows(asked), f"nothing for {expression}", SECONDS)
+            wait_for(lambda asked=expression: prometheus.server.knows(asked), f"nothing for {expression}", SECONDS)
     finally:
         flowing.kill()
 
 
-def test_nothing_fires_while_all_is_well(proxy: Harness, prometheus: Prometheus) -> None:
+def test_nothing_fires_while_all_is_well(proxy: Harness, prometheus: Watched) -> None:
     client = proxy.client("alpha")
     client.subscribe(trades=["AAPL"])
     settle(prometheus)
-    assert [alert for alert in expressions() if fires(prometheus, alert)] == []
+    wait_for(lambda: not any(prometheus.fires(alert) for alert in expressions()), "an alarm goes on", SECONDS)
 
 
-def test_a_feed_that_is_down_and_one_that_comes_and_goes(proxy: Harness, prometheus: Prometheus) -> None:
+def test_a_feed_that_is_down_and_one_that_comes_and_goes(proxy: Harness, prometheus: Watched) -> None:
     client = proxy.client("alpha")
     client.subscribe(trades=["AAPL"])
     settle(prometheus)
     proxy.simulator.refuse_upgrade("iex", 502)
     proxy.simulator.drop("iex")
-    wait_for(lambda: fires(prometheus, "AlpacaProxyFeedDown"), "no alarm", SECONDS)
+    wait_for(lambda: prometheus.fires("AlpacaProxyFeedDown"), "no alarm", SECONDS)
     proxy.simulator.accept("iex")
-    wait_for(lambda: not fires(prometheus, "AlpacaProxyFeedDown"), "the alarm went on", SECONDS)
-    assert not fires(prometheus, "AlpacaProxyFeedUnstable")
+    wait_for(lambda: not prometheus.fires("AlpacaProxyFeedDown"), "the alarm went on", SECONDS)
+    assert not prometheus.fires("AlpacaProxyFeedUnstable")
     for connects in range(3, 9):
         proxy.simulator.drop("iex")
         wait_for(lambda so_many=connects: proxy.upstream().connects == so_many)
-    wait_for(lambda: fires(prometheus, "AlpacaProxyFeedUnstable"), "no alarm", SECONDS)
+    wait_for(lambda: prometheus.fires("AlpacaProxyFeedUnstable"), "no alarm", SECONDS)
 
 
-def test_a_slow_client(proxy: Harness, prometheus: Prometheus) -> None:
+def test_a_slow_client(proxy: Harness, prometheus: Watched) -> None:
     proxy.wire(buffer=4096).log_in("slow", trades=["AAPL"])
     [conversation] = proxy.gateway.server.conversations
     settle(prometheus)
-    while conversation.outbox.pending < 600_000:
-        proxy.publish("iex", "AAPL", 200, batch=100)
-        gevent.sleep(0)
-    wait_for(lambda: fires(prometheus, "AlpacaProxyClientFallingBehind"), "no alarm", SECONDS)
-    assert not fires(prometheus, "AlpacaProxySlowClient")
+    proxy.fill(conversation.outbox, 600_000)
+    wait_for(lambda: prometheus.fires("AlpacaProxyClientFallingBehind"), "no alarm", SECONDS)
+    assert not prometheus.fires("AlpacaProxySlowClient")
     proxy.gateway._outboxes.limit = 700_000
-    wait_for(lambda: fires(prometheus, "AlpacaProxyOutboxesFull"), "no alarm", SECONDS)
+    wait_for(lambda: prometheus.fires("AlpacaProxyOutboxesFull"), "no alarm", SECONDS)
     while not conversation.outbox.slow:
         proxy.publish("iex", "AAPL", 200, batch=100)
         gevent.sleep(0)
-    wait_for(lambda: fires(prometheus, "AlpacaProxySlowClient"), "no alarm", SECONDS)
+    wait_for(lambda: prometheus.fires("AlpacaProxySlowClient"), "no alarm", SECONDS)
 
 
-def test_messages_that_are_late_or_cannot_be_read(proxy: Harness, prometheus: Prometheus) -> None:
+def test_messages_that_are_late_or_cannot_be_read(proxy: Harness, prometheus: Watched) -> None:
     client = proxy.client("alpha")
     client.subscribe(trades=["AAPL"])
     settle(prometheus)
     until = time.monotonic() + SECONDS
-    while not fires(prometheus, "AlpacaProxyLag"):
+    while not prometheus.fires("AlpacaProxyLag"):
         assert time.monotonic() < until, "no alarm"
         proxy.simulator.publish("iex", [trade("AAPL", 1)])  # of 2023
         gevent.sleep(0.05)
     proxy.simulator.publish_raw("iex", b"\xc1")
-    wait_for(lambda: fires(prometheus, "AlpacaProxyMalformedFrames"), "no alarm", SECONDS)
+    wait_for(lambda: prometheus.fires("AlpacaProxyMalformedFrames"), "no alarm", SECONDS)
 
 
-def test_a_proxy_that_is_out_of_breath_and_then_gone(proxy: Harness, prometheus: Prometheus) -> None:
+def test_a_proxy_that_is_out_of_breath_and_then_gone(proxy: Harness, prometheus: Watched) -> None:
     settle(prometheus)
     began = time.thread_time()
     while time.thread_time() - began < 0.8:
         pass  # nobody else runs meanwhile
-    wait_for(lambda: fires(prometheus, "AlpacaProxyDelayed"), "no alarm", SECONDS)
+    wait_for(lambda: prometheus.fires("AlpacaProxyDelayed"), "no alarm", SECONDS)
     proxy.gateway.stop(0.5)
-    wait_for(lambda: fires(prometheus, "AlpacaProxyDown"), "no alarm", SECONDS)
+    wait_for(lambda: prometheus.fires("AlpacaProxyDown"), "no alarm", SECONDS)
 
 
 def test_every_rule_has_fired_above() -> None:

@@ -86,9 +86,7 @@ def test_it_shows_who_is_slow(proxy: Harness, show: Show) -> None:
     page = show(proxy)
     wire = proxy.wire(buffer=4096).log_in("recorder", trades=["AAPL"])
     [conversation] = proxy.gateway.server.conversations
-    while conversation.outbox.pending < 600_000:
-        proxy.publish("iex", "AAPL", 200, batch=100)
-        gevent.sleep(0)
+    proxy.fill(conversation.outbox, 600_000)
     page.wait(says("#headline", "recorder is falling behind on iex"))
     page.wait(says(".client summary", "slow"))
     assert page.run("parseFloat(document.querySelector('.bar span').style.width)") > 50
@@ -111,8 +109,8 @@ def test_it_survives_a_restart(proxy: Harness, show: Show) -> None:
     page.wait(says("#headline", "The proxy does not answer"))
     assert "Asking again" in page.text("#detail")
     assert page.run(says("#feeds .card", "iex"))  # what was known stays in sight
-    text = CONFIG.format(clients=CLIENTS, accounts="  a: {key: k, secret: s}", listen="", admin="", more="")
-    text = text.replace("admin: {port: 0", f"admin: {{port: {port}")
+    account = "  a: {key: k, secret: s}"
+    text = CONFIG.format(clients=CLIENTS, accounts=account, listen="", admin="", admin_port=port, more="")
     again = Gateway(configuration.parse(text, "proxy.yaml", os.environ, Path()))
     again.start()
     try:
@@ -187,7 +185,7 @@ def test_the_tap_shows_a_sample_and_stops(proxy: Harness, show: Show) -> None:
     assert not page.run(says("#tapped li", "MSFT"))
     page.run("document.getElementById('tap-button').click()")
     before = [url for url in page.requests if "/tap" in url]
-    page.wait("new Promise((then) => setTimeout(() => then(true), 2500))")
+    page.wait("new Promise((then) => setTimeout(() => then(true), 1500))")
     assert [url for url in page.requests if "/tap" in url] == before
     assert page.text("#tap-button") == "Tap"
     assert keep[0].ws.close_code is None
@@ -200,7 +198,7 @@ def test_pausing_asks_for_nothing(proxy: Harness, show: Show) -> None:
     page.wait("document.getElementById('pause').ariaPressed === 'true'")
     page.wait("new Promise((then) => setTimeout(() => then(true), 200))")  # whatever is under way
     before = len(page.requests)
-    page.wait("new Promise((then) => setTimeout(() => then(true), 2500))")
+    page.wait("new Promise((then) => setTimeout(() => then(true), 1500))")
     assert len(page.requests) == before
     busy(proxy)
     page.run("document.getElementById('pause').click()")
