@@ -4,7 +4,8 @@
     ├── ConfigError        the configuration cannot work; carries every problem with its place
     ├── StartError         the proxy cannot start as things are: an address in use, say
     ├── ConnectionLost     a WebSocket is gone, or its peer broke the protocol
-    └── UpgradeRefused     Alpaca answered the upgrade with an HTTP status
+    ├── UpgradeRefused     Alpaca answered the upgrade with an HTTP status
+    └── LoginRefused       Alpaca refused the log-in, with a code of its own
 
 A refusal that is said to a client is no exception: it is a reply (`protocol.market`), and its session lives on.
 """
@@ -70,3 +71,11 @@ class UpgradeRefused(ProxyError):
     def __init__(self, status: int) -> None:
         super().__init__(f"HTTP {status} in answer to the upgrade")
         self.status = status
+
+
+class LoginRefused(ProxyError):
+    """Alpaca's answer to a log-in; `code` is one of its own."""
+
+    def __init__(self, code: int, msg: str) -> None:
+        super().__init__(f"Alpaca says {code} {msg}")
+        self.code = code

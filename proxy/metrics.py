@@ -92,6 +92,8 @@ def _feeds(snapshot: Snapshot) -> Iterator[Metric]:
     yield _counter("feed_messages", "Messages received from Alpaca.", labels, each(lambda f: f.received))
     yield _counter("feed_unheard_messages", "Of them, those nobody wanted.", labels, each(lambda f: f.unheard))
     yield _counter("feed_malformed_frames", "Frames that could not be read.", labels, each(lambda f: f.malformed))
+    yield _counter("feed_outages", "Times that a needed feed was lost.", labels, each(lambda f: f.outages))
+    yield _counter("feed_outage_seconds", "Time until it was live again.", labels, each(lambda f: f.away))
     ages = [([f.account, f.feed], snapshot.time - f.age) for f in snapshot.feeds if f.age is not None]
     yield _gauge("feed_last_message_timestamp_seconds", "When the last message came.", labels, ages)
     lag = HistogramMetricFamily(
@@ -125,6 +127,7 @@ def _clients(snapshot: Snapshot) -> Iterator[Metric]:
     yield from each(_counter, "connects", "Sessions that authenticated.", lambda of: totals[of].sessions)
     yield from each(_counter, "messages", "Messages delivered.", lambda of: totals[of].delivered)
     yield from each(_counter, "conflated_messages", "Left out for newer.", lambda of: totals[of].conflated)
+    yield from each(_counter, "outages", "Outages of the feed while it had sessions.", lambda of: totals[of].outages)
     for part in _parts(totals):
         lost = [([*of, why], totals[of].lost.get(why, 0)) for of in part for why in {**_REASONS, **totals[of].lost}]
         yield _counter("client_lost_messages", "Messages lost, and why.", ["client", "feed", "reason"], lost)

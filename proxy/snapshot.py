@@ -32,7 +32,8 @@ class FeedState:
     """One upstream connection. Times are in seconds; `age` is that of the last message, None before the first.
 
     `wanted` counts topics by channel, `acked` those that Alpaca has confirmed. `received` are messages, `unheard` those
-    of them that nobody wanted, `malformed` frames. `needed`: somebody wants something of it.
+    of them that nobody wanted, `malformed` frames. `needed`: somebody wants something of it; `outages` are how often it
+    was lost then, and `away` how many seconds that took together.
     """
 
     account: str
@@ -47,27 +48,32 @@ class FeedState:
     unheard: int
     malformed: int
     age: float | None
+    outages: int
+    away: float
     needed: bool
     lag: Lag
 
 
 @dataclass(slots=True)
 class Totals:
-    """What one client got of one feed since the start, over all its sessions. `lost` is by reason."""
+    """What one client got of one feed since the start, over all its sessions. `lost` is by reason; what it missed in
+    the `outages` of the feed that its sessions lived through, nobody knows."""
 
     sessions: int = 0
     delivered: int = 0
     conflated: int = 0
     lost: dict[str, int] = field(default_factory=dict)
+    outages: int = 0
 
-    def add(self, delivered: int, conflated: int, lost: int, reason: str) -> None:
+    def add(self, delivered: int, conflated: int, lost: int, reason: str, outages: int = 0) -> None:
+        self.outages += outages
         self.delivered += delivered
         self.conflated += conflated
         if lost:
             self.lost[reason] = self.lost.get(reason, 0) + lost
 
     def copy(self) -> Totals:
-        return Totals(self.sessions, self.delivered, self.conflated, dict(self.lost))
+        return Totals(self.sessions, self.delivered, self.conflated, dict(self.lost), self.outages)
 
 
 class SessionState(NamedTuple):  # made by the thousand, for which a frozen dataclass takes four times as long

@@ -309,7 +309,8 @@ class Conversation:
     def count(self, totals: Totals) -> None:
         """Adds what this session got to its client's totals."""
         outbox = self.outbox
-        totals.add(outbox.delivered, outbox.conflated, outbox.lost, "slow" if outbox.slow else "closed")
+        outages = sum(place.outages for place in self.places)
+        totals.add(outbox.delivered, outbox.conflated, outbox.lost, "slow" if outbox.slow else "closed", outages)
 
     def close(self, code: int, reason: str) -> None:
         """Flush, say why, and end; the first reason stands."""

@@ -91,6 +91,7 @@ class Place:
         self.name = client.name
         self.codec = codec
         self.curious = client.allow.takes_unknown(upstream.endpoint.feed)
+        self.outages = 0
         self.put = put
         self.seat = Seat(self)
         self.upstream = upstream

@@ -35,6 +35,7 @@ class Tap:
         self.name = ""  # no client
         self.codec = upstream.codec
         self.curious = False
+        self.outages = 0
         self.upstream = upstream
         self.topic = topic
         self.put: Callable[[bytes, int], None] = self._take

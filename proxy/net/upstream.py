@@ -17,7 +17,7 @@ from typing import Protocol
 import gevent
 from gevent.event import Event
 
-from proxy.errors import ConnectionLost, UpgradeRefused
+from proxy.errors import ConnectionLost, LoginRefused, UpgradeRefused
 from proxy.logs import Log
 from proxy.net import frames
 from proxy.net.line import Line
@@ -137,13 +137,14 @@ class Upstream:
             unheard=self.router.unheard,
             malformed=self.malformed,
             age=self.watch.age(now),
+            outages=self.watch.outages,
+            away=self.watch.away(),
             needed=not self.ledger.idle,
             lag=self.watch.lags.state(),
         )
 
     def reconfigure(self, login: Login, codec: Codec, router: Routing) -> None:
-        """The account has changed: a new connection with a new log-in. Sessions stay, and what they hold is asked for
-        again; `router` is a new one."""
+        """The account has changed: a new connection, log-in and `router`. Sessions and what they hold stay."""
         self.login, self.codec = login, codec
         self._feed = talk.open_feed(self.endpoint, codec, login)
         for member, held in self.router.holdings():
@@ -177,6 +178,7 @@ class Upstream:
                 self._wake.wait(wait)
         finally:
             self._greenlet = None
+            self.watch.found()
             self._enter(Phase.IDLE)
 
     def _expired(self) -> bool:
@@ -190,8 +192,8 @@ class Upstream:
             self._converse()
         except UpgradeRefused as error:
             refusal, trouble = error.status, str(error)
-        except _LoginRefused as error:
-            refusal, trouble = error.code, f"Alpaca says {error.code} {error.msg}"
+        except LoginRefused as error:
+            refusal, trouble = error.code, str(error)
         except ConnectionLost as error:
             trouble = str(error)
         except Exception as error:  # a bug costs the connection, not the feed
@@ -199,6 +201,8 @@ class Upstream:
             self._log.error("bug")
         finally:
             was_live, lasted = self.phase is Phase.LIVE, self._clock() - self.since
+            if was_live and not self.ledger.idle:
+                self._missed()
             self.ledger.lost()
             self.router.forget(self.ledger.acked)
         if was_live and lasted >= STABLE_SECONDS:
@@ -219,6 +223,12 @@ class Upstream:
             "lost" if was_live else "failed", reason=trouble, hint=talk.HINTS.get(refusal or 0), retry_in=wait
         )
         return wait
+
+    def _missed(self) -> None:
+        """Whatever Alpaca sends from now on, until the feed is live again, nobody hears."""
+        self.watch.lost()
+        for member, _ in self.router.holdings():
+            member.outages += 1
 
     def _converse(self) -> None:
         line = self._line = Line(self.login.url, self.codec.content_type, self._clock)
@@ -276,6 +286,7 @@ class Upstream:
                 self._say(payload)
             case talk.Authenticated():
                 self.connects += 1
+                self.watch.found()
                 self._enter(Phase.LIVE)
                 self._log.info("live", topics=len(self.ledger.wanted))
                 self.ledger.open()
@@ -286,7 +297,7 @@ class Upstream:
                 self._perform(answers)
                 self._reconcile()
             case talk.Refused(code, msg) if self.phase is not Phase.LIVE:
-                raise _LoginRefused(code, msg)
+                raise LoginRefused(code, msg)
             case talk.Refused(code, msg):
                 self._log.warning("refused", code=code, reason=msg, hint=talk.HINTS.get(code))
                 if code not in talk.OF_THE_CONNECTION:
@@ -296,8 +307,7 @@ class Upstream:
                 pass
 
     def _perform(self, answers: list[Answer]) -> None:
-        """Tells sessions what they wait for. The acknowledgement is put before any data that it allows, and before
-        that the order books that are known already."""
+        """Tells sessions what they wait for: the answer, then the order books that are known, before any other data."""
         for answer in answers:
             member: Audience = answer.seat.member
             member.answered(answer)
@@ -338,10 +348,3 @@ class Upstream:
     def _enter(self, phase: Phase) -> None:
         self.phase = phase
         self.since = self._clock()
-
-
-class _LoginRefused(Exception):
-    def __init__(self, code: int, msg: str) -> None:
-        super().__init__(code, msg)
-        self.code = code
-        self.msg = msg

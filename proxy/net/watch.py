@@ -1,4 +1,5 @@
-"""What is measured of one feed beside its data path: how late its messages come, and when the last one came.
+"""What is measured of one feed beside its data path: how late its messages come, when the last one came, and how often
+and how long it was away, for nobody can count what Alpaca would have sent meanwhile.
 
 Both are looked at from time to time only: a sample of one message is taken many times a second, not of every message,
 and whether anything came is seen at the tick.
@@ -24,6 +25,9 @@ class Watch:
         self.due = clock()
         self._clock = clock
         self._wall = wall
+        self.outages = 0
+        self._away = 0.0  # seconds, but for an outage that is not over
+        self._lost_at: float | None = None
         self._received = 0
         self._received_at: float | None = None
 
@@ -42,6 +46,19 @@ class Watch:
         """How many messages have come so far."""
         if received != self._received:
             self._received, self._received_at = received, now
+
+    def lost(self) -> None:
+        """The feed was live, and somebody wants it."""
+        self.outages += 1
+        self._lost_at = self._clock()
+
+    def found(self) -> None:
+        """It is live, or nobody wants it any more."""
+        self._away, self._lost_at = self.away(), None
+
+    def away(self) -> float:
+        """Seconds of all outages since the start."""
+        return self._away + (0.0 if self._lost_at is None else self._clock() - self._lost_at)
 
     def age(self, now: float) -> float | None:
         """Seconds since the last message, as of the last tick; None before the first."""

@@ -33,11 +33,12 @@ _LOOKED_INTO = frozenset((_NEWS, books.KIND))
 
 class Member(Protocol):
     """A session, as far as routing knows it. `name` is its client's; `curious` that its allowlist has `*` for channels,
-    those that this code does not know included."""
+    those that this code does not know included; `outages` counts those of its feed that it lived through."""
 
     name: str
     codec: Codec
     curious: bool
+    outages: int
     put: Callable[[bytes, int], None]
 
 

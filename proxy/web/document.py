@@ -5,9 +5,9 @@ count. Times are seconds since 1970, spans seconds, sizes bytes; a number that n
 
     version proxy state ready time started uptime delay strangers
     outboxes  {pending limit}
-    feeds     [{account feed phase since trouble needed connects received unheard malformed age rate wanted acked
-                lag: {p50 p99} topics: {CHANNEL: wanted}}]
-    clients   [{client feed connects delivered conflated rate lost: {REASON: messages}
+    feeds     [{account feed phase since trouble needed connects received unheard malformed outages away age rate
+                wanted acked lag: {p50 p99} topics: {CHANNEL: wanted}}]
+    clients   [{client feed connects delivered conflated rate outages lost: {REASON: messages}
                 sessions: [{address codec since topics holds pending limit delivered conflated lost slow}]}]
     events    [{time level event fields: {NAME: text}}], the newest last
     history   {first feeds: [{account feed received p50 p99: one number a second}] delivered delay}
@@ -85,6 +85,8 @@ def _feed(feed: FeedState, rate: float) -> dict[str, Any]:
         "received": feed.received,
         "unheard": feed.unheard,
         "malformed": feed.malformed,
+        "outages": feed.outages,
+        "away": round(feed.away, 3),
         "age": None if feed.age is None else round(feed.age, 3),
         "rate": round(rate, 2),
         "lag": {"p50": _lag(feed.lag.p50), "p99": _lag(feed.lag.p99)},
@@ -100,6 +102,7 @@ def _client(of: Key, totals: Totals, rate: float) -> dict[str, Any]:
         "delivered": totals.delivered,
         "conflated": totals.conflated,
         "lost": totals.lost,
+        "outages": totals.outages,
         "rate": round(rate, 2),
     }
 

@@ -19,7 +19,7 @@ from proxy.net import line, upstream, websocket
 from proxy.protocol.feed import Backoff, Phase
 from proxy.routing import ledger
 from proxy.simulator import Plan, Simulator
-from tests.harness import Client, Harness, certificate, trade, wait_for
+from tests.harness import SECONDS, Client, Harness, certificate, trade, wait_for
 
 Start = Callable[..., Harness]
 
@@ -91,6 +91,10 @@ def test_connection_dropped(start: Start, how: str) -> None:
     with fault(proxy):
         proxy.simulator.drop("iex", how)
         wait_for(lambda: proxy.simulator.opened("iex") == 2)
+    snapshot = proxy.gateway.snapshot()
+    outages = {(feed.feed, feed.outages) for feed in snapshot.feeds if 0 < feed.away < SECONDS}
+    assert outages == {("iex", 1)}
+    assert {totals.outages for (_, feed), totals in snapshot.totals.items() if feed == "iex"} == {1}
 
 
 def test_connection_dropped_again_and_again(start: Start) -> None:
