@@ -141,6 +141,7 @@ def test_a_manager_that_does_not_read_holds_up_nothing(manager: Manager) -> None
     assert 0 < len(manager.hear()) < 2000
 
 
+@pytest.mark.parametrize("manager", ["path"], indirect=True)
 def test_the_proxy_tells_its_manager_from_start_to_end(manager: Manager, tmp_path: Path) -> None:
     config = tmp_path / "proxy.yaml"
     config.write_text(CONFIG, "utf-8")
