@@ -50,6 +50,9 @@ HERE = f"cp{sys.version_info.major}{sys.version_info.minor}-{sysconfig.get_platf
 # Of pex's two wheels the one that brings all that older Pythons need: with the same pex, every Python builds the same.
 PEX_VERSION = "2.105.2"
 PEX_SHA256 = "5a4d73fbeab30ddf70e360971cb19b9fa80b2a29cfe83e786215fcdd5ef1af9d"
+# Twice as quick as the pip of older Pythons with an index that lists thousands of files.
+PIP_VERSION = "26.3"
+PIP_SHA256 = "f3b60b20ffaadd4415ed7957212a38ac63fa4c5fa375bd0f4a797777940fad13"
 PEX_OPTIONS = (
     "--no-rc",
     "--no-emit-warnings",  # at run time; zipapp_start.py says what there is to say
@@ -152,7 +155,7 @@ def build(targets: tuple[Target, ...]) -> None:
     """The four steps; no targets: the host. Raises BuildError or OSError; the tools' words are in build/build.log."""
     BUILD.mkdir(exist_ok=True)
     LOG.write_bytes(b"")
-    say(1, f"tools: pex {PEX_VERSION} in a private environment")
+    say(1, f"tools: pex {PEX_VERSION} and pip {PIP_VERSION} in a private environment")
     python = install_tools()
     say(2, f"dependencies: the wheels that requirements.lock names for {audience(targets)}")
     wheels = fetch_for(targets, python) if targets else fetch_for_host(python)
@@ -178,19 +181,26 @@ def audience(targets: tuple[Target, ...]) -> str:
 
 
 def install_tools() -> Path:
-    """The Python of the private environment that has pex; made anew when this Python or the pinned pex is another."""
+    """The Python of the private environment that has pex; made anew when this Python or what is pinned is another."""
     folder = BUILD / f"tools-{HERE}"
     python = folder / "bin" / "python"
     ready = folder / "ready"
-    state = f"{sys.version}\n{PEX_SHA256}"
+    state = f"{sys.version}\n{PEX_SHA256}\n{PIP_SHA256}"
     if not (ready.exists() and ready.read_text() == state):
         if not (importlib.util.find_spec("venv") and importlib.util.find_spec("ensurepip")):
             raise BuildError("this Python has no venv module; on Debian and Ubuntu: sudo apt install python3-venv")
         run(sys.executable, "-m", "venv", "--clear", folder, failure="cannot make an environment for the build tools")
-        pinned = folder / "pex.txt"
-        pinned.write_text(f"pex=={PEX_VERSION} --hash=sha256:{PEX_SHA256}\n")
-        whole = ("--python-version=3.11", "--only-binary=:all:", "--no-deps", f"--target={modules(folder)}")
-        pip(python, "install", "--require-hashes", *whole, "-r", pinned, failure="cannot install pex")
+        pinned = folder / "tools.txt"
+        tools = {f"pex=={PEX_VERSION}": PEX_SHA256, f"pip=={PIP_VERSION}": PIP_SHA256}
+        pinned.write_text("".join(f"{tool} --hash=sha256:{digest}\n" for tool, digest in tools.items()))
+        whole = (
+            "--python-version=3.11",
+            "--only-binary=:all:",
+            "--no-deps",
+            "--upgrade",
+            f"--target={modules(folder)}",
+        )
+        pip(python, "install", "--require-hashes", *whole, "-r", pinned, failure="cannot install the build tools")
         ready.write_text(state)
     return python
 
