@@ -162,6 +162,10 @@ def test_usage(call: Call, arguments: list[str]) -> None:
     assert "_" not in sentence
 
 
+def test_a_misspelt_verb_is_told_its_neighbour(call: Call) -> None:
+    assert call("chek").err.endswith('error: argument VERB: unknown "chek"; did you mean "check"?\n')
+
+
 @leaves_a_socket
 @pytest.mark.parametrize("setting", ["listen", "admin"])
 def test_a_port_in_use(file: Path, call: Call, setting: str) -> None:
@@ -249,6 +253,7 @@ def test_simulate_is_an_alpaca_to_develop_against(tmp_path: Path, call: Call) ->
 def test_the_demo_proves_what_it_says(tmp_path: Path) -> None:
     with Process("demo", "--seconds", "2", folder=tmp_path) as process:
         assert process.end(seconds=15) == 0
+        assert re.search(r"^  status page +http://127\.0\.0\.1:\d+/$", process.text, re.MULTILINE)
         counted = r"demo ok: momentum (\d+) messages, meanrev (\d+) messages, 1 upstream connection per feed"
         match = re.fullmatch(counted, process.text.splitlines()[-1])
         assert match is not None

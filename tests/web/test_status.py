@@ -108,13 +108,16 @@ def test_it_survives_a_restart(proxy: Harness, show: Show) -> None:
     proxy.gateway.stop(0.5)
     page.wait(says("#headline", "The proxy does not answer"))
     assert "Asking again" in page.text("#detail")
-    assert page.run(says("#feeds .card", "iex"))  # what was known stays in sight
+    assert page.run(says("#feeds .card", "iex"))  # what was known stays in sight, in grey
+    grey = "getComputedStyle(document.getElementById('content')).filter"
+    assert page.run(grey) == "grayscale(1)"
     account = "  a: {key: k, secret: s}"
     text = CONFIG.format(clients=CLIENTS, accounts=account, listen="", admin="", admin_port=port, more="")
     again = Gateway(configuration.parse(text, "proxy.yaml", os.environ, Path()))
     again.start()
     try:
         page.wait(says("#headline", "Nobody is connected"))
+        assert page.run(grey) == "none"
         assert page.text("#feeds") == ""
         assert page.text("#clients") == ""
     finally:
@@ -196,6 +199,7 @@ def test_pausing_asks_for_nothing(proxy: Harness, show: Show) -> None:
     page = show(proxy)
     page.run("document.getElementById('pause').click()")
     page.wait("document.getElementById('pause').ariaPressed === 'true'")
+    assert "paused" in page.text("#facts")
     page.wait("new Promise((then) => setTimeout(() => then(true), 200))")  # whatever is under way
     before = len(page.requests)
     page.wait("new Promise((then) => setTimeout(() => then(true), 1500))")
