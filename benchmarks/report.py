@@ -26,7 +26,7 @@ metrics and logs, alone on its core; the stand-in for Alpaca and the clients, on
 a relay that sends each frame to each client, `C chunk` one that sends whatever it has read (up to 256 KiB), both
 without a thought; `naive` is asyncio, `websockets` and json; `broadcast` that library's broadcast with orjson; `picows`
 runs on uvloop; `node` is `ws`. In saturation the sender is never more than 256 KiB ahead of what the clients have read,
-so that nothing is lost by anybody and queues stay short.
+so that nothing is lost by anybody and queues stay short. What a long run found is in [SOAK.md](SOAK.md).
 """
 
 

@@ -13,26 +13,26 @@ NAP_SECONDS = 1e-6
 
 
 class Turn:
-    """One greenlet's. It begins when the greenlet says so, and is over TURN_SECONDS later, when `clock` says `ends`."""
+    """One greenlet's. It begins when the greenlet says so, and is over after TURN_SECONDS."""
 
-    __slots__ = ("clock", "ends")
+    __slots__ = ("_clock", "_ends")
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
+        self._clock = clock
         self.begin(clock())
 
     def __repr__(self) -> str:
-        return f"<Turn until {self.ends}>"
+        return f"<Turn until {self._ends}>"
 
     def begin(self, now: float) -> None:
         """The greenlet has just waited for something, so the others have had their turns."""
-        self.ends = now + TURN_SECONDS
+        self._ends = now + TURN_SECONDS
 
     def over(self) -> bool:
         """Whether it has taken long enough."""
-        return self.clock() >= self.ends
+        return self._clock() >= self._ends
 
     def pass_on(self) -> None:
         """Lets whoever is ready have a turn, then begins anew."""
         gevent.sleep(NAP_SECONDS)
-        self.begin(self.clock())
+        self.begin(self._clock())

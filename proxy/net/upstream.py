@@ -249,16 +249,17 @@ class Upstream:
             arrived = line.receive()
             if line.heard_at - done >= TURN_SECONDS:
                 turn.begin(line.heard_at)  # it waited
-            self._take(arrived, turn)
+            self._take(arrived)
             if turn.over():
                 turn.pass_on()
             done = self._clock()
             if done >= self.watch.due and arrived:
                 self.watch.sample(arrived[0].payload, self.codec, line.heard_at)
 
-    def _take(self, arrived: list[Frame], turn: Turn) -> None:
-        """The data path, from frames to outboxes; while messages are on their way, nothing in here waits."""
-        router, clock = self.router, turn.clock
+    def _take(self, arrived: list[Frame]) -> None:
+        """The data path, from frames to outboxes; nothing in here waits. Not cut short by time, since each flush is a
+        send to each client: what arrives together is bounded (`websocket.MERGE_BYTES`)."""
+        router = self.router
         for frame in arrived:
             try:
                 control = router.take(frame.payload)
@@ -268,9 +269,6 @@ class Upstream:
             if control is not None:
                 self._deliver(router.flush())
                 self._heard(self._feed.hear(control))
-            elif clock() >= turn.ends:
-                self._deliver(router.flush())
-                turn.pass_on()
         self._deliver(router.flush())
 
     def _deliver(self, deliveries: list[Delivery]) -> None:
