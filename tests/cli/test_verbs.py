@@ -62,8 +62,9 @@ def test_markdown_has_every_setting(call: Call) -> None:
     assert "|  |" not in said
 
 
-@pytest.mark.parametrize("arguments", [["schema"], ["keygen", "one"], ["--version"]], ids=" ".join)
-@pytest.mark.parametrize("closed", ["stdout", "stderr", "both"])
+@pytest.mark.parametrize(
+    ("arguments", "closed"), [(["schema"], "stdout"), (["keygen", "one"], "stderr"), (["--version"], "both")]
+)
 def test_closed_streams_are_no_obstacle(arguments: list[str], closed: str) -> None:
     shell = {"stdout": 'exec "$@" >&-', "stderr": 'exec "$@" 2>&-', "both": 'exec "$@" >&- 2>&-'}[closed]
     command = ["sh", "-c", shell, "sh", sys.executable, "-m", "proxy", *arguments]
