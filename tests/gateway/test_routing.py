@@ -213,3 +213,17 @@ def test_two_accounts_have_a_connection_each(start: Start) -> None:
 
 def _speaking(codec: str) -> dict[str, str]:
     return {"accounts": f'  main: {{{{key: key, secret: secret, data_url: "{{url}}", codec: {{{{iex: {codec}}}}}}}}}'}
+
+
+def test_a_channel_that_nobody_knows(start: Start) -> None:
+    """Alpaca adds channels: who may have everything may have those too, and Alpaca is asked for them."""
+    proxy = start(CLIENTS)
+    everything, strict = proxy.client("all"), proxy.client("alpha")
+    assert everything.subscribe(auctions=["AAPL"]) == {"auctions": ["AAPL"]}
+    asked = [request for request in proxy.simulator.requests("iex") if request.get("action") == "subscribe"]
+    assert [request["auctions"] for request in asked] == [["AAPL"]]
+    refused = {"T": "error", "code": 409, "msg": "insufficient subscription: auctions AAPL"}
+    assert strict.subscribe(auctions=["AAPL"]) == refused
+    proxy.simulator.publish_raw("iex", msgpack.packb([{"T": "zz", "S": "AAPL", "new": 1}]))
+    assert everything.hear() == [{"T": "zz", "S": "AAPL", "new": 1}]
+    assert strict.silent()
