@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.single_file import Built, LinuxBuild
 
 # How many examples a property is tried on; `--hypothesis-profile=thorough` is what .ci/run asks for.
-settings.register_profile("plain", max_examples=40, deadline=None)
+settings.register_profile("plain", max_examples=30, deadline=None)
 settings.register_profile("thorough", max_examples=150, deadline=None)
 settings.load_profile("plain")
 

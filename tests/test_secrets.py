@@ -107,6 +107,7 @@ def attack(address: tuple[str, int]) -> None:
         greenlet.get()
 
 
+@pytest.mark.slow
 def test_a_process_at_work(file: Path, alpaca: Simulator) -> None:
     """Started, used, attacked, refused by Alpaca, reloaded with a file that is wrong, ended: at the level of debug."""
     with Process("-c", str(file), folder=file.parent, environ=ENVIRON) as process:

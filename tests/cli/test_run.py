@@ -68,6 +68,7 @@ def test_a_run_ends_well_on_a_signal(file: Path, alpaca: Simulator, number: sign
     assert alpaca.desk._haunted(("iex", "key")) == 0
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_a_drain_at_once(file: Path) -> None:
     """A client that does not answer the close holds the drain up for five seconds; who asks twice does not wait."""
     with Process("-c", str(file), folder=file.parent) as process:
@@ -96,6 +97,7 @@ def test_a_burst_is_flushed_before_the_close(file: Path, alpaca: Simulator) -> N
         assert process.end() == 0
 
 
+@pytest.mark.slow
 def test_nothing_is_left_behind(file: Path) -> None:
     """A second run may listen where the first did, at once."""
     with socket.create_server(("127.0.0.1", 0)) as holder:
@@ -222,6 +224,7 @@ def test_version(call: Call) -> None:
     assert said.out.startswith(f"alpaca-proxy {__version__} (commit ")
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_left(file: Path) -> None:
     """`check | head -0`: no complaint about the broken pipe."""
     with Process("check", "-c", str(file), folder=file.parent) as process:
@@ -229,6 +232,7 @@ def test_a_reader_that_has_left(file: Path) -> None:
         assert process.end() in (0, 1)
 
 
+@pytest.mark.slow
 @leaves_a_socket
 def test_simulate_is_an_alpaca_to_develop_against(tmp_path: Path, call: Call) -> None:
     with Process("simulate", "--port", "0", folder=tmp_path) as process:
@@ -250,6 +254,7 @@ def test_simulate_is_an_alpaca_to_develop_against(tmp_path: Path, call: Call) ->
         assert process.end() == 0
 
 
+@pytest.mark.slow
 def test_the_demo_proves_what_it_says(tmp_path: Path) -> None:
     with Process("demo", "--seconds", "2", folder=tmp_path) as process:
         assert process.end(seconds=15) == 0

@@ -393,7 +393,7 @@ def test_all_outboxes_together_are_bounded(start: Start) -> None:
     wait_for(lambda: proxy.gateway._outboxes.pending == 0)
 
 
-@pytest.mark.parametrize("many", [50, pytest.param(500, marks=[pytest.mark.load, pytest.mark.timeout(300)])])
+@pytest.mark.parametrize("many", [50, pytest.param(500, marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
 def test_hundreds_who_stop_reading(start: Start, many: int) -> None:
     """What is pending for all of them together stays under the bound; whoever reads hears everything."""
     proxy = start(CLIENTS)

@@ -18,7 +18,7 @@ import pytest
 from proxy.simulator import Simulator
 from tests.harness import ACCOUNT, CONNECTED, ROOT, Client, Process, certificate, dial, wait_for
 
-pytestmark = pytest.mark.load
+pytestmark = pytest.mark.slow
 MONITORED = (str(ROOT / "tests/faults/monitored.py"),)
 SYMBOLS = [f"S{number:04}" for number in range(8000)]
 HELD_SECONDS = 0.050  # as in monitored.py, which patches whoever imports it

@@ -17,6 +17,8 @@ import pytest
 from proxy.simulator import Simulator
 from tests.harness import CONNECTED, PING, Client, Process, Wire, certificate, dial, trade, wait_for
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """\
 listen: {port: LISTENTLS}
 admin: {port: 0}
@@ -98,7 +100,6 @@ def test_no_file_descriptors_left(start: Start, alpaca: Simulator) -> None:
     assert process.end() == 0
 
 
-@pytest.mark.load
 @pytest.mark.parametrize("tls", [False, True])
 def test_what_an_idle_session_takes(start: Start, tmp_path: Path, tls: bool) -> None:
     """At most 64 KiB of memory, with TLS 112 KiB."""
