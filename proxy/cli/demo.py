@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 
 from proxy.cli.terminal import Exit
-from proxy.demo import Demo
 
 
 def run(options: argparse.Namespace) -> Exit:
+    print("starting a simulated market, the proxy and two algorithms", flush=True)
+    from proxy.demo import Demo  # all of the program is loaded, which takes a while
+
     return Exit.GOOD if Demo(seconds=options.seconds).run() else Exit.FAILED
