@@ -60,5 +60,5 @@ def conflate(payloads: Sequence[bytes], codec: Codec, whole_book: WholeBook) -> 
 
 def _flush(batch: list[Body], kept: list[bytes], codec: Codec) -> None:
     if batch:
-        kept.append(codec.join(batch))
+        kept.extend(payload for payload, _ in codec.batches(batch))
         batch.clear()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.protocol.codec import JSON, MSGPACK, Codec
+from proxy.protocol.codec import FRAME_BYTES, JSON, MSGPACK, Codec
 from proxy.routing.overflow import FRAME_MESSAGES, conflate
 
 SYMBOLS = st.sampled_from(("A", "B"))
@@ -73,3 +73,11 @@ def test_what_cannot_be_read_is_left_as_it_is() -> None:
     """The trading stream's objects, for example."""
     payloads = [JSON.encode([{"T": "q", "S": "A"}]), b'{"stream":"trade_updates"}', JSON.encode([{"T": "q", "S": "A"}])]
     assert conflate(payloads, JSON, lambda pair: None) == (payloads, 0)
+
+
+def test_frames_stay_below_what_sdks_take() -> None:
+    """Python's close at 1 MiB."""
+    news = [JSON.encode([{"T": "n", "id": number, "content": "x" * 20_000}]) for number in range(200)]
+    kept, dropped = conflate(news, JSON, lambda pair: None)
+    assert max(map(len, kept)) <= FRAME_BYTES
+    assert ([message["id"] for frame in kept for message in json.loads(frame)], dropped) == ([*range(200)], 0)
