@@ -126,7 +126,8 @@ class Place:
     def look_again(self, client: Client) -> None:
         """The client's allowlist may have changed what unknown kinds it hears."""
         self.curious = client.allow.takes_unknown(self.upstream.endpoint.feed)
-        self.upstream.router.hold(self, self.held)
+        if self.seat.member is not None:  # else the session is leaving, and must not be heard of again
+            self.upstream.router.hold(self, self.held)
 
     def leave(self) -> None:
         """The session is gone. Its seat lets go of it, so that nothing refers back to it."""

@@ -34,8 +34,9 @@ from proxy.routing.ledger import Answer, Ledger, Seat
 from proxy.routing.router import Delivery, Member, Routing
 from proxy.snapshot import FeedState
 
-STEP_SECONDS = 10.0  # for Alpaca to answer a log-in or a request
-PATIENT_STEPS = 3  # requests may go unanswered so often before the connection is replaced
+STEP_SECONDS = 10.0  # for Alpaca to answer a log-in
+# For a request. It is not repeated: of two answers to one request, the second would be taken for the next one's.
+REQUEST_SECONDS = 30.0
 IDLE_SECONDS = 10.0
 STABLE_SECONDS = 10.0
 
@@ -82,7 +83,7 @@ class Upstream:
         self._wake = Event()
         self._asked_at = self._wanted_at = self.since
         self._refused_at = 0.0
-        self._unanswered = 0
+        self._stopped = False
         self._log = Log("upstream", account=login.account, feed=endpoint.feed)
 
     def __repr__(self) -> str:
@@ -118,8 +119,8 @@ class Upstream:
             self._line.tick(now)
             if self.phase is Phase.AUTHENTICATING and now - self.since >= STEP_SECONDS:
                 self._end(f"no answer to the log-in within {STEP_SECONDS:.0f} s")
-            elif self.ledger.request is not None and now - self._asked_at >= STEP_SECONDS:
-                self._ask_again(now)
+            elif self.ledger.request is not None and now - self._asked_at >= REQUEST_SECONDS:
+                self._end(f"no answer to a request within {REQUEST_SECONDS:.0f} s")
 
     def state(self) -> FeedState:
         """For the snapshot."""
@@ -162,7 +163,8 @@ class Upstream:
                 self.ledger.open()
 
     def stop(self) -> None:
-        """Ends the connection and its greenlet, and waits for that."""
+        """Ends the connection and its greenlet for good, whoever still wants something, and waits for that."""
+        self._stopped = True
         if self._greenlet is not None:
             self._greenlet.kill()
 
@@ -233,7 +235,6 @@ class Upstream:
     def _converse(self) -> None:
         line = self._line = Line(self.login.url, self.codec.content_type, self._clock)
         try:
-            self._unanswered = 0
             self._enter(Phase.AUTHENTICATING)
             for payload in self._feed.opening():
                 self._say(payload)
@@ -315,22 +316,11 @@ class Upstream:
     def _reconcile(self) -> None:
         """Sends the next piece of the difference between wanted and acked, if the turn is ours."""
         if self._greenlet is None:
-            if not self.ledger.idle:
+            if not self.ledger.idle and not self._stopped:
                 self._wanted_at = self._clock()
                 self._greenlet = gevent.spawn(self._run)
         elif self.phase is Phase.LIVE and (request := self.ledger.next_request()) is not None:
             self._asked_at = self._clock()
-            self._unanswered = 0
-            self._say(self._feed.request(request.add, request.topics, self.ledger.acked))
-
-    def _ask_again(self, now: float) -> None:
-        """Adding what is there already changes nothing, so an unanswered request may be repeated."""
-        request = self.ledger.request
-        self._asked_at = now
-        self._unanswered += 1
-        if self._unanswered >= PATIENT_STEPS:
-            self._end(f"no answer to a request within {PATIENT_STEPS * STEP_SECONDS:.0f} s")
-        elif request is not None:
             self._say(self._feed.request(request.add, request.topics, self.ledger.acked))
 
     def _say(self, payload: bytes) -> None:

@@ -68,3 +68,16 @@ def test_a_changed_account_reconnects_its_feeds_alone(start: Start) -> None:
     wait_for(lambda: proxy.simulator.opened("iex") == 2 and proxy.simulator.subscribed("iex").get("trades") == {"AAPL"})
     proxy.publish("iex", "AAPL", 3)
     assert witness.numbers("AAPL", 3) == [1, 2, 3]
+
+
+def test_an_upstream_that_was_stopped_is_not_opened_again(start: Start) -> None:
+    """By sessions of an account that is gone, which leave one after the other: nobody would ever end it."""
+    proxy = start(CLIENTS)
+    for _ in range(2):
+        proxy.client("witness").subscribe(trades=["AAPL"])
+    upstream = proxy.upstream()
+    upstream.stop()
+    first = next(iter(proxy.gateway.server.conversations))
+    upstream.leave(first.places[0])
+    assert not upstream.ledger.idle
+    assert upstream._greenlet is None
