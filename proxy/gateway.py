@@ -73,6 +73,7 @@ class Gateway:
         self._began = clock()
         self._outboxes = Outboxes(config.limits.outboxes)
         self._directory = config.directory()
+        self._orders: dict[str, Orders] = {}  # by account: what is learned outlives a change of it
         self._tls = _tls(config)
         listen, admin = config.listen, config.admin
         self.server = Server(
@@ -171,7 +172,13 @@ class Gateway:
         if steps.restart:
             return steps
         old, self.config = self.config, new
+        before = self._directory
         self._directory = self.server.directory = new.directory()
+        ended = {
+            client.name for client in before if _orders_of(client) != _orders_of(self._directory.named(client.name))
+        }
+        for orders in self._orders.values():
+            orders.forget(ended | steps.gone.keys())
         self.server.default_feed = new.default_feed
         self.server.origins = frozenset(new.listen.origins)
         self.server.message_limit = new.limits.message
@@ -239,7 +246,8 @@ class Gateway:
         login = Login(account, entry.url(feed), entry.key.reveal(), entry.secret.reveal())
         codec = CODECS[entry.speaks(feed)]
         if known.dialect is Dialect.TRADING:
-            return login, codec, OrderRouter(known, Orders(self._order_owners), self._clock)
+            orders = self._orders.setdefault(account, Orders(self._order_owners))
+            return login, codec, OrderRouter(known, orders, self._clock)
         return login, codec, Router(known, codec)
 
     def _order_owners(self, client_order_id: str) -> list[str]:
@@ -301,6 +309,11 @@ class Gateway:
             return self._read and self._read()
         except ConfigError as error:
             return error
+
+
+def _orders_of(client: Client | None) -> object:
+    """Whose orders a client may see."""
+    return None if client is None else client.allow.entries("trading")
 
 
 def _status(snapshot: Snapshot, query: Query) -> Rendering:

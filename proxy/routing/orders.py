@@ -39,18 +39,26 @@ class Orders:
         family = list(_family(order))
         owners: set[str] = set()
         for member in family:
-            if known := self._owners.get(member.get("id", "")):
+            if known := self._owners.get(_id(member)):
                 owners |= known[0]
             given = member.get("client_order_id")
             owners.update(self.matches(given if isinstance(given, str) else ""))
         found = frozenset(owners)
         if found:
             for member in family:
-                self._learn(member.get("id", ""), found, now)
+                self._learn(_id(member), found, now)
         self._forget(now)
         return found
 
+    def forget(self, clients: Set[str]) -> None:
+        """What these clients were found to own; what their patterns name is still theirs."""
+        for order, (owners, learned) in [*self._owners.items()]:
+            if owners & clients:
+                self._owners[order] = (owners - clients, learned)
+
     def _learn(self, order: str, owners: frozenset[str], now: float) -> None:
+        if not order:
+            return
         known = self._owners.pop(order, None)
         self._owners[order] = (owners | known[0] if known else owners, now)
 
@@ -123,10 +131,15 @@ class OrderRouter:
         return deliveries
 
 
+def _id(order: Mapping[str, Any]) -> str:
+    """Empty if it has none."""
+    found = order.get("id")
+    return found if isinstance(found, str) else ""
+
+
 def _family(order: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The order, those that it names as its relatives, and its legs."""
-    if isinstance(order.get("id"), str):
-        yield order
+    yield order
     for relation in ("replaces", "replaced_by"):
         if isinstance(relative := order.get(relation), str):
             yield {"id": relative}

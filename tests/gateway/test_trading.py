@@ -9,6 +9,7 @@ import pytest
 
 from proxy.protocol.feed import Phase
 from proxy.routing import ledger
+from proxy.routing.orders import Orders
 from proxy.simulator import Plan
 from tests.harness import Client, Harness, wait_for
 
@@ -162,3 +163,21 @@ def test_an_account_whose_plan_has_no_place_left(start: Start, monkeypatch: pyte
     desk = proxy.client("desk", "/stream")
     assert desk.listen("trade_updates") == {"streams": ["trade_updates"]}
     wait_for(lambda: proxy.upstream("trading").trouble == "Alpaca says 402 exceeded")
+
+
+def test_an_order_that_has_no_id_goes_by_its_client_order_id() -> None:
+    orders = Orders(lambda given: ["desk"] if given.startswith("desk-") else [])
+    assert orders.owners({"order": {"client_order_id": "desk-1"}}, 0.0) == {"desk"}
+    assert orders.owners({"order": {"client_order_id": "other"}}, 0.0) == frozenset()
+
+
+def test_what_was_learned_is_forgotten_with_the_right_to_it() -> None:
+    """A reload has taken the pattern away; the others keep what they own."""
+    patterns = {"wide": "", "desk": "desk-"}
+    orders = Orders(lambda given: [name for name, prefix in patterns.items() if given.startswith(prefix)])
+    update = {"order": {"id": "1", "client_order_id": "desk-1"}}
+    derived = {"order": {"id": "2", "client_order_id": "invented", "replaces": "1"}}
+    assert orders.owners(update, 0.0) == {"wide", "desk"}
+    del patterns["wide"]
+    orders.forget({"wide"})
+    assert orders.owners(derived, 1.0) == {"desk"}
