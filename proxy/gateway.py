@@ -172,13 +172,7 @@ class Gateway:
         if steps.restart:
             return steps
         old, self.config = self.config, new
-        before = self._directory
         self._directory = self.server.directory = new.directory()
-        ended = {
-            client.name for client in before if _orders_of(client) != _orders_of(self._directory.named(client.name))
-        }
-        for orders in self._orders.values():
-            orders.forget(ended | steps.gone.keys())
         self.server.default_feed = new.default_feed
         self.server.origins = frozenset(new.listen.origins)
         self.server.message_limit = new.limits.message
@@ -269,7 +263,7 @@ class Gateway:
                     part.tick(now)
                 except Exception:  # a bug in one part must not stop the clock of the others
                     self._log.error("bug", part=repr(part))
-            if self._beat is not None:
+            if self._beat is not None and not self._reading.locked():  # a beat says that no reload is going on
                 self._beat()
             if now - remembered >= HISTORY_SECONDS:
                 try:
@@ -309,11 +303,6 @@ class Gateway:
             return self._read and self._read()
         except ConfigError as error:
             return error
-
-
-def _orders_of(client: Client | None) -> object:
-    """Whose orders a client may see."""
-    return None if client is None else client.allow.entries("trading")
 
 
 def _status(snapshot: Snapshot, query: Query) -> Rendering:

@@ -26,41 +26,36 @@ class Orders:
 
     def __init__(self, matches: Callable[[str], Iterable[str]]) -> None:
         self.matches = matches
-        self._owners: OrderedDict[str, tuple[frozenset[str], float]] = OrderedDict()
+        # By order: each owner, and the client_order_id that made it one; and when that was learned.
+        self._owners: OrderedDict[str, tuple[dict[str, str], float]] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"<Orders {len(self._owners)} known>"
 
     def owners(self, update: Mapping[str, Any], now: float) -> frozenset[str]:
-        """The clients that an update's `data` belongs to; learns from it. `now` is in seconds of any steady clock."""
+        """The clients that an update's `data` belongs to; learns from it. `now` is in seconds of any steady clock.
+
+        What was learned holds for as long as the client's patterns name the id that it was learned from.
+        """
         order = update.get("order")
         if not isinstance(order, Mapping):
             return frozenset()
         family = list(_family(order))
-        owners: set[str] = set()
+        owners: dict[str, str] = {}
         for member in family:
-            if known := self._owners.get(_id(member)):
-                owners |= known[0]
-            given = member.get("client_order_id")
-            owners.update(self.matches(given if isinstance(given, str) else ""))
-        found = frozenset(owners)
-        if found:
-            for member in family:
-                self._learn(_id(member), found, now)
+            known, _ = self._owners.get(_text(member, "id"), ({}, now))
+            owners |= {name: given for name, given in known.items() if name in self.matches(given)}
+            given = _text(member, "client_order_id")
+            owners |= dict.fromkeys(self.matches(given), given)
+        if owners:
+            for order_id in filter(None, (_text(member, "id") for member in family)):
+                self._learn(order_id, owners, now)
         self._forget(now)
-        return found
+        return frozenset(owners)
 
-    def forget(self, clients: Set[str]) -> None:
-        """What these clients were found to own; what their patterns name is still theirs."""
-        for order, (owners, learned) in [*self._owners.items()]:
-            if owners & clients:
-                self._owners[order] = (owners - clients, learned)
-
-    def _learn(self, order: str, owners: frozenset[str], now: float) -> None:
-        if not order:
-            return
-        known = self._owners.pop(order, None)
-        self._owners[order] = (owners | known[0] if known else owners, now)
+    def _learn(self, order: str, owners: dict[str, str], now: float) -> None:
+        known, _ = self._owners.pop(order, ({}, now))
+        self._owners[order] = (known | owners, now)
 
     def _forget(self, now: float) -> None:
         while self._owners:
@@ -131,9 +126,9 @@ class OrderRouter:
         return deliveries
 
 
-def _id(order: Mapping[str, Any]) -> str:
+def _text(order: Mapping[str, Any], key: str) -> str:
     """Empty if it has none."""
-    found = order.get("id")
+    found = order.get(key)
     return found if isinstance(found, str) else ""
 
 

@@ -178,6 +178,7 @@ def test_what_was_learned_is_forgotten_with_the_right_to_it() -> None:
     update = {"order": {"id": "1", "client_order_id": "desk-1"}}
     derived = {"order": {"id": "2", "client_order_id": "invented", "replaces": "1"}}
     assert orders.owners(update, 0.0) == {"wide", "desk"}
-    del patterns["wide"]
-    orders.forget({"wide"})
+    patterns["wide"] = "else-"
     assert orders.owners(derived, 1.0) == {"desk"}
+    patterns["desk"] = "des"  # wider, or another spelling of the same
+    assert orders.owners(derived, 2.0) == {"desk"}
