@@ -27,6 +27,7 @@ from proxy.protocol.feeds import WILDCARD, Dialect
 from proxy.protocol.session import Session, State, TradingSession
 from proxy.protocol.topics import NOTHING, Subscription, words
 from proxy.routing.access import Client, WhenSlow
+from proxy.routing.ledger import PATIENCE
 from proxy.routing.overflow import conflate
 from proxy.snapshot import SessionState, Totals
 
@@ -211,13 +212,26 @@ class Conversation:
             self._ask((self._market, topics, NOTHING))
 
     def _listen_to(self, trading: Subscription | None, market: Subscription) -> None:
+        """All or nothing: the trading streams are changed once the market feed, if it is asked too, has agreed."""
         if market and self._refuse(self._market, market):
             return
-        changes = [(self._market, market, NOTHING)]
-        if trading is not None and self._trading is not None:
-            allowed = self._allowed_streams(trading)
-            changes.append((self._trading, allowed, self._trading.seat.holds - allowed))
-        self._ask(*changes)
+        place = self._trading
+        if trading is None or place is None:
+            self._ask((self._market, market, NOTHING))
+            return
+        allowed = self._allowed_streams(trading)
+        if self._market is None or not market:
+            self._ask((place, allowed, place.seat.holds - allowed))
+            return
+        due = Due(2)
+        self.answers.add(due)
+        self._market.ask(market, NOTHING, due)
+        due.heard.wait(PATIENCE)
+        if due.error is None:
+            place.ask(allowed, place.seat.holds - allowed, due)
+        else:
+            due.hear(None)
+            self.answers.advance()
 
     def _refuse(self, place: Place | None, topics: Subscription) -> bool:
         """Whether the allowlist denies any of these topics, or they are too many; the client is told."""
@@ -243,7 +257,7 @@ class Conversation:
         """Those streams of which the client may hear anything; whose updates it hears is decided update by update."""
         assert self.client is not None
         entries = self.client.allow.entries(self.session.endpoint.feed)
-        return frozenset(topic for topic in topics if topic[0] in entries or WILDCARD in entries)
+        return frozenset(topic for topic in topics if entries.get(topic[0]) or entries.get(WILDCARD))
 
     def _state(self) -> bytes:
         return self.session.acked(NOTHING.union(*(place.held for place in self.places)))

@@ -68,10 +68,12 @@ class Line:
     def close(self) -> None:
         """Says farewell, since Alpaca keeps the place of who goes without a word for 90 s, and frees everything."""
         self._connection.send_close()
-        self._writer.join(FAREWELL_SECONDS)
-        self._writer.kill()
-        self._connection.shut()
-        self._connection.free()
+        try:
+            self._writer.join(FAREWELL_SECONDS)
+        finally:
+            self._writer.kill()
+            self._connection.shut()
+            self._connection.free()
 
     def _write(self) -> None:
         try:

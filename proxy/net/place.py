@@ -11,24 +11,33 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from gevent.event import Event
 
 from proxy.net.upstream import Upstream
 from proxy.protocol.codec import Codec, Raw
 from proxy.protocol.topics import NOTHING, Subscription
 from proxy.routing.access import Client
-from proxy.routing.ledger import Answer, Seat
+from proxy.routing.claims import Answer, Seat
 
 
 @dataclass(slots=True, eq=False)
 class Due:
     """One answer in the line. It is ready when `left` feeds have still to be heard, none; `payload` is set if what it
-    says is known already, `error` if a feed refused."""
+    says is known already, `error` if a feed refused, `heard` once a feed has answered."""
 
     left: int
     payload: bytes | None = None
     error: tuple[int, str] | None = None
+    heard: Event = field(default_factory=Event)
+
+    def hear(self, error: tuple[int, str] | None) -> None:
+        """One feed has answered."""
+        self.left -= 1
+        self.error = self.error or error
+        self.heard.set()
 
 
 class Answers:
@@ -114,9 +123,7 @@ class Place:
         if answer.error is not None and answer.state is not None:
             self._answers.late(answer.error)
             return
-        due = self._asked.popleft()
-        due.left -= 1
-        due.error = due.error or answer.error
+        self._asked.popleft().hear(answer.error)
         self._answers.advance()
 
     def whole_book(self, symbol: str) -> Raw | bytes | None:
@@ -135,11 +142,13 @@ class Place:
         self.seat.member = None
 
     def move(self, upstream: Upstream) -> None:
-        """The client's account for this feed is another now: what is held is asked for there."""
+        """The client's account for this feed is another now, which is asked for all that is held; what was still
+        waited for counts as held. If that account refuses something, the client hears so."""
+        requests = [claim.holds for claim in self.seat.claims]
         self.held = self.seat.holds
         self.leave()
         self.upstream, self.seat = upstream, Seat(self)
         while self._asked:
-            self._asked.popleft().left -= 1
+            self._asked.popleft().hear(None)
         self._answers.advance()
-        self.ask(self.held, NOTHING, Due(1))  # an answer that nobody waits for
+        upstream.adopt(self, requests)

@@ -30,15 +30,15 @@ from proxy.protocol.feed import Login, Phase
 from proxy.protocol.feeds import Endpoint
 from proxy.protocol.market import ERRORS
 from proxy.protocol.topics import NOTHING, Subscription
-from proxy.routing.ledger import Answer, Ledger, Seat
+from proxy.routing.claims import Answer, Seat
+from proxy.routing.ledger import Ledger
 from proxy.routing.router import Delivery, Member, Routing
 from proxy.snapshot import FeedState
 
 STEP_SECONDS = 10.0  # for Alpaca to answer a log-in
 # For a request. It is not repeated: of two answers to one request, the second would be taken for the next one's.
 REQUEST_SECONDS = 30.0
-IDLE_SECONDS = 10.0
-STABLE_SECONDS = 10.0
+IDLE_SECONDS = STABLE_SECONDS = 10.0
 
 
 class Audience(Member, Protocol):
@@ -94,6 +94,11 @@ class Upstream:
     def change(self, member: Audience, add: Subscription, remove: Subscription = NOTHING) -> None:
         """The member asks for `add` and gives up `remove`; it is told when that is so, or why not."""
         self._perform(self.ledger.change(member.seat, add, remove, self._clock()))
+        self._reconcile()
+
+    def adopt(self, member: Audience, requests: list[Subscription]) -> None:
+        """The member comes from another account with what it has asked for there and was told that it holds."""
+        self._perform(self.ledger.adopt(member.seat, requests))
         self._reconcile()
 
     def leave(self, member: Audience) -> None:
@@ -153,7 +158,11 @@ class Upstream:
         self.router = router
         self.ledger.open()
         self._backoff.reset()
-        self._end("the account's configuration changed")
+        if self._line is not None:
+            self._end("the account's configuration changed")
+        else:  # at most it dials what the account was, or waits to
+            self._abandon()
+            self._reconcile()
 
     def try_again(self) -> None:
         """If Alpaca refuses this feed, ask again now: the plan may have been changed."""
@@ -165,8 +174,7 @@ class Upstream:
     def stop(self) -> None:
         """Ends the connection and its greenlet for good, whoever still wants something, and waits for that."""
         self._stopped = True
-        if self._greenlet is not None:
-            self._greenlet.kill()
+        self._abandon()
 
     # The greenlet
 
@@ -221,9 +229,8 @@ class Upstream:
         else:
             self._enter(Phase.WAITING)
             wait = self._backoff.next(refused=refusal is not None and refusal < 500)
-        self._log.warning(
-            "lost" if was_live else "failed", reason=trouble, hint=talk.HINTS.get(refusal or 0), retry_in=wait
-        )
+        event = "lost" if was_live else "failed"
+        self._log.warning(event, reason=trouble, hint=talk.HINTS.get(refusal or 0), retry_in=wait)
         return wait
 
     def _missed(self) -> None:
@@ -326,6 +333,11 @@ class Upstream:
     def _say(self, payload: bytes) -> None:
         if self._line is not None:
             self._line.say(frames.TEXT if self._feed.text else frames.BINARY, payload)
+
+    def _abandon(self) -> None:
+        if self._greenlet is not None:
+            self._greenlet.kill()
+            self._greenlet = None  # one that had not begun has not done this itself
 
     def _end(self, reason: str) -> None:
         """Gives the connection up, or the wait for the next one."""

@@ -4,9 +4,9 @@
 answer, a reconnect) `next_request` gives the next piece of the difference, additions before removals; the caller sends
 it and reports `confirmed` or `refused`. One request is under way at a time, so an answer needs no guessing.
 
-A *claim* is one accepted request of one session, kept while the session holds any topic of it. Claims travel upstream
-together. If Alpaca refuses such a piece, nobody can tell whose it was: the claims in it are then asked for one by one,
-oldest first, until the refusal has found its author; who loses it gets the error, and nobody else hears of it.
+What sessions ask for are claims (`claims`), which travel upstream together. If Alpaca refuses such a piece, nobody can
+tell whose it was: the claims in it are then asked for one by one, oldest first, until the refusal has found its author;
+who loses it gets the error, and nobody else hears of it.
 
 Each seat hears its answers in the order of its requests: when Alpaca has confirmed, or for the remembered state when
 `PATIENCE` seconds have passed. No I/O and no clock here: `now` is a parameter, answers are returned.
@@ -15,59 +15,15 @@ Each seat hears its answers in the order of its requests: when Alpaca has confir
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from math import inf
-from typing import Any
 
 from proxy.protocol.topics import NOTHING, Subscription, Topic
+from proxy.routing.claims import Answer, Claim, Seat
 from proxy.routing.request import Piece, Request
 
-PATIENCE = 2.0  # seconds; Go's SDK gives up after 3
+PATIENCE = 1.5  # seconds, and a tick until somebody looks: 2 at most. Go's SDK gives up after 3
 MOST_CLAIMS = 64  # of a seat; over it, those that Alpaca has yet to hear of count as one
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a seat is told: an error, its whole state, or (refused after an acknowledgement) one and then the other."""
-
-    seat: Seat
-    error: tuple[int, str] | None
-    state: Subscription | None
-
-
-@dataclass(slots=True, eq=False)
-class Claim:
-    """One request of a seat. `holds` shrinks as the seat gives topics up."""
-
-    seat: Seat
-    add: Subscription
-    remove: Subscription
-    asked: float
-    holds: Subscription
-    answered: bool = False
-    remembered: bool = False  # answered before Alpaca was heard
-    error: tuple[int, str] | None = None
-    flights: int = 0  # how many requests carried a part of it
-
-
-@dataclass(slots=True, eq=False)
-class Seat:
-    """One session's place at a feed. `member` is whom answers are for; `shown` the state that it was last told;
-    `waiting` what it has asked since."""
-
-    member: Any
-    shown: Subscription = NOTHING
-    claims: list[Claim] = field(default_factory=list)
-    waiting: deque[Claim] = field(default_factory=deque)
-
-    def __repr__(self) -> str:
-        return f"<Seat {self.member} {len(self.shown)} topics, {len(self.waiting)} waiting>"
-
-    @property
-    def holds(self) -> Subscription:
-        """Everything that the seat wants, confirmed or not."""
-        return NOTHING.union(*(claim.holds for claim in self.claims))
 
 
 class Ledger:
@@ -118,14 +74,20 @@ class Ledger:
         for claim in [*seat.claims] if not add else ():
             self._shrink(claim, remove)
         # What Alpaca has confirmed for this seat is not at stake again; Python's SDKs resend their whole set each time.
-        claim = Claim(seat, add, remove, now, holds=add - self._confirmed(seat))
+        claim = Claim(seat, add, remove, now, holds=add - seat.confirmed(self.acked))
         if claim.holds:
-            seat.claims.append(claim)
-            self._claims[claim] = None
-            self._want(claim.holds)
+            self._enter(claim)
             if len(seat.claims) > MOST_CLAIMS:
                 self._merge(seat)
         return self._queue(claim)
+
+    def adopt(self, seat: Seat, requests: Iterable[Subscription]) -> list[Answer]:
+        """A seat that another account served until now. What it held there, request by request, counts as remembered:
+        it is refused, if it is, after it was acknowledged."""
+        seat.shown = NOTHING.union(*requests)
+        for topics in requests:
+            self._enter(Claim(seat, topics, NOTHING, 0.0, topics, answered=True, remembered=True))
+        return self._refuse_remembered() if self._closed else []
 
     def deny(self, seat: Seat, code: int, msg: str, now: float) -> list[Answer]:
         """The seat's request is refused here already; it hears so in its turn."""
@@ -189,15 +151,18 @@ class Ledger:
     def lost(self) -> None:
         """The connection is gone: nothing is acked any more, everything wanted is to be asked for again."""
         self._answered()
+        for seat in {claim.seat: None for claim in self._claims if claim.remembered}:
+            seat.recall(self.acked)
         self.acked.clear()
         self._surplus.clear()
         self._missing = dict.fromkeys(self._wanted)
         self._trial.clear()
 
     def close(self, code: int, msg: str) -> list[Answer]:
-        """Alpaca will not serve this feed (409): what waits is refused, and so is what is asked from now on."""
+        """Alpaca will not serve this feed (409): what waits is refused, what it has never confirmed too, and so is what
+        is asked from now on. What it once confirmed stays, and is asked for when it serves the feed again."""
         self._closed = (code, msg)
-        answers: list[Answer] = []
+        answers = self._refuse_remembered()
         for seat in [*self._waiting]:
             for claim in [*seat.waiting]:
                 if claim.holds:
@@ -248,12 +213,10 @@ class Ledger:
         piece.fill(missing)
         return piece
 
-    def _confirmed(self, seat: Seat) -> Subscription:
-        """What Alpaca has confirmed for the seat since it asked, be it for an older connection, and stays."""
-        for claim in seat.claims:
-            claim.remembered = claim.remembered and not claim.holds <= self.acked
-        confirmed = NOTHING.union(*(claim.holds for claim in seat.claims if claim.answered and not claim.remembered))
-        return confirmed.difference(*(claim.remove for claim in seat.waiting))
+    def _enter(self, claim: Claim) -> None:
+        claim.seat.claims.append(claim)
+        self._claims[claim] = None
+        self._want(claim.holds)
 
     def _merge(self, seat: Seat) -> None:
         """Makes one claim of those that are remembered: a client may ask on and on while Alpaca is away."""
@@ -314,6 +277,14 @@ class Ledger:
         for later in seat.waiting:  # what it took for granted
             later.add -= gone - later.holds
         return [Answer(seat, error, seat.shown)]
+
+    def _refuse_remembered(self) -> list[Answer]:
+        """Every claim that was acknowledged before Alpaca was heard; each seat hears of it once."""
+        assert self._closed is not None
+        last: dict[Seat, Answer] = {}
+        for claim in [claim for claim in self._claims if claim.remembered]:
+            last |= {answer.seat: answer for answer in self._refuse(claim, self._closed)}
+        return [*last.values()]
 
     def _settle(self) -> list[Answer]:
         return [answer for seat in [*self._waiting] for answer in self._answers(seat)]

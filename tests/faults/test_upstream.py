@@ -182,15 +182,20 @@ def test_log_in_refused(start: Start, code: int) -> None:
 
 
 def test_log_in_refused_for_the_plan(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """409: asked again every five minutes. Who has been acknowledged keeps what is remembered; who asks is refused."""
+    """409: asked again every five minutes. What Alpaca has confirmed is remembered; what it has not is refused, also to
+    who was acknowledged meanwhile."""
     assert Backoff.REFUSED == 300
     monkeypatch.setattr(Backoff, "REFUSED", 0.2)
     proxy = start(CLIENTS)
     with fault(proxy):
-        proxy.simulator.fail_auth("iex", 409)
+        proxy.simulator.refuse_upgrade("iex", 503)
         proxy.simulator.drop("iex", "fin")
-        wait_for(lambda: proxy.upstream().phase is Phase.REFUSED)
         newcomer = proxy.client("beta")
+        assert newcomer.subscribe(trades=["TSLA"])["trades"] == ["TSLA"]
+        proxy.simulator.accept("iex")
+        proxy.simulator.fail_auth("iex", 409)
+        assert newcomer.answer()[0]["code"] == 409
+        assert newcomer.answer()[0]["trades"] == []
         assert newcomer.subscribe(trades=["TSLA"])["code"] == 409
         proxy.simulator.accept("iex")
 

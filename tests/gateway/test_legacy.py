@@ -79,6 +79,21 @@ def test_old_names_are_refused_all_or_nothing(proxy: Harness) -> None:
     assert streams(nobody, "listen", "T.AAPL")["error"].startswith("insufficient subscription: ")
 
 
+def test_a_listen_that_alpaca_refuses_changes_nothing(start: Start) -> None:
+    """Neither the old names that it adds nor the trading streams that it replaces."""
+    proxy = start(CLIENTS)
+    client = proxy.client("both", "/stream")
+    assert streams(client, "listen", "trade_updates") == {"streams": ["trade_updates"]}
+    proxy.simulator.refuse_symbols(["AAPL"])
+    assert streams(client, "listen", "account_updates", "T.AAPL") == {"error": "symbol limit exceeded"}
+    proxy.simulator.publish_order({"event": "new", "order": {"id": "1", "client_order_id": "any"}})
+    assert client.hear()["stream"] == "trade_updates"
+    proxy.simulator.refuse_symbols([])
+    assert streams(client, "listen", "account_updates", "T.AAPL") == {"streams": ["T.AAPL", "account_updates"]}
+    proxy.simulator.publish("iex", [trade("AAPL", 1)])
+    assert client.hear()["stream"] == "T.AAPL"
+
+
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
 def test_pairs_without_a_slash(proxy: Harness, codec: str) -> None:
     client = proxy.client("old", "/v1beta1/crypto?exchanges=", codec)

@@ -6,8 +6,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from proxy.config import model as configuration
 from proxy.config.model import Config
+from proxy.simulator import Plan, Simulator
 from tests.harness import ACCOUNT, CONFIG, Harness, wait_for
 
 Start = Callable[..., Harness]
@@ -19,12 +22,23 @@ CLIENTS = """
 """
 
 
-def changed(proxy: Harness, old: str, new: str) -> Config:
+MOVING = """
+  witness: {account: main, key: witness, secret: witness, allow: {iex: "*"}}
+  mover: {account: main, secret: mover, key: mover, allow: {iex: "*"}}
+"""
+
+
+def account(name: str, simulator: Simulator, key: str = "key", secret: str = "secret") -> str:
+    """The line of an account elsewhere than the harness's own simulator."""
+    return f'  {name}: {{{{key: {key}, secret: {secret}, data_url: "{simulator.url}"}}}}'
+
+
+def changed(proxy: Harness, old: str, new: str, clients: str = CLIENTS, accounts: str = ACCOUNT) -> Config:
     """The running configuration with one text in place of another."""
     listen, admin = proxy.gateway.config.listen, proxy.gateway.config.admin
     text = CONFIG.format(
-        clients=CLIENTS.replace(old, new),
-        accounts=ACCOUNT.format(url=proxy.simulator.url).replace(old, new),
+        clients=clients.replace(old, new),
+        accounts=accounts.format(url=proxy.simulator.url).replace(old, new),
         listen="",
         admin="",
         admin_port=0,
@@ -68,6 +82,46 @@ def test_a_changed_account_reconnects_its_feeds_alone(start: Start) -> None:
     wait_for(lambda: proxy.simulator.opened("iex") == 2 and proxy.simulator.subscribed("iex").get("trades") == {"AAPL"})
     proxy.publish("iex", "AAPL", 3)
     assert witness.numbers("AAPL", 3) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("step", ["upgrade", "greeting"])
+def test_an_account_that_changes_while_it_is_dialled(start: Start, step: str) -> None:
+    """The old address may never answer; and it must not see the new key."""
+    proxy = start(CLIENTS)
+    proxy.simulator.stall(step, "iex")
+    witness = proxy.client("witness")
+    witness.say({"action": "subscribe", "trades": ["AAPL"]})
+    wait_for(lambda: proxy.simulator.attempts("iex"))
+    with Simulator(keys={"new": "fresh"}) as another:
+        proxy.gateway.reload(changed(proxy, "", "", accounts=account("main", another, "new", "fresh")))
+        wait_for(lambda: another.subscribed("iex") == {"trades": {"AAPL"}}, seconds=5)
+        assert witness.answer()[0]["trades"] == ["AAPL"]
+        proxy.simulator.accept("iex")
+        another.publish_trades("iex", "AAPL", 3)
+        assert witness.numbers("AAPL", 3) == [1, 2, 3]
+        assert another.opened("iex") == 1
+        assert proxy.simulator.requests("iex") == []
+
+
+def test_a_client_that_moves_hears_what_its_new_account_refuses(start: Start) -> None:
+    """The error of each refused request, and the state as it then is; what is not refused stays."""
+    with Simulator(plan=Plan(symbol_limit=2)) as another:
+        accounts = f"{ACCOUNT}\n{account('small', another)}"
+        proxy = start(MOVING, config={"accounts": accounts})
+        mover, witness = proxy.client("mover"), proxy.client("witness")
+        witness.subscribe(trades=["AAPL"])
+        mover.subscribe(trades=["AAPL", "MSFT"])
+        mover.subscribe(trades=["SPY"])
+        with proxy.undisturbed(witness):
+            steps = proxy.gateway.reload(
+                changed(proxy, "main, secret: mover", "small, secret: mover", MOVING, accounts)
+            )
+            assert steps.changed == ("mover",)
+            assert mover.answer()[0]["code"] == 405
+            assert mover.answer()[0]["trades"] == ["AAPL", "MSFT"]
+        assert another.subscribed("iex") == {"trades": {"AAPL", "MSFT"}}
+        another.publish_trades("iex", "MSFT", 2)
+        assert mover.numbers("MSFT", 2) == [1, 2]
 
 
 def test_an_upstream_that_was_stopped_is_not_opened_again(start: Start) -> None:

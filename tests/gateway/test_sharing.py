@@ -8,6 +8,7 @@ from collections.abc import Callable
 import gevent
 import pytest
 
+from proxy import gateway
 from proxy.net import upstream
 from proxy.protocol.feed import Phase
 from proxy.routing import ledger
@@ -108,8 +109,8 @@ def test_no_data_before_the_acknowledgement(start: Start, codec: str) -> None:
 
 
 def test_the_bound_is_two_seconds() -> None:
-    """Go's SDK gives up after three."""
-    assert ledger.PATIENCE == 2
+    """Also when it has just passed as somebody looks. Go's SDK gives up after three."""
+    assert 1.5 < ledger.PATIENCE + gateway.TICK_SECONDS < 2
 
 
 def test_an_acknowledgement_has_every_documented_channel(start: Start) -> None:

@@ -19,6 +19,7 @@ CLIENTS = """
   momentum: {key: momentum, secret: momentum, allow: {trading: {trade_updates: ["momentum-*", "shared-1"]}}}
   meanrev: {key: meanrev, secret: meanrev, allow: {trading: {trade_updates: ["meanrev-*"]}}}
   desk: {key: desk, secret: desk, allow: {trading: "*"}}
+  none: {key: none, secret: none, allow: {trading: {trade_updates: []}}}
   data: {key: data, secret: data, allow: {crypto: "*"}}
 """
 WHOLE = ("momentum", "meanrev", "desk")
@@ -138,6 +139,10 @@ def test_a_stream_that_may_not_be_heard_is_absent(proxy: Harness) -> None:
         "streams": ["trade_updates"]
     }
     assert proxy.simulator.subscribed("trading") == {"trade_updates": {"*"}}
+
+
+def test_a_stream_of_which_no_order_may_be_heard_is_absent(proxy: Harness) -> None:
+    assert proxy.client("none", "/stream").listen("trade_updates") == {"streams": []}
 
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])

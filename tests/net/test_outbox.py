@@ -11,6 +11,7 @@ from gevent.event import Event
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy import gateway
 from proxy.errors import ConnectionLost
 from proxy.net import frames, outbox
 from proxy.net.outbox import Outbox, Outboxes
@@ -140,3 +141,8 @@ def test_a_frame_that_was_sent_in_part_is_not_lost_with_the_rest() -> None:
     assert list(kernel.whole_frames()) == [frames.BINARY, frames.CLOSE]
     assert (box.delivered, box.lost) == (1, 2)
     assert outbox.SEND_SECONDS == 10
+
+
+def test_the_bound_of_a_close_is_five_seconds() -> None:
+    """Two ticks may pass until a close is noticed, and until its end is."""
+    assert 4 < outbox.FAREWELL_SECONDS + 2 * gateway.TICK_SECONDS <= 5

@@ -21,7 +21,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from proxy.protocol import market
 from proxy.protocol.codec import JSON
 from proxy.protocol.topics import NOTHING, Subscription, Topic
-from proxy.routing.ledger import MOST_CLAIMS, PATIENCE, Answer, Ledger, Seat
+from proxy.routing.claims import Answer, Seat
+from proxy.routing.ledger import MOST_CLAIMS, PATIENCE, Ledger
 from proxy.routing.request import REQUEST_BYTES, Request
 
 SYMBOLS = ("A", "B", "C", "D", "X", "Y", "*")
@@ -72,10 +73,11 @@ class Asked:
 
 @dataclass(eq=False)
 class Session:
-    """What a session has been told, and what it waits for."""
+    """What a session has been told, and what it waits for. `sure`: what Alpaca has confirmed of what it was told."""
 
     seat: Seat
     told: Subscription = NOTHING
+    sure: Subscription = NOTHING
     waits: deque[Asked] = field(default_factory=deque)
     past: list[Asked] = field(default_factory=list)
 
@@ -97,7 +99,7 @@ class Books(RuleBasedStateMachine):
         for answer in answers:
             [session] = [session for session in self.sessions if session.seat is answer.seat]
             if answer.error is not None and answer.state is not None:
-                self._late(session, answer.state)
+                self._late(session, answer)
                 continue
             asked = session.waits.popleft()
             session.past.append(asked)
@@ -113,13 +115,22 @@ class Books(RuleBasedStateMachine):
         assert state is not None
         assert state - asked.gone == (session.told | asked.add) - asked.remove - asked.gone
         session.told = state
+        session.sure &= state
 
-    def _late(self, session: Session, state: Subscription) -> None:
+    def _late(self, session: Session, answer: Answer) -> None:
         """Refused after it was acknowledged: something that was asked for in one request is lost, and nothing else."""
-        lost = session.told - state
+        state = answer.state
+        assert state is not None
         assert state <= session.told
-        assert any(lost <= asked.add and self.alpaca.refuses(asked.add) for asked in session.past)
+        lost = session.told - state
+        if answer.error == NOT_IN_THE_PLAN:
+            unsure = [asked.add for asked in session.past if not asked.add <= session.sure]
+            assert lost <= NOTHING.union(*unsure)
+            assert state <= session.sure
+        else:
+            assert any(lost <= asked.add and self.alpaca.refuses(asked.add) for asked in session.past)
         session.told = state
+        session.sure &= state
         for asked in session.waits:
             asked.gone |= lost
 
@@ -161,6 +172,13 @@ class Books(RuleBasedStateMachine):
         gone, self.sessions[number] = self.sessions[number], Session(Seat("another"))
         self.ledger.leave(gone.seat)
         assert gone.seat.holds == NOTHING
+
+    @rule(number=NUMBERS, requests=st.lists(TOPICS.filter(bool), max_size=3))
+    def come_from_another_account(self, number: int, requests: list[Subscription]) -> None:
+        self.ledger.leave(self.sessions[number].seat)
+        session = self.sessions[number] = Session(Seat("moved"), told=NOTHING.union(*requests))
+        session.past = [Asked(add, NOTHING, self.now) for add in requests]
+        self.take(self.ledger.adopt(session.seat, requests))
 
     # What Alpaca does
 
@@ -204,8 +222,7 @@ class Books(RuleBasedStateMachine):
     @rule(poison=POISON, limit=LIMITS)
     def drop(self, poison: set[str], limit: int) -> None:
         """The rules may have changed when the connection is there again."""
-        self.alpaca = Alpaca(poison, limit)
-        self.ledger.lost()
+        self.lose(Alpaca(poison, limit))
         assert self.ledger.request is None
 
     @rule()
@@ -213,13 +230,19 @@ class Books(RuleBasedStateMachine):
         if self.ledger.closed:
             self.ledger.open()
             return
-        self.alpaca = Alpaca(self.alpaca.poison, self.alpaca.limit)
-        self.ledger.lost()
+        self.lose(Alpaca(self.alpaca.poison, self.alpaca.limit))
         for session in self.sessions:
             for asked in session.waits:
                 asked.guilty = bool(asked.add)
         self.take(self.ledger.close(*NOT_IN_THE_PLAN))
         assert not any(session.waits for session in self.sessions), "nobody is left to wait"
+        assert all(session.told <= session.sure for session in self.sessions), "what was never confirmed is refused"
+
+    def lose(self, then: Alpaca) -> None:
+        for session in self.sessions:
+            session.sure |= session.told & self.there()
+        self.alpaca = then
+        self.ledger.lost()
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 2.5]))
     def wait(self, seconds: float) -> None:
@@ -604,15 +627,21 @@ def test_asking_on_and_on_while_alpaca_is_away() -> None:
 
 
 def test_a_feed_that_is_not_in_the_plan_refuses_every_request_until_it_is() -> None:
+    """What was acknowledged for the remembered state is refused too; what Alpaca has confirmed once is not."""
     ledger = Ledger()
-    remembered, waiting, later = Seat("remembered"), Seat("waiting"), Seat("later")
-    ledger.change(remembered, trades("R"), NOTHING, -PATIENCE)
-    ledger.overdue(0.0)
+    confirmed, remembered, waiting, later = Seat("confirmed"), Seat("remembered"), Seat("waiting"), Seat("later")
+    ledger.change(confirmed, trades("K"), NOTHING, 0.0)
+    settle(ledger)
+    ledger.lost()
+    for symbol in ("R", "S"):
+        ledger.change(remembered, trades(symbol), NOTHING, -PATIENCE)
+        assert told(ledger.overdue(0.0)) == [("remembered", None, remembered.holds)]
     ledger.change(waiting, trades("A"), NOTHING, 0.0)
     ledger.change(waiting, NOTHING, trades("C"), 0.0)
     ledger.change(waiting, trades("B"), NOTHING, 0.0)
     assert not ledger.closed
     assert told(ledger.close(*NOT_IN_THE_PLAN)) == [
+        ("remembered", NOT_IN_THE_PLAN, NOTHING),
         ("waiting", NOT_IN_THE_PLAN, None),
         ("waiting", None, NOTHING),
         ("waiting", NOT_IN_THE_PLAN, None),
@@ -620,11 +649,40 @@ def test_a_feed_that_is_not_in_the_plan_refuses_every_request_until_it_is() -> N
     assert ledger.closed
     assert told(ledger.change(later, trades("B"), NOTHING, 0.0)) == [("later", NOT_IN_THE_PLAN, None)]
     assert told(ledger.change(later, NOTHING, trades("B"), 0.0)) == [("later", None, NOTHING)]
-    assert ledger.wanted == trades("R")
+    assert ledger.wanted == trades("K")
     ledger.open()
     ledger.change(later, trades("B"), NOTHING, 0.0)
     assert told(settle(ledger)) == [("later", None, trades("B"))]
-    assert ledger.acked == trades("R", "B")
+    assert ledger.acked == trades("K", "B")
+
+
+def test_what_was_confirmed_after_its_acknowledgement_is_confirmed() -> None:
+    ledger = Ledger()
+    seat = Seat("seat")
+    ledger.change(seat, trades("A"), NOTHING, -PATIENCE)
+    ledger.overdue(0.0)
+    settle(ledger)
+    ledger.lost()
+    assert ledger.close(*NOT_IN_THE_PLAN) == []
+    assert seat.shown == seat.holds == trades("A")
+
+
+def test_a_seat_from_another_account_is_refused_request_by_request() -> None:
+    ledger = Ledger()
+    seat = Seat("seat")
+    assert ledger.adopt(seat, [trades("A", "B"), trades("X", "Y")]) == []
+    assert seat.shown == trades("A", "B", "X", "Y")
+    assert told(settle(ledger, {"X"})) == [("seat", LIMIT_EXCEEDED, trades("A", "B"))]
+    assert ledger.acked == seat.holds == trades("A", "B")
+    assert ledger.adopt(Seat("holds nothing"), []) == []
+
+
+def test_a_seat_from_another_account_where_alpaca_does_not_serve_the_feed() -> None:
+    ledger = Ledger()
+    ledger.close(*NOT_IN_THE_PLAN)
+    assert told(ledger.adopt(Seat("seat"), [trades("A"), trades("B")])) == [("seat", NOT_IN_THE_PLAN, NOTHING)]
+    assert ledger.adopt(Seat("holds nothing"), []) == []
+    assert ledger.idle
 
 
 def test_answers_when_nothing_is_under_way() -> None:
