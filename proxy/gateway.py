@@ -214,6 +214,7 @@ class Gateway:
             state=self.state.value,
             time=time.time(),
             uptime=self._clock() - self._began,
+            accounts=len(self.config.accounts),
             feeds=tuple(upstream.state() for upstream in self.upstreams.values()),
             sessions=tuple(self.server.states()),
             totals=self.server.totals_now(),

@@ -1,7 +1,8 @@
 """Prometheus metrics, read from a snapshot at the time of the scrape: nothing is counted twice on the data path.
 
-Names and units follow Prometheus' conventions. Labels are account, feed, channel, client and reason; never a symbol, of
-which there are too many. The process itself is described by the client library's own collectors, under their own names.
+Names and units follow Prometheus' conventions. Labels are feed, channel, client and reason, and `account` where several
+are configured; never a symbol, of which there are too many. The process itself is described by the client library's own
+collectors, under their own names.
 """
 
 from __future__ import annotations
@@ -78,12 +79,16 @@ def _proxy(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 def _feeds(snapshot: Snapshot) -> Iterator[Metric]:
-    labels = ["account", "feed"]
+    several = snapshot.accounts > 1
+    labels = ["account", "feed"] if several else ["feed"]
+
+    def names(feed: FeedState) -> list[str]:
+        return [feed.account, feed.feed] if several else [feed.feed]
 
     def each(read: Callable[[FeedState], float]) -> Samples:
-        return [([feed.account, feed.feed], read(feed)) for feed in snapshot.feeds]
+        return [(names(feed), read(feed)) for feed in snapshot.feeds]
 
-    wanted = [([f.account, f.feed, channel], count) for f in snapshot.feeds for channel, count in f.wanted.items()]
+    wanted = [([*names(f), channel], count) for f in snapshot.feeds for channel, count in f.wanted.items()]
     yield _gauge("feed_live", "Whether the upstream connection is live.", labels, each(lambda f: f.phase == "live"))
     yield _gauge("feed_needed", "Whether somebody wants the feed.", labels, each(lambda f: f.needed))
     yield _gauge("feed_wanted_topics", "Topics that sessions asked for.", [*labels, "channel"], wanted)
@@ -94,14 +99,14 @@ def _feeds(snapshot: Snapshot) -> Iterator[Metric]:
     yield _counter("feed_malformed_frames", "Frames that could not be read.", labels, each(lambda f: f.malformed))
     yield _counter("feed_outages", "Times that a needed feed was lost.", labels, each(lambda f: f.outages))
     yield _counter("feed_outage_seconds", "Time until it was live again.", labels, each(lambda f: f.away))
-    ages = [([f.account, f.feed], snapshot.time - f.age) for f in snapshot.feeds if f.age is not None]
+    ages = [(names(f), snapshot.time - f.age) for f in snapshot.feeds if f.age is not None]
     yield _gauge("feed_last_message_timestamp_seconds", "When the last message came.", labels, ages)
     lag = HistogramMetricFamily(
         f"{PREFIX}feed_lag_seconds", "Receive time minus message time, of sampled messages.", labels=labels
     )
     for feed in snapshot.feeds:
         buckets = [("+Inf" if bound == inf else str(bound), float(count)) for bound, count in feed.lag.samples]
-        lag.add_metric([feed.account, feed.feed], buckets, feed.lag.sum)
+        lag.add_metric(names(feed), buckets, feed.lag.sum)
     yield lag
 
 

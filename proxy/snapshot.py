@@ -128,7 +128,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything. `totals` is by client and feed.
+    """Everything. `accounts` is how many are configured; `totals` is by client and feed.
 
     `time` is in seconds since 1970. Rates are messages a second over the last few seconds, `received` by account and
     feed, `delivered` by client and feed. `outboxes` are the bytes that wait in all of them, at most `outboxes_limit`.
@@ -138,6 +138,7 @@ class Snapshot:
     state: str
     time: float
     uptime: float
+    accounts: int
     feeds: tuple[FeedState, ...]
     sessions: tuple[SessionState, ...]
     totals: Mapping[Key, Totals]

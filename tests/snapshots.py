@@ -43,6 +43,7 @@ def snapshot(**more: Any) -> Snapshot:
         state="serving",
         time=1_700_000_000.5,
         uptime=60.0,
+        accounts=1,
         feeds=(feed(), feed("crypto", phase="waiting", age=None)),
         sessions=(session(), session(pending=250), session("beta", 900)),
         totals={("alpha", "iex"): Totals(3, 70, 2), ("beta", "iex"): Totals(1, 7, 0, {"slow": 5})},

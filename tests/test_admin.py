@@ -111,7 +111,7 @@ def test_metrics_count_what_happened(proxy: Harness) -> None:
     alpha.numbers("AAPL", 10)
     beta.numbers("AAPL", 10)
     metrics = scrape(proxy)
-    feed = {"account": "main", "feed": "iex"}
+    feed = {"feed": "iex"}
     assert metrics["feed_live", feed] == metrics["feed_needed", feed] == metrics["feed_connects_total", feed] == 1
     assert metrics["feed_wanted_topics", {**feed, "channel": "trades"}] == metrics["feed_acked_topics", feed] == 2
     assert metrics["feed_messages_total", feed] == 12

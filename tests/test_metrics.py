@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from proxy import metrics
 from proxy.snapshot import Snapshot, Totals
-from tests.snapshots import snapshot
+from tests.snapshots import feed, snapshot
 
 ROOT = Path(__file__).resolve().parents[1]
 DASHBOARD = ROOT / "config" / "grafana" / "alpaca-proxy.json"
@@ -48,7 +48,7 @@ def value(text: str, name: str, **labels: str) -> float:
 
 def test_what_a_snapshot_says() -> None:
     text = exposition(snapshot())
-    iex, crypto = {"account": "main", "feed": "iex"}, {"account": "main", "feed": "crypto"}
+    iex, crypto = {"feed": "iex"}, {"feed": "crypto"}
     assert value(text, "ready") == 0
     assert value(text, "start_time_seconds") == 1_699_999_940.5
     assert (value(text, "feed_live", **iex), value(text, "feed_live", **crypto)) == (1, 0)
@@ -69,12 +69,20 @@ def test_a_loss_is_counted_from_nothing_on() -> None:
 
 
 def test_what_never_was_has_no_time() -> None:
-    assert 'last_message_timestamp_seconds{account="main",feed="crypto"}' not in exposition(snapshot())
+    assert 'last_message_timestamp_seconds{feed="crypto"}' not in exposition(snapshot())
+
+
+def test_the_same_feed_of_several_accounts() -> None:
+    """They are told apart, whichever of them anybody has asked for so far."""
+    text = exposition(snapshot(accounts=2, feeds=(feed(), feed(account="spare", received=7))))
+    assert value(text, "feed_messages_total", account="main", feed="iex") == 100
+    assert value(text, "feed_messages_total", account="spare", feed="iex") == 7
+    assert value(text, "feed_wanted_topics", account="spare", feed="iex", channel="trades") == 2
 
 
 def test_the_histogram_of_lag() -> None:
     text = exposition(snapshot())
-    labels = {"account": "main", "feed": "iex"}
+    labels = {"feed": "iex"}
     assert value(text, "feed_lag_seconds_bucket", le="0.0025", **labels) == 0
     assert value(text, "feed_lag_seconds_bucket", le="0.005", **labels) == 1
     assert value(text, "feed_lag_seconds_bucket", le="+Inf", **labels) == 1
@@ -124,7 +132,7 @@ def test_names_follow_the_conventions() -> None:
         for sample in family.samples:
             if family.type == "counter":
                 assert sample.name == f"{family.name}_total"
-            assert set(sample.labels) <= {"account", "feed", "channel", "client", "reason", "version", "le"}
+            assert set(sample.labels) <= {"feed", "channel", "client", "reason", "version", "le"}
     if promtool := shutil.which("promtool"):
         lint = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True, timeout=30)
         assert (lint.stdout + lint.stderr, lint.returncode) == ("", 0)
@@ -153,7 +161,7 @@ def test_an_expression_asks_for_what_there_is(expression: str) -> None:
     """Each name in it is a metric of ours, each label one that this metric has. tests/web has Prometheus itself answer
     it."""
     known: dict[str, set[str]] = {"up": set()}
-    for name, labels in samples(exposition(snapshot())):
+    for name, labels in samples(exposition(snapshot(accounts=2))):
         known.setdefault(name, set()).update(label for label, _ in labels)
     asked = re.findall(r"\b([a-z_]{2,})\b(?:\{([^}]*)\})?", re.sub(r'"[^"]*"|\$\w+', '""', without_groups(expression)))
     found = [(name, labels) for name, labels in asked if name not in FUNCTIONS | WORDS | {"inf"}]

@@ -52,8 +52,8 @@ def run(options: argparse.Namespace) -> Exit:
         return _exists(path)
     except OSError as error:
         return fail(f"cannot write {path}: {error.strerror or error}; name another file, as in `init my-proxy.yaml`")
-    width = max(len(client.name) for client in clients)
-    shown = "\n".join(f"  key {client.name:{width}}  secret {client.secret}" for client in clients)
+    width = max(len(client.key) for client in clients)
+    shown = "\n".join(f"  key {client.key:{width}}  secret {client.secret}" for client in clients)
     print(SECRETS.format(path=path, clients=shown))
     print(NEXT.format(command=command(), path=path, schema=path.with_name(SCHEMA_FILE)))
     return Exit.GOOD

@@ -1,4 +1,4 @@
-"""`keygen`: a new client, with a random secret that is shown this once."""
+"""`keygen`: a new client, with a random key, and a random secret that is shown this once."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 
 from proxy.cli.terminal import Exit
 
-SECRET_BYTES = 32
+KEY_BYTES, SECRET_BYTES = 4, 32
 
 SHOWN = """\
 For the algorithm (the secret is shown this once):
-  key     {name}
+  key     {key}
   secret  {secret}
 
 For the proxy's configuration, under clients:
   {name}:
-    key: {name}
+    key: {key}
     secret: {digest}
     allow:
       iex: {{trades: [AAPL]}}"""
@@ -26,10 +26,17 @@ For the proxy's configuration, under clients:
 
 @dataclass(frozen=True, slots=True)
 class NewClient:
-    """A client that is to be: its name, which is its key as well, and its secret. 256 random bits need no slow hash."""
+    """A client that is to be: its name, the key that begins with it, and its secret. 256 random bits need no slow
+    hash; a key that nobody guesses keeps guesses of the secret off from the start."""
 
     name: str
+    tail: str = field(default_factory=lambda: secrets.token_hex(KEY_BYTES))
     secret: str = field(repr=False, default_factory=lambda: secrets.token_urlsafe(SECRET_BYTES))
+
+    @property
+    def key(self) -> str:
+        """What the algorithm passes as its key."""
+        return f"{self.name}-{self.tail}"
 
     @property
     def digest(self) -> str:
@@ -39,5 +46,5 @@ class NewClient:
 
 def run(options: argparse.Namespace) -> Exit:
     client = NewClient(options.name)
-    print(SHOWN.format(name=client.name, secret=client.secret, digest=client.digest))
+    print(SHOWN.format(name=client.name, key=client.key, secret=client.secret, digest=client.digest))
     return Exit.GOOD

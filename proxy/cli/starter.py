@@ -42,7 +42,7 @@ clients:
 
 CLIENT = """\
   {name}:
-    key: {name}{padding}  # what the algorithm passes as its Alpaca key; a name, not a secret
+    key: {key}{padding}  # what the algorithm passes as its Alpaca key; a name, not a secret
     secret: {digest}
     allow:
       {feed}: {{{channels}}}
@@ -87,7 +87,8 @@ def starter(answers: Answers, clients: Sequence[NewClient], path: Path) -> str:
     return start + "\n".join(
         CLIENT.format(
             name=client.name,
-            padding=" " * max(0, 15 - len(client.name)),
+            key=client.key,
+            padding=" " * max(0, 15 - len(client.key)),
             digest=client.digest,
             feed=answers.feed,
             channels=", ".join(f"{channel}: [{entries}]" for channel in channels),

@@ -199,7 +199,7 @@ def test_on_a_terminal_it_asks(tmp_path: Path) -> None:
         process.wait()
         os.close(master)
     assert process.returncode == 0
-    assert len(re.findall("^  key [ab] +secret ", out, re.MULTILINE)) == 2
+    assert len(re.findall("^  key [ab]-[0-9a-f]{8} +secret ", out, re.MULTILINE)) == 2
     config = configuration.load(tmp_path / "proxy.yaml", ENVIRON)
     assert list(config.clients) == ["a", "b"]
     assert config.clients["b"].allow["crypto"]["trades"] == ("*",)

@@ -204,7 +204,10 @@ def test_keygen_makes_a_client_that_can_log_in(tmp_path: Path, call: Call) -> No
     directory = configuration.parse(text, "pasted", {}, tmp_path).directory()
     assert directory.authenticate(key, secret) is not None
     assert directory.authenticate(key, secret[:-1]) is None
-    assert secret not in call("keygen", "mean-rev.2").out
+    again = call("keygen", "mean-rev.2").out
+    assert key.startswith("mean-rev.2-")
+    assert key not in again
+    assert secret not in again
 
 
 def test_where_the_configuration_is(file: Path, call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
