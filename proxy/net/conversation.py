@@ -25,7 +25,7 @@ from proxy.protocol import session as talk
 from proxy.protocol.codec import Codec, Raw
 from proxy.protocol.feeds import WILDCARD, Dialect
 from proxy.protocol.session import Session, State, TradingSession
-from proxy.protocol.topics import NOTHING, Subscription, words
+from proxy.protocol.topics import NOTHING, Subscription
 from proxy.routing.access import Client, WhenSlow
 from proxy.routing.ledger import PATIENCE
 from proxy.routing.overflow import conflate
@@ -238,7 +238,7 @@ class Conversation:
         assert self.client is not None
         refused = topics if place is None else self.client.allow.refused(place.upstream.endpoint.feed, topics)
         if refused:
-            self.answers.say(self.session.refused(409, f"insufficient subscription: {words(refused)}"))
+            self.answers.say(self.session.insufficient(refused))
         elif place is not None and len(place.seat.holds | topics) > MOST_TOPICS:
             self.answers.say(self.session.refused(405))
         else:

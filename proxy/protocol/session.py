@@ -17,7 +17,7 @@ from enum import Enum
 from proxy.protocol import legacy, market, pairs, trading
 from proxy.protocol.codec import JSON, MSGPACK, Codec, Malformed
 from proxy.protocol.feeds import Dialect, Endpoint
-from proxy.protocol.topics import Subscription, Topic
+from proxy.protocol.topics import Subscription, Topic, words
 
 
 class State(Enum):
@@ -137,6 +137,10 @@ class Session:
         """A change was refused; the state is as before."""
         return self._encode(market.error(code, msg))
 
+    def insufficient(self, topics: Iterable[Topic]) -> bytes:
+        """A change was refused, since the allowlist denies these."""
+        return self.refused(409, f"{market.ERRORS[409]}: {words(topics)}")
+
     def slow(self) -> bytes:
         """The last words to a slow client."""
         return self._encode(market.error(407))
@@ -163,6 +167,9 @@ class PlainPairsSession(Session):
 
     def acked(self, held: Iterable[Topic]) -> bytes:
         return super().acked(pairs.of_then(held))
+
+    def insufficient(self, topics: Iterable[Topic]) -> bytes:
+        return super().insufficient(pairs.of_then(topics))
 
 
 class TradingSession(Session):

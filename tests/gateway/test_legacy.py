@@ -12,7 +12,8 @@ from tests.harness import Client, Harness, quote, trade
 Start = Callable[..., Harness]
 
 CLIENTS = """
-  old: {key: old, secret: old, allow: {iex: {trades: [AAPL], quotes: ["*"], bars: ["*"]}, crypto: "*"}}
+  old: {key: old, secret: old, allow: {iex: {trades: [AAPL], quotes: ["*"], bars: ["*"]}}}
+  pairs: {key: pairs, secret: pairs, allow: {crypto: {trades: [BTC/USD, ETH/USD]}}}
   both: {key: both, secret: both, allow: {iex: {trades: [AAPL]}, trading: "*"}}
   orders: {key: orders, secret: orders, allow: {trading: "*"}}
 """
@@ -96,10 +97,11 @@ def test_a_listen_that_alpaca_refuses_changes_nothing(start: Start) -> None:
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
 def test_pairs_without_a_slash(proxy: Harness, codec: str) -> None:
-    client = proxy.client("old", "/v1beta1/crypto?exchanges=", codec)
+    client = proxy.client("pairs", "/v1beta1/crypto?exchanges=", codec)
     ack = client.subscribe(trades=["BTCUSD", "ETH/USD"])
     assert ack["trades"] == ["BTCUSD", "ETHUSD"]
     assert proxy.simulator.subscribed("crypto")["trades"] == {"BTC/USD", "ETH/USD"}
     proxy.simulator.publish("crypto", [trade("BTC/USD", 1), trade("ETH/USD", 2)])
     assert [message["S"] for message in client.gather(2)] == ["BTCUSD", "ETHUSD"]
     assert client.unsubscribe(trades=["BTC/USD"])["trades"] == ["ETHUSD"]
+    assert client.subscribe(trades=["SOLUSD"])["msg"] == "insufficient subscription: trades SOLUSD"
