@@ -182,13 +182,12 @@ class Upstream:
         try:
             while not self._expired():
                 wait = self._try()
-                if self._expired():
-                    break
                 self._wake.clear()
                 self._wake.wait(wait)
         finally:
             self._greenlet = None
-            self.watch.found()
+            if self.ledger.idle:
+                self.watch.found()
             self._enter(Phase.IDLE)
 
     def _expired(self) -> bool:

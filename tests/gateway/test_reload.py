@@ -10,6 +10,7 @@ import pytest
 
 from proxy.config import model as configuration
 from proxy.config.model import Config
+from proxy.protocol.feed import Phase
 from proxy.simulator import Plan, Simulator
 from tests.harness import ACCOUNT, CONFIG, Harness, wait_for
 
@@ -101,6 +102,26 @@ def test_an_account_that_changes_while_it_is_dialled(start: Start, step: str) ->
         assert witness.numbers("AAPL", 3) == [1, 2, 3]
         assert another.opened("iex") == 1
         assert proxy.simulator.requests("iex") == []
+
+
+def test_an_outage_lasts_until_the_feed_is_live_again(start: Start) -> None:
+    """Whatever is reloaded meanwhile."""
+    proxy = start(CLIENTS)
+    proxy.client("witness").subscribe(trades=["AAPL"])
+    proxy.simulator.refuse_upgrade("iex", 503)
+    proxy.simulator.drop("iex", "fin")
+    wait_for(lambda: proxy.upstream().phase is Phase.WAITING)
+    before = proxy.upstream().state()
+    proxy.gateway.reload(changed(proxy, "{key: key,", "{codec: {iex: json}, key: key,"))
+    attempts = len(proxy.simulator.attempts("iex"))
+    wait_for(lambda: len(proxy.simulator.attempts("iex")) > attempts)
+    after = proxy.upstream().state()
+    assert before.outages == after.outages == 1
+    assert 0 < before.away < after.away
+    proxy.simulator.accept("iex")
+    wait_for(lambda: proxy.upstream().phase is Phase.LIVE)
+    away = proxy.upstream().state().away
+    assert after.away < away == proxy.upstream().state().away
 
 
 def test_a_client_that_moves_hears_what_its_new_account_refuses(start: Start) -> None:
