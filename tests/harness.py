@@ -34,6 +34,7 @@ from proxy.simulator import Simulator
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 20.0
+CALM_SECONDS = 0.05
 CONNECTED = [{"T": "success", "msg": "connected"}]
 AUTHENTICATED = [{"T": "success", "msg": "authenticated"}]
 CONTROL = ("success", "error", "subscription")
@@ -353,27 +354,41 @@ class Harness:
 
     @contextmanager
     def undisturbed(self, *witnesses: Client, feed: str = "iex", symbol: str = "AAPL") -> Iterator[None]:
-        """Trades flow without a pause; whatever happens meanwhile, each witness gets every one, once and in order."""
+        """Trades flow without a pause; whatever happens meanwhile, each witness gets every one, once and in order, and
+        they are on their way to it at once: those that waited longer than CALM_SECONDS waited for a second in all."""
         heard = [len(witness.data) for witness in witnesses]
+        outboxes = [self._outbox(witness) for witness in witnesses]
         first = self.publish(feed, symbol, 1)
+        late = 0.0
         over = False
 
         def flow() -> None:
+            nonlocal late
             while not over:
+                due = {outbox: outbox.delivered + 5 for outbox in outboxes}
+                began = time.monotonic()
                 self.publish(feed, symbol, 5)
-                gevent.sleep(0.002)
+                wait_for(lambda due=due: all(outbox.delivered >= sent for outbox, sent in due.items()), "not sent")
+                waited = time.monotonic() - began
+                late += waited if waited > CALM_SECONDS else 0
 
         flowing = gevent.spawn(flow)
         try:
             yield
         finally:
             over = True
-            flowing.join()
+            flowing.get()
+        assert late < 1, f"messages waited for {late} s"
         last = self.publish(feed, symbol, 1)
         for witness, before in zip(witnesses, heard, strict=True):
             witness.numbers(symbol, last)
             numbers = [m["i"] for m in witness.data[before:] if m["T"] == "t" and m["S"] == symbol]
             assert numbers == list(range(first, last + 1))
+
+    def _outbox(self, client: Client) -> Outbox:
+        port = client.ws.local_address[1]
+        [outbox] = [c.outbox for c in self.gateway.server.conversations if c.address.endswith(f":{port}")]
+        return outbox
 
     def publish(self, feed: str, symbol: str, count: int, *, batch: int = 1) -> int:
         """Publishes numbered trades; the last one's number."""
