@@ -28,14 +28,14 @@ MAY_IMPORT = {
     # what runs
     "gateway": "clock reload metrics web net events history config logs routing protocol errors snapshot version",
     "simulator": "net logs routing protocol errors version",
-    "net": "history logs routing protocol errors snapshot version",
+    "net": "history logs origins routing protocol errors snapshot version",
     "metrics": "snapshot version",
     "web": "history protocol snapshot version",
     "events": "logs snapshot",
     "history": "snapshot",
     # what is configured
     "reload": "config routing protocol errors",
-    "config": "routing protocol errors",
+    "config": "origins routing protocol errors",
     # what is decided
     "routing": "protocol errors",
     "protocol": "errors",
@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "notify": "",
     "logs": "colour",
     "clock": "",
+    "origins": "",
     "colour": "",
     "snapshot": "",
     "version": "",

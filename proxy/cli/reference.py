@@ -120,7 +120,7 @@ def _default(value: object) -> str:
 
 def _cell(text: str) -> str:
     """Text within a table; a reference in it is code."""
-    return re.sub(r"(?<!`)(\$\{[^}]*\})(?!`)", r"`\1`", text).replace("|", "\\|")
+    return re.sub(r"(?<!`)(\$\{[^}]*\})(?!`)", r"`\1`", text).replace("|", "\\|").replace("\n", " ")
 
 
 def _feeds() -> Iterator[str]:

@@ -16,7 +16,7 @@ from typing import TypeVar
 import gevent
 
 from proxy.cli.terminal import say
-from proxy.config import secret, settings, yamlfile
+from proxy.config import addresses, secret, settings, yamlfile
 from proxy.config.secret import Secret
 from proxy.config.settings import Unsuitable
 from proxy.config.yamlfile import Document
@@ -89,10 +89,10 @@ def authority(address: tuple[str, int]) -> str:
 
 def near(host: str) -> str:
     """The host by which this machine reaches what listens there: every address includes its own."""
-    known = settings.ip_address(host)
+    known = addresses.ip_address(host)
     if known is None or not known.is_unspecified:
         return host
-    return settings.LOOPBACK if known.version == 4 else "::1"
+    return addresses.LOOPBACK if known.version == 4 else "::1"
 
 
 def running(path: Path, environ: Mapping[str, str]) -> Running:
@@ -110,7 +110,7 @@ def running(path: Path, environ: Mapping[str, str]) -> Running:
             problems.extend(_problems(document, name, error))
             return default
 
-    host = setting("host", settings.host, settings.LOOPBACK)
+    host = setting("host", addresses.host, addresses.LOOPBACK)
     port = setting("port", settings.port, settings.ADMIN_PORT)
     token = setting("token", secret.token, None)
     if port == 0:

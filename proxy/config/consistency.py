@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from proxy.config import settings
+from proxy.config import addresses, settings
 from proxy.config.settings import Unsuitable, in_units, nearest
 from proxy.config.yamlfile import Document, Step, Table, Text, quoted
 from proxy.errors import Problem
@@ -29,16 +29,16 @@ def check(document: Document) -> Iterator[Problem | None]:
 
 
 def _addresses(document: Document) -> Iterator[Problem | None]:
-    host = _valid(document, ("listen", "host"), settings.host, settings.LOOPBACK)
+    host = _valid(document, ("listen", "host"), addresses.host, addresses.LOOPBACK)
     port = _valid(document, ("listen", "port"), settings.port, settings.LISTEN_PORT)
     plaintext = not document.find(("listen", "tls"))
     insecure = _valid(document, ("listen", "insecure"), settings.flag, False)
-    if host and not settings.is_loopback(host) and plaintext and insecure is False:
+    if host and not addresses.is_loopback(host) and plaintext and insecure is False:
         reason = "is beyond this machine, where plaintext can be read; set listen.tls, or insecure: true"
         yield document.problem(("listen", "host"), reason)
-    admin_host = _valid(document, ("admin", "host"), settings.host, settings.LOOPBACK)
+    admin_host = _valid(document, ("admin", "host"), addresses.host, addresses.LOOPBACK)
     admin_port = _valid(document, ("admin", "port"), settings.port, settings.ADMIN_PORT)
-    if admin_host and not settings.is_loopback(admin_host) and document.find(("admin", "token")) is None:
+    if admin_host and not addresses.is_loopback(admin_host) and document.find(("admin", "token")) is None:
         yield document.problem(("admin", "host"), "is beyond this machine; set admin.token as well")
     if host and admin_host and port and port == admin_port and _overlap(host, admin_host):
         section = "admin" if document.find(("admin", "port")) is not None else "listen"
@@ -47,9 +47,9 @@ def _addresses(document: Document) -> Iterator[Problem | None]:
 
 def _overlap(one: str, other: str) -> bool:
     """Whether two hosts cannot have the same port: they are one, or one of them stands for every address."""
-    same = {"localhost": settings.LOOPBACK}
+    same = {"localhost": addresses.LOOPBACK}
     one, other = same.get(one, one), same.get(other, other)
-    return one == other or any((address := settings.ip_address(of)) and address.is_unspecified for of in (one, other))
+    return one == other or any((address := addresses.ip_address(of)) and address.is_unspecified for of in (one, other))
 
 
 def _outboxes(document: Document) -> Iterator[Problem | None]:

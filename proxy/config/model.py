@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from proxy.config import consistency, references, secret, settings, yamlfile
+from proxy.config import addresses, consistency, references, secret, settings, yamlfile
 from proxy.config.secret import Secret
 from proxy.config.settings import Fault, Unsuitable, nearest
 from proxy.config.yamlfile import Document, Items, Step, Table, Text, quoted
@@ -50,10 +50,11 @@ def _blank_is(absent: object) -> BeforeValidator:
 _SCALAR = WithJsonSchema({"type": ["string", "number", "boolean"]})
 Name = Annotated[str, BeforeValidator(settings.name)]
 Port = Annotated[int, BeforeValidator(settings.port)]
-Host = Annotated[str, BeforeValidator(settings.host)]
+Host = Annotated[str, BeforeValidator(addresses.host)]
 Flag = Annotated[bool, BeforeValidator(settings.flag)]
-Origins = Annotated[tuple[Annotated[str, BeforeValidator(settings.origin)], ...], _blank_is(())]
-Url = Annotated[str, BeforeValidator(settings.url)]
+Origins = Annotated[tuple[Annotated[str, BeforeValidator(addresses.origin)], ...], _blank_is(())]
+HostNames = Annotated[tuple[Annotated[str, BeforeValidator(addresses.host_name)], ...], _blank_is(())]
+Url = Annotated[str, BeforeValidator(addresses.url)]
 File = Annotated[Path, BeforeValidator(_readable), WithJsonSchema({"type": "string"})]
 AccountSecret = Annotated[Secret, BeforeValidator(secret.account_secret), _SCALAR]
 ClientSecret = Annotated[Secret, BeforeValidator(secret.client_secret), _SCALAR]
@@ -103,7 +104,7 @@ class Tls(Section):
 class Listen(Section):
     """Where the algorithms connect."""
 
-    host: Host = settings.LOOPBACK
+    host: Host = addresses.LOOPBACK
     """The address to listen on; beyond this machine it takes `tls`, or `insecure: true`."""
     port: Port = settings.LISTEN_PORT
     """The TCP port; 0 takes any free one."""
@@ -112,20 +113,21 @@ class Listen(Section):
     insecure: Flag = False
     """true allows plaintext beyond this machine; secrets and data are then readable on the network."""
     origins: Origins = ()
-    """Browser origins that may connect, besides IP literals and localhost."""
+    """Web pages that may connect, besides those of IP literals and localhost: app.example.com, by any scheme and port,
+    or exactly https://app.example.com:8443."""
 
 
 class Admin(Section):
     """Where the status page, the metrics and the health checks are."""
 
-    host: Host = settings.LOOPBACK
+    host: Host = addresses.LOOPBACK
     """The address to listen on; beyond this machine it takes a `token`."""
     port: Port = settings.ADMIN_PORT
     """The TCP port; 0 takes any free one."""
     token: Token | None = None
     """The bearer token that every request must carry; optional on this machine."""
-    hosts: Origins = ()
-    """Host names that requests may ask for, besides IP literals and localhost."""
+    hosts: HostNames = ()
+    """Host names that requests may ask for, without a port, besides IP literals and localhost."""
 
 
 class Log(Section):
@@ -276,7 +278,7 @@ def warnings(config: Config, path: Path) -> list[str]:
         if account.secret.literal:
             found.append(f"accounts.{name}.secret {plain}")
         for setting, url in (("data_url", account.data_url), ("trading_url", account.trading_url or "")):
-            if url.startswith("ws://") and not settings.is_loopback(urlsplit(url).hostname or ""):
+            if url.startswith("ws://") and not addresses.is_loopback(urlsplit(url).hostname or ""):
                 found.append(f"accounts.{name}.{setting} sends the account's secret unencrypted; use wss://")
     for name, entry in config.clients.items():
         if entry.secret.literal and not entry.secret.is_digest():

@@ -7,12 +7,10 @@ left blank.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from urllib.parse import urlsplit
 
 from proxy.config.yamlfile import Items, Step, Table, quoted
 from proxy.protocol.feeds import FOLLOWERS, WILDCARD, Dialect, endpoint, feed_names
@@ -20,7 +18,6 @@ from proxy.routing.access import DEFAULT
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
-LOOPBACK = "127.0.0.1"
 LISTEN_PORT = 8765
 ADMIN_PORT = 8766
 OUTBOX = 8 * MIB
@@ -32,9 +29,6 @@ LONGEST_ORDER_ID = 128
 _UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": KIB, "mib": MIB, "gib": GIB}
 _SIZE = re.compile(r"([0-9]{1,12}) ?([A-Za-z]{0,3})")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
-_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
-_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL}){{0,31}}\.?", re.IGNORECASE)
-_ORIGIN = re.compile(r"(https?://)?([^/:]*|\[[^/\]]*\])(:[0-9]{1,5})?/?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,58 +114,6 @@ def in_units(count: int) -> str:
         if count and count % of == 0:
             return f"{count // of}{unit}"
     return f"{count} bytes"
-
-
-def host(value: object) -> str:
-    """An IP address or a host name, in lower case."""
-    written = text(value)
-    bare = written[1:-1] if written.startswith("[") and written.endswith("]") else written
-    if ip_address(bare) is None and not _HOST.fullmatch(bare):
-        raise Unsuitable(Fault(f"should be an address or a host name without a port, not {quoted(written)}"))
-    return bare.lower()
-
-
-def ip_address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that a host is, or None for a name."""
-    try:
-        return ipaddress.ip_address(name)
-    except ValueError:
-        return None
-
-
-def is_loopback(name: str) -> bool:
-    """Whether a host is this machine for sure."""
-    address = ip_address(name)
-    return name.lower() == "localhost" if address is None else address.is_loopback
-
-
-def origin(value: object) -> str:
-    """Where a browser's page may come from, or a `Host` it may ask for: a host, perhaps with scheme and port."""
-    written = text(value)
-    match = _ORIGIN.fullmatch(written.lower())
-    if match is None or not (_HOST.fullmatch(match[2]) or ip_address(match[2].strip("[]"))):
-        raise Unsuitable(Fault(f"should be a host such as app.example.com, not {quoted(written)}"))
-    return "".join(part or "" for part in match.groups())
-
-
-def url(value: object) -> str:
-    """Where a WebSocket server is: ws:// or wss://, without a slash at its end."""
-    written = text(value)
-    try:
-        parts = urlsplit(written)
-        number = parts.port
-    except ValueError:
-        raise Unsuitable(Fault("is not a URL")) from None
-    if "@" in written or parts.query or parts.fragment:
-        raise Unsuitable(Fault("should be scheme, host, port and path alone"))
-    if parts.scheme not in ("ws", "wss"):
-        swapped = {"http": "ws", "https": "wss"}.get(parts.scheme)
-        shown = swapped and len(written) < 64 and written.isprintable() and getattr(value, "literal", True)
-        hint = f"{swapped}://{parts.netloc}{parts.path}" if shown else None
-        raise Unsuitable(Fault("should begin with wss:// or ws://", hint))
-    if not parts.hostname or number == 0 or not re.fullmatch("[!-~]+", written):
-        raise Unsuitable(Fault("should name a host, as in wss://stream.data.alpaca.markets"))
-    return written.rstrip("/")
 
 
 def key(value: object) -> str:

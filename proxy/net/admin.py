@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol
 from urllib.parse import parse_qsl
 
-from proxy.net.listener import Answer, Environ, Header, Listener, is_local_name
+from proxy.net.listener import Answer, Environ, Header, Listener
 from proxy.net.turn import Turn
+from proxy.origins import may_ask
 from proxy.snapshot import Snapshot
 
 QUERY_FIELDS = 8
@@ -92,7 +93,7 @@ class Admin:
         return status, body, kind, _headers(status, self._page.policy if kind.startswith("text/html") else NOTHING)
 
     def _found(self, environ: Environ) -> Answer:
-        if not is_local_name(environ.get("HTTP_HOST", ""), self._hosts):
+        if not may_ask(environ.get("HTTP_HOST", ""), self._hosts):
             return "403 Forbidden", "This host name is not listed in admin.hosts."
         path = environ["PATH_INFO"]
         given = environ.get("HTTP_AUTHORIZATION", "").encode("latin-1", "replace")

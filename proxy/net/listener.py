@@ -8,14 +8,12 @@ deadline for its TLS handshake and for its request's head, so that half a reques
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import ssl
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import gevent
 from gevent.pywsgi import WSGIServer
@@ -137,21 +135,3 @@ class Listener(WSGIServer):  # type: ignore[misc]
         status, body, *more = self._answer(environ)
         start_response(status, headers_for(status, *more))
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [f"{body.rstrip()}\n".encode()]
-
-
-def is_local_name(authority: str, listed: Collection[str]) -> bool:
-    """Whether a host name (with or without port) is an IP literal, localhost, or one of those listed.
-
-    A browser can be made to send any other name here by whoever owns that name (DNS rebinding).
-    """
-    try:
-        host = urlsplit(f"//{authority}").hostname or ""
-    except ValueError:
-        return False
-    if host == "localhost" or host in listed:
-        return True
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

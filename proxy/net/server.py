@@ -11,9 +11,10 @@ from collections.abc import Callable, Collection
 
 from proxy.net.connection import ClientConnection
 from proxy.net.conversation import Conversation, header_credentials
-from proxy.net.listener import Answer, Environ, Listener, is_local_name
+from proxy.net.listener import Answer, Environ, Listener
 from proxy.net.outbox import Outboxes
 from proxy.net.upstream import Upstream
+from proxy.origins import may_come
 from proxy.protocol.feeds import Dialect, endpoint, feed_of_path
 from proxy.protocol.session import open_session
 from proxy.routing.access import Client, Directory
@@ -137,18 +138,13 @@ class Server:
     def _refuse(self, environ: Environ) -> Answer | None:
         if self.draining:
             return _DRAINING
-        if not self._origin_allowed(environ.get("HTTP_ORIGIN")):
+        origin = environ.get("HTTP_ORIGIN")  # browsers say it, programs do not
+        if origin is not None and not may_come(origin, self.origins):
             return _ORIGIN
         return None if feed_of_path(environ["PATH_INFO"], self.default_feed) else _NOT_FOUND
 
     def _answer(self, environ: Environ) -> Answer:
         return _UPGRADE if feed_of_path(environ["PATH_INFO"], self.default_feed) else _NOT_FOUND
-
-    def _origin_allowed(self, origin: str | None) -> bool:
-        """A browser says where its page comes from; pages of strangers' hosts stay out, programs say nothing."""
-        if origin is None:
-            return True
-        return origin in self.origins or is_local_name(origin.partition("://")[2], self.origins)
 
     def _serve(self, connection: ClientConnection, environ: Environ) -> None:
         feed = feed_of_path(environ["PATH_INFO"], self.default_feed)

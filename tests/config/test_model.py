@@ -52,11 +52,19 @@ def client(more: str, accounts: str = ACCOUNT) -> config.ClientEntry:
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_file_is_told_everything_in_these_words(name: str, parser: type) -> None:
     path = DATA / f"{name}.yaml"
-    environ = {"SECRET": "hunter2", "EMPTY": "", "PORT": "eighty"}
+    environ = {"SECRET": "hunter2", "EMPTY": "", "PORT": "eighty", "ORIGIN": "wss://hunter2", "HOST": "hunter2:1"}
     with patch.object(yamlfile, "_LOADER", parser), pytest.raises(ConfigError) as caught:
         config.parse(path.read_text(), path.name, environ, DATA)
     assert f"{caught.value}\n" == path.with_suffix(".txt").read_text()
     assert not re.search("hunter2|s3cret|cannot be used", str(caught.value))
+
+
+def test_what_is_proposed_for_an_origin_or_a_host_is_taken() -> None:
+    proposed = re.findall(r'(origins|hosts)\[.* did you mean "(.+)"', (DATA / "origins-and-hosts.txt").read_text())
+    assert len(proposed) > 6
+    for setting, text in proposed:
+        section = "listen" if setting == "origins" else "admin"
+        assert parsed(f"{section}: {{{setting}: ['{text}']}}\n{ACCOUNT}{CLIENT}")
 
 
 def test_every_broken_file_has_its_words() -> None:
@@ -143,6 +151,37 @@ def test_sizes(written: str, size: int) -> None:
         .outbox
         == size
     )
+
+
+@pytest.mark.parametrize(
+    ("written", "origin"),
+    [
+        ("App.Example.COM", "app.example.com"),
+        ("app.example.com.", "app.example.com"),
+        ("http://app.example.com/", "http://app.example.com"),
+        ("HTTPS://app.example.com:443", "https://app.example.com"),
+        ("https://app.example.com:80", "https://app.example.com:80"),
+        ("https://bücher.example:8443", "https://xn--bcher-kva.example:8443"),
+        ("http://[::1]:80", "http://[::1]"),
+        ("192.0.2.7", "192.0.2.7"),
+    ],
+)
+def test_origins_become_what_browsers_call_them(written: str, origin: str) -> None:
+    assert parsed(f"listen: {{origins: ['{written}']}}\n{ACCOUNT}{CLIENT}").listen.origins == (origin,)
+
+
+@pytest.mark.parametrize(
+    ("written", "host"),
+    [
+        ("Status.Example.COM", "status.example.com"),
+        ("status.example.com.", "status.example.com"),
+        ("BÜCHER.example", "xn--bcher-kva.example"),
+        ("[::1]", "::1"),
+        ("alpaca_proxy", "alpaca_proxy"),
+    ],
+)
+def test_hosts_become_what_browsers_call_them(written: str, host: str) -> None:
+    assert parsed(f"admin: {{hosts: ['{written}']}}\n{ACCOUNT}{CLIENT}").admin.hosts == (host,)
 
 
 @pytest.mark.parametrize(("written", "value"), [("true", True), ("False", False), ("yes", True), ("off", False)])
@@ -382,7 +421,6 @@ def test_beyond_this_machine_plaintext_is_said_and_admin_has_a_token(host: str) 
         "limits: {message: 16MiB, outboxes: 1024GiB}",
         "log: {level: warning}",
         "default_feed: crypto-eu-1",
-        "listen: {origins: ['http://app.example.com/', '[::1]:80', 192.0.2.7]}",
     ],
 )
 def test_bounds_belong_to_what_is_allowed(line: str) -> None:

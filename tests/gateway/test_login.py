@@ -223,17 +223,48 @@ def test_409_from_alpaca_at_login_answers_every_subscribe(start: Start) -> None:
     assert len(proxy.simulator.attempts("iex")) == 1
 
 
+LISTED = "origins: [app.example.com, 'https://Desk.example:8443', 'https://shop.example:443', bücher.example, 'a.b.']"
+
+
 @pytest.mark.parametrize(
-    "origin", ["http://localhost:3000", "http://127.0.0.1", "https://[::1]:1", "https://app.example.com"]
+    "origin",
+    [
+        "http://localhost:3000",
+        "http://127.0.0.1",
+        "https://[::1]:1",
+        "https://app.example.com",
+        "http://app.example.com:3000",
+        "https://APP.example.com.",
+        "https://desk.example:8443",
+        "https://shop.example",
+        "http://xn--bcher-kva.example",
+        "http://a.b",
+    ],
 )
 def test_browsers_from_here_or_listed(start: Start, origin: str) -> None:
-    proxy = start(CLIENTS, config={"listen": "origins: [app.example.com]"})
+    proxy = start(CLIENTS, config={"listen": LISTED})
     assert proxy.dial(headers={"Origin": origin}).hear() == CONNECTED
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example.com", "null", "http://localhost.evil.com", ""])
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://evil.example.com",
+        "https://sub.app.example.com",
+        "https://app.example.com.evil.com",
+        "https://app.example.com@evil.com",
+        "https://desk.example",
+        "http://desk.example:8443",
+        "http://shop.example",
+        "https://shop.example:8443",
+        "http://localhost.evil.com",
+        "app.example.com",
+        "null",
+        "",
+    ],
+)
 def test_browsers_from_elsewhere(start: Start, origin: str) -> None:
-    proxy = start(CLIENTS)
+    proxy = start(CLIENTS, config={"listen": LISTED})
     with pytest.raises(InvalidStatus) as refused:
         proxy.dial(headers={"Origin": origin})
     assert refused.value.response.status_code == 403

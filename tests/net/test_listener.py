@@ -24,7 +24,7 @@ from wsproto.frame_protocol import FrameProtocol, Opcode
 from proxy.errors import ConnectionLost
 from proxy.net import frames, http, listener
 from proxy.net.connection import ClientConnection
-from proxy.net.listener import Answer, Environ, Listener, is_local_name
+from proxy.net.listener import Answer, Environ, Listener
 from proxy.net.websocket import Handler
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -802,30 +802,3 @@ def test_when_descriptors_run_out_those_who_are_in_are_served_and_the_others_wai
         assert re.fullmatch(
             r"\d\d:\d\d:\d\d warning listener\.starved .*Too many open files.* hint=.*ulimit -n.*", line
         )
-
-
-# Names
-
-
-@pytest.mark.parametrize(
-    ("authority", "local"),
-    [
-        ("localhost", True),
-        ("localhost:3000", True),
-        ("127.0.0.1:8765", True),
-        ("192.168.1.4", True),
-        ("[::1]:80", True),
-        ("desk.example", True),
-        ("desk.example:443", True),
-        ("evil.example", False),
-        ("localhost.evil.example", False),
-        ("127.0.0.1.evil.example", False),
-        ("desk.example.evil.example", False),
-        ("localhost,evil.example", False),
-        ("user@evil.example", False),
-        ("[::1", False),
-        ("", False),
-    ],
-)
-def test_names_that_no_stranger_can_rebind(authority: str, local: bool) -> None:
-    assert is_local_name(authority, {"desk.example"}) is local
