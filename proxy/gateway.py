@@ -166,6 +166,11 @@ class Gateway:
         self._log.info("stopped")
         self._recent.close()
 
+    @property
+    def reloading(self) -> bool:
+        """Whether the configuration is being read again."""
+        return bool(self._reading.locked())
+
     def reload(self, new: Config) -> Plan:
         """Carries out what the new configuration changes, all of it or (an address would move) nothing."""
         steps = plan(self.config, new)
@@ -264,7 +269,7 @@ class Gateway:
                     part.tick(now)
                 except Exception:  # a bug in one part must not stop the clock of the others
                     self._log.error("bug", part=repr(part))
-            if self._beat is not None and not self._reading.locked():  # a beat says that no reload is going on
+            if self._beat is not None:
                 self._beat()
             if now - remembered >= HISTORY_SECONDS:
                 try:

@@ -54,7 +54,7 @@ class Notifier:
         self._send(news)
 
     def reloading(self, now: float) -> None:
-        """The configuration is being read again; the next beat says that this is over."""
+        """The configuration is being read again; the next beat that is of no reload says that this is over."""
         self._state = ""
         self._send(["RELOADING=1", f"MONOTONIC_USEC={now * 1e6:.0f}"])
 

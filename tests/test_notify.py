@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -102,11 +103,13 @@ def test_draining_is_stopping(manager: Manager) -> None:
     assert manager.hear() == ["READY=1", "STOPPING=1"]
 
 
-def test_a_reload_begins_with_the_time_and_ends_with_the_next_beat(manager: Manager) -> None:
+def test_a_reload_begins_with_the_time_and_ends_with_the_next_beat_that_serves(manager: Manager) -> None:
     notifier = Notifier(manager.address)
     notifier.beat(1.0, "serving", "")
+    notifier.beat(2.4, "reloading", "")
     notifier.reloading(2.5)
-    notifier.beat(2.6, "serving", "")
+    notifier.beat(2.6, "reloading", "")
+    notifier.beat(2.7, "serving", "")
     assert manager.hear() == ["READY=1", "RELOADING=1", "MONOTONIC_USEC=2500000", "READY=1"]
 
 
@@ -141,16 +144,26 @@ def test_a_manager_that_does_not_read_holds_up_nothing(manager: Manager) -> None
     assert 0 < len(manager.hear()) < 2000
 
 
-@pytest.mark.parametrize("manager", ["path"], indirect=True)
-def test_the_proxy_tells_its_manager_from_start_to_end(manager: Manager, tmp_path: Path) -> None:
-    config = tmp_path / "proxy.yaml"
-    config.write_text(CONFIG, "utf-8")
-    config.chmod(0o600)
+@contextlib.contextmanager
+def running(manager: Manager, config: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The proxy, with a watchdog that is told twice a second."""
     environ = {**os.environ, "NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "1000000"}
     proxy = subprocess.Popen(
         [sys.executable, "-m", "proxy", "-c", str(config)], cwd=ROOT, env=environ, stderr=subprocess.DEVNULL
     )
     try:
+        yield proxy
+    finally:
+        proxy.kill()
+        proxy.wait()
+
+
+@pytest.mark.parametrize("manager", ["path"], indirect=True)
+def test_the_proxy_tells_its_manager_from_start_to_end(manager: Manager, tmp_path: Path) -> None:
+    config = tmp_path / "proxy.yaml"
+    config.write_text(CONFIG, "utf-8")
+    config.chmod(0o600)
+    with running(manager, config) as proxy:
         manager.hear_until("READY=1")
         assert "WATCHDOG=1" in manager.heard
         assert "STATUS=serving: 0 sessions, 0 feeds" in manager.heard
@@ -161,6 +174,66 @@ def test_the_proxy_tells_its_manager_from_start_to_end(manager: Manager, tmp_pat
         manager.hear_until("WATCHDOG=1")
         proxy.send_signal(signal.SIGTERM)
         assert proxy.wait(20) == 0
-    finally:
-        proxy.kill()
-        proxy.wait()
+
+
+class Slow:
+    """A secret that whoever reads it waits for: a pipe in the place of its file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        os.mkfifo(path, 0o600)
+
+    def config(self) -> str:
+        return CONFIG.replace("secret: an-example-only", f'secret: "${{file:{self.path}}}"', 1)
+
+    def give(self, line: str) -> None:
+        """To the one who waits, or who comes."""
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                with open(
+                    self.path, "wb", 0, opener=lambda path, _: os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+                ) as pipe:
+                    pipe.write(f"{line}\n".encode())
+                return
+            except OSError:  # nobody reads it yet
+                assert time.monotonic() < deadline, "nobody has asked for the secret"
+                time.sleep(0.01)
+
+
+@pytest.mark.parametrize("manager", ["path"], indirect=True)
+@pytest.mark.parametrize("secret", ["another", ""], ids=["good", "bad"])
+def test_a_reload_that_takes_long_is_neither_over_nor_dead(manager: Manager, tmp_path: Path, secret: str) -> None:
+    """While a thread reads, the manager hears that the proxy turns, but not that it is ready; at the end it does."""
+    slow = Slow(tmp_path / "secret")
+    config = tmp_path / "proxy.yaml"
+    config.write_text(slow.config(), "utf-8")
+    config.chmod(0o600)
+    with running(manager, config) as proxy:
+        slow.give("first")
+        manager.hear_until("READY=1")
+        manager.hear()
+        manager.heard.clear()
+        proxy.send_signal(signal.SIGHUP)
+        for _ in range(2):
+            manager.hear_until("WATCHDOG=1")
+            manager.heard.remove("WATCHDOG=1")
+        assert [line.partition("=")[0] for line in manager.heard] == ["RELOADING", "MONOTONIC_USEC"]
+        slow.give(secret)
+        manager.hear_until("READY=1")
+        assert proxy.poll() is None
+
+
+@pytest.mark.parametrize("manager", ["path"], indirect=True)
+def test_the_end_does_not_wait_for_a_reload(manager: Manager, tmp_path: Path) -> None:
+    slow = Slow(tmp_path / "secret")
+    config = tmp_path / "proxy.yaml"
+    config.write_text(slow.config(), "utf-8")
+    config.chmod(0o600)
+    with running(manager, config) as proxy:
+        slow.give("first")
+        manager.hear_until("READY=1")
+        proxy.send_signal(signal.SIGHUP)
+        manager.hear_until("RELOADING=1")
+        proxy.send_signal(signal.SIGTERM)
+        assert proxy.wait(20) == 0

@@ -13,7 +13,7 @@ from proxy.cli.terminal import Exit
 from proxy.config import model as configuration
 from proxy.config.model import Config
 from proxy.errors import ConfigError
-from proxy.gateway import Gateway
+from proxy.gateway import Gateway, State
 from proxy.notify import Notifier
 
 
@@ -26,8 +26,10 @@ def run(options: argparse.Namespace) -> Exit:
         return configuration.load(path, os.environ)
 
     def beat() -> None:
-        status = f"{gateway.state.value}: {len(gateway.server.conversations)} sessions, {len(gateway.upstreams)} feeds"
-        manager.beat(time.monotonic(), gateway.state.value, status)
+        state = gateway.state.value
+        status = f"{state}: {len(gateway.server.conversations)} sessions, {len(gateway.upstreams)} feeds"
+        reloading = gateway.reloading and gateway.state is State.SERVING
+        manager.beat(time.monotonic(), "reloading" if reloading else state, status)
 
     try:
         config = configuration.load(path, os.environ)
