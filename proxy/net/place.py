@@ -133,8 +133,13 @@ class Place:
     def look_again(self, client: Client) -> None:
         """The client's allowlist may have changed what unknown kinds it hears."""
         self.curious = client.allow.takes_unknown(self.upstream.endpoint.feed)
-        if self.seat.member is not None:  # else the session is leaving, and must not be heard of again
+        if not self.left:
             self.upstream.router.hold(self, self.held)
+
+    @property
+    def left(self) -> bool:
+        """Whether the session has left for good, though its last words may still be on their way."""
+        return self.seat.member is None
 
     def leave(self) -> None:
         """The session is gone. Its seat lets go of it, so that nothing refers back to it."""
@@ -144,6 +149,8 @@ class Place:
     def move(self, upstream: Upstream) -> None:
         """The client's account for this feed is another now, which is asked for all that is held; what was still
         waited for counts as held. If that account refuses something, the client hears so."""
+        if self.left:
+            return
         requests = [claim.holds for claim in self.seat.claims]
         self.held = self.seat.holds
         self.leave()

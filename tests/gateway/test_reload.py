@@ -12,7 +12,7 @@ from proxy.config import model as configuration
 from proxy.config.model import Config
 from proxy.protocol.feed import Phase
 from proxy.simulator import Plan, Simulator
-from tests.harness import ACCOUNT, CONFIG, Harness, wait_for
+from tests.harness import ACCOUNT, CLOSE, CONFIG, Harness, wait_for
 
 Start = Callable[..., Harness]
 
@@ -32,6 +32,11 @@ MOVING = """
 def account(name: str, simulator: Simulator, key: str = "key", secret: str = "secret") -> str:
     """The line of an account elsewhere than the harness's own simulator."""
     return f'  {name}: {{{{key: {key}, secret: {secret}, data_url: "{simulator.url}"}}}}'
+
+
+TWO = ACCOUNT + '\n  other: {{key: key2, secret: secret2, data_url: "{url}", trading_url: "{url}"}}'
+OF_TWO = CLIENTS.replace("{key: ", "{account: main, key: ")
+KEYS = {"key": "secret", "key2": "secret2"}
 
 
 def changed(proxy: Harness, old: str, new: str, clients: str = CLIENTS, accounts: str = ACCOUNT) -> Config:
@@ -143,6 +148,64 @@ def test_a_client_that_moves_hears_what_its_new_account_refuses(start: Start) ->
         assert another.subscribed("iex") == {"trades": {"AAPL", "MSFT"}}
         another.publish_trades("iex", "MSFT", 2)
         assert mover.numbers("MSFT", 2) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("[AAPL, MSFT]", "[AAPL, MSFT, SPY]"), ("main, key: narrowed", "other, key: narrowed")],
+    ids=["its allowlist", "its account"],
+)
+def test_a_session_that_is_leaving_is_not_put_back(start: Start, old: str, new: str) -> None:
+    """It has said good-bye, and what is left for it is being sent; nobody would ever take it out of a router again."""
+    proxy = start(OF_TWO, config={"accounts": TWO}, keys=KEYS)
+    witness = proxy.client("witness")
+    witness.subscribe(trades=["AAPL"])
+    leaving = proxy.wire(buffer=4096).log_in("narrowed", trades=["AAPL"])
+    [conversation] = [c for c in proxy.gateway.server.conversations if c.name == "narrowed"]
+    proxy.fill(conversation.outbox, 100_000)
+    [place] = conversation.places
+    leaving.send(CLOSE, b"\x03\xe8")
+    wait_for(lambda: place.left)
+    proxy.gateway.reload(changed(proxy, old, new, clients=OF_TWO, accounts=TWO))
+    assert conversation in proxy.gateway.server.conversations  # it was leaving, and had not left
+    heard = [member.name for upstream in proxy.gateway.upstreams.values() for member, _ in upstream.router.holdings()]
+    assert heard == ["witness"]
+    assert place.left
+    leaving.crash()
+    wait_for(lambda: conversation not in proxy.gateway.server.conversations)
+    assert proxy.upstream().ledger.wanted == {("trades", "AAPL")}
+
+
+def test_a_new_key_of_the_account_forgets_nobodys_orders(start: Start) -> None:
+    """Alpaca's ids for what it derives from an order are known from updates that came before."""
+    clients = """
+  momentum: {key: momentum, secret: momentum, allow: {trading: {trade_updates: ["momentum-*"]}}}
+  desk: {key: desk, secret: desk, allow: {trading: "*"}}
+"""
+    proxy = start(clients, keys=KEYS)
+    momentum, desk = (proxy.client(name, "/stream") for name in ("momentum", "desk"))
+    for client in (momentum, desk):
+        client.listen("trade_updates")
+    original = {"id": "a", "client_order_id": "momentum-1"}
+    replacement = {"id": "b", "client_order_id": "invented", "replaces": "a"}
+    for event, order in (("new", original), ("replaced", original | {"replaced_by": "b"}), ("new", replacement)):
+        proxy.simulator.publish_order({"event": event, "order": order})
+    assert [update["data"]["order"]["id"] for update in momentum.gather(3)] == ["a", "a", "b"]
+
+    steps = proxy.gateway.reload(
+        changed(proxy, "key: key, secret: secret", "key: key2, secret: secret2", clients=clients)
+    )
+    assert steps.accounts == ("main",)
+    wait_for(lambda: proxy.simulator.opened("trading") == 2 and proxy.simulator.subscribed("trading"))
+    for event, order in (
+        ("fill", replacement),
+        ("new", {"id": "c", "client_order_id": "invented too", "replaces": "b"}),
+        ("new", {"id": "z", "client_order_id": "of nobody"}),
+    ):
+        proxy.simulator.publish_order({"event": event, "order": order})
+    assert [update["data"]["order"]["id"] for update in desk.gather(6)[3:]] == ["b", "c", "z"]
+    assert [update["data"]["order"]["id"] for update in momentum.gather(5)[3:]] == ["b", "c"]
+    assert momentum.silent()
 
 
 def test_an_upstream_that_was_stopped_is_not_opened_again(start: Start) -> None:
