@@ -9,14 +9,12 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from http.client import HTTPSConnection
 from pathlib import Path
 from typing import Any
@@ -29,14 +27,14 @@ from proxy.cli.terminal import Exit
 from proxy.config import model as configuration
 from proxy.config.model import Config
 from proxy.gateway import DRAIN_SECONDS, TICK_SECONDS
+from tests.fronts import CADDY, NGINX, caddy, free_port, nginx, until
 from tests.harness import Harness, certificate, dial
 from tests.single_file import Built
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKER = ROOT / "config" / "docker"
 UNIT = ROOT / "config" / "systemd" / "alpaca-proxy.service"
-CADDY = ROOT / "config" / "caddy" / "Caddyfile"
-NGINX = ROOT / "config" / "nginx" / "alpaca-proxy.conf"
+Front = Callable[[Path, tuple[str, int], Path, Path], AbstractContextManager[int]]
 
 ENVIRON = {
     "APCA_API_KEY_ID": "PKAAAABBBB1111",
@@ -218,7 +216,7 @@ def test_the_dockerfiles_steps_make_a_container_that_is_healthy(
     config = image.root / "etc" / "alpaca-proxy" / "proxy.yaml"
     text = config.read_text("utf-8").replace("host: 0.0.0.0", "host: 127.0.0.1")  # as if published there
     for section in ("listen", "admin"):
-        text = text.replace(f"{section}:\n", f"{section}:\n  port: {_free_port()}\n", 1)
+        text = text.replace(f"{section}:\n", f"{section}:\n  port: {free_port()}\n", 1)
     for setting in ("data_url", "trading_url"):
         text = text.replace("  paper:\n", f"  paper:\n    {setting}: {simulator.url}\n", 1)
     config.write_text(text, "utf-8")
@@ -226,7 +224,7 @@ def test_the_dockerfiles_steps_make_a_container_that_is_healthy(
     try:
         container = subprocess.Popen(**image.process(image.entrypoint + image.command))
         try:
-            assert _until(lambda: subprocess.run(**image.process(image.healthcheck)).returncode == 0)
+            assert until(lambda: subprocess.run(**image.process(image.healthcheck)).returncode == 0)
         finally:
             container.terminate()
             assert container.wait(20) == 0
@@ -331,57 +329,12 @@ def test_what_stands_in_front_reaches_the_client_port_alone() -> None:
         assert str(admin.port) not in settings
 
 
-def program(name: str) -> str:
-    """Where it is. Fails with the next step if there is none."""
-    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
-    assert found is not None, f"this test runs {name}: apt-get install {name}"
-    return found
-
-
 @pytest.mark.build
-def test_an_algorithm_gets_through_nginx(tmp_path: Path, start: Callable[..., Harness]) -> None:
-    proxy, port = start(CLIENTS), _free_port()
+@pytest.mark.parametrize("front", [nginx, caddy], ids=lambda front: front.__name__)
+def test_an_algorithm_gets_through(tmp_path: Path, start: Callable[..., Harness], front: Front) -> None:
+    proxy = start(CLIENTS)
     cert, key = certificate(tmp_path)
-    text = NGINX.read_text("utf-8").replace("    listen [::]:443 ssl;\n", "")
-    for there, here in {
-        "443 ssl": f"127.0.0.1:{port} ssl",
-        "proxy.example.com;": "localhost;",
-        "/etc/letsencrypt/live/proxy.example.com/fullchain.pem": str(cert),
-        "/etc/letsencrypt/live/proxy.example.com/privkey.pem": str(key),
-        "http://127.0.0.1:8765": "http://{}:{}".format(*proxy.address),
-    }.items():
-        assert text.count(there) == 1, there
-        text = text.replace(there, here)
-    places = "".join(
-        f"{name}_temp_path {tmp_path}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    user = "user root;" if os.geteuid() == 0 else ""
-    (tmp_path / "site.conf").write_text(text, "utf-8")
-    (tmp_path / "nginx.conf").write_text(
-        f"daemon off; {user} pid {tmp_path}/nginx.pid; error_log {tmp_path}/error.log;\n"
-        f"events {{}}\nhttp {{ access_log off; {places} include {tmp_path}/site.conf; }}\n"
-    )
-    nginx = [program("nginx"), "-e", str(tmp_path / "error.log"), "-c", str(tmp_path / "nginx.conf")]
-    tested = subprocess.run([*nginx, "-t"], capture_output=True, text=True)
-    assert tested.returncode == 0, tested.stderr
-    with _running(nginx, port):
-        _talk(proxy, port, cert)
-
-
-@pytest.mark.build
-def test_an_algorithm_gets_through_caddy(tmp_path: Path, start: Callable[..., Harness]) -> None:
-    proxy, port = start(CLIENTS), _free_port()
-    cert, key = certificate(tmp_path)
-    text = CADDY.read_text("utf-8")
-    for there, here in {
-        "\nproxy.example.com {": f"\nhttps://localhost:{port} {{\n\tbind 127.0.0.1\n\ttls {cert} {key}",
-        "reverse_proxy 127.0.0.1:8765": "reverse_proxy {}:{}".format(*proxy.address),
-    }.items():
-        assert text.count(there) == 1, there
-        text = text.replace(there, here)
-    (tmp_path / "Caddyfile").write_text("{\n\tadmin off\n\tauto_https disable_redirects\n}\n" + text, "utf-8")
-    caddy = [program("caddy"), "run", "--adapter", "caddyfile", "--config", str(tmp_path / "Caddyfile")]
-    with _running(caddy, port, HOME=str(tmp_path)):
+    with front(tmp_path, proxy.address, cert, key) as port:
         _talk(proxy, port, cert)
 
 
@@ -397,39 +350,3 @@ def _talk(proxy: Harness, port: int, cert: Path) -> None:
     plain.request("GET", "/v2/iex")
     assert plain.getresponse().status == 426
     plain.close()
-
-
-@contextmanager
-def _running(command: list[str], port: int, **variables: str) -> Iterator[None]:
-    """A server that is listening, and is ended afterwards."""
-    server = subprocess.Popen(
-        command, env={**os.environ, **variables}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        assert _until(lambda: server.poll() is not None or _listens(port))
-        assert server.poll() is None
-        yield
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _until(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
-    """Whether it came true in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True

@@ -1,0 +1,117 @@
+"""TLS in front of the proxy: nginx and Caddy as config/ has them, at a port and with a certificate of the tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CADDY = ROOT / "config" / "caddy" / "Caddyfile"
+NGINX = ROOT / "config" / "nginx" / "alpaca-proxy.conf"
+SECONDS = 30.0
+
+
+def program(name: str) -> str | None:
+    """Where it is."""
+    return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+
+
+def needed(name: str) -> str:
+    """The same; fails with the next step if there is none."""
+    found = program(name)
+    assert found is not None, f"this test runs {name}: apt-get install {name}"
+    return found
+
+
+@contextmanager
+def nginx(folder: Path, behind: tuple[str, int], cert: Path, key: Path) -> Iterator[int]:
+    """nginx in front of the proxy at `behind`; its port on 127.0.0.1."""
+    port = free_port()
+    text = NGINX.read_text("utf-8").replace("    listen [::]:443 ssl;\n", "")
+    changes = {
+        "443 ssl": f"127.0.0.1:{port} ssl",
+        "proxy.example.com;": "localhost;",
+        "/etc/letsencrypt/live/proxy.example.com/fullchain.pem": str(cert),
+        "/etc/letsencrypt/live/proxy.example.com/privkey.pem": str(key),
+        "http://127.0.0.1:8765": "http://{}:{}".format(*behind),
+    }
+    (folder / "site.conf").write_text(changed(text, changes), "utf-8")
+    places = "".join(
+        f"{name}_temp_path {folder}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    user = "user root;" if os.geteuid() == 0 else ""
+    (folder / "nginx.conf").write_text(
+        f"daemon off; {user} pid {folder}/nginx.pid; error_log {folder}/error.log;\n"
+        f"events {{}}\nhttp {{ access_log off; {places} include {folder}/site.conf; }}\n"
+    )
+    command = [needed("nginx"), "-e", str(folder / "error.log"), "-c", str(folder / "nginx.conf")]
+    tested = subprocess.run([*command, "-t"], capture_output=True, text=True)
+    assert tested.returncode == 0, tested.stderr
+    with _running(command, port):
+        yield port
+
+
+@contextmanager
+def caddy(folder: Path, behind: tuple[str, int], cert: Path, key: Path) -> Iterator[int]:
+    """Caddy in front of the proxy at `behind`; its port on 127.0.0.1."""
+    port = free_port()
+    changes = {
+        "\nproxy.example.com {": f"\nhttps://localhost:{port} {{\n\tbind 127.0.0.1\n\ttls {cert} {key}",
+        "reverse_proxy 127.0.0.1:8765": "reverse_proxy {}:{}".format(*behind),
+    }
+    text = changed(CADDY.read_text("utf-8"), changes)
+    (folder / "Caddyfile").write_text("{\n\tadmin off\n\tauto_https disable_redirects\n}\n" + text, "utf-8")
+    command = [needed("caddy"), "run", "--adapter", "caddyfile", "--config", str(folder / "Caddyfile")]
+    with _running(command, port, HOME=str(folder)):
+        yield port
+
+
+def changed(text: str, changes: Mapping[str, str]) -> str:
+    """The text with each of these, which stands there once, in the place of another."""
+    for there, here in changes.items():
+        assert text.count(there) == 1, there
+        text = text.replace(there, here)
+    return text
+
+
+@contextmanager
+def _running(command: list[str], port: int, **variables: str) -> Iterator[None]:
+    """A server that is listening, and is ended afterwards."""
+    server = subprocess.Popen(
+        command, env={**os.environ, **variables}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        assert until(lambda: server.poll() is not None or _listens(port))
+        assert server.poll() is None
+        yield
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def free_port() -> int:
+    """One that nobody has at this moment."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def until(condition: Callable[[], bool], seconds: float = SECONDS) -> bool:
+    """Whether it came true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
