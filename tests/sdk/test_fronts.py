@@ -29,20 +29,18 @@ def test_quiet_sessions_stay(environments: Environments, tmp_path: Path) -> None
     cert, key = certificate(tmp_path)
     driver = environments.driver(next(sdk for sdk in SDKS if str(sdk).startswith("alpaca-py")))
     with Stand(tmp_path) as stand, ExitStack() as stack:
-        algorithms = []
-        for front in FRONTS:
+        algorithms = [stack.enter_context(Algorithm(driver, {"SSL_CERT_FILE": str(cert)})) for _ in FRONTS]
+        for front, algorithm in zip(FRONTS, algorithms, strict=True):
             (folder := tmp_path / front.__name__).mkdir()
             port = stack.enter_context(front(folder, ("127.0.0.1", stand.proxy.port), cert, key))
-            algorithm = stack.enter_context(Algorithm(driver, {"SSL_CERT_FILE": str(cert)}))
             algorithm.ready()
             algorithm.open("stocks", f"wss://localhost:{port}{STOCKS.path}", {"trades": [STOCKS.symbol]})
             algorithm.wait(lambda event: "subscribed to trades" in event.get("text", ""), "it has subscribed")
-            algorithms.append(algorithm)
         for number in (1, 2):
             stand.simulator.publish(STOCKS.feed, [STOCKS.channels["trades"](number)])
             for algorithm in algorithms:
                 wait_for(lambda heard=algorithm, all_=number: len(heard.messages("stocks")) == all_, algorithm.story)
             if number == 1:
-                quiet = time.monotonic() + GONE_SECONDS + 2
+                quiet = time.monotonic() + GONE_SECONDS + 1
                 wait_for(lambda until=quiet: time.monotonic() >= until, "time has stopped")
         assert stand.connects(STOCKS.feed) == len(FRONTS)
