@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from proxy.cli.terminal import CONFIG_VARIABLE, DEFAULT_CONFIG
 from proxy.config import settings
@@ -95,7 +96,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Names the choice that was probably meant."""
+    """Names what was probably meant: another choice, or -c before the name of a configuration."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends with what is wrong with the command line."""
+        file = re.search(r"(?:unrecognized arguments: |unknown \")([^\s\"]+\.ya?ml)\b", message)
+        super().error(f"a configuration is named with -c, as in -c {file[1]}" if file else message)
 
     def _check_value(self, action: argparse.Action, value: str) -> None:
         if action.choices is None or value in action.choices:
@@ -103,6 +109,8 @@ class _Parser(argparse.ArgumentParser):
         names = [str(name) for name in action.choices]
         hint = settings.nearest(value, names)
         tail = f'did you mean "{hint}"?' if hint else f"there is {', '.join(names)}"
+        if value in ("run", "start", "serve") and "check" in names:
+            tail = "the proxy runs without a verb"
         raise argparse.ArgumentError(action, f'unknown "{value}"; {tail}')
 
 

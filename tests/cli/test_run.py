@@ -168,6 +168,17 @@ def test_a_misspelt_verb_is_told_its_neighbour(call: Call) -> None:
     assert call("chek").err.endswith('error: argument VERB: unknown "chek"; did you mean "check"?\n')
 
 
+def test_who_takes_running_for_a_verb_is_told_that_it_is_none(call: Call) -> None:
+    assert call("run", "-c", "x.yaml").err.endswith('unknown "run"; the proxy runs without a verb\n')
+
+
+@pytest.mark.parametrize(
+    "arguments", [["my.yaml"], ["check", "my.yaml"], ["status", "--json", "my.yaml"]], ids=" ".join
+)
+def test_a_configuration_without_its_option(call: Call, arguments: list[str]) -> None:
+    assert call(*arguments).err.endswith("error: a configuration is named with -c, as in -c my.yaml\n")
+
+
 @leaves_a_socket
 @pytest.mark.parametrize("setting", ["listen", "admin"])
 def test_a_port_in_use(file: Path, call: Call, setting: str) -> None:
