@@ -101,6 +101,7 @@ class Gateway:
         )
         self._stopping = Event()
         self._reading = BoundedSemaphore()
+        self._reloads = 0
         self._ticker: gevent.Greenlet | None = None
         self._log = Log("gateway")
 
@@ -295,13 +296,16 @@ class Gateway:
     def _reread(self) -> None:
         """SIGHUP. A file that is wrong changes nothing. A thread reads it: a long one would hold the hub up."""
         with self._reading:
+            self._reloads += 1
+            log = Log("gateway", number=self._reloads)  # somebody waits for it: no fold of the last one's lines
             found = gevent.get_hub().threadpool.apply(self._found)
             if isinstance(found, Config):
-                for line in self.reload(found).lines():
-                    self._log.info("reload", plan=line)
+                steps = self.reload(found)
+                for line in steps.lines():
+                    (log.warning if steps.restart else log.info)("reload", plan=line)
             elif found is not None:
                 for problem in found.problems:
-                    self._log.warning("reload", problem=problem, result="nothing was reloaded")
+                    log.warning("reload", problem=problem, result="nothing was reloaded")
 
     def _found(self) -> Config | ConfigError | None:
         """The configuration as it now is, or what is wrong with it: the thread's own hub would print an exception."""
