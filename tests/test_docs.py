@@ -72,7 +72,7 @@ def test_readme_keeps_its_order() -> None:
     """What a reader asks first comes first."""
     text = (ROOT / "README.md").read_text("utf-8")
     order = ["Point your SDK here", "Configure", "Allowlists and keys", "Run it on a VPS", "Watch it",
-             "What happens when …", "Limits", "Questions", "Develop", "License"]  # fmt: skip
+             "What happens when …", "Limits", "What it costs", "Questions", "Develop", "License"]  # fmt: skip
     places = [text.index(f"\n## {heading}\n") for heading in order]
     assert places == sorted(places)
 
@@ -160,6 +160,12 @@ def test_every_metric_is_documented_and_every_documented_metric_exists(start: Ca
     for page in PAGES:
         named = set(re.findall(r"\balpaca_proxy_[a-z_]*[a-z]", page.read_text("utf-8")))
         assert {re.sub("_(bucket|sum|count)$", "", name) for name in named} <= set(exist), page.name
+
+
+def test_the_alerts_are_those_that_there_are() -> None:
+    there = re.findall(r"- alert: (\w+)", (ROOT / "config" / "prometheus" / "alerts.yml").read_text("utf-8"))
+    told = re.findall(r"^\| `(AlpacaProxy\w+)` \|", (ROOT / "docs" / "operations.md").read_text("utf-8"), re.MULTILINE)
+    assert told == there
 
 
 def test_every_documented_event_is_one_that_is_logged() -> None:
