@@ -43,7 +43,10 @@ _FIELDS: dict[str, dict[str, Any]] = {
 _TIMES = frozenset(("t", "r", "ft", "created_at", "updated_at"))
 
 
-def _structs(time: Any) -> dict[str, Any]:
+_NO_TIME = Raw(b"null")  # where `t` is absent; no timestamp in either codec
+
+
+def _structs() -> dict[str, Any]:
     """A struct for each kind, whose absent keys stay absent and whose unknown ones are an error."""
     structs = {}
     for kind, fields in _FIELDS.items():
@@ -52,7 +55,7 @@ def _structs(time: Any) -> dict[str, Any]:
         ]
         structs[kind] = msgspec.defstruct(
             f"Message_{kind}",
-            [("T", str), *optional, ("t", time, time())],
+            [("T", str), *optional, ("t", Raw, _NO_TIME)],
             rename={_attribute(key): key for key in fields},
             forbid_unknown_fields=True,
             gc=False,
@@ -64,8 +67,9 @@ def _attribute(key: str) -> str:
     return "as_" if key == "as" else key
 
 
-_from_msgpack = {kind: msgspec.msgpack.Decoder(of).decode for kind, of in _structs(Raw).items()}
-_from_json = {kind: msgspec.json.Decoder(of).decode for kind, of in _structs(str).items()}
+_STRUCTS = _structs()
+_from_msgpack = {kind: msgspec.msgpack.Decoder(of).decode for kind, of in _STRUCTS.items()}
+_from_json = {kind: msgspec.json.Decoder(of).decode for kind, of in _STRUCTS.items()}
 _to_json = msgspec.json.Encoder().encode
 _to_msgpack = msgspec.msgpack.Encoder().encode
 
@@ -77,7 +81,11 @@ _FAULTS = (msgspec.MsgspecError, ValueError, TypeError, LookupError, OverflowErr
 _TIMESTAMP = struct.Struct(">HII")
 _FIXEXT_8 = 0xD7FF
 _SECOND = 1_000_000_000
-_SCALES = tuple(10 ** (9 - digits) for digits in range(10))
+
+# The same in JSON, by its length, quotes and all: what cuts it into the text up to the point, the digits of the
+# fraction, and the end; and what makes such a fraction the first of the two numbers above. One cut that also holds the
+# length is a quarter cheaper than slices of a text.
+_FRACTIONS = {23 + n: (struct.Struct(f"21s{n}s2s").unpack, 10 ** (9 - n) << 2) for n in range(1, 10)}
 
 
 def transcode(kind: str, body: Raw | bytes, source: Codec, target: Codec) -> Raw | bytes | None:
@@ -144,29 +152,27 @@ def _text(ext: Raw) -> str:
     rest = high >> 2
     if mark != _FIXEXT_8 or high & 3 or not 0 < rest < _SECOND:
         return _unusual_text(bytes(ext))
-    digits = str(_SECOND + rest)[1:]  # three times as fast as a format of nine digits
-    if not rest % 10:
-        digits = digits.rstrip("0")
+    if rest > 99_999_999 and rest % 10:
+        return f"{_date(seconds)}.{rest}Z"  # four of five; without a look at zeros a quarter cheaper
+    digits = str(_SECOND + rest)[1:].rstrip("0")  # three times as fast as a format of nine digits
     return f"{_date(seconds)}.{digits}Z"
 
 
 def _unusual_text(ext: bytes) -> str:
-    begin = _EXTS.get(ext[0]) if ext else None
+    begin = _EXTS.get(ext[0])
     if begin is None or ext[begin - 1] != 0xFF:
         raise _Odd
     return timestamps.rfc3339(timestamps.of_ext(ext[begin:]))
 
 
-def _ext(text: str) -> Any:
-    """JSON's timestamp in msgpack's spelling. Raises ValueError."""
-    digits = text[20:-1]
-    if digits.isdigit() and text[-1] == "Z" and text.isascii() and (places := len(digits)) <= 9:
-        rest, seconds = int(digits), _seconds(text[:20])
-        if places != 9:
-            rest *= _SCALES[places]
-        if rest and not seconds >> 32:
-            return Raw(_TIMESTAMP.pack(_FIXEXT_8, rest << 2, seconds))
-    return msgspec.msgpack.Ext(timestamps.EXT, timestamps.ext(timestamps.nanoseconds(text)))
+def _ext(text: Raw) -> Any:
+    """JSON's timestamp in msgpack's spelling. Raises Malformed, ValueError or TypeError."""
+    if (fraction := _FRACTIONS.get(len(text))) is not None:
+        cut, scale = fraction
+        start, digits, end = cut(text)
+        if end == b'Z"' and digits.isdigit() and (rest := int(digits)):
+            return Raw(_TIMESTAMP.pack(_FIXEXT_8, rest * scale, _seconds(start)))
+    return msgspec.msgpack.Ext(timestamps.EXT, timestamps.ext(timestamps.nanoseconds(JSON.decode(text))))
 
 
 @lru_cache(maxsize=64)  # a burst shares its second: the calendar is computed once, not once a message
@@ -175,9 +181,12 @@ def _date(seconds: int) -> str:
 
 
 @lru_cache(maxsize=64)
-def _seconds(date: str) -> int:
-    """Of a date and time up to the point before their fraction. Raises ValueError."""
-    return timestamps.nanoseconds(date + "0Z") // _SECOND
+def _seconds(start: bytes) -> int:
+    """Of a quoted text up to the point in it. Raises ValueError; also where they need more than 32 bits."""
+    seconds = timestamps.nanoseconds(start[1:].decode() + "0Z") // _SECOND
+    if seconds >> 32:
+        raise ValueError("before 1970 or after 2106")
+    return seconds
 
 
 def _timed(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from typing import Any
 
 import msgpack
@@ -126,8 +127,10 @@ def exactly_packed(body: bytes) -> str:
 
 @pytest.mark.parametrize("kind", [*DOCUMENTED, "n", "z"])
 @pytest.mark.parametrize("moment", [FIRST, -1, 0, 1, 2**32 * 10**9, 2**34 * 10**9, 1680782066838232225, LAST])
-def test_nanoseconds_survive(kind: str, moment: int) -> None:
+@pytest.mark.parametrize("rest", [0, 10, 99_999_999, 99_999_990, 100_000_000, 100_000_001, 999_999_990])
+def test_nanoseconds_survive(kind: str, moment: int, rest: int) -> None:
     """In 4, 8 and 12 bytes, in any kind of message."""
+    moment = moment // 10**9 * 10**9 + (rest or moment % 10**9)
     text = timestamps.rfc3339(moment)
     body = msgpack.packb({"T": kind, "S": "AAPL", "t": msgpack.Timestamp.from_unix_nano(moment)})
     assert transcode(kind, body, MSGPACK, JSON) == b'{"T":"%b","S":"AAPL","t":"%b"}' % (kind.encode(), text.encode())
@@ -142,6 +145,34 @@ def test_a_timestamp_in_a_longer_form_than_it_needs(kind: str) -> None:
         body = b"\x82\xa1T\xa1%b\xa1t%b%b" % (kind.encode(), head, data)
         found = transcode(kind, body, MSGPACK, JSON)
         assert found == b'{"T":"%b","t":"2023-04-06T11:54:26.838232225Z"}' % kind.encode()
+
+
+@pytest.mark.parametrize("kind", ["t", "o", "z"])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (b"\xd7\xff" + struct.pack(">Q", 1680782066), b'"2023-04-06T11:54:26Z"'),
+        (b"\xd7\xff" + struct.pack(">Q", 10**9 << 34 | 1680782066), None),
+        (b"\xd7\x01" + struct.pack(">Q", 1 << 34 | 1680782066), None),
+        (b"\xa9yesterday", b'"yesterday"'),
+        (b"\xc0", b"null"),
+    ],
+)
+def test_what_is_as_long_as_a_timestamp_but_is_none(kind: str, value: bytes, text: bytes | None) -> None:
+    """Nor is a timestamp any that has no equal, such as one with a second of nanoseconds."""
+    body = b"\x82\xa1T\xa1%b\xa1t%b" % (kind.encode(), value)
+    if text is None:
+        with pytest.raises(Malformed):
+            transcode(kind, body, MSGPACK, JSON)
+    else:
+        assert transcode(kind, body, MSGPACK, JSON) == b'{"T":"%b","t":%b}' % (kind.encode(), text)
+
+
+@pytest.mark.parametrize("kind", ["t", "o", "z"])
+def test_a_message_without_time(kind: str) -> None:
+    text, packed = b'{"T":"%b","S":"AAPL"}' % kind.encode(), msgpack.packb({"T": kind, "S": "AAPL"})
+    assert transcode(kind, text, JSON, MSGPACK) == packed
+    assert transcode(kind, packed, MSGPACK, JSON) == text
 
 
 @pytest.mark.parametrize("number", ["0", "100", "-7", "1.0", "100.0", "0.1", "1e3", "9007199254740993", "5e-324"])
@@ -168,6 +199,67 @@ def test_text_that_is_no_time_stays_text() -> None:
         there = transcode("t", json.dumps({"T": "t", "t": text, "r": text}).encode(), JSON, MSGPACK)
         assert there is not None
         assert msgpack.unpackb(there) == {"T": "t", "t": text, "r": text}
+
+
+AS_ALPACA = "2023-04-06T13:15:42.835409581Z"
+
+
+def _altered(text: str, at: int, cut: int, put: str) -> str:
+    return text[:at] + put + text[at + cut :]
+
+
+NEARLY_TIMES = st.builds(
+    _altered,
+    st.integers(0, 9).map(lambda digits: AS_ALPACA[: 20 + digits] + "Z"),
+    st.integers(0, 30),
+    st.integers(0, 2),
+    st.sampled_from(
+        ["", "0", "00", "9", "-", "+", "_", " ", ".", ",", "Z", "z", "t", "+01:00", "\u0663", "\u00b2", '"', "\\"]
+    ),
+)
+
+
+@pytest.mark.parametrize("kind", ["t", "o", "z"])
+@given(text=NEARLY_TIMES, ascii=st.booleans())
+def test_what_is_nearly_a_timestamp(kind: str, text: str, ascii: bool) -> None:
+    """Digits that only Python takes for digits, fractions of any length, other zones, escapes."""
+    body = json.dumps({"T": kind, "t": text}, ensure_ascii=ascii).encode()
+    there = transcode(kind, body, JSON, MSGPACK)
+    assert there is not None
+    assert there == msgpack.packb({"T": kind, "t": timed(text)})
+
+
+@pytest.mark.parametrize("kind", ["t", "o", "z"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"2023-04-06T13:15:42Z"',
+        '"2023-04-06T13:15:42.000000000Z"',
+        '"2023-04-06T13:15:42.0Z"',
+        '"2023-04-06T13:15:42.1000Z"',
+        '"2023-04-06T13:15:42.000000001Z"',
+        '"2023-04-06T13:15:42.0000000001Z"',
+        '"2023-04-06T13:15:42.83540958+00:00"',
+        '"2023-04-06t13:15:42.83540958z"',
+        '"2023-04-06T13:15:60.83540958Z"',
+        '"1969-12-31T23:59:59.999999999Z"',
+        '"1970-01-01T00:00:00.000000001Z"',
+        '"2106-02-07T06:28:15.999999999Z"',
+        '"2106-02-07T06:28:16.000000001Z"',
+        '"2023-04-06T13:15:42\\u002e12345Z"',
+        '"2023-04-06T13:15:4\\u00321234Z"',
+        '"2023-04-06T13:15:42.12345\\u005a"',
+        "1680782066838232225",
+        "[1,2,3]",
+        "null",
+        '""',
+    ],
+)
+def test_spellings_of_time(kind: str, text: str) -> None:
+    """At the edges of what msgpack's shorter forms hold, and beyond what Alpaca writes."""
+    there = transcode(kind, b'{"T":"%b","t": %b }' % (kind.encode(), text.encode()), JSON, MSGPACK)
+    assert there is not None
+    assert there == msgpack.packb({"T": kind, "t": timed(json.loads(text))})
 
 
 class NoEqual(Exception):
