@@ -99,18 +99,20 @@ def idle(bench: Bench, rounds: int, seconds: float) -> list[report.Line]:
 
 
 def transcode(bench: Bench, rounds: int, seconds: float) -> list[report.Line]:
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[tuple[float, float]]] = {}
     for _ in range(rounds):
         done = subprocess.run([bench.python, str(HERE / "transcode.py")], capture_output=True, text=True, check=True)
-        for case, nanoseconds in json.loads(done.stdout).items():
-            found.setdefault(case, []).append(nanoseconds)
+        for case, both in json.loads(done.stdout).items():
+            found.setdefault(case, []).append(both)
     lines = []
-    for case, values in found.items():
-        limit = 2000 if case.endswith("to json") else 1500
-        good = statistics.median(values) <= limit
-        lines.append(
-            report.Line("transcode", "one message", f"{case}: {spread(values)} ns, wanted {limit}: {_word(good)}")
-        )
+    for case, rounds_of_both in found.items():
+        ours, generic = zip(*rounds_of_both, strict=True)
+        share = [own / theirs for own, theirs in rounds_of_both]
+        limit, of = (2.0, 3.0) if case.endswith("to json") else (1.5, 1.6)
+        words = f"{case}: {spread(ours)} ns, {spread(share)} of the generic way's {statistics.median(generic):,.0f}"
+        wanted = f"wanted {limit / of:.2f} ({limit} us where that takes {of})"
+        good = statistics.median(share) <= limit / of
+        lines.append(report.Line("transcode", "one message", f"{words}, {wanted}: {_word(good)}"))
     return lines
 
 
