@@ -99,20 +99,24 @@ def idle(bench: Bench, rounds: int, seconds: float) -> list[report.Line]:
 
 
 def transcode(bench: Bench, rounds: int, seconds: float) -> list[report.Line]:
-    found: dict[str, list[tuple[float, float]]] = {}
+    text = "one message in the other codec, by structs that leave its time alone; generic: libraries, dict to dict"
+    found: dict[str, dict[str, list[float]]] = {}
     for _ in range(rounds):
         done = subprocess.run([bench.python, str(HERE / "transcode.py")], capture_output=True, text=True, check=True)
-        for case, both in json.loads(done.stdout).items():
-            found.setdefault(case, []).append(both)
+        for case, ways in json.loads(done.stdout).items():
+            for way, nanoseconds in ways.items():
+                found.setdefault(case, {}).setdefault(way, []).append(nanoseconds)
     lines = []
-    for case, rounds_of_both in found.items():
-        ours, generic = zip(*rounds_of_both, strict=True)
-        share = [own / theirs for own, theirs in rounds_of_both]
-        limit, of = (2.0, 3.0) if case.endswith("to json") else (1.5, 1.6)
-        words = f"{case}: {spread(ours)} ns, {spread(share)} of the generic way's {statistics.median(generic):,.0f}"
-        wanted = f"wanted {limit / of:.2f} ({limit} us where that takes {of})"
-        good = statistics.median(share) <= limit / of
-        lines.append(report.Line("transcode", "one message", f"{words}, {wanted}: {_word(good)}"))
+    for case, ways in found.items():
+        ours, generic = ways["ours"], ways["generic"]
+        # Where the targets were set the generic ways took 3,000 and 1,600 ns: what is asked is as much of this machine.
+        limit, reference = (2000, 3000) if case.endswith("to json") else (1500, 1600)
+        ratios = [mine / theirs for mine, theirs in zip(ours, generic, strict=True)]
+        good = statistics.median(ratios) <= limit / reference
+        words = f"{spread(ratios)} of the generic way, wanted at most {limit / reference:.2f}: {_word(good)}"
+        lines.append(report.Line("transcode", text, f"{case}: {words}"))
+        words = f"{spread(ours)} ns, generic {spread(generic)} ns; {limit:,} and {reference:,} where the target was set"
+        lines.append(report.Line("transcode", text, f"{case}: {words}"))
     return lines
 
 
