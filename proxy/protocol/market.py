@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from proxy.protocol.feeds import FOLLOWERS, WILDCARD, Endpoint
-from proxy.protocol.topics import MAX_SYMBOL, Subscription, Topic, by_channel
+from proxy.protocol.topics import MAX_SYMBOL, NOTHING, Subscription, Topic, by_channel, shared
 
 ERRORS = {
     400: "invalid syntax",
@@ -89,7 +89,7 @@ def request(document: Any, endpoint: Endpoint) -> Auth | Change | Bad:
         return Auth(key, secret) if isinstance(key, str) and isinstance(secret, str) else Bad(400)
     if not is_change(document):
         return Bad(400)
-    topics: set[Topic] = set()
+    asked: list[list[Topic]] = []
     for channel, symbols in document.items():
         # Go sends every channel's key to every feed, nil where it wants nothing. What is no list and no channel of
         # Alpaca's is some key of the SDK's own.
@@ -103,10 +103,11 @@ def request(document: Any, endpoint: Endpoint) -> Auth | Change | Bad:
             return Bad(410)
         if len(channel) > MAX_SYMBOL or not _are_symbols(symbols):
             return Bad(400)
-        topics.update([(channel, symbol) for symbol in symbols])
+        asked.append(shared(channel, symbols))
+    topics = NOTHING.union(*asked)
     if action == "subscribe" and endpoint.options and ("quotes", WILDCARD) in topics:
         return Bad(413)
-    return Change(action == "subscribe", frozenset(topics))
+    return Change(action == "subscribe", topics)
 
 
 def is_change(document: Any) -> bool:
@@ -120,7 +121,7 @@ def _are_symbols(symbols: list[Any]) -> bool:
         text = "\n".join(symbols)
     except TypeError:  # one of them is no text
         return False
-    sizes = [*map(len, symbols)]
+    sizes = {*map(len, symbols)}
     if symbols and not 0 < min(sizes) <= max(sizes) <= MAX_SYMBOL:
         return False
     return "*" not in text or all(symbol == WILDCARD for symbol in symbols if "*" in symbol)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from proxy.protocol.topics import NOTHING, by_channel, covers, of_channels, words
+from collections import defaultdict
+
+import pytest
+
+from proxy.protocol import topics
+from proxy.protocol.topics import NOTHING, by_channel, covers, of_channels, shared, words
 
 
 def test_a_wildcard_covers_its_channel() -> None:
@@ -17,9 +22,25 @@ def test_a_wildcard_covers_its_channel() -> None:
 
 
 def test_symbols_by_channel_are_sorted() -> None:
-    topics = [("quotes", "B"), ("trades", "*"), ("quotes", "A")]
-    assert list(by_channel(topics).items()) == [("quotes", ["A", "B"]), ("trades", ["*"])]
+    held = [("quotes", "B"), ("trades", "*"), ("quotes", "A")]
+    assert list(by_channel(held).items()) == [("quotes", ["A", "B"]), ("trades", ["*"])]
     assert by_channel(NOTHING) == {}
+
+
+def test_topics_are_shared_by_all_who_ask_for_them_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topics, "_shared", defaultdict(dict))
+    monkeypatch.setattr(topics, "MOST_SHARED", 10)
+    names = ["A", "B", "A"]
+    first = shared("trades", names)
+    assert first == [("trades", "A"), ("trades", "B"), ("trades", "A")]
+    for again in (first, shared("trades", ["A", "B", "A"])):
+        assert all(mine is theirs for mine, theirs in zip(again, first, strict=True))
+    for number in range(30):
+        assert shared(f"channel{number % 7}", [f"S{number}"]) == [(f"channel{number % 7}", f"S{number}")]
+        assert shared(f"another{number}", []) == []
+        assert sum(map(len, topics._shared.values())) <= 10
+    assert len(topics._shared) <= 7
+    assert shared("trades", [f"S{number}" for number in range(30)]) == [("trades", f"S{n}") for n in range(30)]
 
 
 def test_topics_in_a_sentence() -> None:
