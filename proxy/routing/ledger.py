@@ -15,15 +15,19 @@ Each seat hears its answers in the order of its requests: when Alpaca has confir
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from math import inf
+from operator import itemgetter
 
 from proxy.protocol.topics import NOTHING, Subscription, Topic
 from proxy.routing.claims import Answer, Claim, Seat
 from proxy.routing.request import Piece, Request
+from proxy.routing.tally import Tally
 
 PATIENCE = 1.5  # seconds, and a tick until somebody looks: 2 at most. Go's SDK gives up after 3
 MOST_CLAIMS = 64  # of a seat; over it, those that Alpaca has yet to hear of count as one
+
+_CHANNEL = itemgetter(0)  # of a topic
 
 
 class Ledger:
@@ -33,9 +37,9 @@ class Ledger:
         self.acked: set[Topic] = set()
         self.request: Request | None = None
         self.channels: Counter[str] = Counter()  # how many topics of each are wanted
-        self._wanted: dict[Topic, int] = {}  # how many claims hold it
+        self._wanted = Tally()  # of the claims that hold each
         self._missing: dict[Topic, None] = {}  # wanted and not acked, in order of asking
-        self._surplus: dict[Topic, None] = {}  # acked and not wanted
+        self._surplus: set[Topic] = set()  # acked and not wanted
         self._claims: dict[Claim, None] = {}  # every claim that holds something, oldest first
         self._waiting: dict[Seat, None] = {}  # seats with an answer outstanding
         self._trial: deque[Claim] = deque()  # claims asked for one by one, since one of them was refused
@@ -44,17 +48,17 @@ class Ledger:
         self._closed: tuple[int, str] | None = None
 
     def __repr__(self) -> str:
-        return f"<Ledger {len(self._wanted)} wanted, {len(self.acked)} acked, {len(self._claims)} claims>"
+        return f"<Ledger {len(self._wanted.topics)} wanted, {len(self.acked)} acked, {len(self._claims)} claims>"
 
     @property
     def wanted(self) -> frozenset[Topic]:
         """The union of what the sessions asked for."""
-        return frozenset(self._wanted)
+        return frozenset(self._wanted.topics)
 
     @property
     def idle(self) -> bool:
         """Whether nobody wants anything of this feed."""
-        return not self._wanted
+        return not self._wanted.topics
 
     @property
     def closed(self) -> bool:
@@ -108,9 +112,8 @@ class Ledger:
         if self._surplus and (self._remove_first or not self._missing):
             piece = Piece()
             piece.fill(self._surplus)
-            for topic in piece.topics:  # no longer there for anybody who asks from now on
-                del self._surplus[topic]
-                self.acked.discard(topic)
+            self._surplus.difference_update(piece.topics)
+            self.acked.difference_update(piece.topics)  # no longer there for anybody who asks from now on
             self.request = Request(False, tuple(piece.topics))
         else:
             self._remove_first = False
@@ -124,11 +127,11 @@ class Ledger:
         request, _ = self._answered()
         if request is None or not request.add:
             return []
-        for topic in request.topics:
-            self.acked.add(topic)
+        topics = frozenset(request.topics)
+        self.acked |= topics
+        for topic in topics:
             self._missing.pop(topic, None)
-            if topic not in self._wanted:
-                self._surplus[topic] = None
+        self._surplus |= topics - self._wanted.topics
         return self._settle()
 
     def refused(self, code: int, msg: str) -> list[Answer]:
@@ -155,7 +158,7 @@ class Ledger:
             seat.recall(self.acked)
         self.acked.clear()
         self._surplus.clear()
-        self._missing = dict.fromkeys(self._wanted)
+        self._missing = dict.fromkeys(self._wanted.topics)
         self._trial.clear()
 
     def close(self, code: int, msg: str) -> list[Answer]:
@@ -199,7 +202,7 @@ class Ledger:
         """What to ask for next: a claim on trial alone; else the sessions that wait in turns, then the rest."""
         piece, missing = Piece(), self._missing
         while self._trial:
-            piece.fill(self._trial[0].holds.intersection(missing))
+            piece.fill(_common(self._trial[0].holds, missing))
             if piece.topics:
                 return piece
             self._trial.popleft()
@@ -208,7 +211,7 @@ class Ledger:
             if piece.full or len(piece.topics) == len(missing):
                 break
             before = len(piece.topics)
-            piece.fill(claim.holds.intersection(missing))
+            piece.fill(_common(claim.holds, missing))
             claim.flights += len(piece.topics) > before
         piece.fill(missing)
         return piece
@@ -216,31 +219,21 @@ class Ledger:
     def _enter(self, claim: Claim) -> None:
         claim.seat.claims.append(claim)
         self._claims[claim] = None
-        self._want(claim.holds)
+        fresh = self._wanted.add(claim.holds)
+        self.channels.update(map(_CHANNEL, fresh))
+        self._missing |= dict.fromkeys(fresh - self.acked)
+        self._surplus -= fresh
 
     def _merge(self, seat: Seat) -> None:
         """Makes one claim of those that are remembered: a client may ask on and on while Alpaca is away."""
         remembered = [claim for claim in seat.claims if claim.remembered]
         for claim in remembered[1:]:
             oldest = remembered[0]
-            for topic in claim.holds & oldest.holds:
-                self._wanted[topic] -= 1
+            self._wanted.remove(claim.holds & oldest.holds)
             oldest.holds |= claim.holds
             claim.holds = NOTHING
             seat.claims.remove(claim)
             del self._claims[claim]
-
-    def _want(self, topics: Subscription) -> None:
-        """One more claim holds these. Whole sets at a time: a client may ask for thousands while data flows."""
-        wanted = self._wanted
-        fresh = topics.difference(wanted)
-        for topic in topics - fresh:
-            wanted[topic] += 1
-        wanted |= dict.fromkeys(fresh, 1)
-        self.channels += Counter(topic[0] for topic in fresh)
-        self._missing |= dict.fromkeys(fresh - self.acked)
-        for topic in fresh.intersection(self._surplus):
-            del self._surplus[topic]
 
     def _shrink(self, claim: Claim, topics: Subscription) -> None:
         """The claim gives up what it holds of these topics."""
@@ -253,15 +246,11 @@ class Ledger:
         if not claim.holds:
             claim.seat.claims.remove(claim)
             del self._claims[claim]
-        wanted = self._wanted
-        gone = [topic for topic in given if wanted[topic] == 1]
-        for topic in given.difference(gone):
-            wanted[topic] -= 1
-        for topic in gone:
-            del wanted[topic]
-            self._missing.pop(topic, None)
-        self.channels -= Counter(topic[0] for topic in gone)
-        self._surplus |= dict.fromkeys(filter(self.acked.__contains__, gone))
+        gone = self._wanted.remove(given)
+        for topic in [*_common(gone, self._missing)]:
+            del self._missing[topic]
+        self.channels -= Counter(map(_CHANNEL, gone))
+        self._surplus |= gone & self.acked
 
     def _refuse(self, claim: Claim, error: tuple[int, str]) -> list[Answer]:
         lost = claim.holds
@@ -308,3 +297,9 @@ class Ledger:
             else:
                 yield Answer(seat, claim.error, None)
         self._waiting.pop(seat, None)
+
+
+def _common(topics: Set[Topic], others: dict[Topic, None]) -> Iterator[Topic]:
+    """What is in both, found as it is asked for."""
+    few, many = (topics, others) if len(topics) < len(others) else (others, topics)
+    return filter(many.__contains__, few)
