@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from operator import itemgetter
 
 from proxy.protocol.feeds import FOLLOWERS, WILDCARD
 
 DEFAULT = "default"
 """In the accounts of a client: the account of every feed that is not named."""
+
+_CHANNEL = itemgetter(0)  # of a topic
 
 # A digest that no secret is known to have: an unknown key is compared with it, and so takes as long as a wrong secret.
 _NOBODY = bytes(hashlib.sha256().digest_size)
@@ -78,16 +81,16 @@ class Allowlist:
         """Whether the symbol may be asked for and seen on the channel. `*` is permitted by an entry `*` alone."""
         return self._patterns(feed, channel).permit(symbol)
 
-    def refused(self, feed: str, topics: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    def refused(self, feed: str, topics: Collection[tuple[str, str]]) -> list[tuple[str, str]]:
         """Those of the topics (channel, symbol) that are not permitted, in their order."""
-        patterns: dict[str, _Patterns] = {}
+        patterns = {channel: self._patterns(feed, channel) for channel in set(map(_CHANNEL, topics))}
+        if all(known.everything for known in patterns.values()):
+            return []
         refused = []
         for topic in topics:
             channel, symbol = topic
-            known = patterns.get(channel)
-            if known is None:
-                known = patterns[channel] = self._patterns(feed, channel)
-            if not known.everything and symbol not in known.exact and not known.permit(symbol):
+            known = patterns[channel]
+            if symbol not in known.exact and not known.permit(symbol):
                 refused.append(topic)
         return refused
 

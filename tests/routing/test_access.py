@@ -50,7 +50,7 @@ def test_permits_is_what_the_rules_plainly_say(rules: Rules, feed: str, channel:
 @given(RULES, FEEDS, st.lists(st.tuples(CHANNELS, SYMBOLS)))
 def test_refused_are_those_that_are_not_permitted(rules: Rules, feed: str, topics: list[tuple[str, str]]) -> None:
     refused = [topic for topic in topics if not plainly_permitted(rules, feed, *topic)]
-    assert Allowlist(rules).refused(feed, iter(topics)) == refused
+    assert Allowlist(rules).refused(feed, topics) == refused
 
 
 def test_what_is_not_listed_is_denied() -> None:
