@@ -7,10 +7,8 @@ the greenlet returns.
 
 from __future__ import annotations
 
-import base64
-import binascii
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import gevent
 
@@ -20,11 +18,12 @@ from proxy.net import frames
 from proxy.net.connection import ClientConnection
 from proxy.net.outbox import FAREWELL_SECONDS, Outbox, Outboxes
 from proxy.net.place import Answers, Due, Place
+from proxy.net.turn import NAP_SECONDS
 from proxy.net.upstream import Upstream
 from proxy.protocol import session as talk
 from proxy.protocol.codec import Codec, Raw
 from proxy.protocol.feeds import WILDCARD, Dialect
-from proxy.protocol.session import Session, State, TradingSession
+from proxy.protocol.session import Session, State
 from proxy.protocol.topics import NOTHING, Subscription
 from proxy.routing.access import Client, WhenSlow
 from proxy.routing.ledger import PATIENCE
@@ -38,6 +37,7 @@ LINGER_SECONDS = 1.0
 # Who sends faster than a message in so many seconds, or a ping, is read more slowly.
 MESSAGE_PACE, CONTROL_PACE = 0.001, 0.00005
 MOST_TOPICS = 50_000  # of a session: four channels of every stock there is; all of them take `*`
+LONG_MESSAGE = 8 * 1024  # some thousand topics
 STRANGER_MESSAGE = 64 * 1024
 STRANGER_OUTBOX = 256 * 1024
 
@@ -154,6 +154,10 @@ class Conversation:
 
     def _message(self, payload: bytes) -> None:
         for outcome in self.session.receive(payload):
+            if len(payload) > LONG_MESSAGE:  # to read it has taken a turn, and so will what follows
+                gevent.sleep(NAP_SECONDS)
+                if self.outbox.closing is not None:
+                    return
             match outcome:
                 case talk.Reply(reply):
                     self.answers.say(reply)
@@ -260,7 +264,11 @@ class Conversation:
         return frozenset(topic for topic in topics if entries.get(topic[0]) or entries.get(WILDCARD))
 
     def _state(self) -> bytes:
-        return self.session.acked(NOTHING.union(*(place.held for place in self.places)))
+        return self.session.acked(self._held())
+
+    def _held(self) -> Subscription:
+        held = [place.held for place in self.places]
+        return held[0] if len(held) == 1 else NOTHING.union(*held)
 
     # What a reload does
 
@@ -304,14 +312,13 @@ class Conversation:
     def state(self) -> SessionState:
         """For the snapshot."""
         outbox = self.outbox
-        held = [place.held for place in self.places]
         return SessionState(
             self.name,
             self.session.endpoint.feed,
             self.address,
             self.codec.name,
             self._desk.clock() - self.opened,
-            held[0] if len(held) == 1 else NOTHING.union(*held),
+            self._held(),
             outbox.pending,
             outbox.limit,
             outbox.delivered,
@@ -330,20 +337,3 @@ class Conversation:
         """Flush, say why, and end; the first reason stands."""
         self.ended = self.ended or reason
         self.outbox.close(code, reason)
-
-
-def header_credentials(environ: dict[str, Any], session: Session) -> tuple[str, str] | None:
-    """The key and secret of the request's headers: Alpaca's own pair, or HTTP's Basic. The trading stream has none."""
-    if isinstance(session, TradingSession):
-        return None
-    key, secret = environ.get("HTTP_APCA_API_KEY_ID"), environ.get("HTTP_APCA_API_SECRET_KEY")
-    if key is not None and secret is not None:
-        return key, secret
-    scheme, _, given = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-    if scheme.lower() == "basic":
-        try:
-            user, _, password = base64.b64decode(given.strip(), validate=True).decode().partition(":")
-        except (binascii.Error, ValueError):
-            return "", ""
-        return user, password
-    return None

@@ -7,6 +7,8 @@ was sent is ever logged.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import errno
 from collections.abc import Sequence
 from http.client import HTTPException
@@ -16,6 +18,7 @@ import gevent
 from gevent.pywsgi import Input, WSGIHandler
 
 from proxy.logs import Log
+from proxy.protocol.session import Session, TradingSession
 
 HEAD_SECONDS = 10
 HEAD_BYTES = 16 * 1024
@@ -97,3 +100,20 @@ class _BoundedHead:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
+
+
+def header_credentials(environ: dict[str, Any], session: Session) -> tuple[str, str] | None:
+    """The key and secret of the request's headers: Alpaca's own pair, or HTTP's Basic. The trading stream has none."""
+    if isinstance(session, TradingSession):
+        return None
+    key, secret = environ.get("HTTP_APCA_API_KEY_ID"), environ.get("HTTP_APCA_API_SECRET_KEY")
+    if key is not None and secret is not None:
+        return key, secret
+    scheme, _, given = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    if scheme.lower() == "basic":
+        try:
+            user, _, password = base64.b64decode(given.strip(), validate=True).decode().partition(":")
+        except (binascii.Error, ValueError):
+            return "", ""
+        return user, password
+    return None

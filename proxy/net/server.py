@@ -10,7 +10,8 @@ import ssl
 from collections.abc import Callable, Collection
 
 from proxy.net.connection import ClientConnection
-from proxy.net.conversation import Conversation, header_credentials
+from proxy.net.conversation import Conversation
+from proxy.net.http import header_credentials
 from proxy.net.listener import Answer, Environ, Listener
 from proxy.net.outbox import Outboxes
 from proxy.net.upstream import Upstream

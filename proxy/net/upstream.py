@@ -21,6 +21,7 @@ from proxy.errors import ConnectionLost, LoginRefused, UpgradeRefused
 from proxy.logs import Log
 from proxy.net import frames
 from proxy.net.line import Line
+from proxy.net.teller import Teller
 from proxy.net.turn import TURN_SECONDS, Turn
 from proxy.net.watch import Watch
 from proxy.net.websocket import Frame
@@ -85,6 +86,7 @@ class Upstream:
         self._refused_at = 0.0
         self._stopped = False
         self._log = Log("upstream", account=login.account, feed=endpoint.feed)
+        self._teller = Teller(self._tell, self._log)
 
     def __repr__(self) -> str:
         return f"<Upstream {self.login.account}/{self.endpoint.feed} {self.phase.value}>"
@@ -93,12 +95,12 @@ class Upstream:
 
     def change(self, member: Audience, add: Subscription, remove: Subscription = NOTHING) -> None:
         """The member asks for `add` and gives up `remove`; it is told when that is so, or why not."""
-        self._perform(self.ledger.change(member.seat, add, remove, self._clock()))
+        self._teller.take(self.ledger.change(member.seat, add, remove, self._clock()))
         self._reconcile()
 
     def adopt(self, member: Audience, requests: list[Subscription]) -> None:
         """The member comes from another account with what it has asked for there and was told that it holds."""
-        self._perform(self.ledger.adopt(member.seat, requests))
+        self._teller.take(self.ledger.adopt(member.seat, requests))
         self._reconcile()
 
     def leave(self, member: Audience) -> None:
@@ -111,7 +113,7 @@ class Upstream:
 
     def tick(self, now: float) -> None:
         """Whatever is due: late acknowledgements, pings, a peer that has gone mute, a connection nobody wants."""
-        self._perform(self.ledger.overdue(now))
+        self._teller.take(self.ledger.overdue(now))
         self.watch.tick(self.router.received, now)
         if self._greenlet is None and self.ledger.closed and now - self._refused_at >= talk.Backoff.REFUSED:
             self.ledger.open()  # the next who asks finds out
@@ -223,7 +225,7 @@ class Upstream:
         if refusal == 409:
             self._enter(Phase.REFUSED)
             self._refused_at = self.since
-            self._perform(self.ledger.close(409, "insufficient subscription"))
+            self._teller.take(self.ledger.close(409, "insufficient subscription"))
             wait = talk.Backoff.REFUSED
         else:
             self._enter(Phase.WAITING)
@@ -299,25 +301,24 @@ class Upstream:
             case talk.Confirmed():
                 answers = self.ledger.confirmed()
                 self.router.forget(self.ledger.acked)
-                self._perform(answers)
+                self._teller.take(answers)
                 self._reconcile()
             case talk.Refused(code, msg) if self.phase is not Phase.LIVE:
                 raise LoginRefused(code, msg)
             case talk.Refused(code, msg):
                 self._log.warning("refused", code=code, reason=msg, hint=talk.HINTS.get(code))
                 if code not in talk.OF_THE_CONNECTION:
-                    self._perform(self.ledger.refused(code, msg or ERRORS.get(code, ERRORS[500])))
+                    self._teller.take(self.ledger.refused(code, msg or ERRORS.get(code, ERRORS[500])))
                     self._reconcile()
             case talk.Nothing():
                 pass
 
-    def _perform(self, answers: list[Answer]) -> None:
-        """Tells sessions what they wait for: the answer, then the order books that are known, before any other data."""
-        for answer in answers:
-            member: Audience = answer.seat.member
-            member.answered(answer)
-            if answer.state is not None:
-                self._deliver(self.router.hold(member, answer.state))
+    def _tell(self, answer: Answer) -> None:
+        """Tells a session what it waits for: the answer, then the order books that are known, before any other data."""
+        member: Audience = answer.seat.member
+        member.answered(answer)
+        if answer.state is not None:
+            self._deliver(self.router.hold(member, answer.state))
 
     def _reconcile(self) -> None:
         """Sends the next piece of the difference between wanted and acked, if the turn is ours."""

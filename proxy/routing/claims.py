@@ -67,3 +67,8 @@ class Seat:
         self.recall(acked)
         confirmed = NOTHING.union(*(claim.holds for claim in self.claims if claim.answered and not claim.remembered))
         return confirmed.difference(*(claim.remove for claim in self.waiting))
+
+    def acknowledge(self, claim: Claim) -> None:
+        """The state that it is told next; without a copy, where the request is all of it."""
+        shown = self.shown | claim.add if self.shown else claim.add
+        self.shown = shown - claim.remove if claim.remove else shown

@@ -78,7 +78,8 @@ class Ledger:
         for claim in [*seat.claims] if not add else ():
             self._shrink(claim, remove)
         # What Alpaca has confirmed for this seat is not at stake again; Python's SDKs resend their whole set each time.
-        claim = Claim(seat, add, remove, now, holds=add - seat.confirmed(self.acked))
+        confirmed = seat.confirmed(self.acked)
+        claim = Claim(seat, add, remove, now, holds=add - confirmed if confirmed else add)
         if claim.holds:
             self._enter(claim)
             if len(seat.claims) > MOST_CLAIMS:
@@ -282,7 +283,7 @@ class Ledger:
         """The answers that are due, in order; the first that is not holds up the rest."""
         while seat.waiting:
             claim = seat.waiting[0]
-            if claim.error is None and not claim.holds <= self.acked:
+            if claim.error is None and self._missing and not claim.holds <= self.acked:
                 if now - claim.asked < PATIENCE:
                     return
                 claim.remembered = True
@@ -292,7 +293,7 @@ class Ledger:
                     if older.answered:
                         self._shrink(older, claim.remove)
                 claim.answered = True
-                seat.shown = (seat.shown | claim.add) - claim.remove
+                seat.acknowledge(claim)
                 yield Answer(seat, None, seat.shown)
             else:
                 yield Answer(seat, claim.error, None)

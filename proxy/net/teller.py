@@ -1,0 +1,56 @@
+"""Tells sessions their feed's answers, without holding anybody up.
+
+To tell thousands of topics takes milliseconds, and when Alpaca confirms a request hundreds of sessions may have waited
+for it. So what is short is told at once, as long as that is a moment's work; the rest by a greenlet, a session a turn.
+A session hears its own answers in their order, and no data of them before: `tell` does both, and does not wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import gevent
+
+from proxy.logs import Log
+from proxy.net.turn import Turn
+from proxy.routing.claims import Answer, Seat
+
+SHORT = 1000  # topics
+
+
+class Teller:
+    """One feed's. Who has left is not told any more."""
+
+    def __init__(self, tell: Callable[[Answer], None], log: Log) -> None:
+        self._tell = tell
+        self._log = log
+        self._due: dict[Seat, list[Answer]] = {}
+        self._greenlet: gevent.Greenlet | None = None
+
+    def __repr__(self) -> str:
+        return f"<Teller {len(self._due)} sessions due>"
+
+    def take(self, answers: list[Answer]) -> None:
+        """These are to be told, after what is due already."""
+        turn = Turn()
+        for answer in answers:
+            if answer.seat in self._due or len(answer.state or ()) > SHORT or turn.over():
+                self._due.setdefault(answer.seat, []).append(answer)
+            else:
+                self._tell(answer)
+        if self._due and self._greenlet is None:
+            self._greenlet = gevent.spawn(self._work)
+
+    def _work(self) -> None:
+        turn = Turn()
+        while self._due:
+            seat, answers = next(iter(self._due.items()))
+            del self._due[seat]
+            for answer in answers if seat.member is not None else ():
+                try:
+                    self._tell(answer)
+                except Exception:  # a bug costs this answer, not the others'
+                    self._log.error("bug", seat=repr(seat))
+            if turn.over():
+                turn.pass_on()
+        self._greenlet = None
