@@ -62,6 +62,11 @@ def shared(channel: str, symbols: Collection[str]) -> list[Topic]:
     return [*map(known.__getitem__, symbols)]
 
 
+def known(channel: str, symbol: str) -> Topic:
+    """The topic, and if it is shared, that object."""
+    return _shared[channel].get(symbol) or (channel, symbol)
+
+
 def words(topics: Iterable[Topic], most: int = 20) -> str:
     """Topics in a sentence: `trades AAPL MSFT, quotes *`, cut after `most` of them."""
     listed = sorted(topics)

@@ -1,9 +1,9 @@
 """Topic → who hears it: the data path of one feed, pure.
 
 Sessions that hold the same subscription in the same codec form a *group*: a batch is joined once a group, however many
-members share the bytes. `routes` maps a message's (kind, symbol) to the groups that hear it, wildcards folded in, so
-a message costs one look-up; it is filled as messages come and emptied when any subscription changes. Order is kept:
-bodies are appended in upstream's order and flushed before anything else happens.
+members share the bytes. `routes` know the groups that hear a message of some kind and symbol, wildcards folded in, so a
+message costs a look-up, whatever the number of symbols. Order is kept: bodies are appended in upstream's order and
+flushed before anything else happens.
 
 A few kinds are looked into on their way: news goes by its `symbols`, and order books are kept (`books`), so that who
 joins late hears a whole one first.
@@ -17,17 +17,18 @@ from typing import NamedTuple, Protocol
 from proxy.protocol.codec import FRAME_BYTES, Codec, Malformed, Raw
 from proxy.protocol.feeds import CHANNEL_OF_KIND, WILDCARD, Endpoint
 from proxy.protocol.market import CONTROL
-from proxy.protocol.topics import NOTHING, Subscription, Topic
+from proxy.protocol.topics import NOTHING, Subscription, Topic, known
 from proxy.protocol.transcode import transcode
 from proxy.routing import books
 from proxy.routing.books import Books
+from proxy.routing.routes import Routes
 
-MAX_ROUTES = 1 << 16  # options have more symbols than memory wants routes
 # A group of more topics is asked one topic at a time, when a route is made, instead of being entered under each: so a
 # join with thousands of symbols does not hold up everybody's data.
 LARGE = 500
 
 _NEWS = "n"
+_WILDCARDS = frozenset((channel, WILDCARD) for channel in CHANNEL_OF_KIND.values())
 _LOOKED_INTO = frozenset((_NEWS, books.KIND))
 
 
@@ -104,7 +105,7 @@ class Router:
         self._home: dict[Member, Group] = {}
         self._holders: dict[Topic, dict[Group, None]] = {}
         self._large: dict[Group, None] = {}
-        self._routes = _Routes(self)
+        self._routes = Routes(self.find)
         self._books = Books(codec)
         self._touched: list[Group] = []
         self._frames: list[bytes] = []
@@ -133,10 +134,9 @@ class Router:
             group = self._groups[key] = Group(subscription, member.codec, member.curious)
             if len(subscription) > LARGE:
                 self._large[group] = None
-            else:
-                for topic in subscription:
-                    self._holders.setdefault(topic, {})[group] = None
-            self._routes.clear()
+            for topic in self._entered(group):
+                self._holders.setdefault(topic, {})[group] = None
+            self._routes.change(subscription)
         group.members.append(member)
         self._home[member] = group
 
@@ -149,15 +149,17 @@ class Router:
         if group.members:
             return
         del self._groups[group.subscription, group.codec.name, group.curious]
-        if group in self._large:
-            del self._large[group]
-        else:
-            for topic in group.subscription:
-                holders = self._holders[topic]
-                del holders[group]
-                if not holders:
-                    del self._holders[topic]
-        self._routes.clear()
+        for topic in self._entered(group):
+            holders = self._holders[topic]
+            del holders[group]
+            if not holders:
+                del self._holders[topic]
+        self._large.pop(group, None)
+        self._routes.change(group.subscription)
+
+    def _entered(self, group: Group) -> Subscription:
+        """The topics under which the group is entered in `_holders`."""
+        return group.subscription & _WILDCARDS if group in self._large else group.subscription
 
     def holdings(self) -> list[tuple[Member, Subscription]]:
         """Who hears what."""
@@ -185,7 +187,7 @@ class Router:
         routes, touched = self._routes, self._touched
         for raw, head in zip(raws, heads, strict=True):
             kind = head.T
-            same, other = routes[kind, head.S] if kind not in _LOOKED_INTO else self._look_into(kind, head.S, raw)
+            same, other = routes[kind][head.S] if kind not in _LOOKED_INTO else self._look_into(kind, head.S, raw)
             for group in same:
                 if not group.bodies:
                     touched.append(group)
@@ -245,7 +247,7 @@ class Router:
         if kind == _NEWS:
             return self._news(raw)
         self._books.apply(symbol, raw)
-        return self._routes[kind, symbol]
+        return self._routes[kind][symbol]
 
     def _news(self, raw: Raw) -> Route:
         """News goes by its `symbols`, once to each group; without any it reaches the wildcard alone."""
@@ -253,11 +255,11 @@ class Router:
 
     def _hearers(self, channel: str, symbols: Iterable[str]) -> Iterable[Group]:
         """The groups that hold the channel's wildcard or any of these symbols, each once."""
-        found: dict[Group, None] = {}
-        for symbol in (*symbols, WILDCARD):
-            topic = (channel, symbol)
-            found.update(self._holders.get(topic, {}))
-            found.update(dict.fromkeys(group for group in self._large if topic in group.subscription))
+        found = {**self._holders.get((channel, WILDCARD), {})}
+        for symbol in symbols:
+            topic = known(channel, symbol)
+            found |= self._holders.get(topic, {})
+            found |= dict.fromkeys([group for group in self._large if topic in group.subscription])
         return found
 
     def _strange(self, kind: str, symbol: str) -> Iterable[Group]:
@@ -270,20 +272,6 @@ class Router:
             for group in self._groups.values()
             if group.curious and (symbol in group.symbols or WILDCARD in group.symbols)
         ]
-
-
-class _Routes(dict[tuple[str, str], Route]):
-    """The cache of routes: a missing one is computed once."""
-
-    def __init__(self, router: Router) -> None:
-        super().__init__()
-        self._router = router
-
-    def __missing__(self, key: tuple[str, str]) -> Route:
-        if len(self) >= MAX_ROUTES:
-            self.clear()
-        route = self[key] = self._router.find(*key)
-        return route
 
 
 def _route(groups: Iterable[Group], codec: Codec) -> Route:

@@ -18,6 +18,7 @@ from proxy.protocol.legacy import LEGACY
 from proxy.protocol.pairs import PLAIN_PAIRS
 from proxy.protocol.topics import NOTHING, Subscription
 from proxy.routing import router as module
+from proxy.routing import routes
 from proxy.routing.router import Delivery, Router
 
 CODECS = (JSON, MSGPACK)
@@ -73,11 +74,14 @@ def router_of(feed: str, codec: Codec) -> Router:
 
 
 class Routes(RuleBasedStateMachine):
-    @initialize(codec=st.sampled_from(CODECS), large=st.sampled_from((0, 2, module.LARGE)))
-    def begin(self, codec: Codec, large: int) -> None:
+    @initialize(
+        codec=st.sampled_from(CODECS), large=st.sampled_from((0, 2, module.LARGE)), spared=st.sampled_from((0, 2))
+    )
+    def begin(self, codec: Codec, large: int, spared: int) -> None:
         self.codec = codec
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(module, "LARGE", large)
+        self.patch.setattr(routes, "SPARED", spared)
         self.router = router_of("iex", codec)
         self.members = [Member(c, curious) for c in (*CODECS, *CODECS) for curious in (True, False)]
         self.held: dict[Member, Subscription] = dict.fromkeys(self.members, NOTHING)
@@ -289,12 +293,42 @@ def test_plain_pairs_hear_their_own_names(codec: Codec) -> None:
 
 
 def test_routes_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_ROUTES", 10)
+    """The oldest of the kind that has most; kinds that nobody knows may be many too."""
+    monkeypatch.setattr(routes, "MAX_ROUTES", 10)
+    monkeypatch.setattr(routes, "EVICTED", 3)
+    monkeypatch.setattr(routes, "MAX_KINDS", 4)
+    router = router_of("iex", JSON)
+    holding(router, JSON, ("trades", "*"), curious=True)
+    for number in range(100):
+        for kind in ("t", "c", f"kind{number}"):
+            assert send(router, JSON.encode([{"T": kind, "S": f"S{number}"}]))
+            assert router._routes.count() <= 10
+            assert len(router._routes) <= 4
+        assert f"S{number}" in router._routes["c"]
+
+
+def test_routes_that_are_let_go_of_are_freed_a_few_at_a_time() -> None:
+    """A turn that freed a hundred thousand at once would hold everybody up."""
     router = router_of("iex", JSON)
     holding(router, JSON, ("trades", "*"))
-    for number in range(100):
-        assert send(router, JSON.encode([{"T": "t", "S": f"S{number}"}]))
-        assert len(router._routes) <= 10
+    frame = JSON.encode([{"T": "t", "S": f"S{number}"} for number in range(1000)])
+    send(router, frame)
+    holding(router, JSON, ("trades", "*"), ("quotes", "*"))
+    assert router._routes.count() == 0
+    [freed] = router._routes._freed
+    assert len(freed) == 1000
+    send(router, frame)
+    assert router._routes._freed == []
+
+
+def test_a_small_change_spares_the_routes_of_other_topics() -> None:
+    router = router_of("iex", JSON)
+    holding(router, JSON, ("trades", "*"))
+    send(router, JSON.encode([{"T": "t", "S": f"S{number}"} for number in range(100)]))
+    late = holding(router, JSON, ("trades", "S1"), ("quotes", "S2"))
+    assert router._routes.count() == 99
+    router.drop(late)
+    assert router._routes.count() == 99
 
 
 @pytest.mark.parametrize("frame", [b"", b"{", b'{"T":"t","S":"A"}', b"[{]", b"null"])
