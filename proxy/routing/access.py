@@ -86,13 +86,9 @@ class Allowlist:
         patterns = {channel: self._patterns(feed, channel) for channel in set(map(_CHANNEL, topics))}
         if all(known.everything for known in patterns.values()):
             return []
-        refused = []
-        for topic in topics:
-            channel, symbol = topic
-            known = patterns[channel]
-            if symbol not in known.exact and not known.permit(symbol):
-                refused.append(topic)
-        return refused
+        exact = {channel: known.exact for channel, known in patterns.items()}
+        doubtful = [topic for topic in topics if topic[1] not in exact[topic[0]]]
+        return [topic for topic in doubtful if not patterns[topic[0]].permit(topic[1])]
 
     def takes_unknown(self, feed: str) -> bool:
         """Whether a channel that this proxy does not know may be passed on (the feed `*`, or the channel `*`)."""

@@ -1,0 +1,124 @@
+"""The work that a join with thousands of symbols costs, and a leave, counted and not timed.
+
+Everything from the words of a client to its acknowledgement is real; Alpaca and the two sockets are not. What is
+counted are lines of Python: each step of a loop is one, a set operation is one however large the sets. A bound that a
+change makes too low is raised on purpose, with `benchmarks/run.py joins` to say what it costs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import gevent
+import pytest
+
+from proxy.net import conversation as conversations
+from proxy.net import teller
+from proxy.net.connection import ClientConnection
+from proxy.net.conversation import Conversation
+from proxy.net.outbox import Outboxes
+from proxy.net.upstream import Upstream
+from proxy.protocol.codec import JSON, MSGPACK
+from proxy.protocol.feed import Confirmed, Login, Phase
+from proxy.protocol.feeds import endpoint
+from proxy.protocol.session import Session
+from proxy.routing.access import Allowlist, Client, digest
+from proxy.routing.router import Router
+from tests.net.test_work import ClientSocket
+
+SYMBOLS = [f"SYM{number:05}" for number in range(8000)]
+IEX = endpoint("iex")
+assert IEX is not None
+
+
+def lines(work: Callable[[], object]) -> int:
+    """How many lines of Python the work takes."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+class Proxy:
+    """One feed, and whoever joins it. It is the desk of their conversations, and Alpaca."""
+
+    message_limit = 1 << 20
+    default_feed = "iex"
+
+    def __init__(self, allow: Allowlist) -> None:
+        assert IEX is not None
+        self.outboxes = Outboxes(1 << 30)
+        self.client = Client("all", "all", digest("all"), {"default": "main"}, allow, outbox=1 << 30)
+        self.alpaca = Upstream(IEX, Login("main", "", "", ""), MSGPACK, Router(IEX, MSGPACK), self.clock)
+        self.alpaca.phase = Phase.LIVE
+        self.alpaca._greenlet = gevent.Greenlet()  # so that no connection is made
+
+    def identify(self, conversation: Conversation, key: str, secret: str) -> Client | int:
+        return self.client
+
+    def penalty(self, conversation: Conversation) -> float:
+        return 0.0
+
+    def upstream(self, client: Client, feed: str) -> Upstream:
+        return self.alpaca
+
+    def clock(self) -> float:
+        return 0.0
+
+    def confirm(self) -> None:
+        while self.alpaca.ledger.request is not None:
+            self.alpaca._heard(Confirmed())
+
+    def join(self) -> Conversation:
+        assert IEX is not None
+        connection = ClientConnection(ClientSocket(), None, "127.0.0.1:1")
+        conversation = Conversation(connection, Session(IEX, JSON), self)
+        conversation._message(JSON.encode({"action": "auth", "key": "all", "secret": "all"}))
+        conversation._message(JSON.encode({"action": "subscribe", "trades": SYMBOLS}))
+        self.confirm()
+        assert len(conversation.places[0].held) == len(SYMBOLS)
+        return conversation
+
+    def leave(self, conversation: Conversation) -> None:
+        conversation.places[0].leave()
+        self.confirm()
+
+
+@pytest.fixture(autouse=True)
+def one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All in the greenlet that counts."""
+    monkeypatch.setattr(conversations, "LONG_MESSAGE", 1 << 30)
+    monkeypatch.setattr(teller, "SHORT", 1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("entries", "others", "joining", "leaving"),
+    [
+        pytest.param(["*"], 0, 10.5, 6.5, id="first"),
+        pytest.param(["*"], 3, 4.5, 3.1, id="like-others"),
+        pytest.param(SYMBOLS, 3, 5.5, 3.1, id="by-name"),
+    ],
+)
+def test_a_join_and_a_leave_loop_little(entries: list[str], others: int, joining: float, leaving: float) -> None:
+    proxy = Proxy(Allowlist({"iex": {"trades": entries}}))
+    proxy.leave(proxy.join())  # topics are made once
+    for _ in range(others):
+        proxy.join()
+    found: list[Conversation] = []
+    took = lines(lambda: found.append(proxy.join())) / len(SYMBOLS)
+    assert took <= joining, f"{took:.2f} lines for each topic of a join"
+    took = lines(lambda: proxy.leave(found[0])) / len(SYMBOLS)
+    assert took <= leaving, f"{took:.2f} lines for each topic of a leave"
