@@ -131,3 +131,17 @@ def test_a_burst(busy: Busy, batch: int) -> None:
     hearer.gather(20_000)
     hearer.ws.close()
     assert busy.held() == []
+
+
+def test_large_subscriptions_of_many_at_once(busy: Busy) -> None:
+    """They wait for the same answer of Alpaca's."""
+    newcomers = [busy.join() for _ in range(ALGORITHMS // 2)]
+    for newcomer in newcomers:
+        newcomer.say({"action": "subscribe", "quotes": SYMBOLS})
+    for newcomer in newcomers:
+        while "quotes" not in (heard := newcomer.hear()[0]):
+            pass
+        assert len(heard["quotes"]) == len(SYMBOLS)
+    for newcomer in newcomers:
+        newcomer.ws.close()
+    assert busy.held() == []
