@@ -10,7 +10,8 @@ import gc
 import signal
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 
 import gevent
@@ -58,7 +59,8 @@ class State(Enum):
 
 
 class Gateway:
-    """The whole proxy in one process. `start`, then `wait` or `stop`. `read` reads the configuration again."""
+    """The whole proxy in one process. `start`, then `stop`, or within `signals` `wait`. `read` reads the configuration
+    again."""
 
     def __init__(
         self, config: Config, *, read: Callable[[], Config] | None = None, clock: Callable[[], float] | None = None
@@ -128,23 +130,28 @@ class Gateway:
         gc.freeze()  # what the start has built stays; collections need not walk it
         gc.set_threshold(*GARBAGE)
 
-    def wait(self, beat: Callable[[], None] | None = None) -> None:
-        """Serves until a signal: the first SIGTERM or SIGINT drains, a second one ends at once.
-
-        From now on, signals being heard, `beat` is called at every tick, to tell others that the proxy turns.
-        """
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Signals are heard meanwhile. Before `start`, since whoever finds the ports open may send one."""
         handlers = [gevent.signal_handler(number, self._signal) for number in (signal.SIGTERM, signal.SIGINT)]
         handlers.append(gevent.signal_handler(signal.SIGHUP, self._reread))
-        self._beat = beat
         try:
-            self._stopping.wait()
-            drain = gevent.spawn(self.stop)
-            self._stopping.clear()
-            while not drain.ready() and not self._stopping.is_set():
-                gevent.wait([drain, self._stopping], count=1)
+            yield
         finally:
             for handler in handlers:
                 handler.cancel()
+
+    def wait(self, beat: Callable[[], None] | None = None) -> None:
+        """Serves until a signal: the first SIGTERM or SIGINT drains, a second one ends at once.
+
+        From now on `beat` is called at every tick, to tell others that the proxy turns.
+        """
+        self._beat = beat
+        self._stopping.wait()
+        drain = gevent.spawn(self.stop)
+        self._stopping.clear()
+        while not drain.ready() and not self._stopping.is_set():
+            gevent.wait([drain, self._stopping], count=1)
 
     def stop(self, seconds: float = DRAIN_SECONDS) -> None:
         """Drains: accepts nobody, flushes, closes with 1001, and after `seconds` ends what is left."""

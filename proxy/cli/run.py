@@ -37,7 +37,8 @@ def run(options: argparse.Namespace) -> Exit:
         return complain(error, path, Exit.CANNOT_WORK)
     logs.set_up(config.log.format, config.log.level)
     gateway = Gateway(config, read=read_again)
-    gateway.start()
-    announce(config, path, listening=gateway.server.address, admin=gateway.admin.address)
-    gateway.wait(beat)
+    with gateway.signals():
+        gateway.start()
+        announce(config, path, listening=gateway.server.address, admin=gateway.admin.address)
+        gateway.wait(beat)
     return Exit.GOOD

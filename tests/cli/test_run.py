@@ -68,6 +68,22 @@ def test_a_run_ends_well_on_a_signal(file: Path, alpaca: Simulator, number: sign
     assert alpaca.desk._haunted(("iex", "key")) == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_as_soon_as_a_port_is_open(file: Path, number: signal.Signals) -> None:
+    """Whoever finds it open takes the proxy for up: a reload must not end it, and its end must be a drain."""
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        address = holder.getsockname()
+    file.write_text(file.read_text().replace("admin: {port: 0}", f"admin: {{port: {address[1]}}}"))
+    with Process("-c", str(file), folder=file.parent) as process, socket.socket() as probe:
+        wait_for(lambda: probe.connect_ex(address) == 0)
+        process.popen.send_signal(number)
+        if number == signal.SIGHUP:
+            wait_for(lambda: '"nothing changed"' in process.text or process.popen.poll() is not None)
+            process.popen.send_signal(signal.SIGTERM)
+        assert process.end() == 0
+        assert process.events[-1]["event"] == "gateway.stopped"
+
+
 @pytest.mark.slow
 def test_a_second_signal_ends_a_drain_at_once(file: Path) -> None:
     """A client that does not answer the close holds the drain up for five seconds; who asks twice does not wait."""
