@@ -182,30 +182,30 @@ class Conversation:
             self.outbox.reply(self.session.denied(found))
             return
         self.name = found.name
-        feed = self.session.endpoint.feed
         self._adopt(found)
         self._inbound.limit = self._desk.message_limit
-        if self.session.endpoint.dialect is Dialect.MARKET:
-            self._market = self._take_place(found, feed, self.session.hears)
-        else:
-            self._trading = self._take_place(found, feed, self.codec)
-            self._market = self._take_place(found, self._desk.default_feed, self.session.hears)
         self._log.info("authenticated", client=self.name)
         self.outbox.reply(self.session.granted())
 
     def _adopt(self, client: Client) -> None:
-        """The client's own bounds hold from now on."""
+        """The client's own bounds hold from now on, and it has a place at each feed that it may use here."""
         self.client = client
         self.outbox.limit = client.outbox
         conflates = client.when_slow is WhenSlow.CONFLATE
         self.outbox.conflate = partial(conflate, codec=self.codec, whole_book=self._whole_book) if conflates else None
+        feed, hears = self.session.endpoint.feed, self.session.hears
+        if self.session.endpoint.dialect is Dialect.MARKET:
+            self._market = self._market or self._take_place(client, feed, hears)
+        else:
+            self._trading = self._trading or self._take_place(client, feed, self.codec)
+            self._market = self._market or self._take_place(client, self._desk.default_feed, hears)
 
     def _whole_book(self, symbol: str) -> Raw | bytes | None:
         return None if self._market is None else self._market.whole_book(symbol)
 
     def _take_place(self, client: Client, feed: str, codec: Codec) -> Place | None:
-        """A place at the feed, if the client's allowlist names it."""
-        if not client.allow.names(feed):
+        """A place at the feed, if the client's allowlist names it; none for who is leaving and would not give it up."""
+        if self.outbox.closing is not None or not client.allow.names(feed):
             return None
         place = Place(client, self._desk.upstream(client, feed), codec, self.outbox.put, self.answers)
         self.places.append(place)
@@ -275,6 +275,7 @@ class Conversation:
     def reconfigure(self, client: Client) -> None:
         """The client's entry has changed: what it may no longer have is taken away, and it is told its new state."""
         self._adopt(client)
+        changes = []
         for place in self.places:
             feed = place.upstream.endpoint.feed
             upstream = self._desk.upstream(client, feed)
@@ -286,8 +287,10 @@ class Conversation:
             else:
                 pruned = frozenset(client.allow.refused(feed, held))
             if pruned:
-                self._ask((place, NOTHING, pruned))
+                changes.append((place, NOTHING, pruned))
             place.look_again(client)
+        if changes:
+            self._ask(*changes)
 
     # What time and others do
 

@@ -219,3 +219,32 @@ def test_an_upstream_that_was_stopped_is_not_opened_again(start: Start) -> None:
     upstream.leave(first.places[0])
     assert not upstream.ledger.idle
     assert upstream._greenlet is None
+
+
+OLD = """
+  old: {key: old, secret: old, allow: {trading: "*", iex: {trades: [AAPL, MSFT]}}}
+  orders: {key: orders, secret: orders, allow: {trading: {trade_updates: ["*"]}}}
+"""
+
+
+def test_a_session_of_two_feeds_hears_once_what_it_still_has(start: Start) -> None:
+    """On `/stream` both the orders and the market data may be narrowed, by one reload."""
+    proxy = start(OLD)
+    old = proxy.client("old", "/stream")
+    old.listen("trade_updates", "account_updates", "T.AAPL", "T.MSFT")
+    narrowed = 'trading: {account_updates: "*"}, iex: {trades: [MSFT]}'
+    proxy.gateway.reload(changed(proxy, 'trading: "*", iex: {trades: [AAPL, MSFT]}', narrowed, clients=OLD))
+    assert old.answer()["data"] == {"streams": ["T.MSFT", "account_updates"]}
+    assert old.listen("account_updates") == {"streams": ["T.MSFT", "account_updates"]}
+    wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"MSFT"}})
+
+
+def test_a_session_may_use_a_feed_that_its_client_is_given(start: Start) -> None:
+    """On `/stream`, where a client that had only the one feed when it came may be given the other."""
+    proxy = start(OLD)
+    orders = proxy.client("orders", "/stream")
+    assert orders.listen("trade_updates", "T.AAPL") == {"error": "insufficient subscription: trades AAPL"}
+    proxy.gateway.reload(changed(proxy, '{trade_updates: ["*"]}', '"*", iex: "*"', clients=OLD))
+    assert orders.listen("trade_updates", "T.AAPL") == {"streams": ["T.AAPL", "trade_updates"]}
+    proxy.publish("iex", "AAPL", 1)
+    assert orders.hear()["stream"] == "T.AAPL"
