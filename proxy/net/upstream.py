@@ -335,9 +335,11 @@ class Upstream:
             self._line.say(frames.TEXT if self._feed.text else frames.BINARY, payload)
 
     def _abandon(self) -> None:
-        if self._greenlet is not None:
-            self._greenlet.kill()
-            self._greenlet = None  # one that had not begun has not done this itself
+        greenlet = self._greenlet
+        if greenlet is not None:
+            greenlet.kill()  # waits; somebody may want something meanwhile, and another one be under way
+            if self._greenlet is greenlet:
+                self._greenlet = None  # one that had not begun has not done this itself
 
     def _end(self, reason: str) -> None:
         """Gives the connection up, or the wait for the next one."""

@@ -6,13 +6,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import gevent
 import pytest
 
 from proxy.config import model as configuration
 from proxy.config.model import Config
+from proxy.net.line import Line
 from proxy.protocol.feed import Phase
 from proxy.simulator import Plan, Simulator
-from tests.harness import ACCOUNT, CLOSE, CONFIG, Harness, wait_for
+from tests.harness import ACCOUNT, CLOSE, CONFIG, SECONDS, Harness, wait_for
 
 Start = Callable[..., Harness]
 
@@ -107,6 +109,34 @@ def test_an_account_that_changes_while_it_is_dialled(start: Start, step: str) ->
         assert witness.numbers("AAPL", 3) == [1, 2, 3]
         assert another.opened("iex") == 1
         assert proxy.simulator.requests("iex") == []
+
+
+def test_an_account_that_changes_while_somebody_asks(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks at the moment when the old connection has ended gets the new one going, and there is no second."""
+    proxy = start(CLIENTS)
+    witness = proxy.client("witness")
+    witness.subscribe(trades=["AAPL"])
+    upstream = proxy.upstream()
+
+    def close(self: Line) -> None:
+        """One that takes long; then somebody asks, before whoever waits for its end has heard of that."""
+        try:
+            gevent.sleep(SECONDS)
+        finally:
+            self._writer.kill()
+            self._connection.free()
+            gevent.spawn(upstream._reconcile)
+
+    with monkeypatch.context() as patches, Simulator(keys={"new": "fresh"}, plan=Plan(connections=5)) as another:
+        patches.setattr(Line, "close", close)
+        proxy.simulator.drop("iex", "fin")
+        wait_for(lambda: upstream._line is None)
+        patches.undo()
+        proxy.gateway.reload(changed(proxy, "", "", accounts=account("main", another, "new", "fresh")))
+        wait_for(lambda: another.subscribed("iex") == {"trades": {"AAPL"}})
+        another.publish_trades("iex", "AAPL", 3)
+        assert witness.numbers("AAPL", 3) == [1, 2, 3]
+        assert len(another.attempts("iex")) == 1
 
 
 def test_an_outage_lasts_until_the_feed_is_live_again(start: Start) -> None:
