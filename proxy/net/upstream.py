@@ -322,10 +322,9 @@ class Upstream:
 
     def _reconcile(self) -> None:
         """Sends the next piece of the difference between wanted and acked, if the turn is ours."""
-        if self._greenlet is None:
-            if not self.ledger.idle and not self._stopped:
-                self._wanted_at = self._clock()
-                self._greenlet = gevent.spawn(self._run)
+        if self._greenlet is None and not self.ledger.idle and not self._stopped:
+            self._wanted_at = self._clock()
+            self._greenlet = gevent.spawn(self._run)
         elif self.phase is Phase.LIVE and (request := self.ledger.next_request()) is not None:
             self._asked_at = self._clock()
             self._say(self._feed.request(request.add, request.topics, self.ledger.acked))
@@ -335,8 +334,7 @@ class Upstream:
             self._line.say(frames.TEXT if self._feed.text else frames.BINARY, payload)
 
     def _abandon(self) -> None:
-        greenlet = self._greenlet
-        if greenlet is not None:
+        if (greenlet := self._greenlet) is not None:
             greenlet.kill()  # waits; somebody may want something meanwhile, and another one be under way
             if self._greenlet is greenlet:
                 self._greenlet = None  # one that had not begun has not done this itself
