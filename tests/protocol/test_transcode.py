@@ -127,7 +127,8 @@ def exactly_packed(body: bytes) -> str:
 
 SECOND = 10**9
 FRACTIONS = (0, 10, 99_999_990, 99_999_999, 100_000_000, 100_000_001, 838_232_225, 999_999_990)
-MOMENTS = [FIRST, -1, 0, 1, 2**32 * SECOND, 2**34 * SECOND, LAST, *(1680782066 * SECOND + rest for rest in FRACTIONS)]
+EDGES = (FIRST, -1, 0, 1, 2**32 * SECOND, 2**32 * SECOND + 1, 2**34 * SECOND, LAST)
+MOMENTS = [*EDGES, *(1680782066 * SECOND + rest for rest in FRACTIONS)]
 
 
 @pytest.mark.parametrize("kind", [*DOCUMENTED, "n", "z"])
@@ -244,6 +245,11 @@ def test_what_is_nearly_a_timestamp(kind: str, text: str, ascii: bool) -> None:
         '"2023-04-06T13:15:42.0000000001Z"',
         '"2023-04-06T13:15:42.83540958+00:00"',
         '"2023-04-06t13:15:42.83540958z"',
+        '"2023-04-06T13:15:42.8354_958Z"',
+        '"2023-04-06T13:15:42.+83540958Z"',
+        '"2023-04-06T13:15:42. 83540958Z"',
+        '"2023-04-06T13:15:42,83540958Z"',
+        '"2023-04-06T13:15:42.83540958z"',
         '"2023-04-06T13:15:60.83540958Z"',
         '"1969-12-31T23:59:59.999999999Z"',
         '"1970-01-01T00:00:00.000000001Z"',
