@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Set
+from operator import itemgetter
 
 from proxy.protocol.feeds import WILDCARD
 
@@ -17,6 +18,10 @@ Subscription = frozenset[Topic]
 
 NOTHING: Subscription = frozenset()
 MAX_SYMBOL = 64
+
+channel_of = itemgetter(0)
+"""A topic's channel."""
+
 MOST_SHARED = 1 << 17  # topics, some 200 bytes each; options have more than memory wants
 
 _shared: defaultdict[str, dict[str, Topic]] = defaultdict(dict)  # by channel and symbol

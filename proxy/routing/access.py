@@ -15,14 +15,12 @@ import hmac
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from operator import itemgetter
 
 from proxy.protocol.feeds import FOLLOWERS, WILDCARD
+from proxy.protocol.topics import channel_of
 
 DEFAULT = "default"
 """In the accounts of a client: the account of every feed that is not named."""
-
-_CHANNEL = itemgetter(0)  # of a topic
 
 # A digest that no secret is known to have: an unknown key is compared with it, and so takes as long as a wrong secret.
 _NOBODY = bytes(hashlib.sha256().digest_size)
@@ -83,7 +81,7 @@ class Allowlist:
 
     def refused(self, feed: str, topics: Collection[tuple[str, str]]) -> list[tuple[str, str]]:
         """Those of the topics (channel, symbol) that are not permitted, in their order."""
-        patterns = {channel: self._patterns(feed, channel) for channel in set(map(_CHANNEL, topics))}
+        patterns = {channel: self._patterns(feed, channel) for channel in set(map(channel_of, topics))}
         if all(known.everything for known in patterns.values()):
             return []
         exact = {channel: known.exact for channel, known in patterns.items()}

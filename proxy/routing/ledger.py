@@ -17,17 +17,14 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Set
 from math import inf
-from operator import itemgetter
 
-from proxy.protocol.topics import NOTHING, Subscription, Topic
+from proxy.protocol.topics import NOTHING, Subscription, Topic, channel_of
 from proxy.routing.claims import Answer, Claim, Seat
 from proxy.routing.request import Piece, Request
 from proxy.routing.tally import Tally
 
 PATIENCE = 1.5  # seconds, and a tick until somebody looks: 2 at most. Go's SDK gives up after 3
 MOST_CLAIMS = 64  # of a seat; over it, those that Alpaca has yet to hear of count as one
-
-_CHANNEL = itemgetter(0)  # of a topic
 
 
 class Ledger:
@@ -221,7 +218,7 @@ class Ledger:
         claim.seat.claims.append(claim)
         self._claims[claim] = None
         fresh = self._wanted.add(claim.holds)
-        self.channels.update(map(_CHANNEL, fresh))
+        self.channels.update(map(channel_of, fresh))
         self._missing |= dict.fromkeys(fresh - self.acked)
         self._surplus -= fresh
 
@@ -250,7 +247,7 @@ class Ledger:
         gone = self._wanted.remove(given)
         for topic in [*_common(gone, self._missing)]:
             del self._missing[topic]
-        self.channels -= Counter(map(_CHANNEL, gone))
+        self.channels -= Counter(map(channel_of, gone))
         self._surplus |= gone & self.acked
 
     def _refuse(self, claim: Claim, error: tuple[int, str]) -> list[Answer]:

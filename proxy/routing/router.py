@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 from proxy.protocol.codec import FRAME_BYTES, Codec, Malformed, Raw
 from proxy.protocol.feeds import CHANNEL_OF_KIND, WILDCARD, Endpoint
 from proxy.protocol.market import CONTROL
-from proxy.protocol.topics import NOTHING, Subscription, Topic, known
+from proxy.protocol.topics import NOTHING, Subscription, Topic, channel_of, covers, known
 from proxy.protocol.transcode import transcode
 from proxy.routing import books
 from proxy.routing.books import Books
@@ -46,7 +46,7 @@ class Member(Protocol):
 class Group:
     """The members that hear the same messages in the same codec, and the bodies gathered for them."""
 
-    __slots__ = ("bodies", "codec", "curious", "members", "subscription", "symbols")
+    __slots__ = ("bodies", "channels", "codec", "curious", "members", "subscription")
 
     def __init__(self, subscription: Subscription, codec: Codec, curious: bool) -> None:
         self.subscription = subscription
@@ -55,7 +55,7 @@ class Group:
         self.members: list[Member] = []
         self.bodies: list[Raw | bytes] = []
         # Only for kinds that no documented channel carries; see `Router._strange`.
-        self.symbols = frozenset(symbol for _, symbol in subscription) if curious else frozenset()
+        self.channels = frozenset(map(channel_of, subscription)) if curious else frozenset()
 
     def __repr__(self) -> str:
         return f"<Group {len(self.members)} members, {len(self.subscription)} topics, {self.codec.name}>"
@@ -270,7 +270,7 @@ class Router:
         return [
             group
             for group in self._groups.values()
-            if group.curious and (symbol in group.symbols or WILDCARD in group.symbols)
+            if any(covers(group.subscription, (channel, symbol)) for channel in group.channels)
         ]
 
 

@@ -38,8 +38,8 @@ class Tally:
         gone = topics.difference(more)
         self.topics -= gone
         for topic in topics - gone:
-            if more[topic] == 1:
-                del more[topic]
+            if left := more[topic] - 1:
+                more[topic] = left
             else:
-                more[topic] -= 1
+                del more[topic]
         return gone
