@@ -14,7 +14,7 @@ from __future__ import annotations
 from gevent import config, monkey
 
 LOOK_SECONDS = 0.010
-HELD_SECONDS = 0.050
+HELD_SECONDS = 0.025
 USUAL_SECONDS = 0.006
 
 config.monitor_thread = True

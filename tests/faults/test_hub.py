@@ -1,7 +1,9 @@
 """Nobody holds the hub, whatever the proxy does: everybody else has a turn soon.
 
-The aim is ten milliseconds, which `benchmarks/run.py joins` measures on a machine that is quiet. This suite runs on
-machines that are not, so gevent's monitor is asked for turns of five times that, and of more while the machine is slow.
+The aim is ten milliseconds, with which this suite passes where the machine has nothing else to do. Whoever else works
+on it, and in the processor's caches, makes turns longer and never shorter. So gevent's monitor is asked for turns of
+25 ms, and of more while the machine is slow; and each thing happens up to TRIES times, since what counts is whether it
+ever does without holding anybody up.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import http.client
 import signal
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
 import gevent
@@ -21,10 +23,11 @@ from tests.harness import ACCOUNT, CONNECTED, ROOT, Client, Process, certificate
 pytestmark = pytest.mark.slow
 MONITORED = (str(ROOT / "tests/faults/monitored.py"),)
 SYMBOLS = [f"S{number:04}" for number in range(8000)]
-HELD_SECONDS = 0.050  # as in monitored.py, which patches whoever imports it
+HELD_SECONDS = 0.025  # as in monitored.py, which patches whoever imports it
 ALGORITHMS = 40
 EACH = 80
 FLOOD = 100
+TRIES = 5
 
 CONFIG = """\
 listen: {{port: 0, tls: {{cert: {cert}, key: {key}}}}}
@@ -64,6 +67,15 @@ class Busy:
         connection.close()
         return size
 
+    def held_by(self, happen: Callable[[], None]) -> list[str]:
+        """What holds the hub whenever this happens."""
+        for _ in range(TRIES):
+            happen()
+            held = self.held()
+            if not held:
+                break
+        return held
+
     def held(self) -> list[str]:
         """What has held the hub since the last time that somebody asked, for longer than the machine excuses."""
         self.process.popen.send_signal(signal.SIGUSR1)
@@ -97,51 +109,65 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Busy]:
 
 
 def test_large_subscriptions(busy: Busy) -> None:
-    newcomer = busy.join()
-    for _ in range(3):
-        assert len(newcomer.subscribe(trades=SYMBOLS)["trades"]) == len(SYMBOLS)
-        newcomer.unsubscribe(trades=SYMBOLS)
-    newcomer.ws.close()
-    assert busy.held() == []
+    def happen() -> None:
+        newcomer = busy.join()
+        for _ in range(3):
+            assert len(newcomer.subscribe(trades=SYMBOLS)["trades"]) == len(SYMBOLS)
+            newcomer.unsubscribe(trades=SYMBOLS)
+        newcomer.ws.close()
+
+    assert busy.held_by(happen) == []
 
 
 def test_a_storm_of_tls_handshakes(busy: Busy) -> None:
-    gevent.joinall([gevent.spawn(busy.handshake) for _ in range(FLOOD)], timeout=20)
-    assert busy.held() == []
+    def happen() -> None:
+        gevent.joinall([gevent.spawn(busy.handshake) for _ in range(FLOOD)], timeout=20)
+
+    assert busy.held_by(happen) == []
 
 
 def test_scrapes(busy: Busy) -> None:
-    for path in ("/metrics", "/status.json", "/"):
-        assert busy.scrape(path) > 1000
-    assert busy.held() == []
+    def happen() -> None:
+        for path in ("/metrics", "/status.json", "/"):
+            assert busy.scrape(path) > 1000
+
+    assert busy.held_by(happen) == []
 
 
 def test_a_reload(busy: Busy) -> None:
-    busy.process.popen.send_signal(signal.SIGHUP)
-    wait_for(lambda: "nothing changed" in busy.process.text)
-    assert busy.held() == []
+    def happen() -> None:
+        before = busy.process.text.count("nothing changed")
+        busy.process.popen.send_signal(signal.SIGHUP)
+        wait_for(lambda: busy.process.text.count("nothing changed") > before)
+
+    assert busy.held_by(happen) == []
 
 
 @pytest.mark.parametrize("batch", [1, 100])
 def test_a_burst(busy: Busy, batch: int) -> None:
-    hearer = busy.join()
-    hearer.subscribe(trades=["*"])
-    for symbol in SYMBOLS[:100]:
-        busy.simulator.publish_trades("iex", symbol, 200, batch=batch)
-    hearer.gather(20_000)
-    hearer.ws.close()
-    assert busy.held() == []
+    def happen() -> None:
+        hearer = busy.join()
+        hearer.subscribe(trades=["*"])
+        for symbol in SYMBOLS[:100]:
+            busy.simulator.publish_trades("iex", symbol, 200, batch=batch)
+        hearer.gather(20_000)
+        hearer.ws.close()
+
+    assert busy.held_by(happen) == []
 
 
 def test_large_subscriptions_of_many_at_once(busy: Busy) -> None:
     """They wait for the same answer of Alpaca's."""
-    newcomers = [busy.join() for _ in range(ALGORITHMS // 2)]
-    for newcomer in newcomers:
-        newcomer.say({"action": "subscribe", "quotes": SYMBOLS})
-    for newcomer in newcomers:
-        while "quotes" not in (heard := newcomer.hear()[0]):
-            pass
-        assert len(heard["quotes"]) == len(SYMBOLS)
-    for newcomer in newcomers:
-        newcomer.ws.close()
-    assert busy.held() == []
+
+    def happen() -> None:
+        newcomers = [busy.join() for _ in range(ALGORITHMS // 2)]
+        for newcomer in newcomers:
+            newcomer.say({"action": "subscribe", "quotes": SYMBOLS})
+        for newcomer in newcomers:
+            while "quotes" not in (heard := newcomer.hear()[0]):
+                pass
+            assert len(heard["quotes"]) == len(SYMBOLS)
+        for newcomer in newcomers:
+            newcomer.ws.close()
+
+    assert busy.held_by(happen) == []
