@@ -227,12 +227,12 @@ class Conversation:
         if self._market is None or not market:
             self._ask((place, allowed, place.seat.holds - allowed))
             return
-        due = Due(2)
+        due, began = Due(2), self._desk.clock()
         self.answers.add(due)
         self._market.ask(market, NOTHING, due)
         due.heard.wait(PATIENCE)
         if due.error is None:
-            place.ask(allowed, place.seat.holds - allowed, due)
+            place.ask(allowed, place.seat.holds - allowed, due, began)
         else:
             due.hear(None)
             self.answers.advance()

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from gevent.event import Event
@@ -111,10 +112,11 @@ class Place:
     def __repr__(self) -> str:
         return f"<Place {self.name} at {self.upstream.endpoint.feed}>"
 
-    def ask(self, add: Subscription, remove: Subscription, due: Due) -> None:
-        """Asks the feed for a change; `due` becomes ready when it has answered."""
+    def ask(self, add: Subscription, remove: Subscription, due: Due, since: float = inf) -> None:
+        """Asks the feed for a change, which the client asked for `since` or now; `due` becomes ready when it has
+        answered."""
         self._asked.append(due)
-        self.upstream.change(self, add, remove)
+        self.upstream.change(self, add, remove, since)
 
     def answered(self, answer: Answer) -> None:
         """The feed's answer to the oldest request that it has not answered, or a late refusal of an older one."""

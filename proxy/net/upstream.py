@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from math import inf
 from typing import Protocol
 
 import gevent
@@ -58,12 +59,7 @@ class Upstream:
     """
 
     def __init__(
-        self,
-        endpoint: Endpoint,
-        login: Login,
-        codec: Codec,
-        router: Routing,
-        clock: Callable[[], float],
+        self, endpoint: Endpoint, login: Login, codec: Codec, router: Routing, clock: Callable[[], float]
     ) -> None:
         self.endpoint = endpoint
         self.login = login
@@ -93,9 +89,9 @@ class Upstream:
 
     # What sessions do
 
-    def change(self, member: Audience, add: Subscription, remove: Subscription = NOTHING) -> None:
-        """The member asks for `add` and gives up `remove`; it is told when that is so, or why not."""
-        self._teller.take(self.ledger.change(member.seat, add, remove, self._clock()))
+    def change(self, member: Audience, add: Subscription, remove: Subscription = NOTHING, since: float = inf) -> None:
+        """The member asks for `add` and gives up `remove`, now or `since` before; it is told when so, or why not."""
+        self._teller.take(self.ledger.change(member.seat, add, remove, min(since, self._clock())))
         self._reconcile()
 
     def adopt(self, member: Audience, requests: list[Subscription]) -> None:

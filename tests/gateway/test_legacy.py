@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from proxy.routing import ledger
 from tests.harness import Client, Harness, quote, trade
 
 Start = Callable[..., Harness]
@@ -93,6 +95,16 @@ def test_a_listen_that_alpaca_refuses_changes_nothing(start: Start) -> None:
     assert streams(client, "listen", "account_updates", "T.AAPL") == {"streams": ["T.AAPL", "account_updates"]}
     proxy.simulator.publish("iex", [trade("AAPL", 1)])
     assert client.hear()["stream"] == "T.AAPL"
+
+
+def test_two_silent_feeds_are_waited_for_no_longer_than_one(proxy: Harness) -> None:
+    """Whoever asks for orders and old names at once is answered within two seconds, too."""
+    client = proxy.client("both", "/stream")
+    for feed in ("trading", "iex"):
+        proxy.simulator.stall("subscribe", feed)
+    began = time.monotonic()
+    assert streams(client, "listen", "account_updates", "T.AAPL") == {"streams": ["T.AAPL", "account_updates"]}
+    assert ledger.PATIENCE < time.monotonic() - began < 2.5
 
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
