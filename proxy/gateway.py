@@ -324,7 +324,7 @@ class Gateway:
 
 def _status(snapshot: Snapshot, query: Query) -> Rendering:
     since = query.get("since", "")
-    return document.CONTENT_TYPE, document.render(snapshot, int(since) if since.isdecimal() else 0)
+    return document.CONTENT_TYPE, document.render(snapshot, int(since) if since.isdecimal() and len(since) < 20 else 0)
 
 
 def _metrics(snapshot: Snapshot, query: Query) -> Rendering:

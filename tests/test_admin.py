@@ -206,6 +206,11 @@ def test_hosts_that_are_not(start: Start, host: str) -> None:
     assert ask(start(CLIENTS, config={"admin": HOSTS}), "/metrics", Host=host).status == 403
 
 
+@pytest.mark.parametrize("since", ["x", "-1", "9" * 5000])
+def test_a_second_that_there_is_not(proxy: Harness, since: str) -> None:
+    assert ask(proxy, f"/status.json?since={since}").status == 200
+
+
 def test_what_there_is_not(proxy: Harness) -> None:
     assert ask(proxy, "/nothing").status == 404
     for path in ("/healthz", "/readyz", "/metrics"):
