@@ -17,6 +17,7 @@ from proxy.protocol.feeds import WILDCARD, Endpoint
 from proxy.protocol.topics import Subscription, Topic
 from proxy.routing.router import Delivery, Member
 
+ORDERS = "trade_updates"
 KEEP_SECONDS = 24 * 3600.0
 KEEP_ORDERS = 100_000
 
@@ -39,7 +40,7 @@ class Orders:
         """
         order = update.get("order")
         if not isinstance(order, Mapping):
-            return frozenset()
+            return frozenset(self.matches(""))  # nobody's: whose pattern is `*` sees it
         family = list(_family(order))
         owners: dict[str, str] = {}
         for member in family:
@@ -68,7 +69,7 @@ class Orders:
 class OrderRouter:
     """Who hears which update on the trading feed; the counterpart of `router.Router`, one object a frame.
 
-    Updates of the account as a whole, which belong to no order, reach everyone who hears their stream.
+    Updates of the account as a whole (`account_updates`) reach everyone who hears their stream.
     """
 
     def __init__(self, endpoint: Endpoint, orders: Orders, clock: Callable[[], float]) -> None:
@@ -109,9 +110,9 @@ class OrderRouter:
         if stream not in self.endpoint.channels:
             return frame
         members = [member for member, held in self._members.items() if (stream, WILDCARD) in held]
-        data = message.get("data")
-        if isinstance(data, dict) and "order" in data:
-            owners = self._orders.owners(data, self._clock())
+        if stream == ORDERS:
+            data = message.get("data")
+            owners = self._orders.owners(data if isinstance(data, dict) else {}, self._clock())
             members = [member for member in members if member.name in owners]
         self.received += 1
         if members:

@@ -118,6 +118,15 @@ def test_ownership_outlives_a_reconnect_and_the_session(proxy: Harness, everyone
     assert heard_by(proxy, everyone, order("b", replaces="a")) == {"momentum"}
 
 
+@pytest.mark.parametrize("data", [{"event": "new", "order": None}, {"event": "new"}, None])
+def test_an_update_without_an_order_is_nobodys(
+    proxy: Harness, everyone: dict[str, Client], data: dict[str, Any] | None
+) -> None:
+    proxy.simulator.publish("trading", [{"stream": "trade_updates", "data": data}])
+    assert everyone["desk"].hear()["data"] == data
+    assert everyone["momentum"].silent()
+
+
 def test_an_update_keeps_its_bytes(proxy: Harness, everyone: dict[str, Client]) -> None:
     update = b'{ "stream":"trade_updates","data":{"order":{"client_order_id":"momentum-1","id":"9","qty":"1.50"} }}'
     proxy.simulator.publish_raw("trading", update)
