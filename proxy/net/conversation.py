@@ -140,8 +140,7 @@ class Conversation:
                 match event:
                     case frames.Message(payload):
                         pause += MESSAGE_PACE
-                        if self.outbox.closing is None:
-                            self._message(payload)
+                        self._message(payload)
                     case frames.Ping(payload):
                         self.outbox.pong(payload)
                     case frames.Pong():
@@ -156,8 +155,8 @@ class Conversation:
         for outcome in self.session.receive(payload):
             if len(payload) > LONG_MESSAGE:  # to read it has taken a turn, and so will what follows
                 gevent.sleep(NAP_SECONDS)
-                if self.outbox.closing is not None:
-                    return
+            if self.outbox.closing is not None:  # one message may ask for much that waits
+                return
             match outcome:
                 case talk.Reply(reply):
                     self.answers.say(reply)

@@ -18,7 +18,7 @@ from proxy.net import conversation
 from proxy.protocol import market
 from proxy.routing import penalties
 from proxy.simulator import Plan
-from tests.harness import AUTHENTICATED, CONNECTED, Harness, wait_for
+from tests.harness import AUTHENTICATED, CONNECTED, TEXT, Harness, wait_for
 
 Start = Callable[..., Harness]
 
@@ -203,6 +203,17 @@ def test_whoever_does_not_log_in_is_hung_up_on(start: Start, monkeypatch: pytest
     assert client.hear() == CONNECTED
     assert client.hear() == _error(404)
     assert client.closed() == (1008, "auth timeout")
+
+
+def test_a_message_full_of_log_ins_is_worth_no_more_time(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits for its refusal, in turn; all that while a stranger would have its place, though it has left."""
+    monkeypatch.setattr(conversation, "LOGIN_SECONDS", 0.3)
+    monkeypatch.setattr(penalties, "MOST", 0.2)
+    proxy = start(CLIENTS)
+    stranger = proxy.wire()
+    stranger.send(TEXT, json.dumps({"action": "auth", "key": "nobody", "secret": "none"}).encode() * 256)
+    stranger.socket.close()
+    wait_for(lambda: proxy.gateway.server.strangers == 0, seconds=5)
 
 
 def test_whoever_was_refused_is_hung_up_on_in_the_end(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
