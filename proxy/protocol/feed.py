@@ -152,7 +152,8 @@ class TradingFeed:
         if stream == "authorization":
             if data.get("status") == "authorized":
                 return Authenticated()
-            return Refused(402, str(data.get("status") or "unauthorized"))
+            status = str(data.get("status") or "unauthorized")
+            return Refused(406 if status == "exceeded" else 402, status)  # C#'s SDK: too many connections
         if stream == "listening":
             error = data.get("error")
             return Confirmed() if error is None else Refused(409, str(error))

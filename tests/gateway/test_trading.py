@@ -176,7 +176,7 @@ def test_an_account_whose_plan_has_no_place_left(start: Start, monkeypatch: pyte
     proxy = start(CLIENTS, plan=Plan(connections=0))
     desk = proxy.client("desk", "/stream")
     assert desk.listen("trade_updates") == {"streams": ["trade_updates"]}
-    wait_for(lambda: proxy.upstream("trading").trouble == "Alpaca says 402 exceeded")
+    wait_for(lambda: proxy.upstream("trading").trouble == "Alpaca says 406 exceeded")
 
 
 def test_an_order_that_has_no_id_goes_by_its_client_order_id() -> None:

@@ -99,7 +99,7 @@ def test_logging_in_to_the_trading_stream() -> None:
         ({"stream": "authorization", "data": {"status": "authorized", "action": "authenticate"}}, Authenticated()),
         ({"stream": "authorization", "data": {"action": "authenticate", "status": "authorized"}}, Authenticated()),
         ({"stream": "authorization", "data": {"status": "unauthorized"}}, Refused(402, "unauthorized")),
-        ({"stream": "authorization", "data": {"status": "exceeded"}}, Refused(402, "exceeded")),
+        ({"stream": "authorization", "data": {"status": "exceeded"}}, Refused(406, "exceeded")),
         ({"stream": "authorization", "data": {}}, Refused(402, "unauthorized")),
         ({"stream": "listening", "data": {"streams": ["trade_updates"]}}, Confirmed()),
         ({"stream": "listening", "data": {"streams": []}}, Confirmed()),
