@@ -226,7 +226,7 @@ class Wire:
     def _upgrade(self, path: str, headers: str) -> None:
         key = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
         upgrade = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-        self.socket.sendall(f"{upgrade}{key}{headers}\r\n".encode())
+        self.socket.sendall(f"{upgrade}{key}{headers}\r\n".encode("utf-8", "surrogateescape"))
         head = b""
         while not head.endswith(b"\r\n\r\n"):
             byte = self.socket.recv(1)

@@ -108,7 +108,7 @@ def header_credentials(environ: dict[str, Any], session: Session) -> tuple[str, 
         return None
     key, secret = environ.get("HTTP_APCA_API_KEY_ID"), environ.get("HTTP_APCA_API_SECRET_KEY")
     if key is not None and secret is not None:
-        return key, secret
+        return _utf8(key), _utf8(secret)
     scheme, _, given = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
     if scheme.lower() == "basic":
         try:
@@ -117,3 +117,11 @@ def header_credentials(environ: dict[str, Any], session: Session) -> tuple[str, 
             return "", ""
         return user, password
     return None
+
+
+def _utf8(header: str) -> str:
+    """A header's text: WSGI shows bytes as Latin-1 (PEP 3333), while programs mean UTF-8, as in a message."""
+    try:
+        return header.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return header

@@ -73,6 +73,15 @@ def test_header_credentials_are_greeted_and_authenticated_in_two_frames(start: S
     assert client.subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
 
 
+@pytest.mark.parametrize(("secret", "sent"), [("sécret☃", "sécret☃"), ("sécret", "s\udce9cret")])
+def test_header_credentials_beyond_ascii(start: Start, secret: str, sent: str) -> None:
+    """A secret may be any text, put into a header as UTF-8 or (one byte, 0xE9) as Latin-1."""
+    proxy = start(f'  alpha: {{key: alpha, secret: "{secret}", allow: {{iex: "*"}}}}')
+    client = proxy.wire(headers=f"APCA-API-KEY-ID: alpha\r\nAPCA-API-SECRET-KEY: {sent}\r\n")
+    assert json.loads(client.hear()[1]) == CONNECTED
+    assert json.loads(client.hear()[1]) == AUTHENTICATED
+
+
 @pytest.mark.parametrize(
     "headers",
     [
