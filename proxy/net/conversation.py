@@ -231,6 +231,7 @@ class Conversation:
         self._market.ask(market, NOTHING, due)
         due.heard.wait(PATIENCE)
         if due.error is None:
+            allowed = self._allowed_streams(trading)  # as of now: a reload may have come in between
             place.ask(allowed, place.seat.holds - allowed, due, began)
         else:
             due.hear(None)

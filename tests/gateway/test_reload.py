@@ -278,3 +278,15 @@ def test_a_session_may_use_a_feed_that_its_client_is_given(start: Start) -> None
     assert orders.listen("trade_updates", "T.AAPL") == {"streams": ["T.AAPL", "trade_updates"]}
     proxy.publish("iex", "AAPL", 1)
     assert orders.hear()["stream"] == "T.AAPL"
+
+
+def test_a_request_under_way_brings_nothing_that_is_refused_by_now(start: Start) -> None:
+    """The orders are asked for once the market data has been answered, and a reload may come in between."""
+    proxy = start(OLD)
+    old = proxy.client("old", "/stream")
+    proxy.simulator.stall("subscribe", "iex")
+    old.say({"action": "listen", "data": {"streams": ["account_updates", "trade_updates", "T.AAPL"]}})
+    wait_for(lambda: proxy.upstream().ledger.request is not None)
+    proxy.gateway.reload(changed(proxy, 'trading: "*"', 'trading: {trade_updates: "*"}', clients=OLD))
+    proxy.simulator.accept("iex")
+    assert old.answer()["data"] == {"streams": ["T.AAPL", "trade_updates"]}
