@@ -194,6 +194,7 @@ class Upstream:
     def _try(self) -> float:
         """One connection, from its opening to its end; then how long to wait before the next, in seconds."""
         refusal: int | None = None
+        unserved = False
         self._enter(Phase.CONNECTING)
         try:
             self._converse()
@@ -201,6 +202,7 @@ class Upstream:
             refusal, trouble = error.status, str(error)
         except LoginRefused as error:
             refusal, trouble = error.code, str(error)
+            unserved = refusal == 409  # by Alpaca's own word: an HTTP status may be anybody's between here and there
         except ConnectionLost as error:
             trouble = str(error)
         except Exception as error:  # a bug costs the connection, not the feed
@@ -218,7 +220,7 @@ class Upstream:
         if self._expired():
             self._log.info("closed", reason=trouble)
             return 0.0
-        if refusal == 409:
+        if unserved:
             self._enter(Phase.REFUSED)
             self._refused_at = self.since
             self._teller.take(self.ledger.close(409, "insufficient subscription"))

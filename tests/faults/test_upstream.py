@@ -200,7 +200,7 @@ def test_log_in_refused_for_the_plan(start: Start, monkeypatch: pytest.MonkeyPat
         proxy.simulator.accept("iex")
 
 
-@pytest.mark.parametrize("status", [302, 401, 403, 404, 407, 429, 500, 502, 503])
+@pytest.mark.parametrize("status", [302, 401, 403, 404, 407, 409, 429, 500, 502, 503])
 def test_upgrade_refused(start: Start, status: int) -> None:
     proxy = start(CLIENTS)
     with fault(proxy) as scene:
