@@ -175,7 +175,9 @@ def test_the_token_is_demanded(start: Start) -> None:
         assert ask(proxy, path, Authorization="Bearer let-me-out").status == 401
         assert ask(proxy, path, Authorization="let-me-in").status == 401
     assert "let-me" not in ask(proxy, "/metrics").text
-    assert ask(proxy, "/healthz", Authorization="Bearer let-me-in").status == 200
+    for scheme in ("Bearer", "bearer"):  # RFC 9110 §11.1: schemes have no case
+        assert ask(proxy, "/healthz", Authorization=f"{scheme} let-me-in").status == 200
+        assert ask(proxy, "/healthz", Authorization=f"{scheme} Let-me-in").status == 401
 
 
 HOSTS = "hosts: [Proxy.example.com, status.example., bücher.example]"

@@ -15,7 +15,7 @@ from proxy.config.model import Config
 from proxy.errors import ConfigError
 from proxy.routing.access import Client
 
-SYMBOLS = 12
+SYMBOLS = 12  # in a line
 TRADING = "trading"
 LEGEND = '* is everything, and the right to subscribe to "*" itself; PREFIX* is every symbol that begins so'
 
@@ -66,8 +66,9 @@ def _access(client: Client) -> Iterator[tuple[str, ...]]:
     for feed in client.allow.feeds():
         channels = client.allow.entries(feed) or {"-": ()}
         for channel, entries in channels.items():
-            shown = " ".join(entries[:SYMBOLS]) + (f" and {len(entries) - SYMBOLS} more" if entries[SYMBOLS:] else "")
-            yield client.name, feed, client.account(feed), channel, shown or "nothing"
+            yield client.name, feed, client.account(feed), channel, " ".join(entries[:SYMBOLS]) or "nothing"
+            for at in range(SYMBOLS, len(entries), SYMBOLS):
+                yield "", "", "", "", " ".join(entries[at : at + SYMBOLS])
 
 
 def _online(config: Config) -> bool:

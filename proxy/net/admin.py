@@ -77,7 +77,7 @@ class Admin:
 
     def permit(self, token: str | None, hosts: Collection[str]) -> None:
         """Whom it answers from now on."""
-        self._bearer = None if token is None else f"Bearer {token}".encode()
+        self._token = None if token is None else token.encode()
         self._hosts = frozenset(hosts)
 
     def start(self) -> None:
@@ -96,14 +96,15 @@ class Admin:
         if not may_ask(environ.get("HTTP_HOST", ""), self._hosts):
             return "403 Forbidden", "This host name is not listed in admin.hosts."
         path = environ["PATH_INFO"]
-        given = environ.get("HTTP_AUTHORIZATION", "").encode("latin-1", "replace")
-        if path != "/" and self._bearer is not None and not hmac.compare_digest(given, self._bearer):
+        scheme, _, given = environ.get("HTTP_AUTHORIZATION", "").encode("latin-1", "replace").partition(b" ")
+        known = self._token is None or (scheme.lower() == b"bearer" and hmac.compare_digest(given, self._token))
+        if path != "/" and not known:
             return "401 Unauthorized", "This address wants the admin token, as `Authorization: Bearer …`."
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return "405 Method Not Allowed", "Everything here is read with GET."
         match path:
             case "/":
-                return "200 OK", self._page.html(self._bearer is not None), "text/html; charset=utf-8"
+                return "200 OK", self._page.html(self._token is not None), "text/html; charset=utf-8"
             case "/healthz":
                 return "200 OK", "ok"
             case "/readyz":

@@ -133,5 +133,6 @@ class Listener(WSGIServer):  # type: ignore[misc]
             self._serve(connection, environ)
             return []
         status, body, *more = self._answer(environ)
-        start_response(status, headers_for(status, *more))
-        return [] if environ["REQUEST_METHOD"] == "HEAD" else [f"{body.rstrip()}\n".encode()]
+        content = f"{body.rstrip()}\n".encode()
+        start_response(status, [*headers_for(status, *more), ("Content-Length", str(len(content)))])
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [content]

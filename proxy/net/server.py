@@ -24,7 +24,7 @@ from proxy.snapshot import SessionState, Totals
 
 _NOT_FOUND = (
     "404 Not Found",
-    "No stream has this path. This proxy carries streams only: send REST calls to Alpaca, with Alpaca's own key.",
+    "This path is no stream, and streams are all that this proxy carries: send REST calls to Alpaca, with its own key.",
 )
 _UPGRADE = ("426 Upgrade Required", "This is a WebSocket stream: point an Alpaca SDK here.")
 _ORIGIN = ("403 Forbidden", "This web page's origin is not listed in listen.origins.")

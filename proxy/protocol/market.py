@@ -7,7 +7,7 @@ at the text of 409, Java's at those of 401, 402 and 404, Go's and C#'s at codes)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +55,14 @@ def subscription(endpoint: Endpoint, held: Iterable[Topic]) -> Frame:
     for channel in endpoint.shown:
         reply[channel] = trades if channel in FOLLOWERS else channels.pop(channel, [])
     return [reply | channels]
+
+
+def told_bytes(held: Collection[Topic]) -> int:
+    """How many bytes the symbols of an acknowledgement take, in JSON; those of trades stand in it three times."""
+    sizes = {channel: 0 for channel, _ in held}
+    for channel, symbol in held:
+        sizes[channel] += len(symbol) + len('"",')
+    return sum(sizes.values()) + len(FOLLOWERS) * sizes.get("trades", 0)
 
 
 @dataclass(frozen=True, slots=True)

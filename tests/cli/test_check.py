@@ -69,11 +69,14 @@ def test_it_says_which_connections_an_account_will_hold(write: Write, call: Call
     assert ["spare", "…", "paper", "none:", "no", "client", "uses", "it"] in found
 
 
-def test_a_long_list_of_symbols_is_counted(write: Write, call: Call) -> None:
+def test_a_long_list_of_symbols_goes_on_in_lines_of_its_own(write: Write, call: Call) -> None:
     symbols = [f"S{number}" for number in range(500)]
     text = CONFIG.replace("[AAPL, MSFT]", f"[{', '.join(symbols)}]")
-    [row] = [row for row in rows(call("check", "-c", write(text)).out) if row[3:4] == ["trades"]]
-    assert row[4:] == [*symbols[:12], "and", "488", "more"]
+    lines = rows(call("check", "-c", write(text)).out)
+    [first] = [at for at, row in enumerate(lines) if row[3:4] == ["trades"]]
+    shown = [lines[first][4:], *lines[first + 1 : first + 42]]
+    assert [symbol for line in shown for symbol in line] == symbols
+    assert {len(line) for line in shown} == {12, 8}
 
 
 def test_warnings_are_sentences_and_no_problem(write: Write, call: Call) -> None:

@@ -61,11 +61,11 @@ def reported(proxy: Harness) -> None:
 
 
 def test_in_a_session(proxy: Harness, witness: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is closed 1011 and says nothing of how; the next connection of the client works."""
+    """It hears 500, is closed 1011 and learns nothing of how; the next connection of the client works."""
     unlucky = proxy.client("unlucky")
     with proxy.undisturbed(witness):
         once(monkeypatch, session_of(proxy, "unlucky").session, "receive")
-        unlucky.say({"action": "subscribe"})
+        assert unlucky.subscribe() == {"T": "error", "code": 500, "msg": "internal error"}
         assert unlucky.closed() == (1011, "internal error")
         assert proxy.client("unlucky").subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
     reported(proxy)

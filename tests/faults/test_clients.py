@@ -276,6 +276,20 @@ def test_more_symbols_than_there_are(proxy: Harness, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("witness")
+def test_more_than_an_acknowledgement_has_room_for(proxy: Harness) -> None:
+    """Trades stand in it three times: too many of them are refused, and not told in a frame that no SDK takes."""
+    client = proxy.client("other")
+    lots = [[f"S{lot}{number:05}" for number in range(11_000)] for lot in range(4)]
+    for lot in lots[:3]:
+        client.say({"action": "subscribe", "trades": lot})
+        assert len(client.hear()[0]["trades"]) % len(lot) == 0
+    assert client.subscribe(trades=lots[3]) == {"T": "error", "code": 405, "msg": "symbol limit exceeded"}
+    assert len(client.subscribe(quotes=["SPY"])["trades"]) == 33_000
+    assert max(map(len, client.frames)) < 1 << 20
+    client.ws.close()
+
+
+@pytest.mark.usefixtures("witness")
 @pytest.mark.parametrize("character", ["\u0000", '"', "\\", "é", "😀"])
 def test_symbols_that_take_more_room_than_they_look(proxy: Harness, character: str) -> None:
     """A request upstream is never larger than Alpaca takes, whatever its symbols are spelled with."""

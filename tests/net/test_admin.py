@@ -115,6 +115,7 @@ def test_head_has_no_body(ask: Ask) -> None:
     status, body, headers = ask("/rendered", method="HEAD")
     assert (status, body) == (200, "")
     assert headers["Content-Type"] == "text/example"
+    assert headers["Content-Length"] == ask("/rendered")[2]["Content-Length"] > "0"  # RFC 9110 §8.6
 
 
 def test_what_there_is_is_told(ask: Ask) -> None:
