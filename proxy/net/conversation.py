@@ -23,7 +23,7 @@ from proxy.net.upstream import Upstream
 from proxy.protocol import session as talk
 from proxy.protocol.codec import Codec, Raw
 from proxy.protocol.feeds import WILDCARD, Dialect
-from proxy.protocol.market import told_bytes
+from proxy.protocol.market import is_too_much
 from proxy.protocol.session import Session, State
 from proxy.protocol.topics import NOTHING, Subscription
 from proxy.routing.access import Client, WhenSlow
@@ -37,9 +37,6 @@ GONE_SECONDS = 20.0
 LINGER_SECONDS = 1.0
 # Who sends faster than a message in so many seconds, or a ping, is read more slowly.
 MESSAGE_PACE, CONTROL_PACE = 0.001, 0.00005
-MOST_TOPICS = 50_000  # of a session: four channels of every stock there is; all of them take `*`
-MOST_TOLD = 1_000_000  # bytes in an acknowledgement, which is one frame: Python's SDKs take none over 1 MiB
-FEW_TOPICS = 10_000  # whose acknowledgement need not be measured
 LONG_MESSAGE = 8 * 1024  # some thousand topics
 STRANGER_MESSAGE = 64 * 1024
 STRANGER_OUTBOX = 256 * 1024
@@ -247,7 +244,7 @@ class Conversation:
         refused = topics if place is None else self.client.allow.refused(place.upstream.endpoint.feed, topics)
         if refused:
             self.answers.say(self.session.insufficient(refused))
-        elif place is not None and _too_many(place.seat.holds | topics):
+        elif place is not None and is_too_much(place.seat.holds, topics):
             self.answers.say(self.session.refused(405))
         else:
             return False
@@ -344,7 +341,3 @@ class Conversation:
         """Flush, say why, and end; the first reason stands."""
         self.ended = self.ended or reason
         self.outbox.close(code, reason)
-
-
-def _too_many(held: Subscription) -> bool:
-    return len(held) > MOST_TOPICS or (len(held) > FEW_TOPICS and told_bytes(held) > MOST_TOLD)

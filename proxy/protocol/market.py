@@ -7,12 +7,12 @@ at the text of 409, Java's at those of 401, 402 and 404, Go's and C#'s at codes)
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from proxy.protocol.feeds import FOLLOWERS, WILDCARD, Endpoint
-from proxy.protocol.topics import MAX_SYMBOL, NOTHING, Subscription, Topic, by_channel, shared
+from proxy.protocol.topics import MAX_SYMBOL, NOTHING, Subscription, Topic, by_channel, one_object, shared
 
 ERRORS = {
     400: "invalid syntax",
@@ -29,6 +29,10 @@ ERRORS = {
     413: "star subscription is not allowed for option quotes",
     500: "internal error",
 }
+
+MOST_TOPICS = 50_000  # of a session: four channels of every stock there is; all of them take `*`
+MOST_TOLD = 1_000_000  # bytes in an acknowledgement, which is one frame: Python's SDKs take none over 1 MiB
+FEW_TOPICS = 10_000  # need not be measured
 
 # The kinds of control messages. Everything else is data.
 CONTROL = frozenset(("success", "error", "subscription"))
@@ -57,12 +61,16 @@ def subscription(endpoint: Endpoint, held: Iterable[Topic]) -> Frame:
     return [reply | channels]
 
 
-def told_bytes(held: Collection[Topic]) -> int:
-    """How many bytes the symbols of an acknowledgement take, in JSON; those of trades stand in it three times."""
-    sizes = {channel: 0 for channel, _ in held}
-    for channel, symbol in held:
+def is_too_much(held: Subscription, more: Subscription) -> bool:
+    """Whether both together are more topics than a session may hold, or than an acknowledgement has room for."""
+    if len(held) + len(more) <= FEW_TOPICS:
+        return False
+    topics = held | more
+    sizes = {channel: 0 for channel, _ in topics}
+    for channel, symbol in topics:
         sizes[channel] += len(symbol) + len('"",')
-    return sum(sizes.values()) + len(FOLLOWERS) * sizes.get("trades", 0)
+    told = sum(sizes.values()) + len(FOLLOWERS) * sizes.get("trades", 0)
+    return len(topics) > MOST_TOPICS or told > MOST_TOLD
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +120,7 @@ def request(document: Any, endpoint: Endpoint) -> Auth | Change | Bad:
         if len(channel) > MAX_SYMBOL or not _are_symbols(symbols):
             return Bad(400)
         asked.append(shared(channel, symbols))
-    topics = NOTHING.union(*asked)
+    topics = one_object(NOTHING.union(*asked))
     if action == "subscribe" and endpoint.options and ("quotes", WILDCARD) in topics:
         return Bad(413)
     return Change(action == "subscribe", topics)

@@ -227,7 +227,8 @@ class Ledger:
         remembered = [claim for claim in seat.claims if claim.remembered]
         for claim in remembered[1:]:
             oldest = remembered[0]
-            self._wanted.remove(claim.holds & oldest.holds)
+            self._wanted.shrink(claim.holds, claim.holds & oldest.holds)
+            self._wanted.shrink(oldest.holds, NOTHING)
             oldest.holds |= claim.holds
             claim.holds = NOTHING
             seat.claims.remove(claim)
@@ -235,16 +236,17 @@ class Ledger:
 
     def _shrink(self, claim: Claim, topics: Subscription) -> None:
         """The claim gives up what it holds of these topics."""
-        given = claim.holds & topics
+        given = topics if topics is claim.holds else claim.holds & topics
         if not given:
             return
         if self.request is not None and not given.isdisjoint(self.request.topics):
             self._unsure = True
-        claim.holds -= given
-        if not claim.holds:
+        everything = len(given) == len(claim.holds)
+        gone = self._wanted.remove(claim.holds) if everything else self._wanted.shrink(claim.holds, given)
+        claim.holds = NOTHING if everything else claim.holds - given
+        if everything:
             claim.seat.claims.remove(claim)
             del self._claims[claim]
-        gone = self._wanted.remove(given)
         for topic in [*_common(gone, self._missing)]:
             del self._missing[topic]
         self.channels -= Counter(map(channel_of, gone))

@@ -16,6 +16,7 @@ import gevent
 import pytest
 
 from proxy.net import connection, conversation, http, listener, outbox
+from proxy.protocol import market
 from tests import harness
 from tests.harness import BINARY, CLOSE, PING, PONG, TEXT, Client, Harness, Wire, quote, trade, wait_for
 
@@ -263,8 +264,9 @@ def test_ten_thousand_symbols_in_one_request(proxy: Harness) -> None:
 @pytest.mark.usefixtures("witness")
 def test_more_symbols_than_there_are(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """A session holds a bounded number of topics, however often it asks; over it, 405 and its state is as before."""
-    assert conversation.MOST_TOPICS == 50_000
-    monkeypatch.setattr(conversation, "MOST_TOPICS", 100)
+    assert market.MOST_TOPICS == 50_000
+    monkeypatch.setattr(market, "MOST_TOPICS", 100)
+    monkeypatch.setattr(market, "FEW_TOPICS", 50)
     client = proxy.client("other")
     first, second = ([f"{letter}{number:03}" for number in range(60)] for letter in "AB")
     assert client.subscribe(trades=first)["trades"] == first

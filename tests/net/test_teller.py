@@ -75,7 +75,7 @@ def test_many_answers_are_told_in_many_turns(told: Told, monkeypatch: pytest.Mon
             heard.append(len(told.answers))
             gevent.sleep(0.000_01)
     assert told.answers == answers
-    assert len(set(heard)) > 10, "somebody else had a turn between most of them"
+    assert len(set(heard)) > 2, "nobody else had a turn between them"
 
 
 def test_who_has_left_is_not_told_any_more(told: Told) -> None:

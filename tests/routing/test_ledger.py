@@ -21,6 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from proxy.protocol import market
 from proxy.protocol.codec import JSON
 from proxy.protocol.topics import NOTHING, Subscription, Topic
+from proxy.routing import tally
 from proxy.routing.claims import Answer, Seat
 from proxy.routing.ledger import MOST_CLAIMS, PATIENCE, Ledger
 from proxy.routing.request import REQUEST_BYTES, Request
@@ -83,8 +84,11 @@ class Session:
 
 
 class Books(RuleBasedStateMachine):
-    @initialize(poison=POISON, limit=LIMITS)
-    def begin(self, poison: set[str], limit: int) -> None:
+    @initialize(poison=POISON, limit=LIMITS, many=st.sampled_from([1, 2, tally.MANY]))
+    def begin(self, poison: set[str], limit: int, many: int) -> None:
+        """`many`: how large the sets are that are counted as a whole."""
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(tally, "MANY", many)
         self.ledger = Ledger()
         self.alpaca = Alpaca(poison, limit)
         self.now = 0.0
@@ -270,11 +274,15 @@ class Books(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Who leaves leaves nothing behind."""
-        if hasattr(self, "ledger"):
+        if not hasattr(self, "ledger"):
+            return
+        try:
             for number in range(3):
                 self.leave_and_come_again(number)
             self.settle()
             assert repr(self.ledger) == "<Ledger 0 wanted, 0 acked, 0 claims>"
+        finally:
+            self.patch.undo()
 
     @invariant()
     def wanted_is_the_union(self) -> None:

@@ -4,28 +4,43 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.protocol.topics import Subscription
+from proxy.routing import tally
 from proxy.routing.tally import Tally
 
-HOLDINGS = st.frozensets(st.tuples(st.sampled_from(["trades", "quotes"]), st.sampled_from("ABCD*")))
+HOLDINGS = st.frozensets(st.tuples(st.sampled_from(["trades", "quotes"]), st.sampled_from("AB*")))
 
 
-@given(st.lists(st.tuples(HOLDINGS, st.booleans())))
-def test_it_knows_who_is_the_first_to_hold_a_topic_and_who_the_last(steps: list[tuple[Subscription, bool]]) -> None:
-    tally, count, held = Tally(), Counter[tuple[str, str]](), list[Subscription]()
-    for topics, comes in steps:
-        if comes:
-            held.append(topics)
-            assert tally.add(topics) == {topic for topic in topics if not count[topic]}
-            count.update(topics)
-        elif held:
-            topics = held.pop(0)
-            count.subtract(topics)
-            assert tally.remove(topics) == {topic for topic in topics if not count[topic]}
-        assert tally.topics == set(+count)
-    for topics in held:
-        tally.remove(topics)
-    assert repr(tally) == "<Tally 0 topics, 0 of them held more than once>"
+@pytest.mark.parametrize("many", [1, 3, 500])
+@given(steps=st.lists(st.tuples(HOLDINGS, st.sampled_from(["come", "go", "give up"])), max_size=60))
+def test_it_knows_who_is_the_first_to_hold_a_topic_and_who_the_last(
+    many: int, steps: list[tuple[Subscription, str]]
+) -> None:
+    """However large the sets are that are counted as a whole."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tally, "MANY", many)
+        ours, count, held = Tally(), Counter[tuple[str, str]](), list[Subscription]()
+        for topics, step in steps:
+            if step == "come":
+                held.append(topics)
+                assert ours.add(topics) == {topic for topic in topics if not count[topic]}
+                count.update(topics)
+            elif held:
+                before = held.pop(0)
+                given = before & topics if step == "give up" else before
+                count.subtract(given)
+                gone = {topic for topic in given if not count[topic]}
+                if given == before:
+                    assert ours.remove(before) == gone
+                else:
+                    assert ours.shrink(before, given) == gone
+                    held.append(before - given)
+            assert ours.topics == set(+count)
+        for topics in held:
+            ours.remove(topics)
+        assert repr(ours) == "<Tally 0 topics, 0 of them held more than once>"
+        assert not ours._wholes
