@@ -10,7 +10,7 @@ import pytest
 
 from tests.harness import PING, PONG
 from tests.sdk.replays.peers import AUTH, AUTHENTICATED, CONNECTED, GO, JAVA, PATIENCE, STOCK_KEYS, Dial, Go, Json
-from tests.sdk.stand import Stand
+from tests.sdk.stand import Stand, wait_for
 from tests.sdk.tape import STAMP, STREAMS
 
 pytestmark = [pytest.mark.sdk, pytest.mark.timeout(120)]
@@ -112,6 +112,7 @@ def test_go_changes_what_it_hears_even_if_alpaca_is_slow(stand: Stand, dial: Dia
         assert client.change("unsubscribe", trades=["AAPL"])[0]["trades"] == []
     finally:
         stand.simulator.slow_acks(0)
+        wait_for(lambda: stand.simulator.subscribed("iex") == {"bars": {"SLOW"}}, "Alpaca has not heard all of it yet")
 
 
 def test_a_refusal_is_the_answer_to_gos_change(stand: Stand, dial: Dial) -> None:
