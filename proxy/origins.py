@@ -41,7 +41,7 @@ def parse(written: str) -> Origin | None:
         return None
     scheme, written_host, port = match.groups()
     host = _ascii(written_host.lower().removesuffix(".").removesuffix("]").removeprefix("["))
-    if not host or (written_host.startswith("[") and not is_literal(host)):
+    if not host.strip(".") or host.endswith(".") or (written_host.startswith("[") and not is_literal(host)):
         return None
     return Origin((scheme or "").lower(), host, int(port) if port else None)
 

@@ -16,6 +16,7 @@ import pytest
 
 from proxy.notify import Notifier
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 
 CONFIG = """\

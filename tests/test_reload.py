@@ -58,6 +58,7 @@ def test_a_plan_says_what_changes_and_nothing_else(old: str, new: str, lines: li
     assert steps.lines() == lines
 
 
+@pytest.mark.slow
 def test_every_reload_is_told_at_once(tmp_path: Path) -> None:
     """Somebody waits for it, and may well make the same mistake, or the same change, again."""
     path = tmp_path / "proxy.yaml"

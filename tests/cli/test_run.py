@@ -51,6 +51,7 @@ def file(tmp_path: Path, alpaca: Simulator) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_ends_well_on_a_signal(file: Path, alpaca: Simulator, number: signal.Signals) -> None:
     """What is under way is delivered, clients are told 1001, and Alpaca is told farewell so that the place is free."""
@@ -68,6 +69,7 @@ def test_a_run_ends_well_on_a_signal(file: Path, alpaca: Simulator, number: sign
     assert alpaca.desk._haunted(("iex", "key")) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_as_soon_as_a_port_is_open(file: Path, number: signal.Signals) -> None:
     """Whoever finds it open takes the proxy for up: a reload must not end it, and its end must be a drain."""
@@ -99,6 +101,7 @@ def test_a_second_signal_ends_a_drain_at_once(file: Path) -> None:
         wire.socket.close()
 
 
+@pytest.mark.slow
 def test_a_burst_is_flushed_before_the_close(file: Path, alpaca: Simulator) -> None:
     with Process("-c", str(file), folder=file.parent) as process, dial(process.address()) as client:
         client.hear()

@@ -303,6 +303,7 @@ def test_symbols_that_take_more_room_than_they_look(proxy: Harness, character: s
     wait_for(lambda: _alone(proxy) and proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("witness")
 def test_five_hundred_connections_in_a_second(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them log in and hear everything; then all of them vanish at once."""

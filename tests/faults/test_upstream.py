@@ -35,7 +35,7 @@ WANTED = {"trades": {"AAPL", "MSFT"}, "quotes": {"SPY"}}
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes ten seconds takes a tenth of one."""
     monkeypatch.setattr(upstream, "STEP_SECONDS", 0.1)
-    monkeypatch.setattr(upstream, "REQUEST_SECONDS", 3.0)
+    monkeypatch.setattr(upstream, "REQUEST_SECONDS", 1.0)
     monkeypatch.setattr(websocket, "DIAL_STEP_SECONDS", 0.1)
     monkeypatch.setattr(line, "PING_SECONDS", 0.1)
     monkeypatch.setattr(line, "MUTE_SECONDS", 0.2)

@@ -769,6 +769,7 @@ def test_pings_of_a_slow_client_disturb_nobody(
     assert running.end() == ""
 
 
+@pytest.mark.slow
 def test_when_descriptors_run_out_those_who_are_in_are_served_and_the_others_wait(
     server: Callable[[int], Server], client: Callable[..., Client]
 ) -> None:
