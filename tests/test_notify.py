@@ -202,14 +202,19 @@ class Slow:
                 time.sleep(0.01)
 
 
+def slow_config(folder: Path) -> tuple[Slow, Path]:
+    """A secret that comes when it is given, and the configuration that waits for it."""
+    slow, config = Slow(folder / "secret"), folder / "proxy.yaml"
+    config.write_text(slow.config(), "utf-8")
+    config.chmod(0o600)
+    return slow, config
+
+
 @pytest.mark.parametrize("manager", ["path"], indirect=True)
 @pytest.mark.parametrize("secret", ["another", ""], ids=["good", "bad"])
 def test_a_reload_that_takes_long_is_neither_over_nor_dead(manager: Manager, tmp_path: Path, secret: str) -> None:
     """While a thread reads, the manager hears that the proxy turns, but not that it is ready; at the end it does."""
-    slow = Slow(tmp_path / "secret")
-    config = tmp_path / "proxy.yaml"
-    config.write_text(slow.config(), "utf-8")
-    config.chmod(0o600)
+    slow, config = slow_config(tmp_path)
     with running(manager, config) as proxy:
         slow.give("first")
         manager.hear_until("READY=1")
@@ -227,10 +232,7 @@ def test_a_reload_that_takes_long_is_neither_over_nor_dead(manager: Manager, tmp
 
 @pytest.mark.parametrize("manager", ["path"], indirect=True)
 def test_the_end_does_not_wait_for_a_reload(manager: Manager, tmp_path: Path) -> None:
-    slow = Slow(tmp_path / "secret")
-    config = tmp_path / "proxy.yaml"
-    config.write_text(slow.config(), "utf-8")
-    config.chmod(0o600)
+    slow, config = slow_config(tmp_path)
     with running(manager, config) as proxy:
         slow.give("first")
         manager.hear_until("READY=1")

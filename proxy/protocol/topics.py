@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Set
 from operator import itemgetter
 from weakref import WeakKeyDictionary, ref
 
-from proxy.protocol.feeds import WILDCARD
+from proxy.protocol.feeds import CHANNEL_OF_KIND, WILDCARD
 
 Topic = tuple[str, str]
 Subscription = frozenset[Topic]
@@ -27,7 +27,8 @@ MOST_SHARED = 1 << 17  # topics, some 200 bytes each; options have more than mem
 
 MANY = 500  # topics: fewer are compared as fast as they are looked up
 
-_shared: defaultdict[str, dict[str, Topic]] = defaultdict(dict)  # by channel and symbol
+# By channel and symbol; of the channels that are documented, since clients may make up as many as they like.
+_shared: dict[str, dict[str, Topic]] = {channel: {} for channel in CHANNEL_OF_KIND.values()}
 _subscriptions: WeakKeyDictionary[Subscription, ref[Subscription]] = WeakKeyDictionary()
 
 
@@ -57,15 +58,16 @@ def shared(channel: str, symbols: Collection[str]) -> list[Topic]:
     Many clients ask for the same thousands. Python compares equal tuples piece by piece, but finds the same one the
     same at a glance: sets of shared topics are combined four times as fast, and hold no copies.
     """
-    if not symbols:
-        return []
-    known = _shared[channel]
+    known = _shared.get(channel)
+    if known is None:
+        return [(channel, symbol) for symbol in symbols]
     try:
         return [*map(known.__getitem__, symbols)]
     except KeyError:
         new = set(symbols).difference(known)
     if len(new) + sum(map(len, _shared.values())) > MOST_SHARED:
-        _shared.clear()
+        for topics in _shared.values():
+            topics.clear()
         return [(channel, symbol) for symbol in symbols]
     known |= ((symbol, (channel, symbol)) for symbol in new)
     return [*map(known.__getitem__, symbols)]
@@ -86,7 +88,7 @@ def one_object(topics: Subscription) -> Subscription:
 
 def known(channel: str, symbol: str) -> Topic:
     """The topic, and if it is shared, that object."""
-    return _shared[channel].get(symbol) or (channel, symbol)
+    return _shared.get(channel, {}).get(symbol) or (channel, symbol)
 
 
 def words(topics: Iterable[Topic], most: int = 20) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import pytest
 
 from proxy.protocol import topics
-from proxy.protocol.topics import NOTHING, by_channel, covers, of_channels, shared, words
+from proxy.protocol.topics import NOTHING, by_channel, covers, known, of_channels, shared, words
 
 
 def test_a_wildcard_covers_its_channel() -> None:
@@ -28,7 +26,7 @@ def test_symbols_by_channel_are_sorted() -> None:
 
 
 def test_topics_are_shared_by_all_who_ask_for_them_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topics, "_shared", defaultdict(dict))
+    monkeypatch.setattr(topics, "_shared", {"trades": {}, "quotes": {}, "bars": {}})
     monkeypatch.setattr(topics, "MOST_SHARED", 10)
     names = ["A", "B", "A"]
     first = shared("trades", names)
@@ -36,11 +34,20 @@ def test_topics_are_shared_by_all_who_ask_for_them_within_a_bound(monkeypatch: p
     for again in (first, shared("trades", ["A", "B", "A"])):
         assert all(mine is theirs for mine, theirs in zip(again, first, strict=True))
     for number in range(30):
-        assert shared(f"channel{number % 7}", [f"S{number}"]) == [(f"channel{number % 7}", f"S{number}")]
-        assert shared(f"another{number}", []) == []
+        channel = ("trades", "quotes", "bars")[number % 3]
+        assert shared(channel, [f"S{number}"]) == [(channel, f"S{number}")]
+        assert shared(channel, []) == []
         assert sum(map(len, topics._shared.values())) <= 10
-    assert len(topics._shared) <= 7
     assert shared("trades", [f"S{number}" for number in range(30)]) == [("trades", f"S{n}") for n in range(30)]
+
+
+def test_channels_that_a_client_makes_up_are_not_kept() -> None:
+    """There may be tens of thousands of them in one message, and each would be looked at for each of the others."""
+    before = list(topics._shared)
+    for number in range(100):
+        assert shared(f"channel{number}", ["A", "B"]) == [(f"channel{number}", "A"), (f"channel{number}", "B")]
+        assert known(f"channel{number}", "A") == (f"channel{number}", "A")
+    assert list(topics._shared) == before
 
 
 def test_topics_in_a_sentence() -> None:
