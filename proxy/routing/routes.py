@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 from proxy.protocol.feeds import CHANNEL_OF_KIND, WILDCARD
 from proxy.protocol.topics import Subscription
 
-# Of some 450 bytes each; options have more symbols than memory wants routes. Over it, the oldest of them give way.
+# Of some 320 bytes each; options have more symbols than memory wants routes. Over it, the oldest of them give way.
 MAX_ROUTES = 1 << 17
 EVICTED = 1 << 10
 FREED = 16  # with each new one
