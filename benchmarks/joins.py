@@ -2,13 +2,14 @@
 
 200 clients hold 8,000 symbols. A newcomer logs in, subscribes to 8,000 symbols and leaves again, many times: first
 while nothing else happens, so that the processor time of the proxy is the newcomer's own; then while data flows, with a
-stopwatch on the hub.
+stopwatch on the hub. In between it comes with ever another list, most of 8,000 symbols in an order of its own.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import statistics
@@ -26,10 +27,13 @@ STEP_SECONDS = 10
 @dataclass(frozen=True)
 class Joins:
     """Milliseconds of the proxy's processor time for a join (from the connection to the acknowledgement) and a leave,
-    medians; the longest turns while data flowed; the clients' latencies then, and without joins."""
+    medians, and for both with a list that nobody has asked for before; the longest turns while data flowed; the
+    clients' latencies then, and without joins."""
 
     join: float
     leave: float
+    new_join: float
+    new_leave: float
     turns: list[tuple[float, str]]
     disturbed: Figures
     undisturbed: Figures
@@ -75,17 +79,22 @@ class Newcomer:
 def measure_joins(bench: Bench, seconds: float, held: int = 8000) -> Joins:
     """`held`: how many symbols each of the 200 clients holds, of 8,000."""
     symbols = [_symbol(number) for number in range(8000)]
-    costs: list[tuple[float, float]] = []
+    lot = random.Random(1)
+    joins: list[float] = []
+    leaves: list[float] = []
 
     def quietly(running: Running) -> None:
-        for _ in range(TIMES):
+        same = [symbols] * TIMES
+        new = [lot.sample(symbols, len(symbols) - 10) for _ in range(TIMES)]
+        for asked in same + new:
             before = _milliseconds(running.process.pid)
-            newcomer = Newcomer(running.port, symbols)
+            newcomer = Newcomer(running.port, asked)
             time.sleep(0.05)
             between = _milliseconds(running.process.pid)
             newcomer.leave()
             time.sleep(0.05)
-            costs.append((between - before, _milliseconds(running.process.pid) - between))
+            joins.append(between - before)
+            leaves.append(_milliseconds(running.process.pid) - between)
 
     def busily(running: Running) -> None:
         time.sleep(0.5)
@@ -102,12 +111,11 @@ def measure_joins(bench: Bench, seconds: float, held: int = 8000) -> Joins:
 
     turns: list[tuple[float, str]] = []
     load = {"clients": 200, "symbols": 8000, "per_client": held, "batch": 10, "rate": 1000}
-    run(bench, "proxy", {**load, "batch": 1, "rate": 0.001}, TIMES * 0.2 + 1, during=quietly)
+    run(bench, "proxy", {**load, "batch": 1, "rate": 0.001}, TIMES * 0.4 + 1, during=quietly)
     undisturbed = run(bench, "proxy", load, seconds)
     disturbed = run(bench, "proxy", load, seconds, launcher=[str(HERE / "watched.py")], during=busily)
-    quiet = costs[2:]
-    join, leave = (statistics.median(cost[which] for cost in quiet) for which in (0, 1))
-    return Joins(join, leave, turns, disturbed, undisturbed)
+    medians = [statistics.median(some) for some in (joins[2:TIMES], leaves[2:TIMES], joins[TIMES:], leaves[TIMES:])]
+    return Joins(*medians, turns, disturbed, undisturbed)
 
 
 def _line(running: Running) -> str:

@@ -132,6 +132,9 @@ def joins(bench: Bench, rounds: int, seconds: float) -> list[report.Line]:
         ):
             good = statistics.median(values) <= limit
             lines.append(report.Line("joins", text, f"{name}: {spread(values)} ms, wanted {limit} ms: {_word(good)}"))
+        new = spread([j.new_join for j in found]), spread([j.new_leave for j in found])
+        words = f"with a list that nobody has asked for before: a join {new[0]} ms, a leave {new[1]} ms"
+        lines.append(report.Line("joins", text, words))
         p99 = [[getattr(j, which).p99 / 1000 for j in found] for which in ("disturbed", "undisturbed")]
         words = f"p99 latency with joins: {spread(p99[0])} ms, without: {spread(p99[1])} ms"
         lines.append(report.Line("joins", text, words))

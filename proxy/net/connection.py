@@ -12,6 +12,7 @@ import gevent
 from proxy.errors import ConnectionLost
 
 READ_BYTES = 2 * 1024  # so little that even the smallest frames in it are read within milliseconds
+MORE_BYTES = 64 * 1024  # of one frame, which is read in a moment
 
 
 class ClientConnection:
@@ -32,12 +33,13 @@ class ClientConnection:
     def __repr__(self) -> str:
         return f"<ClientConnection {self.address}{' tls' if self.tls else ''}>"
 
-    def receive(self) -> bytes:
-        """What has come, at most READ_BYTES; waits for some. Empty at the end."""
+    def receive(self, missing: int = 0) -> bytes:
+        """What has come, at most READ_BYTES, or MORE_BYTES of a frame of which so much is `missing`; waits for some.
+        Empty at the end."""
         if self._over:
             return b""  # whatever the kernel still holds of a flood
         try:
-            data: bytes = self._rfile.read1(READ_BYTES)
+            data: bytes = self._rfile.read1(max(READ_BYTES, min(missing, MORE_BYTES)))
         except (OSError, ValueError) as error:  # ValueError: the file was closed under us
             raise ConnectionLost(str(error)) from error
         return data

@@ -24,7 +24,7 @@ from proxy.protocol import session as talk
 from proxy.protocol.codec import Codec, Raw
 from proxy.protocol.feeds import WILDCARD, Dialect
 from proxy.protocol.market import is_too_much
-from proxy.protocol.session import Session, State
+from proxy.protocol.session import LONG_MESSAGE, Session, State
 from proxy.protocol.topics import NOTHING, Subscription
 from proxy.routing.access import Client, WhenSlow
 from proxy.routing.ledger import PATIENCE
@@ -37,7 +37,6 @@ GONE_SECONDS = 20.0
 LINGER_SECONDS = 1.0
 # Who sends faster than a message in so many seconds, or a ping, is read more slowly.
 MESSAGE_PACE, CONTROL_PACE = 0.001, 0.00005
-LONG_MESSAGE = 8 * 1024  # some thousand topics
 STRANGER_MESSAGE = 64 * 1024
 STRANGER_OUTBOX = 256 * 1024
 
@@ -134,7 +133,7 @@ class Conversation:
         self.outbox.conflate = None
 
     def _listen(self) -> None:
-        while data := self._connection.receive():
+        while data := self._connection.receive(self._inbound.missing):
             pause = 0.0
             for event in self._inbound.receive(data):
                 pause += CONTROL_PACE

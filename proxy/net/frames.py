@@ -98,6 +98,11 @@ class Inbound:
         self._fragments = 0
 
     @property
+    def missing(self) -> int:
+        """How many bytes of a data frame have been announced and have not come."""
+        return self._announcements.expected - self._announcements.held
+
+    @property
     def limit(self) -> int:
         return self._announcements.limit
 
@@ -136,7 +141,7 @@ class Inbound:
             return None
         whole = bytes(self._message)
         self._message.clear()
-        self._announcements.held = 0
+        self._announcements.held = self._announcements.expected = 0
         self._fragments = 0
         return whole
 
@@ -145,14 +150,14 @@ class _Announcements(Extension):
     """Not one that is negotiated: to its extensions wsproto shows each header as soon as it is there, and whoever waits
     for the payload of a gigabyte has waited too long. A header that comes in pieces may be shown again.
 
-    `held` are the bytes of the message that have come so far.
+    `held` are the bytes of the message that have come so far, `expected` those that its frames have announced.
     """
 
     name = "announcements"
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.held = 0
+        self.held = self.expected = 0
 
     def offer(self) -> bool:
         return False
@@ -163,6 +168,8 @@ class _Announcements(Extension):
     def frame_inbound_header(
         self, proto: FrameDecoder | FrameProtocol, opcode: Opcode, rsv: RsvBits, payload_length: int
     ) -> RsvBits:
-        if not opcode.iscontrol() and self.held + payload_length > self.limit:
-            raise FrameError(TOO_BIG, f"message over {self.limit} bytes")
+        if not opcode.iscontrol():
+            self.expected = self.held + payload_length
+            if self.expected > self.limit:
+                raise FrameError(TOO_BIG, f"message over {self.limit} bytes")
         return RsvBits(False, False, False)

@@ -7,6 +7,7 @@ A request's path names its feed; its Origin and path may refuse it before it is 
 from __future__ import annotations
 
 import ssl
+from collections import defaultdict
 from collections.abc import Callable, Collection
 
 from proxy.net.connection import ClientConnection
@@ -63,6 +64,7 @@ class Server:
         self._penalties = Penalties()
         self._find_upstream = find_upstream
         self._requests: dict[Conversation, Environ] = {}
+        self._of_client: defaultdict[tuple[str, str], set[Conversation]] = defaultdict(set)
         self._listener = Listener(address, serve=self._serve, refuse=self._refuse, answer=self._answer, tls=tls)
 
     def __repr__(self) -> str:
@@ -117,12 +119,11 @@ class Server:
         trading = conversation.session.endpoint.dialect is Dialect.TRADING
         if not (client.allow.names(feed) or (trading and client.allow.names(self.default_feed))):
             return 409
-        here = sum(
-            c.name == client.name and c.session.endpoint.feed == feed and c.outbox.closing is None
-            for c in self.conversations
-        )
-        if here >= client.max_connections:
+        here = self._of_client[client.name, feed]
+        most = client.max_connections
+        if len(here) >= most and sum(other.outbox.closing is None for other in here) >= most:
             return 406
+        here.add(conversation)
         self.totals.setdefault((client.name, feed), Totals()).sessions += 1
         self._penalties.forgive(_host(conversation))
         self._listener.admit(self._requests[conversation])
@@ -161,7 +162,8 @@ class Server:
             self.conversations.discard(conversation)
             del self._requests[conversation]
             if conversation.client is not None:
-                conversation.count(self.totals[conversation.name, session.endpoint.feed])
+                self._of_client[conversation.name, found.feed].discard(conversation)
+                conversation.count(self.totals[conversation.name, found.feed])
 
 
 def _host(conversation: Conversation) -> str:

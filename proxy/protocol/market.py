@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from proxy.protocol.feeds import FOLLOWERS, WILDCARD, Endpoint
-from proxy.protocol.topics import MAX_SYMBOL, NOTHING, Subscription, Topic, by_channel, one_object, shared
+from proxy.protocol.topics import MAX_SYMBOL, NOTHING, Subscription, Topic, by_channel, one_object, recalled, shared
 
 ERRORS = {
     400: "invalid syntax",
@@ -117,13 +117,16 @@ def request(document: Any, endpoint: Endpoint) -> Auth | Change | Bad:
             continue
         if symbols and endpoint.foreign(channel):
             return Bad(410)
-        if len(channel) > MAX_SYMBOL or not _are_symbols(symbols):
-            return Bad(400)
-        asked.append(shared(channel, symbols))
-    topics = one_object(NOTHING.union(*asked))
-    if action == "subscribe" and endpoint.options and ("quotes", WILDCARD) in topics:
+        topics = recalled(channel, symbols)
+        if topics is None:
+            if len(channel) > MAX_SYMBOL or not _are_symbols(symbols):
+                return Bad(400)
+            topics = shared(channel, symbols)
+        asked.append(topics)
+    wanted = one_object(NOTHING.union(*asked))
+    if action == "subscribe" and endpoint.options and ("quotes", WILDCARD) in wanted:
         return Bad(413)
-    return Change(action == "subscribe", topics)
+    return Change(action == "subscribe", wanted)
 
 
 def is_change(document: Any) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Set
 from operator import itemgetter
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from proxy.protocol.feeds import CHANNEL_OF_KIND, WILDCARD
@@ -52,6 +53,14 @@ def of_channels(channels: Mapping[str, Iterable[str]]) -> Subscription:
     return frozenset((channel, symbol) for channel, symbols in channels.items() for symbol in symbols)
 
 
+def recalled(channel: str, symbols: Iterable[Any]) -> list[Topic] | None:
+    """The channel's topics of these symbols, if each has been `shared` before."""
+    try:
+        return [*map(_shared[channel].__getitem__, symbols)]
+    except (KeyError, TypeError):  # the latter: one of them is no text
+        return None
+
+
 def shared(channel: str, symbols: Collection[str]) -> list[Topic]:
     """The channel's topics of these symbols, for the same topic the same object whoever asks.
 
@@ -61,10 +70,7 @@ def shared(channel: str, symbols: Collection[str]) -> list[Topic]:
     known = _shared.get(channel)
     if known is None:
         return [(channel, symbol) for symbol in symbols]
-    try:
-        return [*map(known.__getitem__, symbols)]
-    except KeyError:
-        new = set(symbols).difference(known)
+    new = set(symbols).difference(known)
     if len(new) + sum(map(len, _shared.values())) > MOST_SHARED:
         for topics in _shared.values():
             topics.clear()

@@ -81,6 +81,9 @@ class Allowlist:
 
     def refused(self, feed: str, topics: Collection[tuple[str, str]]) -> list[tuple[str, str]]:
         """Those of the topics (channel, symbol) that are not permitted, in their order."""
+        listed = self._channels.get(feed, {})
+        if listed and all(known.everything for known in listed.values()):
+            return []
         patterns = {channel: self._patterns(feed, channel) for channel in set(map(channel_of, topics))}
         if all(known.everything for known in patterns.values()):
             return []

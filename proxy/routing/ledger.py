@@ -127,8 +127,7 @@ class Ledger:
             return []
         topics = frozenset(request.topics)
         self.acked |= topics
-        for topic in topics:
-            self._missing.pop(topic, None)
+        self._found(topics)
         self._surplus |= topics - self._wanted.topics
         return self._settle()
 
@@ -211,7 +210,8 @@ class Ledger:
             before = len(piece.topics)
             piece.fill(_common(claim.holds, missing))
             claim.flights += len(piece.topics) > before
-        piece.fill(missing)
+        if len(piece.topics) < len(missing):
+            piece.fill(missing)
         return piece
 
     def _enter(self, claim: Claim) -> None:
@@ -222,15 +222,27 @@ class Ledger:
         self._missing |= dict.fromkeys(fresh - self.acked)
         self._surplus -= fresh
 
+    def _found(self, topics: Set[Topic]) -> None:
+        """These are not missing any more."""
+        missing = self._missing
+        for topic in [*_common(topics, missing)]:
+            del missing[topic]
+        if not missing:
+            missing.clear()  # a dictionary keeps the places of what has left it, and each look at it walks them all
+
     def _merge(self, seat: Seat) -> None:
         """Makes one claim of those that are remembered: a client may ask on and on while Alpaca is away."""
         remembered = [claim for claim in seat.claims if claim.remembered]
-        for claim in remembered[1:]:
-            oldest = remembered[0]
-            self._wanted.shrink(claim.holds, claim.holds & oldest.holds)
-            self._wanted.shrink(oldest.holds, NOTHING)
-            oldest.holds |= claim.holds
+        if len(remembered) < 2:
+            return
+        everything = NOTHING.union(*(claim.holds for claim in remembered))
+        self._wanted.add(everything)
+        for claim in remembered:
+            self._wanted.remove(claim.holds)
             claim.holds = NOTHING
+        oldest, *others = remembered
+        oldest.holds = everything
+        for claim in others:
             seat.claims.remove(claim)
             del self._claims[claim]
 
@@ -247,8 +259,7 @@ class Ledger:
         if everything:
             claim.seat.claims.remove(claim)
             del self._claims[claim]
-        for topic in [*_common(gone, self._missing)]:
-            del self._missing[topic]
+        self._found(gone)
         self.channels -= Counter(map(channel_of, gone))
         self._surplus |= gone & self.acked
 
@@ -282,7 +293,7 @@ class Ledger:
         """The answers that are due, in order; the first that is not holds up the rest."""
         while seat.waiting:
             claim = seat.waiting[0]
-            if claim.error is None and self._missing and not claim.holds <= self.acked:
+            if claim.error is None and any(_common(claim.holds, self._missing)):
                 if now - claim.asked < PATIENCE:
                     return
                 claim.remembered = True

@@ -46,7 +46,7 @@ class Member(Protocol):
 class Group:
     """The members that hear the same messages in the same codec, and the bodies gathered for them."""
 
-    __slots__ = ("bodies", "channels", "codec", "curious", "members", "subscription")
+    __slots__ = ("_channels", "bodies", "codec", "curious", "members", "subscription")
 
     def __init__(self, subscription: Subscription, codec: Codec, curious: bool) -> None:
         self.subscription = subscription
@@ -54,11 +54,18 @@ class Group:
         self.curious = curious
         self.members: list[Member] = []
         self.bodies: list[Raw | bytes] = []
-        # Only for kinds that no documented channel carries; see `Router._strange`.
-        self.channels = frozenset(map(channel_of, subscription)) if curious else frozenset()
+        self._channels: frozenset[str] | None = None
 
     def __repr__(self) -> str:
         return f"<Group {len(self.members)} members, {len(self.subscription)} topics, {self.codec.name}>"
+
+    @property
+    def channels(self) -> frozenset[str]:
+        """Those in which it may hear kinds that no documented channel carries. Seldom asked for, and thousands of
+        topics are looked at to find them."""
+        if self._channels is None:
+            self._channels = frozenset(map(channel_of, self.subscription)) if self.curious else frozenset()
+        return self._channels
 
 
 class Route(NamedTuple):

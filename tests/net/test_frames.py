@@ -374,6 +374,27 @@ def chopped(stream: bytes, data: st.DataObject) -> list[bytes]:
     return [stream[begin:end] for begin, end in pairwise([0, *cuts, len(stream)])]
 
 
+@given(st.integers(0, 3), st.binary(max_size=300), st.binary(max_size=300), st.integers(0, 600))
+def test_what_is_missing_of_a_frame_is_known(before: int, first: bytes, second: bytes, cut: int) -> None:
+    """So much may be read at once: there is no other frame in it."""
+    stream = frame(PING) * before + frame(BINARY, first, fin=False) + frame(PING, b"!") + frame(CONTINUATION, second)
+    ends = [before * len(frame(PING)) + len(frame(BINARY, first)), len(stream)]
+    inbound = Inbound(LIMIT)
+    list(inbound.receive(stream[:cut]))
+    left = min((end - cut for end in ends if end >= cut), default=0)
+    assert inbound.missing in (0, left)
+    at = cut + left
+    list(inbound.receive(stream[cut:at]))
+    assert inbound.missing == 0
+
+
+def test_of_a_large_frame_most_is_missing() -> None:
+    inbound = Inbound(LIMIT)
+    whole = frame(TEXT, b"x" * 60_000)
+    list(inbound.receive(whole[:2048]))
+    assert inbound.missing == len(whole) - 2048
+
+
 def test_after_a_fault_nothing_is_heard() -> None:
     inbound = Inbound(LIMIT)
     with pytest.raises(FrameError, match="not UTF-8"):

@@ -6,9 +6,13 @@ from typing import Any
 
 import msgpack
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from proxy.protocol import session
 from proxy.protocol.market import ERRORS
 from proxy.protocol.session import Authenticate, State, Subscribe, Unsubscribe
+from proxy.protocol.topics import MANY
 from tests.protocol.conversation import MSGPACK, Conversation, error
 
 CODECS = pytest.mark.parametrize("content_type", ["", MSGPACK], ids=["json", "msgpack"])
@@ -348,7 +352,7 @@ def test_an_ack_has_every_documented_channel_in_its_order(path: str, keys: list[
 
 
 def test_an_ack_byte_for_byte() -> None:
-    held = {("trades", "MSFT"), ("trades", "AAPL"), ("bars", "*")}
+    held = frozenset({("trades", "MSFT"), ("trades", "AAPL"), ("bars", "*")})
     assert Conversation().session.acked(held) == (
         b'[{"T":"subscription","trades":["AAPL","MSFT"],"quotes":[],"bars":["*"],"updatedBars":[],"dailyBars":[],'
         b'"statuses":[],"lulds":[],"corrections":["AAPL","MSFT"],"cancelErrors":["AAPL","MSFT"]}]'
@@ -358,9 +362,64 @@ def test_an_ack_byte_for_byte() -> None:
 def test_imbalances_are_shown_while_they_are_held() -> None:
     """No documentation shows them; who holds them is told. Nor are channels hidden that nobody knows."""
     client = Conversation()
-    [ack] = client.reads(client.session.acked({("imbalances", "SPY"), ("auctions", "*")}))
+    [ack] = client.reads(client.session.acked(frozenset({("imbalances", "SPY"), ("auctions", "*")})))
     assert list(ack)[:10] == ["T", *STOCKS]
     assert (ack["imbalances"], ack["auctions"], ack["corrections"]) == (["SPY"], ["*"], [])
+
+
+# Long messages, which are remembered
+
+PADDING = "x" * session.LONG_MESSAGE  # under a key that means nothing
+PATHS = st.sampled_from(
+    ["/v2/iex", "/v2/sip", "/v1beta3/crypto/us", "/v1beta1/crypto", "/v1beta1/opra", "/v1beta1/news"]
+)
+SYMBOLS = st.sampled_from(["AAPL", "BTCUSD", "BTC/USD", "*", "A*", "", 7])
+REQUESTS = st.fixed_dictionaries(
+    {"action": st.sampled_from(["subscribe", "unsubscribe", "auth", "listen"])},
+    optional={channel: st.lists(SYMBOLS, max_size=2) for channel in ("trades", "quotes", "news", "key")},
+)
+
+
+@given(st.lists(st.tuples(PATHS, st.sampled_from(["", MSGPACK]), REQUESTS), max_size=12))
+def test_a_long_message_means_what_a_short_one_does(said: list[tuple[str, str, dict[str, Any]]]) -> None:
+    for path, content_type, request in said:
+        client = Conversation(path, content_type).logs_in()
+        meant = client.says(request)
+        for _ in range(2):
+            assert client.says(request | {"note": PADDING}) == meant
+
+
+def test_two_long_requests_in_one_message() -> None:
+    client = Conversation().logs_in()
+    asks = [client.writes({"action": "subscribe", "trades": [symbol], "note": PADDING}) for symbol in ("AAPL", "SPY")]
+    for _ in range(2):
+        assert client.sends(b"".join(asks)) == [
+            Subscribe(frozenset({("trades", symbol)})) for symbol in ("AAPL", "SPY")
+        ]
+
+
+@pytest.mark.parametrize("logged_in", [False, True])
+def test_no_secret_is_remembered(logged_in: bool) -> None:
+    client = Conversation()
+    if logged_in:
+        client.logs_in()
+    session._remembered_changes.cache_clear()
+    login = client.writes({"action": "auth", "key": "K", "secret": "S", "note": PADDING})
+    ask = client.writes({"action": "subscribe", "trades": ["AAPL"], "note": PADDING})
+    for message in (login, login + ask, ask + login):
+        client.sends(message)
+    assert session._remembered_changes.cache_info().currsize == 0
+
+
+@CODECS
+def test_a_long_ack_is_what_it_was(content_type: str) -> None:
+    """Whoever asks, and in whatever codec and feed."""
+    held = frozenset(("trades", f"S{number}") for number in range(MANY))
+    for path in ("/v2/iex", "/v1beta3/crypto/us", "/v2/iex"):
+        client = Conversation(path, content_type)
+        [ack] = client.reads(client.session.acked(held))
+        assert ack["trades"] == sorted(symbol for _, symbol in held)
+        assert ("lulds" in ack) == ("orderbooks" not in ack) == (path == "/v2/iex")
 
 
 def test_a_session_names_itself() -> None:

@@ -15,14 +15,15 @@ from proxy.routing.tally import Tally
 HOLDINGS = st.frozensets(st.tuples(st.sampled_from(["trades", "quotes"]), st.sampled_from("AB*")))
 
 
-@pytest.mark.parametrize("many", [1, 3, 500])
+@pytest.mark.parametrize(("many", "wholes"), [(1, 1), (1, 2), (1, 16), (3, 2), (3, 16), (500, 16)])
 @given(steps=st.lists(st.tuples(HOLDINGS, st.sampled_from(["come", "go", "give up"])), max_size=60))
 def test_it_knows_who_is_the_first_to_hold_a_topic_and_who_the_last(
-    many: int, steps: list[tuple[Subscription, str]]
+    many: int, wholes: int, steps: list[tuple[Subscription, str]]
 ) -> None:
-    """However large the sets are that are counted as a whole."""
+    """However large the sets are that are counted as a whole, and however many."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tally, "MANY", many)
+        patch.setattr(tally, "MOST_WHOLES", wholes)
         ours, count, held = Tally(), Counter[tuple[str, str]](), list[Subscription]()
         for topics, step in steps:
             if step == "come":
@@ -42,5 +43,5 @@ def test_it_knows_who_is_the_first_to_hold_a_topic_and_who_the_last(
             assert ours.topics == set(+count)
         for topics in held:
             ours.remove(topics)
-        assert repr(ours) == "<Tally 0 topics, 0 of them held more than once>"
+        assert repr(ours) == "<Tally 0 topics, 0 of them counted>"
         assert not ours._wholes
