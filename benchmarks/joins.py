@@ -62,8 +62,11 @@ class Newcomer:
     def _say(self, request: dict[str, object]) -> None:
         payload = json.dumps(request).encode()
         size = len(payload)
-        length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
-        if size >= 1 << 16:
+        if size < 126:
+            length = bytes([0x80 | size])
+        elif size < 1 << 16:
+            length = b"\xfe" + size.to_bytes(2, "big")
+        else:
             length = b"\xff" + size.to_bytes(8, "big")
         self._socket.sendall(b"\x81" + length + bytes(4) + payload)
 

@@ -47,8 +47,9 @@ TICK_SECONDS = 0.25
 HISTORY_SECONDS = 1.0
 DRAIN_SECONDS = 5.0
 # A large subscription is thousands of objects that stay, and a collection walks every set that is held: with Python's
-# own thresholds each join sets off dozens of them, and the full ones hold the hub for more than 100 ms.
-GARBAGE = (50_000, 20, 100)
+# own thresholds each join sets off dozens of them, and the full ones hold the hub for more than 100 ms. The first
+# figure is how many new objects the small ones walk, which takes half a millisecond for each thousand.
+GARBAGE = (5_000, 200, 100)
 
 
 class State(Enum):

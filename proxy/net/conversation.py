@@ -72,7 +72,9 @@ class Conversation:
         self.opened = desk.clock()
         opcode = frames.TEXT if session.text else frames.BINARY
         self.outbox = Outbox(connection, desk.outboxes, opcode=opcode, limit=STRANGER_OUTBOX, slow_words=session.slow())
-        self.answers = Answers(acked=self._state, refused=session.refused, send=self.outbox.reply)
+        self.answers = Answers(
+            prepare=session.prepare, acked=self._state, refused=session.refused, send=self.outbox.reply
+        )
         self.places: list[Place] = []
         self._market: Place | None = None
         self._trading: Place | None = None

@@ -10,7 +10,7 @@ so answers stand in a line, `Answers`, and leave it from the front.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -42,16 +42,19 @@ class Due:
 
 
 class Answers:
-    """The line. `acked` and `refused` make the bytes of an answer, `send` sends them."""
+    """The line. `acked` and `refused` make the bytes of an answer, `send` sends them; `prepare` makes those of a long
+    acknowledgement beforehand, with pauses."""
 
     def __init__(
         self,
         *,
+        prepare: Callable[[Subscription], Iterator[None]],
         acked: Callable[[], bytes],
         refused: Callable[[int, str], bytes],
         send: Callable[[bytes], None],
     ) -> None:
         self._line: deque[Due] = deque()
+        self.prepare = prepare
         self._acked = acked
         self._refused = refused
         self._send = send
@@ -80,7 +83,7 @@ class Answers:
     def end(self) -> None:
         """Nobody is there to be answered any more; whoever made the answers is let go of."""
         self._line.clear()
-        self._acked = self._refused = self._send = _nothing
+        self.prepare = self._acked = self._refused = self._send = _nothing
 
     def late(self, error: tuple[int, str]) -> None:
         """A refusal of what was acknowledged already: the error, then the state as it now is."""
@@ -117,6 +120,10 @@ class Place:
         answered."""
         self._asked.append(due)
         self.upstream.change(self, add, remove, since)
+
+    def prepare(self, answer: Answer) -> Iterator[None]:
+        """Makes ready what the client will hear of it; pauses where others may have a turn."""
+        yield from self._answers.prepare(answer.state or NOTHING)
 
     def answered(self, answer: Answer) -> None:
         """The feed's answer to the oldest request that it has not answered, or a late refusal of an older one."""

@@ -7,21 +7,34 @@ A session hears its own answers in their order, and no data of them before: `tel
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import gevent
 
 from proxy.logs import Log
 from proxy.net.turn import Turn
 from proxy.routing.claims import Answer, Seat
+from proxy.routing.router import Member
 
 SHORT = 1000  # topics
 
 
-class Teller:
-    """One feed's. Who has left is not told any more."""
+class Audience(Member, Protocol):
+    """A session, as far as its feed knows it. `answered` is called once for each `change`, in their order, and once
+    more if something was refused after it had been acknowledged; before it, `prepare`, which pauses."""
 
-    def __init__(self, tell: Callable[[Answer], None], log: Log) -> None:
+    seat: Seat
+
+    def prepare(self, answer: Answer) -> Iterator[None]: ...
+    def answered(self, answer: Answer) -> None: ...
+
+
+class Teller:
+    """One feed's. `tell` pauses where others may have a turn, if it has much to say. Who has left is not told any
+    more."""
+
+    def __init__(self, tell: Callable[[Answer], Iterator[None]], log: Log) -> None:
         self._tell = tell
         self._log = log
         self._due: dict[Seat, list[Answer]] = {}
@@ -37,7 +50,8 @@ class Teller:
             if answer.seat in self._due or len(answer.state or ()) > SHORT or turn.over():
                 self._due.setdefault(answer.seat, []).append(answer)
             else:
-                self._tell(answer)
+                for _ in self._tell(answer):
+                    pass
         if self._due and self._greenlet is None:
             self._greenlet = gevent.spawn(self._work)
 
@@ -45,12 +59,16 @@ class Teller:
         turn = Turn()
         while self._due:
             seat, answers = next(iter(self._due.items()))
-            del self._due[seat]
-            for answer in answers if seat.member is not None else ():
+            for answer in answers:  # more may come meanwhile
+                if seat.member is None:
+                    break
                 try:
-                    self._tell(answer)
+                    for _ in self._tell(answer):
+                        if turn.over():
+                            turn.pass_on()
                 except Exception:  # a bug costs this answer, not the others'
                     self._log.error("bug", seat=repr(seat))
+            del self._due[seat]
             if turn.over():
                 turn.pass_on()
         self._greenlet = None

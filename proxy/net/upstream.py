@@ -11,9 +11,8 @@ was acked, and the difference is asked for again.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf
-from typing import Protocol
 
 import gevent
 from gevent.event import Event
@@ -22,7 +21,7 @@ from proxy.errors import ConnectionLost, LoginRefused, UpgradeRefused
 from proxy.logs import Log
 from proxy.net import frames
 from proxy.net.line import Line
-from proxy.net.teller import Teller
+from proxy.net.teller import Audience, Teller
 from proxy.net.turn import TURN_SECONDS, Turn
 from proxy.net.watch import Watch
 from proxy.net.websocket import Frame
@@ -31,25 +30,16 @@ from proxy.protocol.codec import Codec, Malformed
 from proxy.protocol.feed import Login, Phase
 from proxy.protocol.feeds import Endpoint
 from proxy.protocol.market import ERRORS
-from proxy.protocol.topics import NOTHING, Subscription
-from proxy.routing.claims import Answer, Seat
+from proxy.protocol.topics import MANY, NOTHING, Subscription
+from proxy.routing.claims import Answer
 from proxy.routing.ledger import Ledger
-from proxy.routing.router import Delivery, Member, Routing
+from proxy.routing.router import Delivery, Routing
 from proxy.snapshot import FeedState
 
 STEP_SECONDS = 10.0  # for Alpaca to answer a log-in
 # For a request. It is not repeated: of two answers to one request, the second would be taken for the next one's.
 REQUEST_SECONDS = 30.0
 IDLE_SECONDS = STABLE_SECONDS = 10.0
-
-
-class Audience(Member, Protocol):
-    """A session, as far as its feed knows it. `answered` is called once for each `change`, in their order, and once
-    more if something was refused after it had been acknowledged."""
-
-    seat: Seat
-
-    def answered(self, answer: Answer) -> None: ...
 
 
 class Upstream:
@@ -92,7 +82,10 @@ class Upstream:
     def change(self, member: Audience, add: Subscription, remove: Subscription = NOTHING, since: float = inf) -> None:
         """The member asks for `add` and gives up `remove`, now or `since` before; it is told when so, or why not."""
         self._teller.take(self.ledger.change(member.seat, add, remove, min(since, self._clock())))
-        self._reconcile()
+        if len(add) < MANY:
+            self._reconcile()
+        else:
+            gevent.spawn(self._reconcile)  # in a turn of its own: both have thousands of topics to look at
 
     def adopt(self, member: Audience, requests: list[Subscription]) -> None:
         """The member comes from another account with what it has asked for there and was told that it holds."""
@@ -103,7 +96,7 @@ class Upstream:
         """The member is gone."""
         self.router.drop(member)
         self.ledger.leave(member.seat)
-        self._reconcile()
+        gevent.spawn(self._reconcile)
 
     # What time does
 
@@ -300,7 +293,7 @@ class Upstream:
                 answers = self.ledger.confirmed()
                 self.router.forget(self.ledger.acked)
                 self._teller.take(answers)
-                self._reconcile()
+                gevent.spawn(self._reconcile)
             case talk.Refused(code, msg) if self.phase is not Phase.LIVE:
                 raise LoginRefused(code, msg)
             case talk.Refused(code, msg):
@@ -311,12 +304,13 @@ class Upstream:
             case talk.Nothing():
                 pass
 
-    def _tell(self, answer: Answer) -> None:
+    def _tell(self, answer: Answer) -> Iterator[None]:
         """Tells a session what it waits for: the answer, then the order books that are known, before any other data."""
-        member: Audience = answer.seat.member
-        member.answered(answer)
-        if answer.state is not None:
-            self._deliver(self.router.hold(member, answer.state))
+        yield from answer.seat.member.prepare(answer)
+        if (member := answer.seat.member) is not None:  # it has not left meanwhile
+            member.answered(answer)
+            if answer.state is not None:
+                self._deliver(self.router.hold(member, answer.state))
 
     def _reconcile(self) -> None:
         """Sends the next piece of the difference between wanted and acked, if the turn is ours."""

@@ -7,12 +7,13 @@ at the text of 409, Java's at those of 401, 402 and 404, Go's and C#'s at codes)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from proxy.protocol.feeds import FOLLOWERS, WILDCARD, Endpoint
-from proxy.protocol.topics import MAX_SYMBOL, NOTHING, Subscription, Topic, by_channel, one_object, recalled, shared
+from proxy.protocol.steps import Steps, at_once, pieces
+from proxy.protocol.topics import MAX_SYMBOL, Subscription, Topic, by_channel, one_object, recalled, shared, symbol_of
 
 ERRORS = {
     400: "invalid syntax",
@@ -51,9 +52,9 @@ def error(code: int, msg: str | None = None) -> Frame:
     return [{"T": "error", "code": code, "msg": msg or ERRORS[code]}]
 
 
-def subscription(endpoint: Endpoint, held: Iterable[Topic]) -> Frame:
+def subscription(endpoint: Endpoint, held: Iterable[Topic]) -> Steps[Frame]:
     """The acknowledgement: the whole state, each documented channel's key present, symbols sorted."""
-    channels = by_channel(held)
+    channels = yield from by_channel(held)
     trades = channels.get("trades", [])
     reply: dict[str, Any] = {"T": "subscription"}
     for channel in endpoint.shown:
@@ -66,11 +67,15 @@ def is_too_much(held: Subscription, more: Subscription) -> bool:
     if len(held) + len(more) <= FEW_TOPICS:
         return False
     topics = held | more
-    sizes = {channel: 0 for channel, _ in topics}
-    for channel, symbol in topics:
-        sizes[channel] += len(symbol) + len('"",')
-    told = sum(sizes.values()) + len(FOLLOWERS) * sizes.get("trades", 0)
+    told = _size(topics)
+    if told * (1 + len(FOLLOWERS)) > MOST_TOLD:
+        told += len(FOLLOWERS) * _size([topic for topic in topics if topic[0] == "trades"])
     return len(topics) > MOST_TOPICS or told > MOST_TOLD
+
+
+def _size(topics: Collection[Topic]) -> int:
+    """How many bytes their symbols take in an acknowledgement."""
+    return len("".join(map(symbol_of, topics))) + len(topics) * len('"",')
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,7 @@ class Bad:
     code: int
 
 
-def request(document: Any, endpoint: Endpoint) -> Auth | Change | Bad:
+def request(document: Any, endpoint: Endpoint) -> Steps[Auth | Change | Bad]:
     """What a client asks. Unknown keys are ignored in `auth`, as Alpaca does; `corrections` and `cancelErrors` in
     `subscribe`, since one SDK sends them."""
     if not isinstance(document, dict):
@@ -105,7 +110,7 @@ def request(document: Any, endpoint: Endpoint) -> Auth | Change | Bad:
         return Auth(key, secret) if isinstance(key, str) and isinstance(secret, str) else Bad(400)
     if not is_change(document):
         return Bad(400)
-    asked: list[list[Topic]] = []
+    asked: set[Topic] = set()
     for channel, symbols in document.items():
         # Go sends every channel's key to every feed, nil where it wants nothing. What is no list and no channel of
         # Alpaca's is some key of the SDK's own.
@@ -117,16 +122,19 @@ def request(document: Any, endpoint: Endpoint) -> Auth | Change | Bad:
             continue
         if symbols and endpoint.foreign(channel):
             return Bad(410)
-        topics = recalled(channel, symbols)
-        if topics is None:
-            if len(channel) > MAX_SYMBOL or not _are_symbols(symbols):
-                return Bad(400)
-            topics = shared(channel, symbols)
-        asked.append(topics)
-    wanted = one_object(NOTHING.union(*asked))
-    if action == "subscribe" and endpoint.options and ("quotes", WILDCARD) in wanted:
+        if len(channel) > MAX_SYMBOL:
+            return Bad(400)
+        for piece in pieces(symbols):
+            topics = recalled(channel, piece)
+            if topics is None:
+                if not _are_symbols(piece):
+                    return Bad(400)
+                topics = shared(channel, piece)
+            asked.update(topics)
+            yield
+    if action == "subscribe" and endpoint.options and ("quotes", WILDCARD) in asked:
         return Bad(413)
-    return Change(action == "subscribe", wanted)
+    return Change(action == "subscribe", one_object(frozenset(asked)))
 
 
 def is_change(document: Any) -> bool:
@@ -153,4 +161,4 @@ def auth(key: str, secret: str) -> dict[str, Any]:
 
 def change(add: bool, topics: Iterable[Topic]) -> dict[str, Any]:
     """The request for one difference between wanted and acked."""
-    return {"action": "subscribe" if add else "unsubscribe", **by_channel(topics)}
+    return {"action": "subscribe" if add else "unsubscribe", **at_once(by_channel(topics))}

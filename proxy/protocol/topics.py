@@ -14,6 +14,7 @@ from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from proxy.protocol.feeds import CHANNEL_OF_KIND, WILDCARD
+from proxy.protocol.steps import Steps, at_once, in_order, pieces
 
 Topic = tuple[str, str]
 Subscription = frozenset[Topic]
@@ -23,6 +24,9 @@ MAX_SYMBOL = 64
 
 channel_of = itemgetter(0)
 """A topic's channel."""
+
+symbol_of = itemgetter(1)
+"""A topic's symbol."""
 
 MOST_SHARED = 1 << 17  # topics, some 200 bytes each; options have more than memory wants
 
@@ -38,13 +42,15 @@ def covers(subscription: Set[Topic], topic: Topic) -> bool:
     return topic in subscription or (topic[0], WILDCARD) in subscription
 
 
-def by_channel(topics: Iterable[Topic]) -> dict[str, list[str]]:
+def by_channel(topics: Iterable[Topic]) -> Steps[dict[str, list[str]]]:
     """The symbols of each channel, sorted; channels in the order in which they first appear."""
     channels: defaultdict[str, list[str]] = defaultdict(list)
-    for channel, symbol in topics:
-        channels[channel].append(symbol)
-    for symbols in channels.values():
-        symbols.sort()
+    for piece in pieces(topics):
+        for channel, symbol in piece:
+            channels[channel].append(symbol)
+        yield
+    for channel, symbols in channels.items():
+        channels[channel] = yield from in_order(symbols)
     return dict(channels)
 
 
@@ -100,5 +106,6 @@ def known(channel: str, symbol: str) -> Topic:
 def words(topics: Iterable[Topic], most: int = 20) -> str:
     """Topics in a sentence: `trades AAPL MSFT, quotes *`, cut after `most` of them."""
     listed = sorted(topics)
-    text = ", ".join(f"{channel} {' '.join(symbols)}" for channel, symbols in by_channel(listed[:most]).items())
+    channels = at_once(by_channel(listed[:most]))
+    text = ", ".join(f"{channel} {' '.join(symbols)}" for channel, symbols in channels.items())
     return text if len(listed) <= most else f"{text} and {len(listed) - most} more"

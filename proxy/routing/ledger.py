@@ -219,8 +219,9 @@ class Ledger:
         self._claims[claim] = None
         fresh = self._wanted.add(claim.holds)
         self.channels.update(map(channel_of, fresh))
-        self._missing |= dict.fromkeys(fresh - self.acked)
-        self._surplus -= fresh
+        kept = fresh & self._surplus
+        self._surplus -= kept
+        self._missing |= dict.fromkeys(fresh - kept if kept else fresh)
 
     def _found(self, topics: Set[Topic]) -> None:
         """These are not missing any more."""

@@ -49,7 +49,7 @@ class Piece:
         """Adds those that are not in it yet, while there is room. It takes them by the run: there may be thousands."""
         if self.full:
             return
-        rest = filterfalse(self.topics.__contains__, topics)
+        rest = filterfalse(self.topics.__contains__, topics) if self.topics else iter(topics)
         while run := dict.fromkeys(islice(rest, RUN)):
             size, channels = self._measure(run)
             if size > self._room:

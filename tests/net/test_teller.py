@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import gevent
 import pytest
 
@@ -19,11 +21,14 @@ class Told:
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []
+        self.pauses = 0
         self.teller = Teller(self.tell, Log("upstream"))
 
-    def tell(self, answer: Answer) -> None:
+    def tell(self, answer: Answer) -> Iterator[None]:
         if answer.seat.member == "broken":
             raise RuntimeError("a bug")
+        for _ in range(self.pauses):
+            yield
         self.answers.append(answer)
 
     def finish(self) -> None:
@@ -76,6 +81,21 @@ def test_many_answers_are_told_in_many_turns(told: Told, monkeypatch: pytest.Mon
             gevent.sleep(0.000_01)
     assert told.answers == answers
     assert len(set(heard)) > 2, "nobody else had a turn between them"
+
+
+def test_what_takes_several_turns_is_told_in_its_order(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes for a session that is just being told waits for its turn."""
+    monkeypatch.setattr(turn, "TURN_SECONDS", 0.0)
+    told.pauses = 3
+    one, two = Seat("one"), Seat("two")
+    answers = [long(one), short(one), short(one), long(two)]
+    told.teller.take([answers[0], answers[3]])
+    for answer in answers[1:3]:
+        gevent.sleep(0.000_01)
+        assert told.answers == [], "it is being told"
+        told.teller.take([answer])
+    told.finish()
+    assert told.answers == answers
 
 
 def test_who_has_left_is_not_told_any_more(told: Told) -> None:

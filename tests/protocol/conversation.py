@@ -35,6 +35,7 @@ class Conversation:
         return [
             self.reads(outcome.payload) if isinstance(outcome, Reply) else outcome
             for outcome in self.session.receive(frame)
+            if outcome is not None
         ]
 
     def says(self, request: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proxy.protocol import topics
+from proxy.protocol.steps import at_once
 from proxy.protocol.topics import NOTHING, by_channel, covers, known, of_channels, shared, words
 
 
@@ -21,8 +22,8 @@ def test_a_wildcard_covers_its_channel() -> None:
 
 def test_symbols_by_channel_are_sorted() -> None:
     held = [("quotes", "B"), ("trades", "*"), ("quotes", "A")]
-    assert list(by_channel(held).items()) == [("quotes", ["A", "B"]), ("trades", ["*"])]
-    assert by_channel(NOTHING) == {}
+    assert list(at_once(by_channel(held)).items()) == [("quotes", ["A", "B"]), ("trades", ["*"])]
+    assert at_once(by_channel(NOTHING)) == {}
 
 
 def test_topics_are_shared_by_all_who_ask_for_them_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
