@@ -122,9 +122,9 @@ def transcode(bench: Bench, rounds: int, seconds: float) -> list[report.Line]:
 
 def joins(bench: Bench, rounds: int, seconds: float) -> list[report.Line]:
     lines = []
-    for held in (80, 8000):
-        text = f"200 clients with {held:,} of 8,000 symbols each; a newcomer asks for all 8,000, and leaves"
-        found = [measure_joins(bench, seconds, held) for _ in range(rounds)]
+    for held, asked in ((8000, 8000), (80, 80), (80, 8000)):
+        text = f"200 clients with {held:,} of 8,000 symbols each; a newcomer asks for {asked:,} and leaves"
+        found = [measure_joins(bench, seconds, held, asked) for _ in range(rounds)]
         for name, values, limit in (
             ("a join", [j.join for j in found], 5),
             ("a leave", [j.leave for j in found], 5),
