@@ -85,7 +85,7 @@ class Upstream:
         if len(add) < MANY:
             self._reconcile()
         else:
-            gevent.spawn(self._reconcile)  # in a turn of its own: both have thousands of topics to look at
+            gevent.spawn(self._soon)
 
     def adopt(self, member: Audience, requests: list[Subscription]) -> None:
         """The member comes from another account with what it has asked for there and was told that it holds."""
@@ -96,7 +96,7 @@ class Upstream:
         """The member is gone."""
         self.router.drop(member)
         self.ledger.leave(member.seat)
-        gevent.spawn(self._reconcile)
+        gevent.spawn(self._soon)
 
     # What time does
 
@@ -293,7 +293,7 @@ class Upstream:
                 answers = self.ledger.confirmed()
                 self.router.forget(self.ledger.acked)
                 self._teller.take(answers)
-                gevent.spawn(self._reconcile)
+                gevent.spawn(self._soon)
             case talk.Refused(code, msg) if self.phase is not Phase.LIVE:
                 raise LoginRefused(code, msg)
             case talk.Refused(code, msg):
@@ -320,6 +320,13 @@ class Upstream:
         elif self.phase is Phase.LIVE and (request := self.ledger.next_request()) is not None:
             self._asked_at = self._clock()
             self._say(self._feed.request(request.add, request.topics, self.ledger.acked))
+
+    def _soon(self) -> None:
+        """Reconciles in a turn of its own, since what it follows has had thousands of topics to look at, perhaps."""
+        try:
+            self._reconcile()
+        except Exception:  # a bug; the next tick tries again
+            self._log.error("bug")
 
     def _say(self, payload: bytes) -> None:
         if self._line is not None:

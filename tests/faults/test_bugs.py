@@ -108,6 +108,18 @@ def test_in_an_upstream_greenlet(proxy: Harness, witness: Client, monkeypatch: p
     reported(proxy)
 
 
+def test_in_what_is_asked_of_alpaca(proxy: Harness, witness: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When somebody has left, or Alpaca has confirmed: it is asked at the next tick."""
+    unlucky = proxy.client("unlucky")
+    unlucky.subscribe(trades=["AAPL", "TSLA"])
+    with proxy.undisturbed(witness):
+        happened = once(monkeypatch, proxy.upstream().ledger, "next_request")
+        unlucky.ws.close()
+        wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}})
+    assert happened
+    reported(proxy)
+
+
 def test_in_the_tick_of_a_session(proxy: Harness, witness: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock of the others goes on: whoever does not log in is hung up on."""
     monkeypatch.setattr(conversation, "LOGIN_SECONDS", 0.1)
