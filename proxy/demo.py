@@ -1,7 +1,7 @@
 """`demo`: the simulator, the proxy and two sample algorithms in one process. No account, no files.
 
-What it says at the end is checked: both algorithms heard something, neither heard what its allowlist does not name, and
-no feed ever had a second upstream connection.
+What it says at the end is checked: both algorithms heard something, neither lost a stream or heard what its allowlist
+does not name, and no feed ever had a second upstream connection.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ class Algorithm:
         self.name = name
         self.heard: Counter[tuple[str, str]] = Counter()
         self.prices: dict[str, float] = {}
+        self.lost = ""  # why a stream ended, if one has
         self.subscriptions = subscriptions
         self._allowed = allowed
 
@@ -103,9 +104,9 @@ class Algorithm:
         return f"{self.name} {self.heard.total()} messages  {prices}"
 
     def follow(self, url: str, path: str) -> None:
-        """One stream, as an SDK would hold it."""
+        """One stream, as an SDK would hold it, until it is lost."""
         try:
-            connection = dial(url + path, {}, lambda *_: None)
+            connection = dial(url + path, {}, lambda opcode, payload: connection.write(opcode, payload))
             trading = path == "/stream"
             self._log_in(connection, trading)
             request = self.subscriptions[path]
@@ -113,8 +114,8 @@ class Algorithm:
             while True:
                 for frame in connection.receive():
                     self._read(JSON.decode(frame.payload))
-        except ProxyError:
-            return  # the demo is over, or will say what it did not hear
+        except ProxyError as error:
+            self.lost = f"{path}: {error}"
 
     def _log_in(self, connection: UpstreamConnection, trading: bool) -> None:
         if trading:
@@ -201,6 +202,7 @@ def _algorithms() -> list[Algorithm]:
 def _verdict(algorithms: list[Algorithm], simulator: Simulator, gateway: Gateway) -> bool:
     """The last line, and whether all that it says is true."""
     faults = [f"{algorithm.name} heard nothing" for algorithm in algorithms if not algorithm.heard]
+    faults += [f"{algorithm.name} lost {algorithm.lost}" for algorithm in algorithms if algorithm.lost]
     faults += [f"{a.name} heard {kind} {symbol}" for a in algorithms for kind, symbol in a.strays]
     for upstream in gateway.upstreams.values():
         if (most := simulator.peak(upstream.endpoint.feed)) != 1:

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from proxy.config import model as configuration
+from proxy.net.conversation import GONE_SECONDS
 from proxy.simulator import Plan, Simulator
 from proxy.version import __version__
 from tests.harness import CONNECTED, Process, Wire, dial, trade, wait_for
@@ -289,8 +290,10 @@ def test_simulate_is_an_alpaca_to_develop_against(tmp_path: Path, call: Call) ->
 
 @pytest.mark.slow
 def test_the_demo_proves_what_it_says(tmp_path: Path) -> None:
-    with Process("demo", "--seconds", "2", folder=tmp_path) as process:
-        assert process.end(seconds=15) == 0
+    """For longer than the proxy waits for the pong of an algorithm."""
+    seconds = GONE_SECONDS + 3
+    with Process("demo", "--seconds", f"{seconds}", folder=tmp_path) as process:
+        assert process.end(seconds=seconds + 15) == 0, process.text
         assert re.search(r"^  status page +http://127\.0\.0\.1:\d+/$", process.text, re.MULTILINE)
         counted = r"demo ok: momentum (\d+) messages, meanrev (\d+) messages, 1 upstream connection per feed"
         match = re.fullmatch(counted, process.text.splitlines()[-1])

@@ -294,6 +294,12 @@ class Books(RuleBasedStateMachine):
     def acked_is_what_alpaca_holds(self) -> None:
         assert self.ledger.acked == self.there()
 
+    @invariant()
+    def the_differences_are_those_of_wanted_and_acked(self) -> None:
+        """They are kept, not computed: thousands of topics may be in them."""
+        assert self.ledger._missing.keys() == self.ledger.wanted - self.ledger.acked
+        assert self.ledger._surplus == self.ledger.acked - self.ledger.wanted
+
 
 TestBooks = Books.TestCase
 TestBooks.settings = settings(stateful_step_count=40)
