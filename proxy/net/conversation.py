@@ -37,6 +37,7 @@ GONE_SECONDS = 20.0
 LINGER_SECONDS = 1.0
 # Who sends faster than a message in so many seconds, or a ping, is read more slowly.
 MESSAGE_PACE, CONTROL_PACE = 0.001, 0.00005
+MOST_DUE, DUE_PACE = 64, 0.01  # answers that a session may wait for; how soon it is looked whether they are fewer
 STRANGER_MESSAGE = 64 * 1024
 STRANGER_OUTBOX = 256 * 1024
 
@@ -157,6 +158,8 @@ class Conversation:
         for outcome in self.session.receive(payload):
             if len(payload) > LONG_MESSAGE:  # to read it has taken a turn, and so will what follows
                 gevent.sleep(NAP_SECONDS)
+            while len(self.answers) >= MOST_DUE and self.outbox.closing is None:  # who asks faster is read more slowly
+                gevent.sleep(DUE_PACE)
             if self.outbox.closing is not None:  # one message may ask for much that waits
                 return
             match outcome:

@@ -60,7 +60,10 @@ class Answers:
         self._send = send
 
     def __repr__(self) -> str:
-        return f"<Answers {len(self._line)} due>"
+        return f"<Answers {len(self)} due>"
+
+    def __len__(self) -> int:
+        return len(self._line)
 
     def add(self, due: Due) -> None:
         """One more at the end; it may leave at once."""

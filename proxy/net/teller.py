@@ -1,12 +1,13 @@
 """Tells sessions their feed's answers, without holding anybody up.
 
 To tell thousands of topics takes milliseconds, and when Alpaca confirms a request hundreds of sessions may have waited
-for it. So what is short is told at once, as long as that is a moment's work; the rest by a greenlet, a session a turn.
-A session hears its own answers in their order, and no data of them before: `tell` does both, and does not wait.
+for it. So what is short is told at once, as long as that is a moment's work; the rest by a greenlet, one answer of each
+session after another. A session hears its own answers in their order, and no data of them before: `tell` does both.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -37,7 +38,7 @@ class Teller:
     def __init__(self, tell: Callable[[Answer], Iterator[None]], log: Log) -> None:
         self._tell = tell
         self._log = log
-        self._due: dict[Seat, list[Answer]] = {}
+        self._due: dict[Seat, deque[Answer]] = {}
         self._greenlet: gevent.Greenlet | None = None
 
     def __repr__(self) -> str:
@@ -48,7 +49,7 @@ class Teller:
         turn = Turn()
         for answer in answers:
             if answer.seat in self._due or len(answer.state or ()) > SHORT or turn.over():
-                self._due.setdefault(answer.seat, []).append(answer)
+                self._due.setdefault(answer.seat, deque()).append(answer)
             else:
                 for _ in self._tell(answer):
                     pass
@@ -59,16 +60,16 @@ class Teller:
         turn = Turn()
         while self._due:
             seat, answers = next(iter(self._due.items()))
-            for answer in answers:  # more may come meanwhile
-                if seat.member is None:
-                    break
-                try:
-                    for _ in self._tell(answer):
-                        if turn.over():
-                            turn.pass_on()
-                except Exception:  # a bug costs this answer, not the others'
-                    self._log.error("bug", seat=repr(seat))
+            try:
+                for _ in self._tell(answers[0]) if seat.member is not None else ():
+                    if turn.over():
+                        turn.pass_on()
+            except Exception:  # a bug costs this answer, not the others'
+                self._log.error("bug", seat=repr(seat))
+            answers.popleft()
             del self._due[seat]
+            if answers:  # more have come meanwhile: they stand behind the other sessions
+                self._due[seat] = answers
             if turn.over():
                 turn.pass_on()
         self._greenlet = None

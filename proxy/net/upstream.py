@@ -82,7 +82,7 @@ class Upstream:
     def change(self, member: Audience, add: Subscription, remove: Subscription = NOTHING, since: float = inf) -> None:
         """The member asks for `add` and gives up `remove`, now or `since` before; it is told when so, or why not."""
         self._teller.take(self.ledger.change(member.seat, add, remove, min(since, self._clock())))
-        if len(add) < MANY:
+        if len(add) + len(remove) < MANY:
             self._reconcile()
         else:
             gevent.spawn(self._soon)
@@ -325,7 +325,7 @@ class Upstream:
         """Reconciles in a turn of its own, since what it follows has had thousands of topics to look at, perhaps."""
         try:
             self._reconcile()
-        except Exception:  # a bug; the next tick tries again
+        except Exception:  # a bug; the tick tries again, or gives up what was about to be asked
             self._log.error("bug")
 
     def _say(self, payload: bytes) -> None:

@@ -16,6 +16,7 @@ import gevent
 import pytest
 
 from proxy.net import connection, conversation, http, listener, outbox
+from proxy.net.teller import SHORT
 from proxy.protocol import market
 from tests import harness
 from tests.harness import BINARY, CLOSE, PING, PONG, TEXT, Client, Harness, Wire, quote, trade, wait_for
@@ -468,6 +469,30 @@ def test_asks_and_leaves_before_the_answer(proxy: Harness) -> None:
         wait_for(lambda: _alone(proxy))
     proxy.simulator.slow_acks(0)
     wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}})
+
+
+@pytest.mark.usefixtures("witness")
+def test_asks_faster_than_it_can_be_answered(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose every answer tells thousands of topics. It is read no faster than it is answered, and others do not wait
+    for all that it has asked."""
+    monkeypatch.setattr(conversation, "MOST_DUE", 4)
+    symbols = [f"S{number}" for number in range(SHORT + 100)]
+    rogue, other = proxy.client("rogue"), proxy.client("other")
+    rogue.subscribe(trades=symbols)
+    [session] = [c for c in proxy.gateway.server.conversations if c.name == "rogue"]
+    most = 0
+    with gevent.Timeout(30):
+        for symbol in symbols[:90]:
+            rogue.say({"action": "unsubscribe", "trades": [symbol]})
+            most = max(most, len(session.answers))
+        assert other.subscribe(trades=symbols)["trades"] == sorted(symbols)
+        assert len(rogue.data) == 0
+        for left in range(len(symbols) - 1, len(symbols) - 91, -1):
+            most = max(most, len(session.answers))
+            assert len(rogue.answer()[0]["trades"]) == left
+    assert most <= 4
+    rogue.ws.close()
+    other.ws.close()
 
 
 def test_reads_are_small() -> None:

@@ -88,14 +88,14 @@ def test_what_takes_several_turns_is_told_in_its_order(told: Told, monkeypatch: 
     monkeypatch.setattr(turn, "TURN_SECONDS", 0.0)
     told.pauses = 3
     one, two = Seat("one"), Seat("two")
-    answers = [long(one), short(one), short(one), long(two)]
-    told.teller.take([answers[0], answers[3]])
-    for answer in answers[1:3]:
+    first, second, third, other = long(one), short(one), short(one), long(two)
+    told.teller.take([first, other])
+    for answer in (second, third):
         gevent.sleep(0.000_01)
         assert told.answers == [], "it is being told"
         told.teller.take([answer])
     told.finish()
-    assert told.answers == answers
+    assert told.answers == [first, other, second, third], "nobody waits for all that another has asked for"
 
 
 def test_who_has_left_is_not_told_any_more(told: Told) -> None:

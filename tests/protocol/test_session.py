@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.protocol import session
+from proxy.protocol import market, session
 from proxy.protocol.market import ERRORS
 from proxy.protocol.session import Authenticate, State, Subscribe, Unsubscribe
 from proxy.protocol.topics import MANY
@@ -409,6 +409,20 @@ def test_no_secret_is_remembered(logged_in: bool) -> None:
     for message in (login, login + ask, ask + login):
         client.sends(message)
     assert len(session._changes) == 0
+
+
+def test_what_is_too_much_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "REMEMBERED_TOPICS", 2)
+    client = Conversation().logs_in()
+    session._changes.forget()
+    for symbols, remembered in (["A", "B", "C"], 0), (["A", "B"], 1):
+        client.subscribes(trades=symbols, note=PADDING)
+        assert len(session._changes) == remembered
+    held = frozenset(("trades", f"S{number}") for number in range(MANY))
+    session._acknowledgements.forget()
+    monkeypatch.setattr(market, "MOST_TOLD", 100)
+    client.session.acked(held)
+    assert len(session._acknowledgements) == 0
 
 
 @CODECS
