@@ -42,6 +42,7 @@ CLIENT = """\
   algo:
     key: algo
     secret: algo-secret
+    max_connections: 8  # StreamConn leaves some behind, more of them the longer the proxy was away
     allow: {iex: "*", crypto: "*", news: "*", indicative: "*", trading: "*"}
 """
 
