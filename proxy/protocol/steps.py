@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
 from typing import TypeVar
 
-PIECE = 2000  # topics; a millisecond's work at most, where all of them are looked at
+PIECE = 2000  # topics; about a millisecond's work, where all of them are looked at
 
 T = TypeVar("T")
 Steps = Generator[None, None, T]

@@ -1,8 +1,9 @@
 """How many hold each topic, for thousands of topics at a time.
 
 A client may ask for thousands while data flows. Python's sets keep the hashes of what is in them, so what is said of
-whole sets takes a tenth of what a loop over their topics would. So large sets are not counted topic by topic, but as
-what they are, sets that somebody holds; and where hundreds hold the same one, who joins or leaves them is a look-up.
+whole sets takes a tenth of what a loop over their topics would. So large sets, MOST_WHOLES of them, are not counted
+topic by topic, but as what they are, sets that somebody holds; and where hundreds hold the same one, who joins or
+leaves them is a look-up.
 """
 
 from __future__ import annotations

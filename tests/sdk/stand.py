@@ -42,7 +42,6 @@ CLIENT = """\
   algo:
     key: algo
     secret: algo-secret
-    max_connections: 8  # StreamConn leaves some behind, more of them the longer the proxy was away
     allow: {iex: "*", crypto: "*", news: "*", indicative: "*", trading: "*"}
 """
 
