@@ -6,6 +6,7 @@ does not name, and no feed ever had a second upstream connection.
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import sys
@@ -113,7 +114,7 @@ class Algorithm:
             connection.write(frames.TEXT, JSON.encode(request))
             while True:
                 for frame in connection.receive():
-                    self._read(JSON.decode(frame.payload))
+                    self._read(json.loads(frame.payload))
         except ProxyError as error:
             self.lost = f"{path}: {error}"
 

@@ -78,8 +78,6 @@ IMPURE = {
     "ssl", "subprocess", "threading", "time",
 }  # fmt: skip
 
-LONGEST_MODULE = 350  # lines
-
 
 class Import(NamedTuple):
     """One import in the sources: `proxy.net.server` at line 12 imports `proxy.protocol.topics`."""
@@ -191,11 +189,8 @@ def test_the_lock_holds_every_requirement() -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_a_module_states_its_model_and_stays_small(path: Path) -> None:
-    source = path.read_text("utf-8")
-    assert ast.get_docstring(ast.parse(source)), "no docstring"
-    lines = source.count("\n")
-    assert lines <= LONGEST_MODULE
+def test_a_module_states_its_subject(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text("utf-8"))), "no docstring"
 
 
 def test_decisions_import_with_no_gevent() -> None:

@@ -14,13 +14,14 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import re
 import socket
 import ssl
 import struct
 from collections.abc import Callable, Mapping
 from http.cookies import CookieError
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import gevent
@@ -31,11 +32,14 @@ from proxy.errors import ConnectionLost, UpgradeRefused
 from proxy.net import frames
 from proxy.net.connection import ClientConnection
 from proxy.net.http import BoundedHandler, headers_for
+from proxy.net.turn import NAP_SECONDS
 
 UPSTREAM_READ_BYTES = 256 * 1024
 UPSTREAM_MESSAGE_BYTES = 16 * 1024 * 1024
 MERGE_FRAMES = 256  # measured: 2.3 times cheaper than 64 at one message a frame, 100 clients
 MERGE_BYTES = 256 * 1024
+ANSWER_HEAD_BYTES, ANSWER_BODY_BYTES = 16 * 1024, 64 * 1024  # of the HTTP answer to an upgrade
+ANSWER_READ_BYTES = 1024  # so little that the library's byte-by-byte reading of it takes a millisecond
 DIAL_STEP_SECONDS = 8
 DIAL_SECONDS = 25
 
@@ -118,6 +122,12 @@ class UpstreamConnection(websocket.WebSocket):
         self._data = b""
         self._at = 0
         self._fragmented = 0  # bytes of a message that is not whole yet
+
+    def begin(self, sock: socket.socket, data: bytes) -> None:
+        """The upgrade is done: frames travel on `sock` from now on, and their first bytes have been read."""
+        self.sock = sock
+        self._data = data
+        self.settimeout(None)
 
     def receive(self) -> list[Frame]:
         """The whole messages that are there, at most MERGE_FRAMES or MERGE_BYTES of them; waits for the first.
@@ -204,7 +214,7 @@ class UpstreamConnection(websocket.WebSocket):
         if first not in _CONTROL:
             self._fragmented += end - start
             if self._fragmented > UPSTREAM_MESSAGE_BYTES:
-                raise _TooBig("message")
+                raise _TooBig("message", UPSTREAM_MESSAGE_BYTES)
             if first & _FIN:
                 self._fragmented = 0
         frame = super().recv_frame()  # type: ignore[no-untyped-call]
@@ -231,7 +241,7 @@ class UpstreamConnection(websocket.WebSocket):
                 return None
             size = int.from_bytes(data[start - width : start], "big")
             if size > UPSTREAM_MESSAGE_BYTES:
-                raise _TooBig("frame")
+                raise _TooBig("frame", UPSTREAM_MESSAGE_BYTES)
         return first, start, start + size
 
     def _fill(self, until: int = 0) -> None:
@@ -261,8 +271,8 @@ class UpstreamConnection(websocket.WebSocket):
 
 
 class _TooBig(websocket.WebSocketException):
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what} over {UPSTREAM_MESSAGE_BYTES} bytes")
+    def __init__(self, what: str, limit: int) -> None:
+        super().__init__(f"{what} over {limit} bytes")
 
 
 # What is said to a peer that broke the protocol or a bound (RFC 6455 §7.4.1); nothing to one that is gone.
@@ -293,6 +303,45 @@ def _checked(text: bool, payload: bytes) -> Frame:
     return Frame(text, payload)
 
 
+class _Answer:
+    """A socket whose peer answers an HTTP request: head and body within bounds, and others run while it is read.
+
+    websocket-client reads a head byte by byte, with no bound, and gevent's `recv` does not yield while there is data.
+    `rest` is what has been read beyond the head.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.rest = b""
+        self._start = b""
+        self._left = {True: ANSWER_HEAD_BYTES, False: ANSWER_BODY_BYTES}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.socket, name)
+
+    @property
+    def status(self) -> int | None:
+        """The status, if it has come and refuses the upgrade."""
+        match = _STATUS.match(self._start)
+        return int(match[1]) if match and match[1] != b"101" else None
+
+    def recv(self, size: int) -> bytes:
+        """At most `size` bytes: 1 in the head, more in the body. Raises _TooBig when either is over its bound."""
+        if not self.rest:
+            gevent.sleep(NAP_SECONDS)
+            self.rest = self.socket.recv(ANSWER_READ_BYTES)
+            self._start = (self._start + self.rest)[: len(b"HTTP/1.1 101 ")]
+        part, self.rest = self.rest[:size], self.rest[size:]
+        head = size == 1
+        self._left[head] -= len(part)
+        if self._left[head] < 0:
+            raise _TooBig("HTTP answer", ANSWER_HEAD_BYTES if head else ANSWER_BODY_BYTES)
+        return part
+
+
+_STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3}) ")
+
+
 def dial(url: str, headers: Mapping[str, str], answer: Callable[[int, bytes], None]) -> UpstreamConnection:
     """Opens a WebSocket to Alpaca. Raises UpgradeRefused (an HTTP answer) or ConnectionLost (everything else).
 
@@ -300,36 +349,63 @@ def dial(url: str, headers: Mapping[str, str], answer: Callable[[int, bytes], No
     followed: keys go only where the configuration says.
     """
     connection = UpstreamConnection(answer)
+    reply: _Answer | None = None
     try:
         with gevent.Timeout(DIAL_SECONDS, TimeoutError(f"no connection within {DIAL_SECONDS} s")):
+            reply = _Answer(_reach(url))
             connection.connect(  # type: ignore[no-untyped-call]
                 url,
                 timeout=DIAL_STEP_SECONDS,
-                socket=_reach(url),
+                socket=reply,
                 header=[f"{name}: {value}" for name, value in headers.items()],
                 suppress_origin=True,
                 redirect_limit=0,
             )
     except (OSError, websocket.WebSocketException, ValueError, CookieError) as error:
-        if status := getattr(error, "status_code", None) or connection.getstatus():
+        if reply is not None and (status := connection.getstatus() or reply.status):
             raise UpgradeRefused(status) from error
         raise ConnectionLost(str(error) or type(error).__name__) from error
-    connection.settimeout(None)
+    connection.begin(reply.socket, reply.rest)
     return connection
 
 
-def _reach(url: str) -> socket.socket | None:
+def _reach(url: str) -> socket.socket:
     """A socket to the first of the host's addresses that answers; the library gives up at the first that does not.
 
-    None where the environment names an HTTP proxy, which is never asked for this machine: the library can talk to one.
+    By way of the HTTP proxy that the environment names, which is never asked for this machine.
     """
     place = urlsplit(url)
     host, secure = place.hostname or "", place.scheme == "wss"
-    if host not in _HERE and getproxies().get("https" if secure else "http") and not proxy_bypass(host):
-        return None
-    sock = socket.create_connection((host, place.port or (443 if secure else 80)), DIAL_STEP_SECONDS)
+    port = place.port or (443 if secure else 80)
+    way = None if host in _HERE or proxy_bypass(host) else getproxies().get("https" if secure else "http")
+    sock = socket.create_connection((host, port), DIAL_STEP_SECONDS) if way is None else _tunnel(way, host, port)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return ssl.create_default_context().wrap_socket(sock, server_hostname=host) if secure else sock
+
+
+def _tunnel(proxy: str, host: str, port: int) -> socket.socket:
+    """A socket to the host through an HTTP proxy (RFC 9110 §9.3.6). Raises OSError or _TooBig."""
+    place = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    request = f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n"
+    if place.username:
+        credentials = f"{unquote(place.username)}:{unquote(place.password or '')}"
+        request += f"Proxy-Authorization: Basic {base64.b64encode(credentials.encode()).decode()}\r\n"
+    sock = socket.create_connection((place.hostname or "", place.port or 80), DIAL_STEP_SECONDS)
+    try:
+        sock.sendall(f"{request}\r\n".encode())
+        reply, head = _Answer(sock), bytearray()
+        while not head.endswith((b"\n\r\n", b"\n\n")):
+            if not (byte := reply.recv(1)):
+                raise ConnectionResetError("the HTTP proxy closed the connection")
+            head += byte
+        match = _STATUS.match(head)
+        if match is None or match[1] != b"200":
+            raise ConnectionRefusedError(f"the HTTP proxy answered {match[1].decode() if match else 'no HTTP'}")
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 _HERE = ("127.0.0.1", "::1", "localhost")

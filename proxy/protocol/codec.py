@@ -7,7 +7,6 @@ Raw bodies travel. A data frame is an array; splitting it decodes nothing of a m
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -15,13 +14,20 @@ from typing import Any
 
 import msgspec
 
+from proxy.protocol.steps import Steps
+
 Raw = msgspec.Raw
 
 FRAME_BYTES = 512 * 1024  # Python's SDKs refuse a message over 1 MiB
 MAX_DOCUMENTS = 256  # in one message of a client; each is answered
 
-_EXTENT = json.JSONDecoder()
-_INK = re.compile(r"[^ \t\r\n]")
+MAX_DEPTH = 32  # of values in values, where that is more than passed over
+SCANNED = 2000  # braces and texts that are looked at in one turn
+
+# What matters for where a JSON object ends: texts, which may hold braces, and braces. A text that is not ended reaches
+# to the end of the message, so that no byte is looked at twice.
+_STRUCTURE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[{}]', re.DOTALL)
+_BLANKS = re.compile(rb"[ \t\r\n]*")
 
 
 class Malformed(Exception):
@@ -42,12 +48,32 @@ class NewsHead(msgspec.Struct, gc=False):
     symbols: list[str] = []
 
 
+class Control(msgspec.Struct, gc=False):
+    """A control message of the market dialect, its values as they came."""
+
+    T: Raw = Raw()
+    msg: Raw = Raw()
+    code: Raw = Raw()
+
+
+class Envelope(msgspec.Struct, gc=False):
+    """A message of the trading dialect, its values as they came."""
+
+    stream: Raw = Raw()
+    action: Raw = Raw()
+    data: Raw = Raw()
+
+
 # RecursionError: nesting far beyond anything that Alpaca or an SDK sends.
 _FAULTS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class Codec:
-    """One wire format. `text`: its frames are text frames; `content_type`: its name in an upgrade request."""
+    """One wire format. `text`: its frames are text frames; `content_type`: its name in an upgrade request.
+
+    Everything is decoded by type. An untyped decoder makes tuples of the arrays that msgpack allows as keys; their
+    hashes are not salted, so a peer could send a map whose keys collide, and freeze the process for minutes.
+    """
 
     name: str
     text: bool
@@ -59,7 +85,11 @@ class Codec:
         self._heads = decoder(list[Head])
         self._head = decoder(Head)
         self._news = decoder(NewsHead)
-        self._any = decoder()
+        self._control = decoder(Control)
+        self._envelope = decoder(Envelope)
+        self._text = decoder(str)
+        self._texts = decoder(list[str])
+        self._integer = decoder(int)
         self._encode = encoder().encode
 
     def __repr__(self) -> str:
@@ -143,16 +173,61 @@ class Codec:
         """A control message or a whole frame of them."""
         return self._encode(value)  # type: ignore[no-any-return]
 
-    def decode(self, frame: bytes | Raw) -> Any:
-        """A value, in plain Python types. Raises Malformed."""
+    def control(self, body: Raw | bytes) -> Control:
+        """A control message of the market dialect. Raises Malformed."""
         try:
-            return self._any.decode(frame)
+            return self._control.decode(body)  # type: ignore[no-any-return]
+        except _FAULTS as fault:
+            raise Malformed(f"not a {self.name} object") from fault
+
+    def envelope(self, body: Raw | bytes) -> Envelope:
+        """A message of the trading dialect, empty if it is no object. Raises Malformed."""
+        try:
+            return self._envelope.decode(body)  # type: ignore[no-any-return]
+        except msgspec.ValidationError:
+            return Envelope()
         except _FAULTS as fault:
             raise Malformed(f"not {self.name}") from fault
 
-    def documents(self, frame: bytes) -> list[Any]:
-        """What a client sent in one message: one value. Raises Malformed."""
-        return [self.decode(frame)]
+    def text_of(self, value: Raw | bytes | None) -> str | None:
+        """A value that is text; None for any other, and for none."""
+        return self._value(self._text, value)  # type: ignore[no-any-return]
+
+    def texts_of(self, value: Raw | bytes | None) -> list[str] | None:
+        """A value that is an array of texts; None for any other, and for none."""
+        return self._value(self._texts, value)  # type: ignore[no-any-return]
+
+    def integer_of(self, value: Raw | bytes | None) -> int | None:
+        """A value that is a whole number; None for any other, and for none."""
+        return self._value(self._integer, value)  # type: ignore[no-any-return]
+
+    def items_of(self, value: Raw | bytes | None) -> list[Raw]:
+        """The values of an array, undecoded; none of any other value."""
+        return self._value(self._raws, value) or []
+
+    def fields_of(self, value: Raw | bytes | None) -> dict[str, Raw] | None:
+        """An object's keys with their undecoded values; None for any other value, and for none."""
+        return self._value(self._raw_map, value)  # type: ignore[no-any-return]
+
+    def is_array(self, value: Raw | bytes) -> bool:
+        """Whether a value is an array, by its first byte."""
+        raise NotImplementedError
+
+    def is_null(self, value: Raw | bytes) -> bool:
+        """Whether a value is null."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _value(decoder: Any, value: Raw | bytes | None) -> Any:
+        try:
+            return decoder.decode(value) if value else None
+        except _FAULTS:
+            return None
+
+    def requests(self, frame: bytes) -> Steps[list[dict[str, Raw]]]:
+        """What a client sent in one message: objects, their values undecoded. Raises Malformed."""
+        yield from ()
+        return [self.fields(frame)]
 
 
 class JsonCodec(Codec):
@@ -166,29 +241,50 @@ class JsonCodec(Codec):
     def join(self, bodies: Sequence[Raw | bytes]) -> bytes:
         return b"[%b]" % b",".join(bodies)
 
-    def documents(self, frame: bytes) -> list[Any]:
-        """One value, or several side by side: the C# SDK coalesces rapid calls into one message."""
-        try:
-            return [self.decode(frame)]
-        except Malformed:
-            return self._several(frame)
+    def is_array(self, value: Raw | bytes) -> bool:
+        return bytes(memoryview(value)[:1]) == b"["
 
-    def _several(self, frame: bytes) -> list[Any]:
-        """The standard library finds where each document ends; each is then decoded as if it were alone."""
-        found: list[Any] = []
-        at = 0
+    def is_null(self, value: Raw | bytes) -> bool:
+        return bytes(value) == b"null"
+
+    def requests(self, frame: bytes) -> Steps[list[dict[str, Raw]]]:
+        """One object, or several side by side: the C# SDK coalesces rapid calls into one message."""
         try:
-            text = frame.decode()
-            while start := _INK.search(text, at):
-                if len(found) == MAX_DOCUMENTS:
-                    raise Malformed(f"more than {MAX_DOCUMENTS} documents in one message")
-                _, at = _EXTENT.raw_decode(text, start.start())
-                found.append(self.decode(text[start.start() : at].encode()))
-        except (ValueError, RecursionError) as fault:
-            raise Malformed("not json") from fault
-        if not found:
-            raise Malformed("not json")
-        return found
+            return [self.fields(frame)]
+        except Malformed:
+            parts = yield from _objects(frame)
+            return [self.fields(part) for part in parts]
+
+
+def _objects(frame: bytes) -> Steps[list[bytes]]:
+    """The texts of the objects that stand side by side. Raises Malformed if there is anything else."""
+    found: list[bytes] = []
+    depth, begin = 0, 0
+    for number, match in enumerate(_STRUCTURE.finditer(frame)):
+        mark = match[0]
+        if mark == b"{":
+            if not depth:
+                _no_more_than_blanks(frame, begin, match.start())
+                begin = match.start()
+            depth += 1
+        elif mark == b"}":
+            depth -= 1
+            if not depth:
+                found.append(frame[begin : match.end()])
+                begin = match.end()
+        if len(found) > MAX_DOCUMENTS or not 0 <= depth <= MAX_DEPTH:
+            raise Malformed(f"more than {MAX_DOCUMENTS} objects in one message, or not json")
+        if number % SCANNED == SCANNED - 1:
+            yield
+    _no_more_than_blanks(frame, begin, len(frame))
+    if not found:
+        raise Malformed("not json")
+    return found
+
+
+def _no_more_than_blanks(frame: bytes, start: int, end: int) -> None:
+    if not _BLANKS.fullmatch(frame, start, end):
+        raise Malformed("not json objects side by side")
 
 
 class MsgPackCodec(Codec):
@@ -198,6 +294,13 @@ class MsgPackCodec(Codec):
 
     def __init__(self) -> None:
         super().__init__(msgspec.msgpack.Decoder, msgspec.msgpack.Encoder)
+
+    def is_array(self, value: Raw | bytes) -> bool:
+        first = bytes(memoryview(value)[:1])
+        return b"\x90" <= first <= b"\x9f" or first in (b"\xdc", b"\xdd")
+
+    def is_null(self, value: Raw | bytes) -> bool:
+        return bytes(value) == b"\xc0"
 
     def join(self, bodies: Sequence[Raw | bytes]) -> bytes:
         count = len(bodies)

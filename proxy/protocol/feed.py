@@ -104,16 +104,15 @@ class MarketFeed:
 
     def hear(self, body: Raw | bytes) -> Heard:
         """A control message."""
+        codec = self.codec
         try:
-            message = self.codec.decode(body)
+            message = codec.control(body)
         except Malformed:
             return Nothing()
-        if not isinstance(message, dict):
-            return Nothing()
-        kind, msg = message.get("T"), message.get("msg")
+        kind, msg = codec.text_of(message.T), codec.text_of(message.msg)
         if kind == "error":
-            code = message.get("code")
-            return Refused(code if isinstance(code, int) else 500, str(msg or ""))
+            code = codec.integer_of(message.code)
+            return Refused(500 if code is None else code, msg or "")
         if kind == "subscription":
             return Confirmed()
         if msg == "connected":
@@ -139,27 +138,26 @@ class TradingFeed:
 
     def hear(self, body: Raw | bytes) -> Heard:
         """Any message; Nothing for order updates and what is unknown."""
+        codec = self.codec
         try:
-            message = self.codec.decode(body)
+            message = codec.envelope(body)
         except Malformed:
             return Nothing()
-        if not isinstance(message, dict):
+        stream = codec.text_of(message.stream)
+        if stream not in ("authorization", "listening") and codec.text_of(message.action) != "error":
             return Nothing()
-        data = message.get("data")
-        if not isinstance(data, dict):
+        data = codec.fields_of(message.data)
+        if data is None:
             return Nothing()
-        stream = message.get("stream")
         if stream == "authorization":
-            if data.get("status") == "authorized":
+            status = codec.text_of(data.get("status")) or "unauthorized"
+            if status == "authorized":
                 return Authenticated()
-            status = str(data.get("status") or "unauthorized")
             return Refused(406 if status == "exceeded" else 402, status)  # C#'s SDK: too many connections
         if stream == "listening":
             error = data.get("error")
-            return Confirmed() if error is None else Refused(409, str(error))
-        if message.get("action") == "error":
-            return Refused(500, str(data.get("error_message") or ""))
-        return Nothing()
+            return Confirmed() if error is None or codec.is_null(error) else Refused(409, codec.text_of(error) or "")
+        return Refused(500, codec.text_of(data.get("error_message")) or "")
 
     def request(self, add: bool, topics: Iterable[Topic], acked: Iterable[Topic]) -> bytes:
         changed, held = frozenset(topics), frozenset(acked)

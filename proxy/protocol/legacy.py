@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from proxy.protocol import timestamps
-from proxy.protocol.codec import JSON, Codec, JsonCodec, Malformed, Raw
+from proxy.protocol.codec import JSON, Codec, JsonCodec, Raw
 from proxy.protocol.feeds import CHANNEL_OF_KIND
 from proxy.protocol.topics import MAX_SYMBOL, Topic
 
@@ -20,6 +20,8 @@ _CHANNELS = {"T": "trades", "Q": "quotes", "AM": "bars"}
 _EVENTS = {channel: event for event, channel in _CHANNELS.items()}
 _MILLISECOND = 1_000_000
 _MINUTE = 60_000  # milliseconds
+
+Fields = dict[str, Raw]
 
 
 def topic(stream: str) -> Topic | None:
@@ -55,22 +57,20 @@ class _Legacy(JsonCodec):
         shape = _SHAPES.get(kind)
         if shape is None:
             return None  # corrections, cancel errors: unknown at the time
-        message = JSON.decode(body)
-        if not isinstance(message, dict):
-            raise Malformed("not a json object")
+        message = JSON.fields(body)
         data = shape(message)
-        return self.encode({"stream": stream((CHANNEL_OF_KIND[kind], message["S"])), "data": data})
+        return self.encode({"stream": stream((CHANNEL_OF_KIND[kind], JSON.head(body).S)), "data": data})
 
     def batches(self, bodies: Sequence[Raw | bytes]) -> Iterator[tuple[bytes, int]]:
         for body in bodies:
             yield bytes(body), 1
 
 
-def _trade(m: dict[str, Any]) -> dict[str, Any]:
+def _trade(m: Fields) -> dict[str, Any]:
     return {"ev": "T", "T": m["S"], **_present(m, "x", "p", "s", "c", "i", "z"), "t": _nanoseconds(m)}
 
 
-def _quote(m: dict[str, Any]) -> dict[str, Any]:
+def _quote(m: Fields) -> dict[str, Any]:
     names = {"x": "bx", "p": "bp", "s": "bs", "X": "ax", "P": "ap", "S": "as", "c": "c"}
     return {
         "ev": "Q",
@@ -80,7 +80,7 @@ def _quote(m: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _bar(m: dict[str, Any]) -> dict[str, Any]:
+def _bar(m: Fields) -> dict[str, Any]:
     start = _nanoseconds(m) // _MILLISECOND
     return {
         "ev": "AM",
@@ -94,12 +94,12 @@ def _bar(m: dict[str, Any]) -> dict[str, Any]:
 _SHAPES = {"t": _trade, "q": _quote, "b": _bar}
 
 
-def _present(message: dict[str, Any], *keys: str) -> dict[str, Any]:
+def _present(message: Fields, *keys: str) -> Fields:
     return {key: message[key] for key in keys if key in message}
 
 
-def _nanoseconds(message: dict[str, Any]) -> int:
-    return timestamps.nanoseconds(message.get("t", "1970-01-01T00:00:00Z"))
+def _nanoseconds(message: Fields) -> int:
+    return timestamps.nanoseconds(JSON.text_of(message["t"]) or "") if "t" in message else 0
 
 
 def topics(streams: Iterable[str]) -> frozenset[Topic]:

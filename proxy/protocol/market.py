@@ -7,10 +7,11 @@ at the text of 409, Java's at those of 401, 402 and 404, Go's and C#'s at codes)
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from proxy.protocol.codec import Codec, Raw
 from proxy.protocol.feeds import FOLLOWERS, WILDCARD, Endpoint
 from proxy.protocol.steps import Steps, at_once, pieces
 from proxy.protocol.topics import MAX_SYMBOL, Subscription, Topic, by_channel, one_object, recalled, shared, symbol_of
@@ -34,9 +35,12 @@ ERRORS = {
 MOST_TOPICS = 50_000  # of a session: four channels of every stock there is; all of them take `*`
 MOST_TOLD = 1_000_000  # bytes in an acknowledgement, which is one frame: Python's SDKs take none over 1 MiB
 FEW_TOPICS = 10_000  # need not be measured
+MOST_KEYS = 64  # of a request; Alpaca has a dozen channels
 
 # The kinds of control messages. Everything else is data.
 CONTROL = frozenset(("success", "error", "subscription"))
+
+_CHANGES = ("subscribe", "unsubscribe")
 
 # Keys of a request, or of its acknowledgement, that name no channel which could be asked for.
 _NO_CHANNELS = frozenset(("action", "T", *FOLLOWERS))
@@ -99,30 +103,29 @@ class Bad:
     code: int
 
 
-def request(document: Any, endpoint: Endpoint) -> Steps[Auth | Change | Bad]:
+def request(message: Mapping[str, Raw], codec: Codec, endpoint: Endpoint) -> Steps[Auth | Change | Bad]:
     """What a client asks. Unknown keys are ignored in `auth`, as Alpaca does; `corrections` and `cancelErrors` in
     `subscribe`, since one SDK sends them."""
-    if not isinstance(document, dict):
-        return Bad(400)
-    action = document.get("action")
+    action = codec.text_of(message.get("action"))
     if action == "auth":
-        key, secret = document.get("key", ""), document.get("secret", "")
-        return Auth(key, secret) if isinstance(key, str) and isinstance(secret, str) else Bad(400)
-    if not is_change(document):
+        key, secret = (codec.text_of(message[name]) if name in message else "" for name in ("key", "secret"))
+        return Bad(400) if key is None or secret is None else Auth(key, secret)
+    if action not in _CHANGES or len(message) > MOST_KEYS:
         return Bad(400)
     asked: set[Topic] = set()
-    for channel, symbols in document.items():
+    for channel, value in message.items():
         # Go sends every channel's key to every feed, nil where it wants nothing. What is no list and no channel of
         # Alpaca's is some key of the SDK's own.
-        if not isinstance(channel, str) or channel in _NO_CHANNELS or symbols is None:
+        if channel in _NO_CHANNELS or codec.is_null(value):
             continue
-        if not isinstance(symbols, list):
+        if not codec.is_array(value):
             if channel in endpoint.channels or endpoint.foreign(channel):
                 return Bad(400)
             continue
-        if symbols and endpoint.foreign(channel):
+        symbols = codec.texts_of(value)
+        if endpoint.foreign(channel) and (symbols is None or symbols):
             return Bad(410)
-        if len(channel) > MAX_SYMBOL:
+        if len(channel) > MAX_SYMBOL or symbols is None:
             return Bad(400)
         for piece in pieces(symbols):
             topics = recalled(channel, piece)
@@ -137,17 +140,14 @@ def request(document: Any, endpoint: Endpoint) -> Steps[Auth | Change | Bad]:
     return Change(action == "subscribe", one_object(frozenset(asked)))
 
 
-def is_change(document: Any) -> bool:
+def is_change(message: Mapping[str, Raw], codec: Codec) -> bool:
     """Whether a client asks to subscribe or to unsubscribe, in whatever words."""
-    return isinstance(document, dict) and document.get("action") in ("subscribe", "unsubscribe")
+    return codec.text_of(message.get("action")) in _CHANGES
 
 
-def _are_symbols(symbols: list[Any]) -> bool:
+def _are_symbols(symbols: list[str]) -> bool:
     """Whether these are symbols or wildcards. All at once: a client may ask for thousands while data flows."""
-    try:
-        text = "\n".join(symbols)
-    except TypeError:  # one of them is no text
-        return False
+    text = "\n".join(symbols)
     sizes = {*map(len, symbols)}
     if symbols and not 0 < min(sizes) <= max(sizes) <= MAX_SYMBOL:
         return False

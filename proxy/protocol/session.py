@@ -10,13 +10,13 @@ client is, what it may have and when Alpaca confirms it are others' to say; they
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import sha256
 
 from proxy.protocol import legacy, market, pairs, trading
-from proxy.protocol.codec import JSON, MSGPACK, Codec, Malformed
+from proxy.protocol.codec import JSON, MSGPACK, Codec, Malformed, Raw
 from proxy.protocol.feeds import Dialect, Endpoint
 from proxy.protocol.memory import Memory
 from proxy.protocol.steps import Steps, at_once
@@ -116,23 +116,23 @@ class Session:
                 yield self._change(change)
             return
         try:
-            documents = self.codec.documents(frame)
+            messages = yield from self.codec.requests(frame)
         except Malformed:
             yield self._error(400)
             return
         asked = []
-        for document in documents:
-            request = yield from self._read(document)
+        for message in messages:
+            request = yield from self._read(message)
             if isinstance(request, market.Change):
                 asked.append(request)
             yield self._outcome(request)
-        if long and len(asked) == len(documents) and sum(len(change.topics) for change in asked) <= REMEMBERED_TOPICS:
+        if long and len(asked) == len(messages) and sum(len(change.topics) for change in asked) <= REMEMBERED_TOPICS:
             _changes.keep(key, asked)
 
-    def _read(self, document: object) -> Steps[market.Auth | market.Change | market.Bad]:
-        if self.state is not State.AUTHENTICATED and market.is_change(document):
+    def _read(self, message: Mapping[str, Raw]) -> Steps[market.Auth | market.Change | market.Bad]:
+        if self.state is not State.AUTHENTICATED and market.is_change(message, self.codec):
             return market.Bad(401)
-        return (yield from market.request(document, self.endpoint))
+        return (yield from market.request(message, self.codec, self.endpoint))
 
     def _outcome(self, request: market.Auth | market.Change | market.Bad) -> Outcome:
         if isinstance(request, market.Bad):
@@ -225,16 +225,16 @@ class TradingSession(Session):
     def opening(self) -> list[bytes]:
         return []
 
-    def receive(self, frame: bytes) -> Iterator[Outcome]:
+    def receive(self, frame: bytes) -> Iterator[Outcome | None]:
         try:
-            documents = self.codec.documents(frame)
+            messages = yield from self.codec.requests(frame)
         except Malformed:
-            documents = [None]
-        for document in documents:
-            yield self._request(document)
+            messages = [{}]
+        for message in messages:
+            yield self._request(message)
 
-    def _request(self, document: object) -> Outcome:
-        request = trading.request(document)
+    def _request(self, message: Mapping[str, Raw]) -> Outcome:
+        request = trading.request(message)
         if request is None:
             return Reply(self.codec.encode(trading.INVALID))
         if isinstance(request, market.Auth):

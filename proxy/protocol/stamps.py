@@ -9,31 +9,48 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from proxy.protocol import timestamps
-from proxy.protocol.codec import Codec, Malformed
+import msgspec
+
+from proxy.protocol.codec import JSON, MSGPACK, Codec, Malformed, Raw
 
 _TICKS = frozenset("tqo")  # trades, quotes, order books
+
+
+class _Tick(msgspec.Struct, gc=False):
+    t: datetime | None = None
+
+
+class _Update(msgspec.Struct, gc=False):
+    timestamp: datetime | None = None
+    at: datetime | None = None
+
+
+_update = msgspec.json.Decoder(_Update)
+_ticks = {JSON: msgspec.json.Decoder(_Tick), MSGPACK: msgspec.msgpack.Decoder(_Tick)}
 
 
 def made_at(frame: bytes, codec: Codec) -> float | None:
     """The time of the first tick or order update in a frame, in seconds since 1970; None if it has none."""
     try:
         if frame.startswith(b"{"):  # the trading stream, which is always JSON; market data comes in arrays
-            data = codec.decode(frame).get("data")
-            return _seconds(data.get("timestamp") or data.get("at")) if isinstance(data, dict) else None
+            update = _decoded(_update, codec.envelope(frame).data)
+            return None if update is None else _seconds(update.timestamp or update.at)
         raws, heads = codec.split(frame)
-        for raw, head in zip(raws, heads, strict=True):
-            if head.T in _TICKS:
-                return _seconds(codec.decode(raw).get("t"))
     except Malformed:
-        pass
+        return None
+    for raw, head in zip(raws, heads, strict=True):
+        if head.T in _TICKS:
+            tick = _decoded(_ticks[codec], raw)
+            return None if tick is None else _seconds(tick.t)
     return None
 
 
-def _seconds(value: Any) -> float | None:
-    if isinstance(value, datetime):
-        return value.timestamp()
+def _decoded(decoder: Any, body: Raw) -> Any:
     try:
-        return timestamps.nanoseconds(value) / 1e9
-    except (TypeError, ValueError):
+        return decoder.decode(body)
+    except (msgspec.MsgspecError, ValueError):
         return None
+
+
+def _seconds(time: datetime | None) -> float | None:
+    return None if time is None else time.timestamp()

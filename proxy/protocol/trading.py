@@ -6,10 +6,11 @@ Objects, not arrays; JSON inside binary frames; no greeting and no codes (docs.a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from proxy.protocol.codec import JSON, Raw
 from proxy.protocol.feeds import WILDCARD, Endpoint
 from proxy.protocol.market import Auth
 from proxy.protocol.topics import Subscription, Topic
@@ -35,24 +36,30 @@ class Listen:
     stop: bool = False
 
 
-def request(document: Any) -> Auth | Listen | None:
+def request(message: Mapping[str, Raw]) -> Auth | Listen | None:
     """What a client asks, None for what is no request. Both forms of logging in are read: `authenticate` of every SDK
     and the flat `auth` of the documentation."""
-    if not isinstance(document, dict):
-        return None
-    action, data = document.get("action"), document.get("data")
+    action = JSON.text_of(message.get("action"))
     if action == "auth":
-        data = {"key_id": document.get("key"), "secret_key": document.get("secret")}
-    if not isinstance(data, dict):
+        return _auth(message, "key", "secret")
+    data = JSON.fields_of(message.get("data"))
+    if data is None:
         return None
-    if action in ("auth", "authenticate"):
-        key, secret = data.get("key_id") or "", data.get("secret_key") or ""
-        return Auth(key, secret) if isinstance(key, str) and isinstance(secret, str) else None
-    streams = data.get("streams")
-    if action in ("listen", "unlisten") and (streams is None or isinstance(streams, list)):
-        names = tuple(streams or ())
-        return Listen(names, action == "unlisten") if all(isinstance(name, str) for name in names) else None
-    return None
+    if action == "authenticate":
+        return _auth(data, "key_id", "secret_key")
+    if action not in ("listen", "unlisten"):
+        return None
+    names = JSON.texts_of(data["streams"]) if _has(data, "streams") else []
+    return None if names is None else Listen(tuple(names), action == "unlisten")
+
+
+def _auth(data: Mapping[str, Raw], key_name: str, secret_name: str) -> Auth | None:
+    key, secret = (JSON.text_of(data[name]) if _has(data, name) else "" for name in (key_name, secret_name))
+    return None if key is None or secret is None else Auth(key, secret)
+
+
+def _has(data: Mapping[str, Raw], name: str) -> bool:
+    return name in data and not JSON.is_null(data[name])
 
 
 def topics(streams: Iterable[str], endpoint: Endpoint) -> Subscription:

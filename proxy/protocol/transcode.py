@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import msgspec
 
 from proxy.protocol import timestamps
-from proxy.protocol.codec import JSON, MSGPACK, Codec, Malformed, Raw
+from proxy.protocol.codec import JSON, MAX_DEPTH, MSGPACK, Codec, Malformed, Raw
 
 # JSON has no number for what is not finite, and the encoder would write null: the general way refuses such a message.
 _Finite = Annotated[float, msgspec.Meta(ge=-float_info.max, le=float_info.max)]
@@ -71,6 +71,8 @@ _STRUCTS = _structs()
 _from_msgpack = {kind: msgspec.msgpack.Decoder(of).decode for kind, of in _STRUCTS.items()}
 _from_json = {kind: msgspec.json.Decoder(of).decode for kind, of in _STRUCTS.items()}
 _to_json = msgspec.json.Encoder().encode
+_any_json = msgspec.json.Decoder().decode  # of any type: JSON's keys are text, whose hashes are salted
+_json_text = msgspec.json.Decoder(str).decode
 _to_msgpack = msgspec.msgpack.Encoder().encode
 
 # TypeError, LookupError: a shape of 2020 asked of a message that lacks what it needs.
@@ -128,7 +130,7 @@ def _json_to_msgpack(kind: str, body: Raw | bytes) -> bytes:
             return _to_msgpack(message)
         except (msgspec.ValidationError, ValueError, TypeError):
             pass
-    value = JSON.decode(body)
+    value = _any_json(body)
     if isinstance(value, dict):
         value = {key: _timed(item) if key in _TIMES else item for key, item in value.items()}
     return _to_msgpack(_kind_first(value))
@@ -172,7 +174,7 @@ def _ext(text: Raw) -> Any:
         start, digits, end = cut(text)
         if end == b'Z"' and digits.isdigit() and (rest := int(digits)):
             return Raw(_TIMESTAMP.pack(_FIXEXT_8, rest * scale, _seconds(start)))
-    return msgspec.msgpack.Ext(timestamps.EXT, timestamps.ext(timestamps.nanoseconds(JSON.decode(text))))
+    return msgspec.msgpack.Ext(timestamps.EXT, timestamps.ext(timestamps.nanoseconds(_json_text(text))))
 
 
 @lru_cache(maxsize=64)  # a burst shares its second: the calendar is computed once, not once a message
@@ -201,23 +203,27 @@ def _timed(value: Any) -> Any:
 
 _decode_map = msgspec.msgpack.Decoder(dict[str, Raw]).decode
 _decode_list = msgspec.msgpack.Decoder(list[Raw]).decode
+_decode_scalar = msgspec.msgpack.Decoder(int | float | str | bool | None).decode
 # fixext 4, fixext 8, ext 8, ext 16, ext 32: where their data begins
 _EXTS = {0xD6: 2, 0xD7: 2, 0xC7: 3, 0xC8: 4, 0xC9: 6}
 
 
-def _plain(body: Raw | bytes) -> Any:
-    """A msgpack value in Python's types, timestamps as text, at any depth. Raises ValueError for what JSON lacks."""
+def _plain(body: Raw | bytes, depth: int = 0) -> Any:
+    """A msgpack value in Python's types, timestamps as text, at any depth. Raises ValueError for what JSON lacks.
+
+    Each level is read once more by the one around it, so levels are bounded.
+    """
+    if depth > MAX_DEPTH:
+        raise ValueError(f"more than {MAX_DEPTH} levels")
     raw = bytes(body)
     first = raw[0]
     if 0x80 <= first <= 0x8F or first in (0xDE, 0xDF):
-        return {key: _plain(value) for key, value in _decode_map(raw).items()}
+        return {key: _plain(value, depth + 1) for key, value in _decode_map(raw).items()}
     if 0x90 <= first <= 0x9F or first in (0xDC, 0xDD):
-        return [_plain(value) for value in _decode_list(raw)]
+        return [_plain(value, depth + 1) for value in _decode_list(raw)]
     if (begin := _EXTS.get(first)) is not None and raw[begin - 1] == 0xFF:
         return timestamps.rfc3339(timestamps.of_ext(raw[begin:]))
-    value = MSGPACK.decode(raw)
+    value = _decode_scalar(raw)
     if isinstance(value, float) and not isfinite(value):
         raise ValueError("a number that is not finite")
-    if isinstance(value, bytes | msgspec.msgpack.Ext):
-        raise ValueError("bytes")
     return value

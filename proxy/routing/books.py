@@ -9,6 +9,7 @@ form. A book that cannot be followed is forgotten rather than told wrongly.
 from __future__ import annotations
 
 from collections.abc import Iterable, Set
+from typing import Annotated
 
 import msgspec
 
@@ -20,7 +21,9 @@ CHANNEL, KIND = "orderbooks", "o"
 MAX_BOOKS = 4096
 MAX_LEVELS = 10_000  # of one side of one book
 
-Number = int | float
+# Whole numbers beyond 2**53 are no prices, and could be chosen so that they collide as keys: the hashes of numbers are
+# not salted.
+Number = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)] | float
 
 
 class _Level(msgspec.Struct, gc=False):

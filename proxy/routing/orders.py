@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from typing import Any
+from itertools import islice
 
-from proxy.protocol.codec import JSON, Codec
+from proxy.protocol.codec import JSON, Codec, Raw
 from proxy.protocol.feeds import WILDCARD, Endpoint
 from proxy.protocol.topics import Subscription, Topic
 from proxy.routing.router import Delivery, Member
@@ -20,6 +20,8 @@ from proxy.routing.router import Delivery, Member
 ORDERS = "trade_updates"
 KEEP_SECONDS = 24 * 3600.0
 KEEP_ORDERS = 100_000
+MAX_ID = 256  # characters; Alpaca's own ids have 36, a client_order_id up to 128
+MAX_FAMILY, MAX_DEPTH = 64, 2  # orders of an update that are looked at, and legs of legs
 
 
 class Orders:
@@ -33,24 +35,24 @@ class Orders:
     def __repr__(self) -> str:
         return f"<Orders {len(self._owners)} known>"
 
-    def owners(self, update: Mapping[str, Any], now: float) -> frozenset[str]:
+    def owners(self, update: Raw | bytes, now: float) -> frozenset[str]:
         """The clients that an update's `data` belongs to; learns from it. `now` is in seconds of any steady clock.
 
         What was learned holds for as long as the client's patterns name the id that it was learned from.
         """
-        order = update.get("order")
-        if not isinstance(order, Mapping):
+        order = JSON.fields_of((JSON.fields_of(update) or {}).get("order"))
+        if order is None:
             return frozenset(self.matches(""))  # nobody's: whose pattern is `*` sees it
-        family = list(_family(order))
+        family = [*islice(_family(order), MAX_FAMILY)]
         owners: dict[str, str] = {}
-        for member in family:
-            known, _ = self._owners.get(_text(member, "id"), ({}, now))
-            owners |= {name: given for name, given in known.items() if name in self.matches(given)}
-            given = _text(member, "client_order_id")
+        for order_id, given in family:
+            known, _ = self._owners.get(order_id, ({}, now))
+            owners |= {name: learned for name, learned in known.items() if name in self.matches(learned)}
             owners |= dict.fromkeys(self.matches(given), given)
         if owners:
-            for order_id in filter(None, (_text(member, "id") for member in family)):
-                self._learn(order_id, owners, now)
+            for order_id, _ in family:
+                if order_id:
+                    self._learn(order_id, owners, now)
         self._forget(now)
         return frozenset(owners)
 
@@ -105,14 +107,13 @@ class OrderRouter:
 
     def take(self, frame: bytes) -> bytes | None:
         """Gathers an update for those who hear it; any other frame is given back. Raises Malformed."""
-        message = JSON.decode(frame)
-        stream = message.get("stream") if isinstance(message, dict) else None
+        message = JSON.envelope(frame)
+        stream = JSON.text_of(message.stream)
         if stream not in self.endpoint.channels:
             return frame
         members = [member for member, held in self._members.items() if (stream, WILDCARD) in held]
         if stream == ORDERS:
-            data = message.get("data")
-            owners = self._orders.owners(data if isinstance(data, dict) else {}, self._clock())
+            owners = self._orders.owners(message.data, self._clock())
             members = [member for member in members if member.name in owners]
         self.received += 1
         if members:
@@ -127,19 +128,19 @@ class OrderRouter:
         return deliveries
 
 
-def _text(order: Mapping[str, Any], key: str) -> str:
-    """Empty if it has none."""
-    found = order.get(key)
-    return found if isinstance(found, str) else ""
-
-
-def _family(order: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The order, those that it names as its relatives, and its legs."""
-    yield order
+def _family(order: Mapping[str, Raw], depth: int = 0) -> Iterator[tuple[str, str]]:
+    """The id and client_order_id of the order, of those that it names as its relatives, and of its legs; empty for one
+    that it lacks."""
+    yield _id(order, "id"), _id(order, "client_order_id")
     for relation in ("replaces", "replaced_by"):
-        if isinstance(relative := order.get(relation), str):
-            yield {"id": relative}
-    legs = order.get("legs")
-    for leg in legs if isinstance(legs, list) else ():
-        if isinstance(leg, Mapping):
-            yield from _family(leg)
+        if relative := _id(order, relation):
+            yield relative, ""
+    for leg in JSON.items_of(order.get("legs")) if depth < MAX_DEPTH else ():
+        if (found := JSON.fields_of(leg)) is not None:
+            yield from _family(found, depth + 1)
+
+
+def _id(order: Mapping[str, Raw], key: str) -> str:
+    """Empty if the order has none, or one that is too long to be remembered."""
+    found = JSON.text_of(order.get(key)) or ""
+    return found if len(found) <= MAX_ID else ""

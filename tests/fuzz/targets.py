@@ -4,17 +4,22 @@ what it refuses, it refuses with the exception that its callers know. Each takes
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+
+import msgpack
 
 from proxy.config import model
 from proxy.errors import ConfigError
 from proxy.net import frames
 from proxy.protocol import session as talk
-from proxy.protocol.codec import JSON, MAX_DOCUMENTS, MSGPACK, Malformed
+from proxy.protocol.codec import JSON, MAX_DOCUMENTS, MSGPACK, Codec, Malformed
 from proxy.protocol.feeds import endpoint, feed_of_path
 from proxy.protocol.session import open_session
+from proxy.protocol.stamps import made_at
+from proxy.protocol.steps import at_once
 from proxy.protocol.topics import MAX_SYMBOL
 from proxy.protocol.transcode import transcode
 
@@ -47,10 +52,7 @@ clients:
 def codec(data: bytes) -> None:
     """A data frame from Alpaca: its bodies are its bytes, and a body is translated or refused."""
     for known, other in ((JSON, MSGPACK), (MSGPACK, JSON)):
-        with suppress(Malformed):
-            known.decode(data)
-        with suppress(Malformed):
-            assert 0 < len(known.documents(data)) <= MAX_DOCUMENTS
+        _decoded(known, data)
         try:
             raws, heads = known.split(data)
         except Malformed:
@@ -70,6 +72,23 @@ def codec(data: bytes) -> None:
                     assert other.head(translated) == head
 
 
+def _decoded(known: Codec, data: bytes) -> None:
+    """Whatever bytes come as a message or as a value in one, each decoder gives its type, or says that it is not."""
+    with suppress(Malformed):
+        found = at_once(known.requests(data))
+        assert 0 < len(found) <= MAX_DOCUMENTS
+        assert all(isinstance(key, str) for fields in found for key in fields)
+    with suppress(Malformed):
+        known.control(data)
+    with suppress(Malformed):
+        known.envelope(data)
+    assert isinstance(known.text_of(data), str | None)
+    assert isinstance(known.integer_of(data), int | None)
+    assert isinstance(known.fields_of(data), dict | None)
+    assert all(isinstance(text, str) for text in known.texts_of(data) or ())
+    made_at(data, known)
+
+
 def session(data: bytes) -> None:
     """A conversation: its first bytes choose the stream and the codec, a line is a message."""
     path = PATHS[data[0] % len(PATHS)] if data else PATHS[0]
@@ -82,11 +101,11 @@ def session(data: bytes) -> None:
         for outcome in held.receive(line):
             match outcome:
                 case talk.Reply(payload):
-                    held.codec.decode(payload)
+                    _reads(held, payload)
                 case talk.Authenticate(key, secret):
                     assert isinstance(key, str)
                     assert isinstance(secret, str)
-                    held.codec.decode(held.granted() if key == "momentum" else held.denied(402))
+                    _reads(held, held.granted() if key == "momentum" else held.denied(402))
                 case talk.Subscribe(topics) | talk.Unsubscribe(topics):
                     assert held.state is talk.State.AUTHENTICATED
                     _acked(held, topics)
@@ -95,10 +114,16 @@ def session(data: bytes) -> None:
                     _acked(held, topics | (streams or frozenset()))
 
 
+def _reads(held: talk.Session, payload: bytes) -> None:
+    """What is sent can be read by other code than the proxy's."""
+    if payload:
+        msgpack.unpackb(payload) if held.codec.base is MSGPACK else json.loads(payload)
+
+
 def _acked(held: talk.Session, topics: talk.Subscription) -> None:
     assert all(0 < len(symbol) <= MAX_SYMBOL and channel for channel, symbol in topics)
     assert all("*" not in symbol or symbol == "*" for _, symbol in topics)
-    held.codec.decode(held.acked(topics))
+    _reads(held, held.acked(topics))
 
 
 def inbound(data: bytes) -> None:

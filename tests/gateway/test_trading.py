@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from proxy.protocol.codec import JSON
 from proxy.protocol.feed import Phase
 from proxy.routing import ledger
 from proxy.routing.orders import Orders
@@ -181,8 +182,8 @@ def test_an_account_whose_plan_has_no_place_left(start: Start, monkeypatch: pyte
 
 def test_an_order_that_has_no_id_goes_by_its_client_order_id() -> None:
     orders = Orders(lambda given: ["desk"] if given.startswith("desk-") else [])
-    assert orders.owners({"order": {"client_order_id": "desk-1"}}, 0.0) == {"desk"}
-    assert orders.owners({"order": {"client_order_id": "other"}}, 0.0) == frozenset()
+    assert orders.owners(JSON.encode({"order": {"client_order_id": "desk-1"}}), 0.0) == {"desk"}
+    assert orders.owners(JSON.encode({"order": {"client_order_id": "other"}}), 0.0) == frozenset()
 
 
 def test_what_was_learned_is_forgotten_with_the_right_to_it() -> None:
@@ -191,8 +192,8 @@ def test_what_was_learned_is_forgotten_with_the_right_to_it() -> None:
     orders = Orders(lambda given: [name for name, prefix in patterns.items() if given.startswith(prefix)])
     update = {"order": {"id": "1", "client_order_id": "desk-1"}}
     derived = {"order": {"id": "2", "client_order_id": "invented", "replaces": "1"}}
-    assert orders.owners(update, 0.0) == {"wide", "desk"}
+    assert orders.owners(JSON.encode(update), 0.0) == {"wide", "desk"}
     patterns["wide"] = "else-"
-    assert orders.owners(derived, 1.0) == {"desk"}
+    assert orders.owners(JSON.encode(derived), 1.0) == {"desk"}
     patterns["desk"] = "des"  # wider, or another spelling of the same
-    assert orders.owners(derived, 2.0) == {"desk"}
+    assert orders.owners(JSON.encode(derived), 2.0) == {"desk"}

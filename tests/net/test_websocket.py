@@ -530,7 +530,7 @@ NO_WEBSOCKET = {
     "no headers": b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
     "another key": lambda asked: accept(asked.replace("Sec-WebSocket-Key: ", "Sec-WebSocket-Key: x")),
     "no Upgrade": lambda asked: accept(asked).replace(b"Upgrade: websocket\r\n", b""),
-    "bytes that are not UTF-8": b"HTTP/1.1 200 \xff\r\n\r\n",
+    "bytes that are not UTF-8": b"HTTP/1.1 101 \xff\r\n\r\n",
     "a cookie that is none": lambda asked: accept(asked)[:-2] + b"Set-Cookie: a=b; {=c\r\n\r\n",
 }
 
@@ -542,6 +542,38 @@ def test_what_is_no_answer_is_a_lost_connection(
     with pytest.raises(ConnectionLost) as lost:
         dial(serve(answering(said)).url, {}, nobody)
     assert str(lost.value)
+
+
+ENDLESS = {
+    "a line": (b"HTTP/1.1 101 " + b"x" * 1_000_000, ConnectionLost),
+    "headers": (b"HTTP/1.1 101 Switching Protocols\r\n" + b"X: y\r\n" * 200_000, ConnectionLost),
+    "a body": (b"HTTP/1.1 503 No\r\nContent-Length: 9999999999\r\n\r\n" + b"x" * 1_000_000, UpgradeRefused),
+}
+
+
+@pytest.mark.parametrize(("said", "error"), ENDLESS.values(), ids=ENDLESS.keys())
+def test_an_answer_without_end(serve: Callable[..., Server], said: bytes, error: type[Exception]) -> None:
+    """It is given up at its bound, and other greenlets run meanwhile."""
+    turns = 0
+
+    def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            gevent.sleep(0)
+
+    counting = gevent.spawn(count)
+    with pytest.raises(error):
+        dial(serve(answering(said)).url, {}, nobody)
+    counting.kill()
+    assert turns >= websocket.ANSWER_HEAD_BYTES // websocket.ANSWER_READ_BYTES
+
+
+def test_frames_that_come_with_the_answer_are_kept(serve: Callable[..., Server]) -> None:
+    server = serve(answering(lambda asked: accept(asked) + b"\x81\x05hello"))
+    connection = dial(server.url, {}, nobody)
+    assert connection.receive() == [Frame(True, b"hello")]
+    connection.free()
 
 
 def test_nobody_listens() -> None:
@@ -696,3 +728,37 @@ def test_the_environments_http_proxy_is_used_but_not_for_this_machine(
     direct = serve(answering(accept))
     dial(direct.url, {}, nobody).free()
     assert (proxy.visits, direct.visits) == (1, 1)
+
+
+def test_the_http_proxys_credentials(serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def script(sock: socket.socket) -> None:
+        asked.append(head(sock))
+        sock.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
+        sock.sendall(accept(head(sock)))
+
+    proxy = serve(script)
+    monkeypatch.setenv("http_proxy", f"http://me:p%40ss@{HERE}:{proxy.port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    dial("ws://stream.example:8080/v2/iex", {}, nobody).free()
+    assert "Proxy-Authorization: Basic bWU6cEBzcw==" in asked[0].splitlines()
+    assert "Host: stream.example:8080" in asked[0].splitlines()
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (b"HTTP/1.1 407 Who are you\r\n\r\n", "the HTTP proxy answered 407"),
+        (b"SSH-2.0-OpenSSH_9.2p1\r\n\r\n", "the HTTP proxy answered no HTTP"),
+        (b"HTTP/1.1 200 ", "the HTTP proxy closed the connection"),
+        (b"HTTP/1.1 200 " + b"x" * 1_000_000, "HTTP answer over 16384 bytes"),
+    ],
+)
+def test_an_http_proxy_that_refuses(
+    serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, said: bytes, why: str
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://{HERE}:{serve(answering(said)).port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(ConnectionLost, match=why):
+        dial("ws://stream.example/v2/iex", {}, nobody)
