@@ -34,7 +34,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxy.version import COMMIT_FILE, __version__, commit
+from proxy.observe.version import COMMIT_FILE, __version__, commit
 
 ROOT = Path(__file__).resolve().parent
 OUTPUT = ROOT / "alpaca-proxy.pyz"

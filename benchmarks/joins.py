@@ -103,7 +103,7 @@ def measure_joins(bench: Bench, seconds: float, held: int, asked: int) -> Joins:
     def busily(running: Running) -> None:
         time.sleep(0.5)
         os.kill(running.process.pid, signal.SIGUSR1)
-        _line(running)
+        _connection_(running)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             newcomer = Newcomer(running.port, symbols)
@@ -111,7 +111,7 @@ def measure_joins(bench: Bench, seconds: float, held: int, asked: int) -> Joins:
             newcomer.leave()
             time.sleep(0.1)
         os.kill(running.process.pid, signal.SIGUSR1)
-        turns.extend((took, name) for took, name in json.loads(_line(running)))
+        turns.extend((took, name) for took, name in json.loads(_connection_(running)))
 
     turns: list[tuple[float, str]] = []
     load = {"clients": 200, "symbols": 8000, "per_client": held, "batch": 10, "rate": 1000}
@@ -122,7 +122,7 @@ def measure_joins(bench: Bench, seconds: float, held: int, asked: int) -> Joins:
     return Joins(*medians, turns, disturbed, undisturbed)
 
 
-def _line(running: Running) -> str:
+def _connection_(running: Running) -> str:
     assert running.process.stdout is not None
     return running.process.stdout.readline()
 

@@ -23,9 +23,9 @@ import websocket
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from proxy.errors import ConnectionLost
-from proxy.net import frames
-from proxy.net.websocket import dial
+from proxy.transport import frames
+from proxy.transport.errors import ConnectionLost
+from proxy.upstream.websocket import dial
 
 AUTH = b'{"action":"auth","key":"key","secret":"secret"}'
 SUBSCRIBE = b'{"action":"subscribe","trades":["*"]}'

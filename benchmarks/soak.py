@@ -184,8 +184,8 @@ def soak(options: argparse.Namespace) -> bool:
     }
     print(f"{options.seconds} s on {_machine()}\n\n| | |\n|---|---|")
     print("\n".join(f"| {name} | {value} |" for name, value in rows.items()))
-    cut_off = any(who == "well" and why != "closed" for who, why, _ in _losses(document))
-    return not (found.missed or found.disordered or closed.total() or cut_off or bugs)
+    abort = any(who == "well" and why != "closed" for who, why, _ in _losses(document))
+    return not (found.missed or found.disordered or closed.total() or abort or bugs)
 
 
 def _losses(document: Any) -> list[tuple[str, str, int]]:

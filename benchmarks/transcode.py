@@ -23,9 +23,9 @@ import orjson
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from proxy.protocol import timestamps
-from proxy.protocol.codec import JSON, MSGPACK, Codec
-from proxy.protocol.transcode import transcode
+from proxy.alpaca import timestamps
+from proxy.alpaca.codec import JSON, MSGPACK, Codec
+from proxy.alpaca.transcode import transcode
 
 SECONDS = 6.0
 COUNT = 100

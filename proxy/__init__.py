@@ -1,32 +1,35 @@
 """alpaca-proxy: many algorithms on one Alpaca streaming connection.
 
-    Alpaca ──1 connection a feed──► upstream ──► router ──► outbox ──► algorithm
-                                       ▲            ▲  ╲──► outbox ──► algorithm
-                                       └── ledger ◄─┴── session ◄───── (subscribe)
+    Alpaca ──1 connection a feed──► upstream ──► routing ──► downstream ──► algorithms
+                                       ▲            ▲            │
+                                       └ reconciler ┴────────────┘  (subscribe)
 
-How a message travels: the upstream greenlet receives frames (`net.upstream`), the router splits them and gathers their
-bodies, untouched, for the groups of sessions that hold the same subscription (`routing.router`), and each session's
-outbox takes the joined batch (`net.outbox`). How a request travels: a client's greenlet reads frames
-(`net.conversation`), the session turns them into outcomes (`protocol.session`), and the ledger turns what all sessions
-want into the difference that Alpaca is asked for, one request at a time (`routing.ledger`).
+A message's way: `upstream.supervisor` receives frames, `routing.router` splits them and gathers the bodies, untouched,
+for each group of sessions with the same subscription, and each session's `downstream.outbox` takes the joined batch.
 
-Imports point down only:
+A request's way: `downstream.client_session` reads frames, `alpaca.server_protocol` turns them into outcomes, and
+`routing.reconciler` turns what all sessions want into the difference that Alpaca is asked for, one request at a time.
 
-    cli, demo      verbs
-    gateway        builds and owns every part; the only module that knows everyone
-    simulator/     a stand-in for Alpaca: a product feature, and what the tests run against
-    net/           how it travels: the only package that touches gevent, gevent-websocket and websocket-client
-    config/        the typed configuration; metrics, snapshot, logs beside it
-    routing/       who hears it: allowlists, ledger, router, orders; pure
-    protocol/      what is said: endpoints, topics, codecs, both sides of every dialect; pure
-    errors
+Rooms, from the top; imports point down only, and `upstream` and `downstream` never import each other:
 
-Pure means: bytes and events in, outcomes out; no gevent, no socket, no clock. A thin layer performs the outcomes.
+    cli          the verbs of the command line, the demo included
+    gateway      the composition root: builds, starts, reloads, drains and stops every part
+    simulator    a stand-in for Alpaca: a product feature, and what the tests run against
+    upstream     toward Alpaca: one supervised connection for each account and feed
+    downstream   toward the algorithms: log-in, sessions, outboxes
+    observe      logs, metrics, snapshot, status page, admin port
+    config       the typed configuration, every problem with its place
+    transport    what upstream, downstream and the admin port share: frames, listener, time slices
+    routing      who receives a message, pure: allowlists, reconciler, router, order ownership
+    alpaca       what Alpaca and its clients say, pure: endpoints, codecs, dialects, topics
+
+Pure code takes bytes and events and returns outcomes: no gevent, no socket, no clock. A thin layer performs the
+outcomes.
 
 Promises, in this order: indistinguishable from Alpaca for an unmodified SDK; undisturbed: nothing that one algorithm or
 Alpaca does costs another a message; unseen: no latency worth measuring.
 """
 
-from proxy.version import __version__
+from proxy.observe.version import __version__
 
 __all__ = ["__version__"]

@@ -18,30 +18,31 @@ import gevent
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
-from proxy import logs, metrics
-from proxy.clock import Clock
+from proxy.alpaca.client_protocol import Login
+from proxy.alpaca.codec import CODECS, Codec
+from proxy.alpaca.endpoints import Dialect, endpoint
+from proxy.config.errors import ConfigError
 from proxy.config.model import Config
-from proxy.errors import ConfigError, StartError
-from proxy.events import Recent
-from proxy.history import History
-from proxy.logs import Log
-from proxy.net import frames
-from proxy.net.admin import Admin, Query, Rendering
-from proxy.net.conversation import Conversation
-from proxy.net.outbox import Outboxes
-from proxy.net.server import Server
-from proxy.net.tap import Taps
-from proxy.net.upstream import Upstream
-from proxy.protocol.codec import CODECS, Codec
-from proxy.protocol.feed import Login
-from proxy.protocol.feeds import Dialect, endpoint
-from proxy.reload import Plan, plan
-from proxy.routing.access import Client
-from proxy.routing.orders import OrderRouter, Orders
+from proxy.config.reload_plan import ReloadPlan, make_plan
+from proxy.downstream.client_session import ClientSession
+from proxy.downstream.outbox import Outboxes
+from proxy.downstream.server import Server
+from proxy.observe import logs, metrics
+from proxy.observe import status_document as document
+from proxy.observe.admin import Admin, Query, Rendering
+from proxy.observe.history import History
+from proxy.observe.logs import Log
+from proxy.observe.recent_events import RecentEvents
+from proxy.observe.snapshot import Snapshot
+from proxy.observe.status_page import Page
+from proxy.observe.tap import Taps
+from proxy.routing.allowlists import Client
+from proxy.routing.order_ownership import OrderRouter, Orders
 from proxy.routing.router import Router
-from proxy.snapshot import Snapshot
-from proxy.web import document
-from proxy.web.page import Page
+from proxy.transport import frames
+from proxy.transport.clock import Clock
+from proxy.transport.errors import StartError
+from proxy.upstream.supervisor import FeedSupervisor
 
 TICK_SECONDS = 0.25
 HISTORY_SECONDS = 1.0
@@ -52,7 +53,7 @@ DRAIN_SECONDS = 5.0
 GARBAGE = (5_000, 200, 100)
 
 
-class State(Enum):
+class GatewayState(Enum):
     STARTING = "starting"
     SERVING = "serving"
     DRAINING = "draining"
@@ -70,8 +71,8 @@ class Gateway:
         self.config = config
         self._read = read
         self._beat: Callable[[], None] | None = None
-        self.state = State.STARTING
-        self.upstreams: dict[tuple[str, str], Upstream] = {}
+        self.state = GatewayState.STARTING
+        self.upstreams: dict[tuple[str, str], FeedSupervisor] = {}
         self._clock = clock
         self._began = clock()
         self._outboxes = Outboxes(config.limits.outboxes)
@@ -91,7 +92,7 @@ class Gateway:
             tls=self._tls,
         )
         self._history = History(self._began)
-        self._recent = Recent(clock)
+        self._recent = RecentEvents(clock)
         self._taps = Taps(lambda account, feed: self.upstreams.get((account, feed)), clock)
         self.admin = Admin(
             (admin.host, admin.port),
@@ -109,7 +110,7 @@ class Gateway:
         self._log = Log("gateway")
 
     def __repr__(self) -> str:
-        return f"<Gateway {self.state.value} {len(self.upstreams)} feeds, {len(self.server.conversations)} sessions>"
+        return f"<Gateway {self.state.value} {len(self.upstreams)} feeds, {len(self.server.sessions)} sessions>"
 
     def start(self) -> None:
         """Listens, the admin port first. Raises StartError, with everything closed again."""
@@ -126,7 +127,7 @@ class Gateway:
                     remedy = f"change {name}.host or {name}.port"
                 raise StartError.cannot_listen(f"{host}:{port} ({name})", error, remedy) from error
         self._ticker = gevent.spawn(self._tick)
-        self.state = State.SERVING
+        self.state = GatewayState.SERVING
         gc.collect()
         gc.freeze()  # what the start has built stays; collections need not walk it
         gc.set_threshold(*GARBAGE)
@@ -135,7 +136,7 @@ class Gateway:
     def signals(self) -> Iterator[None]:
         """Signals are heard meanwhile. Before `start`, since whoever finds the ports open may send one."""
         handlers = [gevent.signal_handler(number, self._signal) for number in (signal.SIGTERM, signal.SIGINT)]
-        handlers.append(gevent.signal_handler(signal.SIGHUP, self._reread))
+        handlers.append(gevent.signal_handler(signal.SIGHUP, self._reload_from_file))
         try:
             yield
         finally:
@@ -156,22 +157,22 @@ class Gateway:
 
     def stop(self, seconds: float = DRAIN_SECONDS) -> None:
         """Drains: accepts nobody, flushes, closes with 1001, and after `seconds` ends what is left."""
-        if self.state is not State.SERVING:
+        if self.state is not GatewayState.SERVING:
             return
-        self.state = State.DRAINING
-        self._log.info("draining", sessions=len(self.server.conversations))
+        self.state = GatewayState.DRAINING
+        self._log.info("draining", sessions=len(self.server.sessions))
         self.server.stop_accepting()
-        for conversation in [*self.server.conversations]:
+        for conversation in [*self.server.sessions]:
             conversation.close(frames.GOING_AWAY, "the proxy is shutting down")
         with gevent.Timeout(seconds, False):
-            while self.server.conversations:
+            while self.server.sessions:
                 gevent.sleep(0.02)
         for upstream in self.upstreams.values():
             upstream.stop()
         if self._ticker is not None:
             self._ticker.kill()
         self.admin.stop()
-        self.state = State.STOPPED
+        self.state = GatewayState.STOPPED
         self._log.info("stopped")
         self._recent.close()
 
@@ -180,9 +181,9 @@ class Gateway:
         """Whether the configuration is being read again."""
         return bool(self._reading.locked())
 
-    def reload(self, new: Config) -> Plan:
+    def reload(self, new: Config) -> ReloadPlan:
         """Carries out what the new configuration changes, all of it or (an address would move) nothing."""
-        steps = plan(self.config, new)
+        steps = make_plan(self.config, new)
         if steps.restart:
             return steps
         old, self.config = self.config, new
@@ -196,7 +197,7 @@ class Gateway:
             self._tls.load_cert_chain(new.listen.tls.cert, new.listen.tls.key)
         if new.log != old.log:
             logs.set_up(new.log.format, new.log.level)
-        for conversation in [*self.server.conversations]:
+        for conversation in [*self.server.sessions]:
             client = conversation.client
             if client is None:
                 continue
@@ -209,12 +210,12 @@ class Gateway:
                 upstream.stop()
                 del self.upstreams[account, feed]
             elif account in steps.accounts:
-                upstream.reconfigure(*self._means(account, feed))
+                upstream.reconfigure(*self._connection_settings(account, feed))
             else:
                 upstream.try_again()
         return steps
 
-    def upstream(self, client: Client, feed: str) -> Upstream:
+    def upstream(self, client: Client, feed: str) -> FeedSupervisor:
         """The connection that serves this client's feed; there is one for each account and feed."""
         name = client.account(feed)
         found = self.upstreams.get((name, feed))
@@ -234,20 +235,20 @@ class Gateway:
             totals=self.server.totals_now(),
             outboxes=self._outboxes.pending,
             outboxes_limit=self._outboxes.limit,
-            strangers=self.server.strangers,
+            unauthenticated=self.server.unauthenticated,
             received=self._history.received,
             delivered=self._history.delivered,
             seconds=tuple(self._history.seconds),
             events=self._recent.events(),
         )
 
-    def _open(self, account: str, feed: str) -> Upstream:
+    def _open(self, account: str, feed: str) -> FeedSupervisor:
         known = endpoint(feed)
         assert known is not None  # the configuration names no other
-        login, codec, router = self._means(account, feed)
-        return Upstream(known, login, codec, router, self._clock)
+        login, codec, router = self._connection_settings(account, feed)
+        return FeedSupervisor(known, login, codec, router, self._clock)
 
-    def _means(self, account: str, feed: str) -> tuple[Login, Codec, Router | OrderRouter]:
+    def _connection_settings(self, account: str, feed: str) -> tuple[Login, Codec, Router | OrderRouter]:
         """How an account's feed is reached, spoken and routed."""
         known = endpoint(feed)
         assert known is not None
@@ -268,8 +269,8 @@ class Gateway:
         while True:
             now = self._clock()
             delay = max(delay, now - due)  # whoever else was due then had to wait as long
-            parts: list[Conversation | Upstream | Taps] = [
-                *self.server.conversations,
+            parts: list[ClientSession | FeedSupervisor | Taps] = [
+                *self.server.sessions,
                 *self.upstreams.values(),
                 self._taps,
             ]
@@ -277,14 +278,14 @@ class Gateway:
                 try:
                     part.tick(now)
                 except Exception:  # a bug in one part must not stop the clock of the others
-                    self._log.error("bug", part=repr(part))
+                    self._log.error("internal_error", part=repr(part))
             if self._beat is not None:
                 self._beat()
             if now - remembered >= HISTORY_SECONDS:
                 try:
                     self._remember(now, delay)
                 except Exception:  # nor may one in this
-                    self._log.error("bug", part=repr(self._history))
+                    self._log.error("internal_error", part=repr(self._history))
                 remembered, delay = now, 0.0
             due = self._clock() + TICK_SECONDS
             gevent.sleep(TICK_SECONDS)
@@ -294,14 +295,14 @@ class Gateway:
             now,
             received={of: upstream.router.received for of, upstream in self.upstreams.items()},
             delivered=self.server.delivered_now(),
-            lags={of: upstream.watch.lags for of, upstream in self.upstreams.items()},
+            lags={of: upstream.stats.lags for of, upstream in self.upstreams.items()},
             delay=delay,
         )
 
     def _signal(self) -> None:
         self._stopping.set()
 
-    def _reread(self) -> None:
+    def _reload_from_file(self) -> None:
         """SIGHUP. A file that is wrong changes nothing. A thread reads it: a long one would hold the hub up."""
         with self._reading:
             self._reloads += 1

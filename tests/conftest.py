@@ -5,9 +5,12 @@ from gevent import monkey
 monkey.patch_all()
 
 import os  # noqa: E402
+import subprocess  # noqa: E402
+import time  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
 from contextlib import ExitStack  # noqa: E402
-from typing import TYPE_CHECKING, Any  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import TYPE_CHECKING, Any, TypeVar  # noqa: E402
 
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
@@ -23,6 +26,8 @@ settings.register_profile("plain", max_examples=30, deadline=None, derandomize=P
 settings.register_profile("thorough", max_examples=150, deadline=None, derandomize=PINNED)
 settings.load_profile("plain")
 
+T = TypeVar("T")
+
 # The proxy as a whole is imported in its fixtures alone, so that tests of a part need that part and no other.
 
 
@@ -30,8 +35,8 @@ settings.load_profile("plain")
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time runs faster where it is not the subject: ticks, reconnects, the wait for a refusal."""
     from proxy import gateway
-    from proxy.protocol.feed import Backoff
-    from proxy.routing import penalties
+    from proxy.alpaca.client_protocol import Backoff
+    from proxy.downstream import auth_throttle as penalties
 
     monkeypatch.setattr(gateway, "TICK_SECONDS", 0.01)
     monkeypatch.setattr(Backoff, "LEAST", 0.02)
@@ -55,6 +60,31 @@ def start(quick: None) -> Iterator[Callable[..., Harness]]:
             return harness
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 that nobody vouches for, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = folder / "server.crt", folder / "server.key"
+    command = "openssl req -x509 -nodes -days 2 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -subj /CN=127.0.0.1"
+    files = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(cert), "-keyout", str(key)]
+    subprocess.run([*command.split(), *files], check=True, capture_output=True, timeout=20)
+    return cert, key
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., Any]:
+    """Waits until something is so, and returns it: `wait_until(lambda: listener.strangers == 0)`."""
+
+    def wait_until(so: Callable[[], T], seconds: float = 5) -> T:
+        deadline = time.monotonic() + seconds
+        while not (found := so()):
+            assert time.monotonic() < deadline, "it did not come about in time"
+            time.sleep(0.002)
+        return found
+
+    return wait_until
 
 
 @pytest.fixture(scope="session")

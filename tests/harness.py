@@ -27,10 +27,10 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from proxy.config import model as configuration
+from proxy.downstream.outbox import Outbox
 from proxy.gateway import Gateway
-from proxy.net.outbox import Outbox
-from proxy.net.upstream import Upstream
 from proxy.simulator import Simulator
+from proxy.upstream.supervisor import FeedSupervisor
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 20.0
@@ -90,10 +90,10 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.ws.close()
 
-    def say(self, request: Any) -> None:
+    def send_json(self, request: Any) -> None:
         self.ws.send(msgpack.packb(request) if self.codec == "msgpack" else json.dumps(request))
 
-    def hear(self, seconds: float = SECONDS) -> Any:
+    def receive(self, seconds: float = SECONDS) -> Any:
         """The next frame, decoded. Control messages must come alone in theirs."""
         frame = self.ws.recv(timeout=seconds)
         assert isinstance(frame, str) is (self.codec == "json" and not self._trading)
@@ -114,12 +114,12 @@ class Client:
         deadline = time.monotonic() + seconds
         while True:
             heard = len(self.data)
-            message = self.hear(deadline - time.monotonic())
+            message = self.receive(deadline - time.monotonic())
             if len(self.data) == heard:
                 return message
 
     def ask(self, request: Any) -> Any:
-        self.say(request)
+        self.send_json(request)
         return self.answer()
 
     def log_in(self, key: str, secret: str | None = None) -> Client:
@@ -147,14 +147,14 @@ class Client:
         """All data so far, once there are so many messages."""
         deadline = time.monotonic() + seconds
         while len(self.data) < count:
-            self.hear(deadline - time.monotonic())
+            self.receive(deadline - time.monotonic())
         return self.data
 
     def numbers(self, symbol: str, last: int, seconds: float = SECONDS) -> list[int]:
         """The numbers of a symbol's trades, heard until the one numbered `last` has come."""
         deadline = time.monotonic() + seconds
         while last not in (numbers := [m["i"] for m in self.data if m["T"] == "t" and m["S"] == symbol]):
-            self.hear(deadline - time.monotonic())
+            self.receive(deadline - time.monotonic())
         return numbers
 
     def silent(self) -> bool:
@@ -168,7 +168,7 @@ class Client:
         deadline = time.monotonic() + seconds
         try:
             while True:
-                self.hear(max(0.0, deadline - time.monotonic()))
+                self.receive(max(0.0, deadline - time.monotonic()))
         except ConnectionClosed as end:
             return (end.rcvd.code, end.rcvd.reason) if end.rcvd else (None, "")
 
@@ -250,20 +250,20 @@ class Wire:
             head = struct.pack("!BBQ", first | opcode, 0xFF, size)
         return head + bytes(4) + payload
 
-    def say(self, request: Any) -> None:
+    def send_json(self, request: Any) -> None:
         self.send(TEXT, json.dumps(request).encode())
 
     def log_in(self, key: str, **channels: list[str]) -> Wire:
         """Authenticates and subscribes, and reads the three answers."""
-        self.say({"action": "auth", "key": key, "secret": key})
-        self.say({"action": "subscribe", **channels})
+        self.send_json({"action": "auth", "key": key, "secret": key})
+        self.send_json({"action": "subscribe", **channels})
         for kind in ("success", "success", "subscription"):
-            opcode, payload = self.hear()
+            opcode, payload = self.receive()
             assert opcode == TEXT
             assert json.loads(payload)[0]["T"] == kind
         return self
 
-    def hear(self) -> tuple[int, bytes]:
+    def receive(self) -> tuple[int, bytes]:
         """The next frame: its opcode and payload. Raises EOFError when there is no more."""
         first, size = self._take(2)
         if size == 126:
@@ -276,7 +276,7 @@ class Wire:
         """Every frame until the end of the connection, which must come; a close frame is answered."""
         try:
             while True:
-                opcode, payload = self.hear()
+                opcode, payload = self.receive()
                 yield opcode, payload
                 if opcode == CLOSE:
                     self.send(CLOSE, payload[:2])
@@ -333,7 +333,7 @@ class Harness:
         """Where clients connect."""
         return self.gateway.server.address
 
-    def upstream(self, feed: str = "iex", account: str = "main") -> Upstream:
+    def upstream(self, feed: str = "iex", account: str = "main") -> FeedSupervisor:
         return self.gateway.upstreams[account, feed]
 
     def dial(self, path: str = "/v2/iex", codec: str | None = None, **options: Any) -> Client:
@@ -344,7 +344,7 @@ class Harness:
         """An algorithm that has logged in."""
         client = self.dial(path, codec)
         if not path.startswith("/stream"):
-            assert client.hear() == CONNECTED
+            assert client.receive() == CONNECTED
         return client.log_in(key)
 
     def wire(self, **options: Any) -> Wire:
@@ -387,7 +387,7 @@ class Harness:
 
     def _outbox(self, client: Client) -> Outbox:
         port = client.ws.local_address[1]
-        [outbox] = [c.outbox for c in self.gateway.server.conversations if c.address.endswith(f":{port}")]
+        [outbox] = [c.outbox for c in self.gateway.server.sessions if c.address.endswith(f":{port}")]
         return outbox
 
     def publish(self, feed: str, symbol: str, count: int, *, batch: int = 1) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from proxy.history import Lags
-from proxy.snapshot import FeedState, SessionState, Snapshot, Totals
+from proxy.observe.history import Lags
+from proxy.observe.snapshot import FeedState, SessionState, Snapshot, Totals
 
 
 def feed(name: str = "iex", **more: Any) -> FeedState:
@@ -16,16 +16,16 @@ def feed(name: str = "iex", **more: Any) -> FeedState:
         account="main",
         feed=name,
         phase="live",
-        since=5.0,
-        trouble="",
+        state_age=5.0,
+        last_error="",
         wanted={"trades": 2, "bars": 1},
         acked=3,
         connects=1,
         received=100,
-        unheard=1,
+        unrouted=1,
         malformed=0,
         outages=1,
-        away=12.5,
+        outage_seconds=12.5,
         age=0.25,
         needed=True,
         lag=lags.state(),
@@ -49,7 +49,7 @@ def snapshot(**more: Any) -> Snapshot:
         totals={("alpha", "iex"): Totals(3, 70, 2), ("beta", "iex"): Totals(1, 7, 0, {"slow": 5})},
         outboxes=1150,
         outboxes_limit=10_000,
-        strangers=2,
+        unauthenticated=2,
         received={},
         delivered={},
         seconds=(),

@@ -1,7 +1,7 @@
-"""The shape of the code, held by its imports: which part of `proxy` may know which other, and who may use a library.
+"""The shape of the code, held by its imports: which room of `proxy` may import which other, and who may use a library.
 
-`cli → gateway → net → routing → protocol → errors`: imports point down only. What is said (`protocol`) and who hears it
-(`routing`) is decided by pure code, with no I/O, no clock and no randomness of its own; one package travels.
+Imports point down only. `upstream` and `downstream` never import each other: they meet in `routing` and in the gateway.
+`alpaca` and `routing` decide, and so do no I/O and have no clock and no randomness of their own.
 """
 
 from __future__ import annotations
@@ -19,48 +19,33 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "proxy").rglob("*.py"))
 
-# A part is a module or a package directly below `proxy`. Each may import itself and the parts named here, no other.
+# A room is a package or a module directly below `proxy`. Each may import itself and the rooms named here, no other.
 MAY_IMPORT = {
-    "__init__": "version",
+    "__init__": "observe",
     "__main__": "cli",
-    "cli": "demo gateway simulator config notify logs colour net routing protocol errors snapshot version",
-    "demo": "gateway simulator config logs net routing protocol errors snapshot version",
-    # what runs
-    "gateway": "clock reload metrics web net events history config logs routing protocol errors snapshot version",
-    "simulator": "net logs routing protocol errors version",
-    "net": "history logs origins routing protocol errors snapshot version",
-    "metrics": "snapshot version",
-    "web": "history protocol snapshot version",
-    "events": "logs snapshot",
-    "history": "snapshot",
-    # what is configured
-    "reload": "config routing protocol errors",
-    "config": "origins routing protocol errors",
-    # what is decided
-    "routing": "protocol errors",
-    "protocol": "errors",
-    # what everyone may know
-    "errors": "",
-    "notify": "",
-    "logs": "colour",
-    "clock": "",
-    "origins": "",
-    "colour": "",
-    "snapshot": "",
-    "version": "",
+    "cli": "gateway simulator upstream downstream observe config transport routing alpaca",
+    "gateway": "upstream downstream observe config transport routing alpaca",
+    "simulator": "observe transport alpaca",
+    "upstream": "observe transport routing alpaca",
+    "downstream": "observe transport routing alpaca",
+    "observe": "transport routing alpaca",
+    "config": "transport routing alpaca",
+    "transport": "",
+    "routing": "alpaca",
+    "alpaca": "",
 }
 
 # Each library has the places that may import it. Whatever is not named here is the standard library or a mistake.
 MAY_USE = {
-    "gevent": "proxy.net proxy.gateway proxy.simulator proxy.demo proxy.cli proxy.__main__",
-    "geventwebsocket": "proxy.net.websocket",
-    "websocket": "proxy.net.websocket",
-    "wsproto": "proxy.net.frames",
-    "msgspec": "proxy.protocol proxy.routing proxy.simulator",
+    "gevent": "proxy.transport proxy.upstream proxy.downstream proxy.gateway proxy.simulator proxy.cli proxy.__main__",
+    "geventwebsocket": "proxy.transport.upgrade",
+    "websocket": "proxy.upstream.websocket",
+    "wsproto": "proxy.transport.frames",
+    "msgspec": "proxy.alpaca proxy.routing proxy.simulator",
     "yaml": "proxy.config.yamlfile",
     "pydantic": "proxy.config.model",
     "pydantic_core": "proxy.config.model",
-    "prometheus_client": "proxy.metrics",
+    "prometheus_client": "proxy.observe.metrics",
 }
 
 # The names under which requirements.txt knows those libraries, where they differ.
@@ -72,7 +57,7 @@ PROJECT = {
     "prometheus_client": "prometheus-client",
 }
 
-PURE = ("protocol", "routing")
+PURE = ("alpaca", "routing")
 IMPURE = {
     "asyncio", "gevent", "logging", "multiprocessing", "random", "secrets", "select", "selectors", "signal", "socket",
     "ssl", "subprocess", "threading", "time",
@@ -80,7 +65,7 @@ IMPURE = {
 
 
 class Import(NamedTuple):
-    """One import in the sources: `proxy.net.server` at line 12 imports `proxy.protocol.topics`."""
+    """One import in the sources: `proxy.downstream.server` at line 12 imports `proxy.alpaca.topics`."""
 
     importer: str
     line: int
@@ -91,13 +76,13 @@ class Import(NamedTuple):
 
 
 def module_name(path: Path) -> str:
-    """`proxy/net/server.py` is `proxy.net.server`; a package's `__init__.py` goes by the package's name."""
+    """The dotted name of a module; a package's `__init__.py` has the package's name."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)
 
 
-def part(module: str) -> str:
-    """The part of `proxy` that a module belongs to: `net` for `proxy.net.server`, `__init__` for `proxy` itself."""
+def room(module: str) -> str:
+    """The room of a module: `downstream` for `proxy.downstream.server`, `__init__` for `proxy` itself."""
     return module.split(".")[1] if "." in module else "__init__"
 
 
@@ -135,13 +120,13 @@ OWN = [found for found in IMPORTS if within(found.target, "proxy")]
 FOREIGN = [found for found in IMPORTS if not within(found.target, "proxy __future__")]
 
 
-def test_every_part_has_its_place_in_the_rule() -> None:
-    """A new module directly below `proxy` must say here what it may import."""
-    assert {part(module_name(path)) for path in MODULES} <= set(MAY_IMPORT)
+def test_every_room_is_in_the_rule() -> None:
+    """A new package or module directly below `proxy` is entered here with what it may import."""
+    assert {room(module_name(path)) for path in MODULES} <= set(MAY_IMPORT)
 
 
 def test_the_rule_points_down_only() -> None:
-    """Each line of the rule names only parts that stand below it, so that no two parts can know each other."""
+    """Each line of the rule names only rooms below it, so that no two rooms can import each other."""
     order = list(MAY_IMPORT)
     upward = [
         f"{importer} → {target}"
@@ -156,13 +141,13 @@ def test_imports_follow_the_rule() -> None:
     strays = [
         str(found)
         for found in OWN
-        if part(found.target) not in {part(found.importer), *MAY_IMPORT[part(found.importer)].split()}
+        if room(found.target) not in {room(found.importer), *MAY_IMPORT[room(found.importer)].split()}
     ]
     assert strays == []
 
 
 def test_pure_packages_do_no_io_and_have_no_clock() -> None:
-    strays = [str(found) for found in FOREIGN if part(found.importer) in PURE and found.target.split(".")[0] in IMPURE]
+    strays = [str(found) for found in FOREIGN if room(found.importer) in PURE and found.target.split(".")[0] in IMPURE]
     assert strays == []
 
 
@@ -193,9 +178,15 @@ def test_a_module_states_its_subject(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text("utf-8"))), "no docstring"
 
 
+def test_a_package_lists_its_modules() -> None:
+    for package in sorted((ROOT / "proxy").glob("*/__init__.py")):
+        listed = re.findall(r"^ *(\w+) {2,}", package.read_text("utf-8"), re.MULTILINE)
+        assert sorted(listed) == sorted({path.stem for path in package.parent.glob("*.py")} - {"__init__"}), package
+
+
 def test_decisions_import_with_no_gevent() -> None:
     """In a Python that cannot import gevent, everything that decides still imports."""
-    pure = [module_name(path) for path in MODULES if part(module_name(path)) in PURE]
+    pure = [module_name(path) for path in MODULES if room(module_name(path)) in PURE]
     program = f"import sys; sys.modules['gevent'] = None; import {', '.join([*pure, 'proxy.config.model'])}"
     subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=ROOT, check=True, timeout=30)
 
@@ -206,9 +197,8 @@ def test_gevent_patches_before_anything_else_is_imported() -> None:
     first_two = [ast.unparse(statement) for statement in main.body[1:3]]  # after the docstring
     assert first_two == ["from gevent import monkey", "monkey.patch_all()"]
 
-    program = (
-        "import sys, proxy, proxy.version; print(*{'socket', 'ssl', 'threading', 'subprocess'} & set(sys.modules))"
-    )
+    patched = "{'socket', 'ssl', 'threading', 'subprocess'}"
+    program = f"import sys, proxy, proxy.observe.version; print(*{patched} & set(sys.modules))"
     early = subprocess.run(
         [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {program}"],
         capture_output=True,

@@ -342,7 +342,7 @@ def _talk(proxy: Harness, port: int, cert: Path) -> None:
     """An algorithm logs in, subscribes and hears; a plain request is told what this is."""
     trusting = ssl.create_default_context(cafile=str(cert))
     with dial(("localhost", port), ssl=trusting) as client:
-        client.hear()
+        client.receive()
         client.log_in("alpha").subscribe(trades=["AAPL"])
         last = proxy.publish("iex", "AAPL", 300)
         assert client.numbers("AAPL", last)[-1] == last

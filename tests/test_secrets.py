@@ -18,11 +18,11 @@ from typing import Any
 import gevent
 import pytest
 
-from proxy import logs
+from proxy.alpaca.market import AuthRequest
+from proxy.alpaca.server_protocol import Authenticate
 from proxy.cli import main
-from proxy.errors import ConfigError
-from proxy.protocol.market import Auth
-from proxy.protocol.session import Authenticate
+from proxy.config.errors import ConfigError
+from proxy.observe import logs
 from proxy.simulator import Simulator
 from tests.harness import Harness, Process, Wire, dial, wait_for
 
@@ -99,7 +99,7 @@ def attack(address: tuple[str, int]) -> None:
     def attempt(path: str, headers: dict[str, str], said: str) -> None:
         with dial(address, path, headers=headers) as stranger:
             stranger.ws.send(said)
-            answers = [stranger.hear() for _ in range(1 if path == "/stream" else 2)]
+            answers = [stranger.receive() for _ in range(1 if path == "/stream" else 2)]
             assert clean(json.dumps(answers))
             assert "error" in str(answers[-1]) or "unauthorized" in str(answers[-1])
 
@@ -114,7 +114,7 @@ def test_a_process_at_work(file: Path, alpaca: Simulator) -> None:
         address, admin = process.address(), process.address("proxy.admin")
         with dial(address) as alpha, dial(address, "/stream") as orders, dial(address) as beta:
             for client, key in ((alpha, "alpha"), (beta, "beta")):
-                client.hear()
+                client.receive()
                 client.log_in(key, SECRETS[key]).subscribe(trades=["AAPL"])
             orders.log_in("alpha", SECRETS["alpha"]).listen("trade_updates")
             attack(address)
@@ -207,12 +207,12 @@ def test_whatever_lives_shows_itself_without_secrets(
     admin = "token: canary-admin-token"
     proxy = start(clients, config={"accounts": accounts, "admin": admin}, keys={ACCOUNT_KEY: "canary-account"})
     client = proxy.dial()
-    client.hear()
+    client.receive()
     client.log_in("alpha", "canary-client").subscribe(trades=["AAPL"])
     gc.unfreeze()  # what the start has built is among what lives
     shown = [repr(thing) for thing in gc.get_objects() if str(type(thing).__module__).startswith("proxy.")]
     shown += [repr(proxy.gateway.config), str(proxy.gateway.config), repr(proxy.upstream().login)]
-    shown += [repr(Authenticate("alpha", "canary-client")), repr(Auth("alpha", "canary-client"))]
+    shown += [repr(Authenticate("alpha", "canary-client")), repr(AuthRequest("alpha", "canary-client"))]
     assert len(shown) > 50
     assert clean("\n".join(shown))
     assert SHOWN in repr(proxy.upstream().login)
@@ -221,9 +221,9 @@ def test_whatever_lives_shows_itself_without_secrets(
         raise RuntimeError
 
     stranger = proxy.dial()
-    stranger.hear()
+    stranger.receive()
     monkeypatch.setattr(type(proxy.gateway._directory), "authenticate", fail)
-    stranger.say({"action": "auth", "key": "alpha", "secret": "canary-client"})
+    stranger.send_json({"action": "auth", "key": "alpha", "secret": "canary-client"})
     assert stranger.closed() == (1011, "internal error")
     assert "RuntimeError" in log.getvalue()
     assert clean(log.getvalue())

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 import build_zipapp
-from proxy.version import COMMIT_FILE, __version__, commit
+from proxy.observe.version import COMMIT_FILE, __version__, commit
 from tests.single_file import FIT, ROOT, UNFIT, Built, Machine, of_anybody, run
 
 CONFIG = """\

@@ -44,7 +44,7 @@ class Client(picows.WSListener):
         transport.send(TEXT, b'[{"T":"subscription"}]')
 
 
-class Upstream(picows.WSListener):
+class FeedSupervisor(picows.WSListener):
     def __init__(self) -> None:
         self.said = [
             b'{"action":"auth","key":"key","secret":"secret"}',
@@ -72,7 +72,7 @@ class Upstream(picows.WSListener):
 async def main() -> None:
     server = await picows.ws_create_server(lambda _: Client(), "127.0.0.1", 0)
     print("listening", server.sockets[0].getsockname()[1], flush=True)
-    await picows.ws_connect(Upstream, f"ws://127.0.0.1:{sys.argv[1]}/v2/iex")
+    await picows.ws_connect(FeedSupervisor, f"ws://127.0.0.1:{sys.argv[1]}/v2/iex")
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 

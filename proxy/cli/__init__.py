@@ -1,8 +1,30 @@
-"""The command line: `main` parses, calls one verb, and returns the exit code.
+"""The command line: `main` parses the arguments, calls one verb, and returns the exit code.
 
-`parser` describes every verb. Each verb is a module of its name with `run(options)`, imported when it is called, so
-that `keygen` and `healthcheck` need not load the proxy. What several verbs share: `terminal` is how they speak,
-`settings` where the configuration is and what to say of one that cannot work, `running` how they reach a proxy.
+Each verb is a module of its name with `run(options)`, imported when it is called, so that `keygen` and `healthcheck` do
+not load the proxy.
+
+    parser            the verbs and their arguments
+    run               no verb: the proxy itself
+    check             what is wrong with a configuration, or who may see what
+    explain           whether a client may see a topic, and by which line
+    init              a first configuration, after a few questions
+    keygen            a new client
+    demo              the verb `demo`
+    demonstration     simulator, proxy and two algorithms in one process
+    simulate          the simulator alone
+    status            the running proxy as tables
+    healthcheck       the exit status of /readyz
+    schema            the JSON schema, or the reference of settings
+    completion        shell completion
+    config_file       where the configuration is, and what is said of one that cannot work
+    terminal          exit codes, sentences on standard error, tables
+    running           how verbs reach the running proxy
+    overview          /status.json as tables
+    online            one log-in to Alpaca
+    starter           the file that `init` writes
+    startup           the lines that the proxy prints at its start
+    reference         docs/configuration.md from the schema
+    service_manager   sd_notify
 """
 
 from __future__ import annotations
@@ -17,7 +39,7 @@ import gevent
 
 from proxy.cli.parser import parser
 from proxy.cli.terminal import Exit, fail
-from proxy.errors import ProxyError
+from proxy.transport.errors import ProxyError
 
 __all__ = ["main"]
 

@@ -7,13 +7,13 @@ import os
 import sys
 from collections.abc import Iterator
 
-from proxy.cli.settings import complain, config_path
+from proxy.cli.config_file import complain, config_path
 from proxy.cli.terminal import Exit, say, table, warn
-from proxy.colour import Colour, Ink
 from proxy.config import model as configuration
+from proxy.config.errors import ConfigError
 from proxy.config.model import Config
-from proxy.errors import ConfigError
-from proxy.routing.access import Client
+from proxy.observe.style import Color, Style
+from proxy.routing.allowlists import Client
 
 SYMBOLS = 12  # in a line
 TRADING = "trading"
@@ -26,26 +26,26 @@ def run(options: argparse.Namespace) -> Exit:
         config = configuration.load(path, os.environ)
     except ConfigError as error:
         return complain(error, path)
-    ink = Ink.of(sys.stdout, os.environ)
+    ink = Style.of(sys.stdout, os.environ)
     print(f"{accounts_table(config, ink)}\n\n{access_table(config, ink)}\n{LEGEND}\n", flush=True)
     for warning in configuration.warnings(config, path):
         warn(warning)
     if options.online and not _online(config):
         return Exit.FAILED
-    print(f"{path}: {ink.paint('good', Colour.GOOD)}")
+    print(f"{path}: {ink.paint('good', Color.GOOD)}")
     return Exit.GOOD
 
 
-def accounts_table(config: Config, ink: Ink) -> str:
+def accounts_table(config: Config, ink: Style) -> str:
     """The accounts, and the upstream connections that each may be asked to hold. Of a key the last four characters."""
     rows = []
     for name, account in config.accounts.items():
         feeds = " ".join(feeds_of(config, name))
-        rows.append((name, account.key.tail(), account.trading, feeds or ("none: no client uses it", Colour.WARNING)))
+        rows.append((name, account.key.tail(), account.trading, feeds or ("none: no client uses it", Color.WARNING)))
     return table(("ACCOUNT", "KEY", "TRADING", "ONE CONNECTION EACH FOR"), rows, ink)
 
 
-def access_table(config: Config, ink: Ink) -> str:
+def access_table(config: Config, ink: Style) -> str:
     """Who may see what, a line for each client, feed and channel. No secret is in it."""
     rows = [row for client in config.directory() for row in _access(client)]
     return table(("CLIENT", "FEED", "ACCOUNT", "CHANNEL", "SYMBOLS"), rows, ink)

@@ -9,14 +9,15 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from proxy.cli.settings import complain, config_path
+from proxy.alpaca.endpoints import FOLLOWERS, WILDCARD, Dialect, Endpoint, endpoint, feed_names
+from proxy.cli.config_file import complain, config_path
 from proxy.cli.terminal import Exit, fail
-from proxy.colour import Colour, Ink
 from proxy.config import model as configuration
-from proxy.config import settings, yamlfile
+from proxy.config import values as settings
+from proxy.config import yamlfile
+from proxy.config.errors import ConfigError
 from proxy.config.model import Config
-from proxy.errors import ConfigError
-from proxy.protocol.feeds import FOLLOWERS, WILDCARD, Dialect, Endpoint, endpoint, feed_names
+from proxy.observe.style import Color, Style
 
 
 def run(options: argparse.Namespace) -> Exit:
@@ -27,11 +28,11 @@ def run(options: argparse.Namespace) -> Exit:
         if mistake := _mistake(config, *asked):
             return fail(mistake, Exit.USAGE)
         line = configuration.explain(path, os.environ, *asked)
-        ink = Ink.of(sys.stdout, os.environ)
+        ink = Style.of(sys.stdout, os.environ)
         if line is not None:
-            print(f"{ink.paint('allowed', Colour.GOOD)} by {line}")
+            print(f"{ink.paint('allowed', Color.GOOD)} by {line}")
         else:
-            print(f"{ink.paint('not allowed', Colour.BAD)}: {_nearest_line(path, *asked)}")
+            print(f"{ink.paint('not allowed', Color.BAD)}: {_nearest_line(path, *asked)}")
     except ConfigError as error:
         return complain(error, path)
     return Exit.GOOD

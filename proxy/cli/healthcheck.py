@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 
+from proxy.cli.config_file import complain, config_path
 from proxy.cli.running import NotRunning, running
-from proxy.cli.settings import complain, config_path
 from proxy.cli.terminal import Exit, fail
-from proxy.errors import ConfigError
+from proxy.config.errors import ConfigError
 
 
 def run(options: argparse.Namespace) -> Exit:

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from proxy.cli.config_file import config_path
 from proxy.cli.keygen import NewClient
-from proxy.cli.settings import config_path
 from proxy.cli.starter import SCHEMA_FILE, Answers, starter, symbols_of
 from proxy.cli.terminal import Exit, command, fail, say
-from proxy.config import settings
-from proxy.config.settings import Unsuitable
+from proxy.config import values as settings
+from proxy.config.values import Unsuitable
 from proxy.config.yamlfile import Items, Table, Text
 
 T = TypeVar("T")

@@ -6,14 +6,13 @@ import time
 
 import gevent
 
+from proxy.alpaca.client_protocol import HINTS, LoggedIn, Login, Refused, Send, client_protocol_for
+from proxy.alpaca.codec import CODECS, Codec, Malformed, Raw
+from proxy.alpaca.endpoints import Dialect, endpoint
 from proxy.config.model import Account
-from proxy.errors import ConnectionLost, UpgradeRefused
-from proxy.net import frames
-from proxy.net.line import Line
-from proxy.protocol import feed as talk
-from proxy.protocol.codec import CODECS, Codec, Malformed, Raw
-from proxy.protocol.feed import Login
-from proxy.protocol.feeds import Dialect, endpoint
+from proxy.transport import frames
+from proxy.transport.errors import ConnectionLost, UpgradeRefused
+from proxy.upstream.alpaca_connection import AlpacaConnection
 
 ANSWER_SECONDS = 10.0
 
@@ -34,25 +33,25 @@ def _log_in(name: str, account: Account, feed: str) -> str | None:
     assert known is not None  # the configuration names no other
     codec = CODECS[account.speaks(feed)]
     login = Login(name, account.url(feed), account.key.reveal(), account.secret.reveal())
-    conversation = talk.open_feed(known, codec, login)
-    opcode = frames.TEXT if conversation.text else frames.BINARY
-    line = Line(login.url, codec.content_type, time.monotonic)
+    protocol = client_protocol_for(known, codec, login)
+    opcode = frames.TEXT if protocol.text else frames.BINARY
+    connection = AlpacaConnection(login.url, codec.content_type, time.monotonic)
     try:
-        for payload in conversation.opening():
-            line.say(opcode, payload)
+        for payload in protocol.opening():
+            connection.send(opcode, payload)
         with gevent.Timeout(ANSWER_SECONDS, ConnectionLost(f"it was silent for {ANSWER_SECONDS:.0f} s")):
             while True:
-                for frame in line.receive():
+                for frame in connection.receive():
                     for body in _bodies(codec, known.dialect, frame.payload):
-                        match conversation.hear(body):
-                            case talk.Say(payload):
-                                line.say(opcode, payload)
-                            case talk.Authenticated():
+                        match protocol.receive(body):
+                            case Send(payload):
+                                connection.send(opcode, payload)
+                            case LoggedIn():
                                 return None
-                            case talk.Refused(code, msg):
+                            case Refused(code, msg):
                                 return _sentence(f"Alpaca says {code} {msg}".rstrip(), code)
     finally:
-        line.close()
+        connection.close()
 
 
 def _bodies(codec: Codec, dialect: Dialect, payload: bytes) -> list[Raw] | list[bytes]:
@@ -66,5 +65,5 @@ def _bodies(codec: Codec, dialect: Dialect, payload: bytes) -> list[Raw] | list[
 
 
 def _sentence(said: str, code: int) -> str:
-    hint = talk.HINTS.get(code)
+    hint = HINTS.get(code)
     return f"{said}: {hint}" if hint else f"{said}; try again later"

@@ -1,6 +1,7 @@
 """What /status.json says, as tables for a person: the proxy in one line, its feeds, its clients, and recent trouble.
 
-`proxy.web.document` describes the JSON. Anything else raises LookupError, TypeError, ValueError or AttributeError.
+`proxy.observe.status_document` describes the JSON. Anything else raises LookupError, TypeError, ValueError or
+AttributeError.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from proxy.cli.terminal import Cell, plain, table
-from proxy.colour import Colour, Ink
+from proxy.observe.style import Color, Style
 
 RECENT = 5
 FULL = 0.5  # of an outbox, from which on its client is worth a look
@@ -18,10 +19,10 @@ FULL = 0.5  # of an outbox, from which on its client is worth a look
 FEED = ("FEED", "STATE", "FOR", "MSG/S", "MESSAGES", "LAG P50", "P99", "LAST", "TOPICS", "CONNECTS", "TROUBLE")
 CLIENT = ("CLIENT", "FEED", "SESSIONS", "TOPICS", "MSG/S", "DELIVERED", "PENDING", "LEFT OUT", "LOST")
 
-Document = Mapping[str, Any]
+StatusJson = Mapping[str, Any]
 
 
-def overview(document: Document, ink: Ink) -> str:
+def overview(document: StatusJson, ink: Style) -> str:
     """The whole text."""
     parts = [_proxy(document, ink)]
     if document["feeds"]:
@@ -30,14 +31,14 @@ def overview(document: Document, ink: Ink) -> str:
         parts.append(table(CLIENT, [_client(client) for client in document["clients"]], ink))
     else:
         parts.append("No client has connected yet.")
-    trouble = [event for event in document["events"] if event["level"] in ("warning", "error")]
-    if trouble:
-        parts.append("\n".join(_event(event, ink) for event in trouble[-RECENT:]))
+    last_error = [event for event in document["events"] if event["level"] in ("warning", "error")]
+    if last_error:
+        parts.append("\n".join(_event(event, ink) for event in last_error[-RECENT:]))
     return "\n\n".join(parts)
 
 
-def _proxy(document: Document, ink: Ink) -> str:
-    ready = ink.paint("ready", Colour.GOOD) if document["ready"] else ink.paint("not ready", Colour.BAD)
+def _proxy(document: StatusJson, ink: Style) -> str:
+    ready = ink.paint("ready", Color.GOOD) if document["ready"] else ink.paint("not ready", Color.BAD)
     pending, limit = document["outboxes"]["pending"], document["outboxes"]["limit"]
     return (
         f"alpaca-proxy {plain(str(document['proxy']))}: {plain(str(document['state']))}, {ready}, "
@@ -45,12 +46,12 @@ def _proxy(document: Document, ink: Ink) -> str:
     )
 
 
-def _feed(feed: Document) -> list[Cell]:
+def _feed(feed: StatusJson) -> list[Cell]:
     live = feed["phase"] == "live"
     bad = feed["needed"] and not live
     return [
         f"{feed['account']}/{feed['feed']}",
-        (str(feed["phase"]), Colour.GOOD if live else Colour.BAD if bad else None),
+        (str(feed["phase"]), Color.GOOD if live else Color.BAD if bad else None),
         span(feed["since"]),
         f"{feed['rate']:.1f}",
         f"{feed['received']:,}",
@@ -59,12 +60,12 @@ def _feed(feed: Document) -> list[Cell]:
         "-" if feed["age"] is None else f"{span(feed['age'])} ago",
         f"{feed['acked']}/{feed['wanted']}" if feed["acked"] != feed["wanted"] else f"{feed['wanted']}",
         str(feed["connects"]),
-        (str(feed["trouble"]) if not live else "", Colour.BAD if bad else None),
+        (str(feed["trouble"]) if not live else "", Color.BAD if bad else None),
     ]
 
 
-def _client(client: Document) -> list[Cell]:
-    sessions: Sequence[Document] = client["sessions"]
+def _client(client: StatusJson) -> list[Cell]:
+    sessions: Sequence[StatusJson] = client["sessions"]
     pending = sum(session["pending"] for session in sessions)
     slow = any(session["slow"] or session["pending"] > FULL * session["limit"] for session in sessions)
     lost = ", ".join(f"{count:,} {reason}" for reason, count in sorted(client["lost"].items()))
@@ -75,15 +76,15 @@ def _client(client: Document) -> list[Cell]:
         str(sum(session["topics"] for session in sessions)),
         f"{client['rate']:.1f}",
         f"{client['delivered']:,}",
-        (size(pending) + (" slow" if slow else ""), Colour.WARNING if slow else None),
+        (size(pending) + (" slow" if slow else ""), Color.WARNING if slow else None),
         f"{client['conflated']:,}",
-        (lost or "0", Colour.WARNING if lost else None),
+        (lost or "0", Color.WARNING if lost else None),
     ]
 
 
-def _event(event: Document, ink: Ink) -> str:
+def _event(event: StatusJson, ink: Style) -> str:
     clock = time.strftime("%H:%M:%S", time.localtime(event["time"]))
-    colour = Colour.BAD if event["level"] == "error" else Colour.WARNING
+    colour = Color.BAD if event["level"] == "error" else Color.WARNING
     fields = " ".join(f"{name}={value}" for name, value in event["fields"].items())
     level = ink.paint(plain(event["level"]), colour)
     return f"{clock} {level} " + plain(f"{event['event']} {fields}").replace("\n", " ").rstrip()

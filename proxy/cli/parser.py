@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from proxy.alpaca.endpoints import endpoint, feed_names
 from proxy.cli.terminal import CONFIG_VARIABLE, DEFAULT_CONFIG
-from proxy.config import settings
-from proxy.protocol.feeds import endpoint, feed_names
-from proxy.version import describe
+from proxy.config import values as settings
+from proxy.observe.version import describe
 
 SHELLS = ("bash", "zsh", "fish")
 SIMULATOR_PORT = 8770

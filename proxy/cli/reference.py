@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from proxy.config import settings
-from proxy.protocol.feeds import FOLLOWERS, Dialect, endpoint, feed_names
+from proxy.alpaca.endpoints import FOLLOWERS, Dialect, endpoint, feed_names
+from proxy.config import values as settings
 
 Schema = Mapping[str, Any]
 

@@ -6,15 +6,15 @@ import argparse
 import os
 import time
 
-from proxy import logs
-from proxy.cli.settings import complain, config_path
+from proxy.cli.config_file import complain, config_path
+from proxy.cli.service_manager import Notifier
 from proxy.cli.startup import announce
 from proxy.cli.terminal import Exit
 from proxy.config import model as configuration
+from proxy.config.errors import ConfigError
 from proxy.config.model import Config
-from proxy.errors import ConfigError
-from proxy.gateway import Gateway, State
-from proxy.notify import Notifier
+from proxy.gateway import Gateway, GatewayState
+from proxy.observe import logs
 
 
 def run(options: argparse.Namespace) -> Exit:
@@ -27,8 +27,8 @@ def run(options: argparse.Namespace) -> Exit:
 
     def beat() -> None:
         state = gateway.state.value
-        status = f"{state}: {len(gateway.server.conversations)} sessions, {len(gateway.upstreams)} feeds"
-        reloading = gateway.reloading and gateway.state is State.SERVING
+        status = f"{state}: {len(gateway.server.sessions)} sessions, {len(gateway.upstreams)} feeds"
+        reloading = gateway.reloading and gateway.state is GatewayState.SERVING
         manager.beat(time.monotonic(), "reloading" if reloading else state, status)
 
     try:

@@ -16,11 +16,13 @@ from typing import TypeVar
 import gevent
 
 from proxy.cli.terminal import say
-from proxy.config import addresses, secret, settings, yamlfile
+from proxy.config import addresses, secret, yamlfile
+from proxy.config import values as settings
+from proxy.config.errors import ConfigError, Problem
 from proxy.config.secret import Secret
-from proxy.config.settings import Unsuitable
-from proxy.config.yamlfile import Document
-from proxy.errors import ConfigError, Problem, ProxyError
+from proxy.config.values import Unsuitable
+from proxy.config.yamlfile import YamlDocument
+from proxy.transport.errors import ProxyError
 
 ANSWER_SECONDS = 5.0
 QUIET_SECONDS = 1.0
@@ -121,7 +123,7 @@ def running(path: Path, environ: Mapping[str, str]) -> Running:
     return Running(host, port, token, path)
 
 
-def _problems(document: Document, name: str, error: Unsuitable) -> Iterator[Problem]:
+def _problems(document: YamlDocument, name: str, error: Unsuitable) -> Iterator[Problem]:
     for fault in error.faults:
         problem = document.problem(("admin", name), fault.reason, fault.hint)
         if problem is not None:

@@ -6,7 +6,7 @@ import argparse
 
 from proxy import simulator
 from proxy.cli.terminal import Exit
-from proxy.errors import StartError
+from proxy.transport.errors import StartError
 
 READY = """\
 A simulated Alpaca at {url}, key `key`, secret `secret`. In the proxy's configuration:

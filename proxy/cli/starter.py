@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from proxy.alpaca.endpoints import endpoint
 from proxy.cli.keygen import NewClient
 from proxy.cli.terminal import command
-from proxy.protocol.feeds import endpoint
 
 SCHEMA_FILE = "alpaca-proxy.schema.json"
 CHANNELS = ("trades", "quotes", "bars", "news")

@@ -8,8 +8,8 @@ from pathlib import Path
 from proxy.cli.running import authority
 from proxy.config import model as configuration
 from proxy.config.model import Config
-from proxy.logs import Log
-from proxy.version import describe
+from proxy.observe.logs import Log
+from proxy.observe.version import describe
 
 WARNINGS = 5
 NAMES = 8

@@ -9,12 +9,12 @@ import shutil
 import sys
 import time
 
+from proxy.cli.config_file import complain, config_path
 from proxy.cli.overview import overview
 from proxy.cli.running import NotRunning, Running, running
-from proxy.cli.settings import complain, config_path
 from proxy.cli.terminal import Exit, fail, plain
-from proxy.colour import Ink
-from proxy.errors import ConfigError
+from proxy.config.errors import ConfigError
+from proxy.observe.style import Style
 
 WATCH_SECONDS = 2.0
 NO_HISTORY = 1 << 53
@@ -43,7 +43,7 @@ def _answer(proxy: Running, *, as_json: bool) -> str:
         if status != 200:
             raise ValueError(status)
         document = json.loads(body)
-        return body.rstrip() if as_json else overview(document, Ink.of(sys.stdout, os.environ))
+        return body.rstrip() if as_json else overview(document, Style.of(sys.stdout, os.environ))
     except (ValueError, LookupError, TypeError, AttributeError):
         raise NotRunning(
             f"what answers at {proxy} is no alpaca-proxy of this version; see what has that address"

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from enum import IntEnum
 
-from proxy.colour import Colour, Ink
+from proxy.observe.style import Color, Style
 
 DEFAULT_CONFIG = "config/proxy.yaml"
 CONFIG_VARIABLE = "ALPACA_PROXY_CONFIG"
@@ -42,7 +42,7 @@ def say(sentence: str) -> None:
 
 def warn(sentence: str) -> None:
     """What is no reason to stop, but to think."""
-    label = Ink.of(sys.stderr, os.environ).paint("warning:", Colour.WARNING)
+    label = Style.of(sys.stderr, os.environ).paint("warning:", Color.WARNING)
     print(f"{label} {plain(sentence)}", file=sys.stderr, flush=True)
 
 
@@ -51,12 +51,12 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
-Cell = str | tuple[str, Colour | None]
+Cell = str | tuple[str, Color | None]
 
 
-def table(heading: Sequence[str], rows: Sequence[Sequence[Cell]], ink: Ink) -> str:
+def table(heading: Sequence[str], rows: Sequence[Sequence[Cell]], ink: Style) -> str:
     """Rows in aligned columns below their heading. A cell is a text, or a text and its colour."""
-    lines: list[list[tuple[str, Colour | None]]] = [[(name, Colour.HEADING) for name in heading]]
+    lines: list[list[tuple[str, Color | None]]] = [[(name, Color.HEADING) for name in heading]]
     for row in rows:
         cells = [cell if isinstance(cell, tuple) else (cell, None) for cell in row]
         lines.append([(plain(text).replace("\n", " "), colour) for text, colour in cells])

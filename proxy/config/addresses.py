@@ -9,9 +9,9 @@ import ipaddress
 import re
 from urllib.parse import urlsplit
 
-from proxy.config.settings import Fault, Unsuitable, text
+from proxy.config.values import Fault, Unsuitable, text
 from proxy.config.yamlfile import quoted
-from proxy.origins import Origin, is_literal, parse
+from proxy.transport.origins import Origin, is_literal, parse
 
 LOOPBACK = "127.0.0.1"
 

@@ -10,17 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from proxy.config import addresses, settings
-from proxy.config.settings import Unsuitable, in_units, nearest
-from proxy.config.yamlfile import Document, Step, Table, Text, quoted
-from proxy.errors import Problem
-from proxy.protocol.feeds import endpoint
-from proxy.routing.access import DEFAULT
+from proxy.alpaca.endpoints import endpoint
+from proxy.config import addresses
+from proxy.config import values as settings
+from proxy.config.errors import Problem
+from proxy.config.values import Unsuitable, in_units, nearest
+from proxy.config.yamlfile import Step, Table, Text, YamlDocument, quoted
+from proxy.routing.allowlists import DEFAULT
 
 T = TypeVar("T")
 
 
-def check(document: Document) -> Iterator[Problem | None]:
+def check(document: YamlDocument) -> Iterator[Problem | None]:
     """The contradictions in a configuration; None stands for one in a value that is reported already."""
     yield from _addresses(document)
     yield from _outboxes(document)
@@ -28,7 +29,7 @@ def check(document: Document) -> Iterator[Problem | None]:
     yield from _accounts(document)
 
 
-def _addresses(document: Document) -> Iterator[Problem | None]:
+def _addresses(document: YamlDocument) -> Iterator[Problem | None]:
     host = _valid(document, ("listen", "host"), addresses.host, addresses.LOOPBACK)
     port = _valid(document, ("listen", "port"), settings.port, settings.LISTEN_PORT)
     plaintext = not document.find(("listen", "tls"))
@@ -52,7 +53,7 @@ def _overlap(one: str, other: str) -> bool:
     return one == other or any((address := addresses.ip_address(of)) and address.is_unspecified for of in (one, other))
 
 
-def _outboxes(document: Document) -> Iterator[Problem | None]:
+def _outboxes(document: YamlDocument) -> Iterator[Problem | None]:
     together = _valid(document, ("limits", "outboxes"), settings.outboxes_size, settings.OUTBOXES)
     if together is None:
         return
@@ -68,7 +69,7 @@ def _outboxes(document: Document) -> Iterator[Problem | None]:
         yield document.problem(("limits", "outboxes"), reason)
 
 
-def _keys(document: Document) -> Iterator[Problem | None]:
+def _keys(document: YamlDocument) -> Iterator[Problem | None]:
     holders: dict[str, str] = {}
     for name in _entries(document, "clients"):
         path = ("clients", name, "key")
@@ -77,7 +78,7 @@ def _keys(document: Document) -> Iterator[Problem | None]:
             yield document.problem(path, f'is the key of the client "{holder}" already')
 
 
-def _accounts(document: Document) -> Iterator[Problem | None]:
+def _accounts(document: YamlDocument) -> Iterator[Problem | None]:
     known = _entries(document, "accounts")
     for client in _entries(document, "clients") if known else ():
         path: tuple[Step, ...] = ("clients", client, "account")
@@ -95,7 +96,7 @@ def _accounts(document: Document) -> Iterator[Problem | None]:
             yield document.problem(path, "is missing; there are several accounts, so say which")
 
 
-def _unserved(document: Document, client: str, chosen: Table) -> Iterator[Problem | None]:
+def _unserved(document: YamlDocument, client: str, chosen: Table) -> Iterator[Problem | None]:
     """The feeds that a client may use, but for which it has no account."""
     allowed = document.find(("clients", client, "allow"))
     for feed in allowed if isinstance(allowed, Table) else ():
@@ -104,12 +105,12 @@ def _unserved(document: Document, client: str, chosen: Table) -> Iterator[Proble
             yield document.problem(("clients", client, "account"), reason)
 
 
-def _entries(document: Document, section: str) -> Table:
+def _entries(document: YamlDocument, section: str) -> Table:
     found = document.find((section,))
     return found if isinstance(found, Table) else Table()
 
 
-def _valid(document: Document, path: tuple[Step, ...], decode: Callable[[object], T], default: T) -> T | None:
+def _valid(document: YamlDocument, path: tuple[Step, ...], decode: Callable[[object], T], default: T) -> T | None:
     """A setting's value, its default if it is left out, None if it is not valid."""
     node = document.find(path)
     if node is None:

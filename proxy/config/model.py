@@ -24,13 +24,14 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from proxy.config import addresses, consistency, references, secret, settings, yamlfile
+from proxy.alpaca.endpoints import Dialect, endpoint
+from proxy.config import addresses, consistency, references, secret, yamlfile
+from proxy.config import values as settings
+from proxy.config.errors import ConfigError, Problem
 from proxy.config.secret import Secret
-from proxy.config.settings import Fault, Unsuitable, nearest
-from proxy.config.yamlfile import Document, Items, Step, Table, Text, quoted
-from proxy.errors import ConfigError, Problem
-from proxy.protocol.feeds import Dialect, endpoint
-from proxy.routing.access import DEFAULT, Allowlist, Client, Directory, WhenSlow
+from proxy.config.values import Fault, Unsuitable, nearest
+from proxy.config.yamlfile import Items, Step, Table, Text, YamlDocument, quoted
+from proxy.routing.allowlists import DEFAULT, Allowlist, Client, Directory, WhenSlow
 
 
 def _readable(value: object, info: ValidationInfo) -> Path:
@@ -310,7 +311,7 @@ _REASONS = {
 }
 
 
-def _typed(document: Document, folder: Path) -> Config:
+def _typed(document: YamlDocument, folder: Path) -> Config:
     config = None
     problems: list[Problem | None] = [*document.problems]
     try:
@@ -326,7 +327,7 @@ def _typed(document: Document, folder: Path) -> Config:
     return config
 
 
-def _worded(document: Document, details: ErrorDetails) -> Iterator[Problem | None]:
+def _worded(document: YamlDocument, details: ErrorDetails) -> Iterator[Problem | None]:
     """What pydantic found, in sentences of our own and with its place."""
     path, context = details["loc"], details.get("ctx", {})
     cause = context.get("error")

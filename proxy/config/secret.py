@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-from proxy.config.settings import Fault, Unsuitable, text
-from proxy.routing.access import digest
+from proxy.config.values import Fault, Unsuitable, text
+from proxy.routing.allowlists import digest
 
 LONGEST = 4096
 

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from proxy.config import references
-from proxy.errors import ConfigError, Problem
+from proxy.config.errors import ConfigError, Problem
 
 MAX_FILE = 2 * 1024 * 1024
 MAX_DEPTH = 32
@@ -91,7 +91,7 @@ def quoted(value: str, longest: int = 32) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class YamlDocument:
     """A parsed file: its tree, and the problems that did not keep it from being read."""
 
     name: str
@@ -151,7 +151,7 @@ def read(path: Path) -> str:
     raise ConfigError([Problem(str(path), line, column, "", reason)])
 
 
-def parse(text: str, *, name: str, environ: Mapping[str, str], folder: Path) -> Document:
+def parse(text: str, *, name: str, environ: Mapping[str, str], folder: Path) -> YamlDocument:
     """The tree of a YAML text. `folder` is where a relative `${file:PATH}` starts.
 
     Raises ConfigError where the text cannot be read further; what can be told besides is in `Document.problems`.
@@ -167,7 +167,7 @@ def parse(text: str, *, name: str, environ: Mapping[str, str], folder: Path) -> 
     except (yaml.YAMLError, ValueError, OverflowError):
         problem = Problem(name, 0, 0, "", "is not YAML that can be read; check its escapes and its directives")
     else:
-        return Document(name, root, tuple(reader.problems))
+        return YamlDocument(name, root, tuple(reader.problems))
     raise ConfigError([*reader.problems, problem])
 
 

@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence, Set
 from typing import NamedTuple, Protocol
 
-from proxy.protocol.codec import FRAME_BYTES, Codec, Malformed, Raw
-from proxy.protocol.feeds import CHANNEL_OF_KIND, WILDCARD, Endpoint
-from proxy.protocol.market import CONTROL
-from proxy.protocol.topics import NOTHING, Subscription, Topic, channel_of, covers, known
-from proxy.protocol.transcode import transcode
-from proxy.routing import books
-from proxy.routing.books import Books
-from proxy.routing.routes import Routes
+from proxy.alpaca.codec import FRAME_BYTES, Codec, Malformed, Raw
+from proxy.alpaca.endpoints import CHANNEL_OF_KIND, WILDCARD, Endpoint
+from proxy.alpaca.market import CONTROL
+from proxy.alpaca.topics import NO_TOPICS, Subscription, Topic, channel_of, covers, known
+from proxy.alpaca.transcode import transcode
+from proxy.routing import order_books as books
+from proxy.routing.order_books import Books
+from proxy.routing.route_cache import RouteCache
 
 # A group of more topics is asked one topic at a time, when a route is made, instead of being entered under each: so a
 # join with thousands of symbols does not hold up everybody's data.
@@ -29,7 +29,7 @@ LARGE = 500
 
 _NEWS = "n"
 _WILDCARDS = frozenset((channel, WILDCARD) for channel in CHANNEL_OF_KIND.values())
-_LOOKED_INTO = frozenset((_NEWS, books.KIND))
+_INSPECTED = frozenset((_NEWS, books.KIND))
 
 
 class Member(Protocol):
@@ -38,7 +38,7 @@ class Member(Protocol):
 
     name: str
     codec: Codec
-    curious: bool
+    accepts_unknown: bool
     outages: int
     put: Callable[[bytes, int], None]
 
@@ -46,12 +46,12 @@ class Member(Protocol):
 class Group:
     """The members that hear the same messages in the same codec, and the bodies gathered for them."""
 
-    __slots__ = ("_channels", "bodies", "codec", "curious", "members", "subscription")
+    __slots__ = ("_channels", "accepts_unknown", "bodies", "codec", "members", "subscription")
 
-    def __init__(self, subscription: Subscription, codec: Codec, curious: bool) -> None:
+    def __init__(self, subscription: Subscription, codec: Codec, accepts_unknown: bool) -> None:
         self.subscription = subscription
         self.codec = codec
-        self.curious = curious
+        self.accepts_unknown = accepts_unknown
         self.members: list[Member] = []
         self.bodies: list[Raw | bytes] = []
         self._channels: frozenset[str] | None = None
@@ -64,7 +64,7 @@ class Group:
         """Those in which it may hear kinds that no documented channel carries. Seldom asked for, and thousands of
         topics are looked at to find them."""
         if self._channels is None:
-            self._channels = frozenset(map(channel_of, self.subscription)) if self.curious else frozenset()
+            self._channels = frozenset(map(channel_of, self.subscription)) if self.accepts_unknown else frozenset()
         return self._channels
 
 
@@ -88,12 +88,12 @@ class Routing(Protocol):
     """Who hears what: `Router` on market data, `orders.OrderRouter` on trading."""
 
     received: int
-    unheard: int
+    unrouted: int
 
-    def hold(self, member: Member, subscription: Subscription) -> list[Delivery]: ...
-    def holdings(self) -> list[tuple[Member, Subscription]]: ...
-    def drop(self, member: Member) -> None: ...
-    def forget(self, acked: Set[Topic]) -> None: ...
+    def set_subscription(self, member: Member, subscription: Subscription) -> list[Delivery]: ...
+    def subscriptions(self) -> list[tuple[Member, Subscription]]: ...
+    def remove(self, member: Member) -> None: ...
+    def prune_books(self, acked: Set[Topic]) -> None: ...
     def book(self, symbol: str, codec: Codec) -> Raw | bytes | None: ...
     def take(self, frame: bytes) -> Raw | bytes | None: ...
     def flush(self) -> list[Delivery]: ...
@@ -106,13 +106,13 @@ class Router:
         self.endpoint = endpoint
         self.codec = codec
         self.received = 0  # messages
-        self.unheard = 0  # of them, those that nobody wanted
+        self.unrouted = 0  # of them, those that nobody wanted
         self.untranslatable = 0
         self._groups: dict[tuple[Subscription, str, bool], Group] = {}
         self._home: dict[Member, Group] = {}
         self._holders: dict[Topic, dict[Group, None]] = {}
         self._large: dict[Group, None] = {}
-        self._routes = Routes(self.find)
+        self._routes = RouteCache(self.find)
         self._books = Books(codec)
         self._touched: list[Group] = []
         self._frames: list[bytes] = []
@@ -121,9 +121,9 @@ class Router:
     def __repr__(self) -> str:
         return f"<Router {self.endpoint.feed} {len(self._home)} members in {len(self._groups)} groups>"
 
-    def hold(self, member: Member, subscription: Subscription) -> list[Delivery]:
+    def set_subscription(self, member: Member, subscription: Subscription) -> list[Delivery]:
         """From now on the member hears this subscription, and nothing else; the order books that it begins with."""
-        before = self._home[member].subscription if member in self._home else NOTHING
+        before = self._home[member].subscription if member in self._home else NO_TOPICS
         self._join(member, subscription)
         codec = member.codec
         gained = [self.book(symbol, codec) for symbol in self._books.gained(before, subscription)]
@@ -132,13 +132,13 @@ class Router:
         return [Delivery([member], codec.text, payload, messages) for payload, messages in codec.batches(bodies)]
 
     def _join(self, member: Member, subscription: Subscription) -> None:
-        self.drop(member)
+        self.remove(member)
         if not subscription:
             return
-        key = (subscription, member.codec.name, member.curious)
+        key = (subscription, member.codec.name, member.accepts_unknown)
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = Group(subscription, member.codec, member.curious)
+            group = self._groups[key] = Group(subscription, member.codec, member.accepts_unknown)
             if len(subscription) > LARGE:
                 self._large[group] = None
             for topic in self._entered(group):
@@ -147,7 +147,7 @@ class Router:
         group.members.append(member)
         self._home[member] = group
 
-    def drop(self, member: Member) -> None:
+    def remove(self, member: Member) -> None:
         """The member hears nothing any more."""
         group = self._home.pop(member, None)
         if group is None:
@@ -155,7 +155,7 @@ class Router:
         group.members.remove(member)
         if group.members:
             return
-        del self._groups[group.subscription, group.codec.name, group.curious]
+        del self._groups[group.subscription, group.codec.name, group.accepts_unknown]
         for topic in self._entered(group):
             holders = self._holders[topic]
             del holders[group]
@@ -168,11 +168,11 @@ class Router:
         """The topics under which the group is entered in `_holders`."""
         return group.subscription & _WILDCARDS if group in self._large else group.subscription
 
-    def holdings(self) -> list[tuple[Member, Subscription]]:
+    def subscriptions(self) -> list[tuple[Member, Subscription]]:
         """Who hears what."""
         return [(member, group.subscription) for member, group in self._home.items()]
 
-    def forget(self, acked: Set[Topic]) -> None:
+    def prune_books(self, acked: Set[Topic]) -> None:
         """Alpaca sends these topics and no more: what is remembered of others is of no use."""
         self._books.keep(acked)
 
@@ -194,7 +194,7 @@ class Router:
         routes, touched = self._routes, self._touched
         for raw, head in zip(raws, heads, strict=True):
             kind = head.T
-            same, other = routes[kind][head.S] if kind not in _LOOKED_INTO else self._look_into(kind, head.S, raw)
+            same, other = routes[kind][head.S] if kind not in _INSPECTED else self._inspect(kind, head.S, raw)
             for group in same:
                 if not group.bodies:
                     touched.append(group)
@@ -202,7 +202,7 @@ class Router:
             if other:
                 self._transcoded(kind, raw, other)
             elif not same:
-                self.unheard += 1
+                self.unrouted += 1
         return None
 
     def flush(self) -> list[Delivery]:
@@ -246,10 +246,10 @@ class Router:
         """Who hears such a message, computed afresh."""
         channel = CHANNEL_OF_KIND.get(kind)
         if channel is None:
-            return _route(self._strange(kind, symbol), self.codec)
-        return _route(self._hearers(channel, (symbol,)), self.codec)
+            return _route(self._unknown_kind(kind, symbol), self.codec)
+        return _route(self._receivers(channel, (symbol,)), self.codec)
 
-    def _look_into(self, kind: str, symbol: str, raw: Raw) -> Route:
+    def _inspect(self, kind: str, symbol: str, raw: Raw) -> Route:
         """Who hears a message that must be read on its way."""
         if kind == _NEWS:
             return self._news(raw)
@@ -258,9 +258,9 @@ class Router:
 
     def _news(self, raw: Raw) -> Route:
         """News goes by its `symbols`, once to each group; without any it reaches the wildcard alone."""
-        return _route(self._hearers("news", self.codec.news_symbols(raw)), self.codec)
+        return _route(self._receivers("news", self.codec.news_symbols(raw)), self.codec)
 
-    def _hearers(self, channel: str, symbols: Iterable[str]) -> Iterable[Group]:
+    def _receivers(self, channel: str, symbols: Iterable[str]) -> Iterable[Group]:
         """The groups that hold the channel's wildcard or any of these symbols, each once."""
         found = {**self._holders.get((channel, WILDCARD), {})}
         for symbol in symbols:
@@ -269,7 +269,7 @@ class Router:
             found |= dict.fromkeys([group for group in self._large if topic in group.subscription])
         return found
 
-    def _strange(self, kind: str, symbol: str) -> Iterable[Group]:
+    def _unknown_kind(self, kind: str, symbol: str) -> Iterable[Group]:
         """A kind that no documented channel carries: nothing in it tells which channel it belongs to. Those hear it who
         hold its symbol, or everything, and whose allowlist has `*` for the feed or its channels."""
         if kind in CONTROL:  # not alone in its frame, as it should be; SDKs would take it for an answer to themselves

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from proxy.protocol.feeds import CHANNEL_OF_KIND, FOLLOWERS, WILDCARD, Endpoint
+from proxy.alpaca.endpoints import CHANNEL_OF_KIND, FOLLOWERS, WILDCARD, Endpoint
 from proxy.simulator import wire
-from proxy.simulator.outcomes import Admitted, Hangup, Heard, Joined, Outcome, Reply, without_secrets
-from proxy.simulator.plan import ERRORS, Desk
+from proxy.simulator.account_plan import ERRORS, AccountSlots
+from proxy.simulator.outcomes import Admitted, Hangup, Joined, Outcome, Received, Respond, without_secrets
 
-Document = dict[str, Any]
+JsonObject = dict[str, Any]
 
 # What may be asked for, Alpaca's whole vocabulary; of these a feed carries its endpoint's channels.
 _CHANNELS = tuple(dict.fromkeys(CHANNEL_OF_KIND.values()))
@@ -43,7 +43,7 @@ def _ack_keys(feed: str) -> tuple[str, ...]:
     return _ACK_KEYS.get(feed) or (_CRYPTO_KEYS if feed.startswith("crypto") else _STOCK_KEYS)
 
 
-def error(code: int, msg: str | None = None) -> list[Document]:
+def error(code: int, msg: str | None = None) -> list[JsonObject]:
     """Alpaca's error message; its text is that of the code unless it is given."""
     return [{"T": "error", "code": code, "msg": ERRORS.get(code, "internal error") if msg is None else msg}]
 
@@ -56,7 +56,7 @@ class Credentials:
     secret: str = field(repr=False)
 
 
-class State(Enum):
+class ConnectionState(Enum):
     """How far a session has come."""
 
     STRANGER = "stranger"
@@ -68,12 +68,12 @@ class State(Enum):
 class MarketSession:
     """One client's conversation on a market-data endpoint."""
 
-    def __init__(self, endpoint: Endpoint, codec: str, desk: Desk) -> None:
+    def __init__(self, endpoint: Endpoint, codec: str, slots: AccountSlots) -> None:
         self.endpoint = endpoint
         self.codec = codec
-        self.state = State.STRANGER
+        self.state = ConnectionState.STRANGER
         self.key = ""
-        self._desk = desk
+        self._slots = slots
         self._held: dict[str, dict[str, None]] = {}  # channel → its symbols, in the order of asking
 
     def __repr__(self) -> str:
@@ -81,7 +81,7 @@ class MarketSession:
 
     @property
     def authenticated(self) -> bool:
-        return self.state is State.AUTHENTICATED
+        return self.state is ConnectionState.AUTHENTICATED
 
     @property
     def held(self) -> dict[str, set[str]]:
@@ -90,7 +90,7 @@ class MarketSession:
 
     def open(self, credentials: Credentials | None) -> list[Outcome]:
         """The greeting, and the answer to credentials that came with the request's headers."""
-        outcomes: list[Outcome] = [Reply([{"T": "success", "msg": "connected"}])]
+        outcomes: list[Outcome] = [Respond([{"T": "success", "msg": "connected"}])]
         return outcomes if credentials is None else outcomes + self._authenticate(credentials)
 
     def receive(self, payload: bytes) -> list[Outcome]:
@@ -98,24 +98,24 @@ class MarketSession:
         try:
             request = wire.decode(payload, self.codec)
         except ValueError:
-            return [Heard({"unreadable": len(payload)}), _refusal(400)]
+            return [Received({"unreadable": len(payload)}), _refusal(400)]
         if not isinstance(request, dict):
-            return [Heard({"unreadable": len(payload)}), _refusal(400)]
-        return [Heard(without_secrets(request)), *self._answer(request)]
+            return [Received({"unreadable": len(payload)}), _refusal(400)]
+        return [Received(without_secrets(request)), *self._answer(request)]
 
     def expire(self) -> list[Outcome]:
         """The time to log in is over. One that tried and was refused is hung up on without a word."""
-        if self.state is State.STRANGER:
+        if self.state is ConnectionState.STRANGER:
             return [_refusal(404), Hangup()]
-        return [Hangup()] if self.state is State.REFUSED else []
+        return [Hangup()] if self.state is ConnectionState.REFUSED else []
 
     def end(self, *, farewell: bool) -> None:
         """The connection is gone; its place is free, at once after a `farewell`."""
-        if self.state is State.AUTHENTICATED:
-            self._desk.leave(self.endpoint.feed, self.key, farewell=farewell)
-        self.state = State.OVER
+        if self.state is ConnectionState.AUTHENTICATED:
+            self._slots.leave(self.endpoint.feed, self.key, farewell=farewell)
+        self.state = ConnectionState.OVER
 
-    def wants(self, message: Document) -> bool:
+    def wants(self, message: JsonObject) -> bool:
         """Whether a data message is for this session."""
         channel = CHANNEL_OF_KIND.get(message.get("T", ""), "")
         symbols = self._held.get(channel)
@@ -127,7 +127,7 @@ class MarketSession:
             return any(symbol in symbols for symbol in message["symbols"])
         return message.get("S") in symbols
 
-    def _answer(self, request: Document) -> list[Outcome]:
+    def _answer(self, request: JsonObject) -> list[Outcome]:
         action = request.get("action")
         if action == "auth":
             key, secret = request.get("key", ""), request.get("secret", "")
@@ -136,7 +136,7 @@ class MarketSession:
             return self._authenticate(Credentials(key, secret))
         if action not in ("subscribe", "unsubscribe"):
             return [_refusal(400)]
-        if self.state is not State.AUTHENTICATED:
+        if self.state is not ConnectionState.AUTHENTICATED:
             return [_refusal(401)]
         topics, code = self._topics(request)
         if code is None and action == "subscribe":
@@ -146,21 +146,21 @@ class MarketSession:
         return self._subscribe(topics) if action == "subscribe" else self._unsubscribe(topics)
 
     def _authenticate(self, credentials: Credentials) -> list[Outcome]:
-        if self.state is State.AUTHENTICATED:
+        if self.state is ConnectionState.AUTHENTICATED:
             return [_refusal(403)]
         feed = self.endpoint.feed
         if self.endpoint.options and self.codec == wire.JSON:
             code: int | None = 412
         else:
-            code = self._desk.admit(feed, credentials.key, credentials.secret)
+            code = self._slots.admit(feed, credentials.key, credentials.secret)
         if code is not None:
-            self.state = State.REFUSED
+            self.state = ConnectionState.REFUSED
             return [_refusal(code)]
-        self.state = State.AUTHENTICATED
+        self.state = ConnectionState.AUTHENTICATED
         self.key = credentials.key
-        return [Admitted(self.key), Reply([{"T": "success", "msg": "authenticated"}])]
+        return [Admitted(self.key), Respond([{"T": "success", "msg": "authenticated"}])]
 
-    def _topics(self, request: Document) -> tuple[list[tuple[str, str]], int | None]:
+    def _topics(self, request: JsonObject) -> tuple[list[tuple[str, str]], int | None]:
         """What a request names, or the code of what is wrong with it. Keys that are no channel's are ignored, and so
         are the two channels that follow trades; a foreign channel may be named with nothing in it (Go does)."""
         topics: list[tuple[str, str]] = []
@@ -183,9 +183,9 @@ class MarketSession:
         if self.endpoint.options and ("quotes", WILDCARD) in topics:
             return 413
         for _, symbol in topics:
-            if (scripted := self._desk.symbol_refusals.get(symbol)) is not None:
+            if (scripted := self._slots.symbol_refusals.get(symbol)) is not None:
                 return scripted
-        limit = self._desk.plan.limit(self.endpoint.feed)
+        limit = self._slots.plan.limit(self.endpoint.feed)
         if limit is None:
             return None
         held = {(channel, symbol) for channel, symbols in self._held.items() for symbol in symbols}
@@ -204,13 +204,13 @@ class MarketSession:
             self._held.get(channel, {}).pop(symbol, None)
         return [self._acknowledgement()]
 
-    def _acknowledgement(self) -> Reply:
+    def _acknowledgement(self) -> Respond:
         held = {channel: list(symbols) for channel, symbols in self._held.items() if symbols}
-        ack: Document = {"T": "subscription"}
+        ack: JsonObject = {"T": "subscription"}
         for key in _ack_keys(self.endpoint.feed):
             ack[key] = ack["trades"] if key in FOLLOWERS else held.pop(key, [])
-        return Reply([ack | held])
+        return Respond([ack | held])
 
 
-def _refusal(code: int) -> Reply:
-    return Reply(error(code))
+def _refusal(code: int) -> Respond:
+    return Respond(error(code))

@@ -6,9 +6,9 @@ takes it away.
 
 from __future__ import annotations
 
-from proxy.protocol import timestamps
-from proxy.protocol.feeds import WILDCARD
-from proxy.simulator.market import SECOND, Document, Instrument, PriceTape, Walk
+from proxy.alpaca import timestamps
+from proxy.alpaca.endpoints import WILDCARD
+from proxy.simulator.market import SECOND, Instrument, JsonObject, PriceTape, Walk
 
 PAIRS = {
     "BTC/USD": 91750.0,
@@ -65,7 +65,7 @@ class CryptoTape(PriceTape):
     def late_size(self) -> float:
         return self._size(100)
 
-    def snapshots(self, symbol: str, now: int) -> list[Document]:
+    def snapshots(self, symbol: str, now: int) -> list[JsonObject]:
         pairs = self._order if symbol == WILDCARD else [each for each in self._order if each.symbol == symbol]
         return [
             _orderbook(each, each.book.bids, each.book.asks, now) | {"r": True}
@@ -73,7 +73,7 @@ class CryptoTape(PriceTape):
             if isinstance(each, Pair)
         ]
 
-    def tick(self, instrument: Instrument, now: int) -> list[Document]:
+    def tick(self, instrument: Instrument, now: int) -> list[JsonObject]:
         assert isinstance(instrument, Pair)
         price = instrument.walk.move()
         bids, asks = self._shift(instrument, price)
@@ -105,7 +105,7 @@ class CryptoTape(PriceTape):
         book.apply(far_bids, far_asks)
         return bids | far_bids, asks | far_asks
 
-    def _quote(self, pair: Pair, now: int) -> Document:
+    def _quote(self, pair: Pair, now: int) -> JsonObject:
         bid, ask = max(pair.book.bids, default=pair.walk.price), min(pair.book.asks)
         return {
             "T": "q",
@@ -117,7 +117,7 @@ class CryptoTape(PriceTape):
             "t": timestamps.rfc3339(now),
         }
 
-    def _trade(self, pair: Pair, price: float, now: int) -> Document:
+    def _trade(self, pair: Pair, price: float, now: int) -> JsonObject:
         size = self._size(price)
         self._traded(pair, price, size, now)
         return {
@@ -134,13 +134,13 @@ class CryptoTape(PriceTape):
 class PerpetualTape(CryptoTape):
     """Perpetuals: what pairs have, and pricing."""
 
-    def tick(self, instrument: Instrument, now: int) -> list[Document]:
+    def tick(self, instrument: Instrument, now: int) -> list[JsonObject]:
         messages = super().tick(instrument, now)
         if self._rng.random() < 0.3:
             messages.append(self._pricing(instrument, now))
         return messages
 
-    def _pricing(self, instrument: Instrument, now: int) -> Document:
+    def _pricing(self, instrument: Instrument, now: int) -> JsonObject:
         walk = instrument.walk
         return {
             "T": "p",
@@ -155,7 +155,7 @@ class PerpetualTape(CryptoTape):
         }
 
 
-def _orderbook(pair: Pair, bids: dict[float, float], asks: dict[float, float], now: int) -> Document:
+def _orderbook(pair: Pair, bids: dict[float, float], asks: dict[float, float], now: int) -> JsonObject:
     return {
         "T": "o",
         "S": pair.symbol,

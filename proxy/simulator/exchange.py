@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterator
 from random import Random
 from typing import Protocol
 
-from proxy.protocol.feeds import WILDCARD
+from proxy.alpaca.endpoints import WILDCARD
 from proxy.simulator.crypto import PAIRS, PERPETUALS, CryptoTape, PerpetualTape
-from proxy.simulator.market import Document, Market
+from proxy.simulator.market import JsonObject, Market
 from proxy.simulator.news import NewsTape
 from proxy.simulator.options import CONTRACTS, OptionTape
 from proxy.simulator.orders import OrderTape
@@ -20,9 +20,9 @@ class Tape(Protocol):
 
     def follow(self, symbol: str) -> None: ...
 
-    def snapshots(self, symbol: str, now: int) -> list[Document]: ...
+    def snapshots(self, symbol: str, now: int) -> list[JsonObject]: ...
 
-    def advance(self, now: int) -> list[Document]: ...
+    def advance(self, now: int) -> list[JsonObject]: ...
 
 
 class Exchange:
@@ -33,7 +33,7 @@ class Exchange:
         self._seed = seed
         self._tapes: dict[str, Tape] = {}
 
-    def follow(self, feed: str, channel: str, symbol: str, now: int) -> list[Document]:
+    def follow(self, feed: str, channel: str, symbol: str, now: int) -> list[JsonObject]:
         """Somebody has subscribed to this topic. What is to be told at once: the order books."""
         tape = self._tapes.get(feed)
         if tape is None:
@@ -42,7 +42,7 @@ class Exchange:
             tape.follow(symbol)
         return tape.snapshots(symbol, now) if channel == "orderbooks" else []
 
-    def advance(self, now: int, feeds: Collection[str]) -> Iterator[tuple[str, list[Document]]]:
+    def advance(self, now: int, feeds: Collection[str]) -> Iterator[tuple[str, list[JsonObject]]]:
         """What has happened on these feeds since the last time."""
         for feed in feeds:
             tape = self._tapes.get(feed)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from http import HTTPStatus
 
-from proxy.net import frames
 from proxy.simulator import wire
+from proxy.transport import frames
 
 
 class Step(Enum):

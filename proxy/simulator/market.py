@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from proxy.protocol import timestamps
+from proxy.alpaca import timestamps
 
-Document = dict[str, Any]
+JsonObject = dict[str, Any]
 
 SECOND = 1_000_000_000
 DAY = 86_400 * SECOND
@@ -75,7 +75,7 @@ class Bar:
         self._value += price * size
         self.count += 1
 
-    def message(self, kind: str, symbol: str) -> Document:
+    def message(self, kind: str, symbol: str) -> JsonObject:
         """The bar as it stands: `b`, `d` or `u`. Alpaca's v is an integer where sizes are, and vw 0 without trades."""
         volume = self._volume if isinstance(self._volume, int) else round(self._volume, 9)
         return {
@@ -142,13 +142,13 @@ class PriceTape:
             self._add(symbol, round(self._rng.uniform(5, 400), 2))
             self._order = list(self._instruments.values())
 
-    def snapshots(self, symbol: str, now: int) -> list[Document]:
+    def snapshots(self, symbol: str, now: int) -> list[JsonObject]:
         """The whole order books that a new subscription to this symbol, or to `*`, begins with."""
         return []
 
-    def advance(self, now: int) -> list[Document]:
+    def advance(self, now: int) -> list[JsonObject]:
         """What has happened since the last time."""
-        messages: list[Document] = []
+        messages: list[JsonObject] = []
         step = SECOND / self._market.rate if self._market.rate > 0 else math.inf
         if now - self._ticked > max(SECOND, 2 * step):  # nobody was here for a while, and nothing has happened
             self._ticked = now
@@ -163,7 +163,7 @@ class PriceTape:
             messages += self._revise_bars()
         return messages
 
-    def tick(self, instrument: Instrument, now: int) -> list[Document]:
+    def tick(self, instrument: Instrument, now: int) -> list[JsonObject]:
         """One movement of one instrument."""
         raise NotImplementedError
 
@@ -184,9 +184,9 @@ class PriceTape:
     def _traded(self, instrument: Instrument, price: float, size: float, now: int) -> None:
         instrument.add(price, size, self._bar_start, now - (now - self.day_offset) % DAY)
 
-    def _close_bars(self, now: int) -> list[Document]:
+    def _close_bars(self, now: int) -> list[JsonObject]:
         """The bars of the period that is over, then the daily bars."""
-        messages: list[Document] = []
+        messages: list[JsonObject] = []
         for instrument in self._order:
             instrument.closed, instrument.bar = instrument.bar, None
             if instrument.closed is not None:
@@ -196,7 +196,7 @@ class PriceTape:
         self._revised = False
         return messages
 
-    def _revise_bars(self) -> list[Document]:
+    def _revise_bars(self) -> list[JsonObject]:
         """Half a period on, some bars are told again with a trade that came late."""
         messages = []
         for instrument in self._order:

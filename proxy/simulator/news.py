@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from random import Random
 
-from proxy.protocol import timestamps
-from proxy.simulator.market import MAX_SYMBOLS, SECOND, Document, Market
+from proxy.alpaca import timestamps
+from proxy.simulator.market import MAX_SYMBOLS, SECOND, JsonObject, Market
 from proxy.simulator.stocks import STOCKS
 
 _FIRST_ID = 41_000_000
@@ -33,17 +33,17 @@ class NewsTape:
         if symbol not in self._symbols and len(self._symbols) < MAX_SYMBOLS:
             self._symbols.append(symbol)
 
-    def snapshots(self, symbol: str, now: int) -> list[Document]:
+    def snapshots(self, symbol: str, now: int) -> list[JsonObject]:
         return []
 
-    def advance(self, now: int) -> list[Document]:
+    def advance(self, now: int) -> list[JsonObject]:
         """The article that is due, if one is."""
         if now < self._due:
             return []
         self._due = now + int(self._rng.expovariate(1) * self._mean)
         return [self._article(now)]
 
-    def _article(self, now: int) -> Document:
+    def _article(self, now: int) -> JsonObject:
         about = self._rng.sample(self._symbols, self._rng.choice((0, 1, 1, 1, 1, 2, 2)))
         self._id += 1
         headline = self._rng.choice(_HEADLINES).format(" And ".join(about)) if about else _MARKET_WIDE

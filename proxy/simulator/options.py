@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from proxy.protocol import timestamps
-from proxy.simulator.market import Document, Instrument, PriceTape
+from proxy.alpaca import timestamps
+from proxy.simulator.market import Instrument, JsonObject, PriceTape
 
 CONTRACTS = {
     "AAPL291221C00250000": 31.2,
@@ -21,12 +21,12 @@ class OptionTape(PriceTape):
 
     volatility = 0.003
 
-    def tick(self, instrument: Instrument, now: int) -> list[Document]:
+    def tick(self, instrument: Instrument, now: int) -> list[JsonObject]:
         price = instrument.walk.move()
         quote = self._quote(instrument, price, now)
         return [quote] if self._rng.random() < 0.8 else [quote, self._trade(instrument, price, now)]
 
-    def _quote(self, contract: Instrument, price: float, now: int) -> Document:
+    def _quote(self, contract: Instrument, price: float, now: int) -> JsonObject:
         half = max(0.01, price * 0.01)
         return {
             "T": "q",
@@ -41,7 +41,7 @@ class OptionTape(PriceTape):
             "c": "A",
         }
 
-    def _trade(self, contract: Instrument, price: float, now: int) -> Document:
+    def _trade(self, contract: Instrument, price: float, now: int) -> JsonObject:
         return {
             "T": "t",
             "S": contract.symbol,

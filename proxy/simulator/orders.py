@@ -13,11 +13,11 @@ from random import Random
 from typing import Any
 from uuid import UUID
 
-from proxy.protocol import timestamps
-from proxy.simulator.market import SECOND, Document, Market
+from proxy.alpaca import timestamps
+from proxy.simulator.market import SECOND, JsonObject, Market
 from proxy.simulator.stocks import STOCKS
 
-Story = Generator[tuple[float, list[Document]], int, None]
+Story = Generator[tuple[float, list[JsonObject]], int, None]
 
 STRATEGIES = ("momentum", "meanrev")
 _BASE32 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -37,12 +37,12 @@ class OrderTape:
     def follow(self, symbol: str) -> None:
         """Orders are about what the strategies trade, whoever listens."""
 
-    def snapshots(self, symbol: str, now: int) -> list[Document]:
+    def snapshots(self, symbol: str, now: int) -> list[JsonObject]:
         return []
 
-    def advance(self, now: int) -> list[Document]:
+    def advance(self, now: int) -> list[JsonObject]:
         """The updates that are due."""
-        messages: list[Document] = []
+        messages: list[JsonObject] = []
         if now >= self._due:
             self._due = now + int(self._rng.expovariate(1) * 4 * self._pace * SECOND)
             story = self._stories[self._told % len(self._stories)]()
@@ -116,7 +116,7 @@ class OrderTape:
         invented: bool = False,
         symbol: str | None = None,
         qty: str | None = None,
-    ) -> Document:
+    ) -> JsonObject:
         """A new order; its client_order_id is a strategy's or, `invented`, one of Alpaca's own making."""
         stamp = timestamps.rfc3339(now)
         symbol = symbol or self._rng.choice(list(STOCKS))
@@ -158,7 +158,7 @@ class OrderTape:
             "updated_at": stamp,
         }
 
-    def _update(self, event: str, order: Document, now: int, **more: Any) -> Document:
+    def _update(self, event: str, order: JsonObject, now: int, **more: Any) -> JsonObject:
         """One update: the order as it is now, and what has happened to it."""
         stamp = timestamps.rfc3339(now)
         order["updated_at"] = stamp
@@ -174,7 +174,7 @@ class OrderTape:
             "timestamp": stamp,
         }
 
-    def _fill(self, order: Document, qty: int, now: int) -> Document:
+    def _fill(self, order: JsonObject, qty: int, now: int) -> JsonObject:
         price = order["limit_price"] or _price(STOCKS[order["symbol"]] * self._rng.uniform(0.999, 1.001))
         filled = int(order["filled_qty"]) + qty
         whole = filled == int(order["qty"])

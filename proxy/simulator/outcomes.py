@@ -8,14 +8,14 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class Received:
     """A request was read; this is what it said, without secrets."""
 
     request: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class Respond:
     """A control message, alone in its frame."""
 
     document: Any
@@ -40,7 +40,7 @@ class Hangup:
     """The connection ends, as Alpaca ends it: with no close frame."""
 
 
-Outcome = Heard | Reply | Admitted | Joined | Hangup
+Outcome = Received | Respond | Admitted | Joined | Hangup
 
 SECRETS = frozenset(("secret", "secret_key", "oauth_token", "token", "password"))
 

@@ -18,21 +18,21 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
-from proxy.errors import ConnectionLost
-from proxy.net import frames
-from proxy.net.connection import ClientConnection
 from proxy.simulator import wire
 from proxy.simulator.conversation import Credentials, MarketSession, error
 from proxy.simulator.faults import Drop, Faults, Step, data_opcode
-from proxy.simulator.outcomes import Hangup, Outcome, Reply
+from proxy.simulator.outcomes import Hangup, Outcome, Respond
 from proxy.simulator.trading import TradingSession
+from proxy.transport import frames
+from proxy.transport.connection import ClientConnection
+from proxy.transport.errors import ConnectionLost
 
 QUEUE_BYTES = 4 * 1024 * 1024
 WRITE_BYTES = 64 * 1024
 SEND_SECONDS = 30
-FAREWELL_SECONDS = 1
+CLOSE_SECONDS = 1
 
-UNHEARD = 16  # reads that a muted peer takes in before it stops reading
+MUTED = 16  # reads that a muted peer takes in before it stops reading
 
 Session = MarketSession | TradingSession
 
@@ -76,10 +76,10 @@ class Peer:
         self._wake = Event()
         self._audible = Event()
         self._audible.set()
-        self._unheard: deque[bytes] = deque()
+        self._muted: deque[bytes] = deque()
         self._held: deque[_Held] = deque()
         self._finishing = False
-        self._farewell = False
+        self._close_deadline = False
         self._reset = False
         self._greenlets: list[Any] = []
 
@@ -100,10 +100,10 @@ class Peer:
             self._do(Step.GREETING, lambda: self.session.open(credentials))
             self._read()
             if self._finishing:
-                writer.join(FAREWELL_SECONDS)
+                writer.join(CLOSE_SECONDS)
         finally:
             self._finishing = True
-            self.session.end(farewell=self._farewell)
+            self.session.end(farewell=self._close_deadline)
             # The connection must have no writer left when its handler returns.
             gevent.killall(self._greenlets)
             if self._reset:
@@ -172,8 +172,8 @@ class Peer:
                 return
             if not data:
                 return
-            self._unheard.append(data)
-            if len(self._unheard) >= UNHEARD:
+            self._muted.append(data)
+            if len(self._muted) >= MUTED:
                 self._audible.wait()
             if self._audible.is_set():
                 self._listen()
@@ -181,15 +181,15 @@ class Peer:
     def _listen(self) -> None:
         """Reads what has come; never waits."""
         try:
-            while self._unheard:
-                for event in self._inbound.receive(self._unheard.popleft()):
-                    self._hear(event)
+            while self._muted:
+                for event in self._inbound.receive(self._muted.popleft()):
+                    self._receive(event)
         except frames.FrameError as fault:
-            self._unheard.clear()
+            self._muted.clear()
             self.put(frames.encode_close(fault.code, fault.reason))
             self._finish()
 
-    def _hear(self, event: frames.Event) -> None:
+    def _receive(self, event: frames.FrameEvent) -> None:
         if self._finishing:
             return
         if isinstance(event, frames.Message):
@@ -199,7 +199,7 @@ class Peer:
         elif isinstance(event, frames.Ping):
             self.put(frames.encode(frames.PONG, event.payload))
         elif isinstance(event, frames.Closed):
-            self._farewell = True
+            self._close_deadline = True
             code = b"" if event.code == 1005 else struct.pack("!H", event.code)
             self.put(frames.encode(frames.CLOSE, code))
             self._finish()
@@ -218,7 +218,7 @@ class Peer:
 
     def _perform(self, outcomes: list[Outcome]) -> None:
         for outcome in outcomes:
-            if isinstance(outcome, Reply):
+            if isinstance(outcome, Respond):
                 self.put_payload(wire.encode(outcome.document, self.codec))
             elif isinstance(outcome, Hangup):
                 self._finish()
@@ -242,7 +242,7 @@ class Peer:
             self._finishing = True
             self._wake.set()
             self._audible.set()
-            self._greenlets.append(gevent.spawn_later(FAREWELL_SECONDS, self._connection.shut))
+            self._greenlets.append(gevent.spawn_later(CLOSE_SECONDS, self._connection.shut))
 
     def _write(self) -> None:
         with contextlib.suppress(ConnectionLost):

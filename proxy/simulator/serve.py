@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 import gevent
 from gevent.event import Event
 
+from proxy.simulator.account_plan import AccountPlan
 from proxy.simulator.market import Market
-from proxy.simulator.plan import Plan
 from proxy.simulator.server import Simulator
 
 
@@ -19,7 +19,7 @@ def run(
     port: int = 0,
     *,
     keys: Mapping[str, str] | None = None,
-    plan: Plan | None = None,
+    plan: AccountPlan | None = None,
     market: Market | None = None,
     seed: int = 0,
     tls: ssl.SSLContext | None = None,

@@ -19,17 +19,18 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
-from proxy.net.connection import ClientConnection
-from proxy.net.listener import Answer, Environ, Listener
-from proxy.protocol import timestamps
+from proxy.alpaca import timestamps
+from proxy.observe.logs import Log
 from proxy.simulator import upgrade, wire
+from proxy.simulator.account_plan import AccountPlan, AccountSlots
 from proxy.simulator.conversation import error
 from proxy.simulator.exchange import Exchange
 from proxy.simulator.faults import GARBAGE, Drop, Faults, Step, status_line
 from proxy.simulator.market import Market
-from proxy.simulator.outcomes import Admitted, Heard, Joined, Outcome
+from proxy.simulator.outcomes import Admitted, Joined, Outcome, Received
 from proxy.simulator.peer import Peer
-from proxy.simulator.plan import Desk, Plan
+from proxy.transport.connection import ClientConnection
+from proxy.transport.listener import Environ, HttpResponse, Listener
 
 KEPT = 10_000  # requests and attempts remembered of each feed
 STALL_SECONDS = 60
@@ -38,7 +39,7 @@ YIELD_FRAMES = 64  # so many may be queued in one go before their writers have a
 DROP_SECONDS = 2
 STOP_SECONDS = 2
 
-Document = dict[str, Any]
+JsonObject = dict[str, Any]
 
 
 class Simulator:
@@ -55,7 +56,7 @@ class Simulator:
         host: str = "127.0.0.1",
         port: int = 0,
         keys: Mapping[str, str] | None = None,
-        plan: Plan | None = None,
+        plan: AccountPlan | None = None,
         market: Market | None = None,
         seed: int = 0,
         tls: ssl.SSLContext | None = None,
@@ -64,7 +65,9 @@ class Simulator:
         self._port = port
         self._tls = tls
         self.faults = Faults()
-        self.desk = Desk(dict({"key": "secret"} if keys is None else keys), plan or Plan(), time.monotonic)
+        self.slots = AccountSlots(
+            dict({"key": "secret"} if keys is None else keys), plan or AccountPlan(), time.monotonic
+        )
         self._exchange = None if market is None else Exchange(market, seed)
         self._trader: Any = None
         self._listener: Listener | None = None
@@ -73,7 +76,7 @@ class Simulator:
         self._opened: dict[str, int] = defaultdict(int)
         self._peak: dict[str, int] = defaultdict(int)
         self._attempts: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
-        self._requests: dict[str, deque[Document]] = defaultdict(lambda: deque(maxlen=KEPT))
+        self._requests: dict[str, deque[JsonObject]] = defaultdict(lambda: deque(maxlen=KEPT))
         self._sequence: dict[tuple[str, str], int] = defaultdict(int)
         self._accepted = Event()  # set, and replaced, when stalled upgrades may look again
 
@@ -95,7 +98,12 @@ class Simulator:
     def start(self) -> None:
         """Listens from now on."""
         self._listener = Listener(
-            (self._host, self._port), serve=self._serve, refuse=self._refuse, answer=_answer, tls=self._tls
+            (self._host, self._port),
+            serve=self._serve,
+            refuse=self._refuse,
+            answer=_answer,
+            tls=self._tls,
+            log=Log("listener"),
         )
         self._listener.start()
         self._port = self._listener.server_port
@@ -114,7 +122,7 @@ class Simulator:
 
     # What is said
 
-    def publish(self, feed: str, messages: Sequence[Document], *, together: bool = True) -> None:
+    def publish(self, feed: str, messages: Sequence[JsonObject], *, together: bool = True) -> None:
         """Delivers exactly these messages to those who subscribed to them: `together` in one frame to each connection,
         or each in its own. Timestamps are RFC 3339 text; msgpack connections get them as such."""
         for at, batch in enumerate([messages] if together else [[message] for message in messages]):
@@ -131,7 +139,7 @@ class Simulator:
             now = timestamps.rfc3339(time.time_ns())
             self.publish(feed, [_trade(symbol, number, now) for number in numbers[start : start + batch]])
 
-    def publish_order(self, data: Document) -> None:
+    def publish_order(self, data: JsonObject) -> None:
         """Delivers an order update to those who listen to `trade_updates`."""
         self.publish("trading", [{"stream": "trade_updates", "data": data}])
 
@@ -164,7 +172,7 @@ class Simulator:
         """When upgrades were asked for, refused or not: seconds of time.monotonic()."""
         return list(self._attempts[feed])
 
-    def requests(self, feed: str) -> list[Document]:
+    def requests(self, feed: str) -> list[JsonObject]:
         """Each message of a client, in order, with `connection`, the number of its connection; secrets left out."""
         return list(self._requests[feed])
 
@@ -202,19 +210,19 @@ class Simulator:
 
     def fail_auth(self, feed: str, code: int) -> None:
         """Refuses every login with this code, until `accept`."""
-        self.desk.auth_refusals[feed] = code
+        self.slots.auth_refusals[feed] = code
 
     def accept(self, feed: str) -> None:
         """Takes back what was refused or stalled on this feed."""
         self.faults.accept(feed)
-        self.desk.auth_refusals.pop(feed, None)
+        self.slots.auth_refusals.pop(feed, None)
         self._wake_stalled()
         for peer in self._of(feed):
             peer.release()
 
     def refuse_symbols(self, symbols: Collection[str], code: int = 405) -> None:
         """Refuses whole any subscribe that names one of these from now on; the last call counts."""
-        self.desk.symbol_refusals = dict.fromkeys(symbols, code)
+        self.slots.symbol_refusals = dict.fromkeys(symbols, code)
 
     def slow_acks(self, seconds: float) -> None:
         """Lets every subscribe and unsubscribe wait for this long before it is heard."""
@@ -243,7 +251,7 @@ class Simulator:
             peer.drop(how)
         gevent.wait([peer.ended for peer in peers], timeout=DROP_SECONDS)
 
-    def _deliver(self, feed: str, messages: Sequence[Document]) -> None:
+    def _deliver(self, feed: str, messages: Sequence[JsonObject]) -> None:
         """One frame to each connection, of what it wants; nothing here waits. Trading knows no arrays."""
         if feed == "trading" and len(messages) > 1:
             for message in messages:
@@ -260,7 +268,7 @@ class Simulator:
                 payloads[peer.codec, chosen] = payload
             peer.put_payload(payload)
 
-    def _refuse(self, environ: Environ) -> Answer | None:
+    def _refuse(self, environ: Environ) -> HttpResponse | None:
         """The answer to an upgrade that is not to be, or None."""
         endpoint = upgrade.endpoint(environ)
         if endpoint is None:
@@ -284,10 +292,10 @@ class Simulator:
         peer = Peer(
             self._born,
             connection,
-            upgrade.session(environ, endpoint, self.desk),
+            upgrade.session(environ, endpoint, self.slots),
             faults=self.faults,
-            request_bytes=self.desk.plan.request_bytes,
-            auth_seconds=self.desk.plan.auth_seconds,
+            request_bytes=self.slots.plan.request_bytes,
+            auth_seconds=self.slots.plan.auth_seconds,
             report=self._report,
         )
         self._peers[peer.number] = peer
@@ -297,7 +305,7 @@ class Simulator:
             del self._peers[peer.number]
 
     def _report(self, peer: Peer, outcome: Outcome) -> None:
-        if isinstance(outcome, Heard):
+        if isinstance(outcome, Received):
             self._requests[peer.feed].append({"connection": peer.number, **outcome.request})
         elif isinstance(outcome, Admitted):
             self._opened[peer.feed] += 1
@@ -317,9 +325,9 @@ class Simulator:
             gevent.sleep(MARKET_SECONDS)
 
 
-def _answer(environ: Environ) -> Answer:
+def _answer(environ: Environ) -> HttpResponse:
     return status_line(426), "This is a stand-in for Alpaca's streams: connect with a WebSocket."
 
 
-def _trade(symbol: str, number: int, now: str) -> Document:
+def _trade(symbol: str, number: int, now: str) -> JsonObject:
     return {"T": "t", "S": symbol, "i": number, "x": "V", "p": 100.25, "s": 100, "c": ["@"], "z": "C", "t": now}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from proxy.protocol import timestamps
-from proxy.simulator.market import SECOND, Document, Instrument, PriceTape, Walk
+from proxy.alpaca import timestamps
+from proxy.simulator.market import SECOND, Instrument, JsonObject, PriceTape, Walk
 
 STOCKS = {
     "AAPL": 228.4,
@@ -37,7 +37,7 @@ class Stock(Instrument):
         super().__init__(symbol, walk, 1)
         self.tape = "A" if symbol in _NYSE else "B" if symbol in _ARCA else "C"
         self.halted = False
-        self.last: Document | None = None
+        self.last: JsonObject | None = None
 
 
 class StockTape(PriceTape):
@@ -48,7 +48,7 @@ class StockTape(PriceTape):
     def instrument(self, symbol: str, walk: Walk) -> Stock:
         return Stock(symbol, walk)
 
-    def tick(self, instrument: Instrument, now: int) -> list[Document]:
+    def tick(self, instrument: Instrument, now: int) -> list[JsonObject]:
         assert isinstance(instrument, Stock)
         chance = self._rng.random()
         stamp = timestamps.rfc3339(now)
@@ -70,7 +70,7 @@ class StockTape(PriceTape):
     def late_size(self) -> float:
         return self._rng.randint(1, 300)
 
-    def _quote(self, stock: Stock, price: float, stamp: str) -> Document:
+    def _quote(self, stock: Stock, price: float, stamp: str) -> JsonObject:
         half = max(0.01, price * 0.00005)
         bid = stock.walk.rounded(price - half)
         return {
@@ -87,7 +87,7 @@ class StockTape(PriceTape):
             "t": stamp,
         }
 
-    def _trade(self, stock: Stock, price: float, now: int) -> Document:
+    def _trade(self, stock: Stock, price: float, now: int) -> JsonObject:
         size = self._rng.choice((1, 5, 10, 50, 100, 100, 200, 500))
         self._traded(stock, price, size, now)
         stock.last = {
@@ -103,7 +103,7 @@ class StockTape(PriceTape):
         }
         return stock.last
 
-    def _correction(self, stock: Stock, trade: Document, stamp: str) -> Document:
+    def _correction(self, stock: Stock, trade: JsonObject, stamp: str) -> JsonObject:
         stock.last = None
         return {
             "T": "c",
@@ -122,7 +122,7 @@ class StockTape(PriceTape):
         }
 
 
-def _cancel(stock: Stock, trade: Document, stamp: str) -> Document:
+def _cancel(stock: Stock, trade: JsonObject, stamp: str) -> JsonObject:
     stock.last = None
     return {
         "T": "x",
@@ -137,7 +137,7 @@ def _cancel(stock: Stock, trade: Document, stamp: str) -> Document:
     }
 
 
-def _status(stock: Stock, stamp: str) -> Document:
+def _status(stock: Stock, stamp: str) -> JsonObject:
     code, meaning, reason, text = _HALT if stock.halted else _RESUME
     return {
         "T": "s",
@@ -151,7 +151,7 @@ def _status(stock: Stock, stamp: str) -> Document:
     }
 
 
-def _luld(stock: Stock, stamp: str) -> Document:
+def _luld(stock: Stock, stamp: str) -> JsonObject:
     price = stock.walk.price
     return {
         "T": "l",

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from proxy.protocol.feeds import Endpoint
+from proxy.alpaca.endpoints import Endpoint
 from proxy.simulator import wire
-from proxy.simulator.conversation import Credentials, State
-from proxy.simulator.outcomes import Admitted, Hangup, Heard, Joined, Outcome, Reply, without_secrets
-from proxy.simulator.plan import Desk
+from proxy.simulator.account_plan import AccountSlots
+from proxy.simulator.conversation import ConnectionState, Credentials
+from proxy.simulator.outcomes import Admitted, Hangup, Joined, Outcome, Received, Respond, without_secrets
 
-Document = dict[str, Any]
+JsonObject = dict[str, Any]
 
 # How a login is refused here, by the code that the market feeds use. C#'s SDK knows the second word.
 _STATUS = {406: "exceeded"}
@@ -28,19 +28,19 @@ class TradingSession:
 
     codec = wire.JSON
 
-    def __init__(self, endpoint: Endpoint, desk: Desk) -> None:
+    def __init__(self, endpoint: Endpoint, slots: AccountSlots) -> None:
         self.endpoint = endpoint
-        self.state = State.STRANGER
+        self.state = ConnectionState.STRANGER
         self.key = ""
         self.streams: tuple[str, ...] = ()
-        self._desk = desk
+        self._slots = slots
 
     def __repr__(self) -> str:
         return f"<TradingSession {self.state.value} {','.join(self.streams)}>"
 
     @property
     def authenticated(self) -> bool:
-        return self.state is State.AUTHENTICATED
+        return self.state is ConnectionState.AUTHENTICATED
 
     @property
     def held(self) -> dict[str, set[str]]:
@@ -58,8 +58,8 @@ class TradingSession:
         except ValueError:
             request = None
         if not isinstance(request, dict):
-            return [Heard({"unreadable": len(payload)}), Reply(_BROKEN), Hangup()]
-        return [Heard(without_secrets(request)), *self._answer(request)]
+            return [Received({"unreadable": len(payload)}), Respond(_BROKEN), Hangup()]
+        return [Received(without_secrets(request)), *self._answer(request)]
 
     def expire(self) -> list[Outcome]:
         """The time to log in is over."""
@@ -67,15 +67,15 @@ class TradingSession:
 
     def end(self, *, farewell: bool) -> None:
         """The connection is gone; its place is free, at once after a `farewell`."""
-        if self.state is State.AUTHENTICATED:
-            self._desk.leave(self.endpoint.feed, self.key, farewell=farewell)
-        self.state = State.OVER
+        if self.state is ConnectionState.AUTHENTICATED:
+            self._slots.leave(self.endpoint.feed, self.key, farewell=farewell)
+        self.state = ConnectionState.OVER
 
-    def wants(self, message: Document) -> bool:
+    def wants(self, message: JsonObject) -> bool:
         """Whether a message of a stream is for this session."""
         return message.get("stream") in self.streams
 
-    def _answer(self, request: Document) -> list[Outcome]:
+    def _answer(self, request: JsonObject) -> list[Outcome]:
         action = request.get("action")
         data = request.get("data")
         if action == "authenticate" and isinstance(data, dict):
@@ -86,30 +86,30 @@ class TradingSession:
             return self._authenticate(request.get("key"), request.get("secret"))
         if action == "listen" and isinstance(data, dict) and isinstance(data.get("streams"), list):
             return self._listen(data["streams"])
-        return [Reply(_BROKEN), Hangup()]
+        return [Respond(_BROKEN), Hangup()]
 
     def _authenticate(self, key: Any, secret: Any) -> list[Outcome]:
-        if self.state is State.AUTHENTICATED:
-            return [Reply(_ALREADY)]
+        if self.state is ConnectionState.AUTHENTICATED:
+            return [Respond(_ALREADY)]
         code: int | None = 402
         if isinstance(key, str) and isinstance(secret, str):
-            code = self._desk.admit(self.endpoint.feed, key, secret)
+            code = self._slots.admit(self.endpoint.feed, key, secret)
         if code is not None:
-            self.state = State.REFUSED
+            self.state = ConnectionState.REFUSED
             return [_authorization(_STATUS.get(code, "unauthorized"), "authenticate")]
-        self.state = State.AUTHENTICATED
+        self.state = ConnectionState.AUTHENTICATED
         self.key = key
         return [Admitted(key), _authorization("authorized", "authenticate")]
 
     def _listen(self, streams: list[Any]) -> list[Outcome]:
-        if self.state is not State.AUTHENTICATED:
+        if self.state is not ConnectionState.AUTHENTICATED:
             return [_authorization("unauthorized", "listen")]
         before = self.streams
         self.streams = tuple(dict.fromkeys(stream for stream in streams if stream in self.endpoint.channels))
         fresh = tuple((stream, "*") for stream in self.streams if stream not in before)
         joined: list[Outcome] = [Joined(fresh)] if fresh else []
-        return [Reply({"stream": "listening", "data": {"streams": list(self.streams)}}), *joined]
+        return [Respond({"stream": "listening", "data": {"streams": list(self.streams)}}), *joined]
 
 
-def _authorization(status: str, action: str) -> Reply:
-    return Reply({"stream": "authorization", "data": {"status": status, "action": action}})
+def _authorization(status: str, action: str) -> Respond:
+    return Respond({"stream": "authorization", "data": {"status": status, "action": action}})

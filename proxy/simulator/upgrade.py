@@ -7,11 +7,11 @@ import binascii
 from collections.abc import Mapping
 from typing import Any
 
-from proxy.protocol import feeds
-from proxy.protocol.feeds import Dialect, Endpoint
+from proxy.alpaca import endpoints as feeds
+from proxy.alpaca.endpoints import Dialect, Endpoint
 from proxy.simulator import wire
+from proxy.simulator.account_plan import AccountSlots
 from proxy.simulator.conversation import Credentials, MarketSession
-from proxy.simulator.plan import Desk
 from proxy.simulator.trading import TradingSession
 
 Environ = Mapping[str, Any]
@@ -25,11 +25,11 @@ def endpoint(environ: Environ) -> Endpoint | None:
     return found if found is not None and path in (found.path, "/stream/") else None
 
 
-def session(environ: Environ, endpoint: Endpoint, desk: Desk) -> MarketSession | TradingSession:
+def session(environ: Environ, endpoint: Endpoint, slots: AccountSlots) -> MarketSession | TradingSession:
     """The conversation that this request begins."""
     if endpoint.dialect is Dialect.TRADING:
-        return TradingSession(endpoint, desk)
-    return MarketSession(endpoint, wire.codec(endpoint, environ.get("CONTENT_TYPE") or ""), desk)
+        return TradingSession(endpoint, slots)
+    return MarketSession(endpoint, wire.codec(endpoint, environ.get("CONTENT_TYPE") or ""), slots)
 
 
 def credentials(environ: Environ) -> Credentials | None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
-from proxy.protocol import timestamps
-from proxy.protocol.feeds import Dialect, Endpoint
+from proxy.alpaca import timestamps
+from proxy.alpaca.endpoints import Dialect, Endpoint
 
-Document = dict[str, Any]
+JsonObject = dict[str, Any]
 
 JSON, MSGPACK = "json", "msgpack"
 _TIMES = ("t", "created_at", "updated_at", "ft")
@@ -49,14 +49,14 @@ def encode(document: Any, codec: str) -> bytes:
     return msgspec.json.encode(document) if codec == JSON else msgspec.msgpack.encode(document)
 
 
-def encode_data(messages: Sequence[Document], codec: str) -> bytes:
+def encode_data(messages: Sequence[JsonObject], codec: str) -> bytes:
     """An array of data messages. Raises ValueError for a timestamp that is not RFC 3339."""
     if codec == JSON:
         return msgspec.json.encode(messages)
     return msgspec.msgpack.encode([_stamped(message) for message in messages])
 
 
-def _stamped(message: Document) -> Document:
+def _stamped(message: JsonObject) -> JsonObject:
     stamps = {
         key: msgspec.msgpack.Ext(timestamps.EXT, timestamps.ext(timestamps.nanoseconds(value)))
         for key in _TIMES

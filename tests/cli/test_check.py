@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from proxy.cli import online
-from proxy.simulator import Plan, Simulator
+from proxy.simulator import AccountPlan, Simulator
 from tests.cli.conftest import Call, Write
 from tests.harness import dial
 
@@ -109,7 +109,7 @@ def configured(write: Write, alpaca: Simulator, secret: str = "secret", text: st
 
 def test_online_logs_in_once_and_says_so_beforehand(write: Write, call: Call) -> None:
     """It takes the slot of one market feed, and gives it back: with a farewell, or its ghost would stay."""
-    with Simulator(plan=Plan(ghost_seconds=90)) as alpaca:
+    with Simulator(plan=AccountPlan(ghost_seconds=90)) as alpaca:
         for _ in range(2):
             said = call("check", "--online", "-c", configured(write, alpaca))
             assert said.code == 0
@@ -160,7 +160,7 @@ def test_online_beside_a_program_that_holds_the_connection(write: Write, call: C
     with Simulator() as alpaca:
         host, _, port = alpaca.url.removeprefix("ws://").partition(":")
         with dial((host, int(port))) as other:
-            other.hear()
+            other.receive()
             other.log_in("key", "secret")
             said = call("check", "--online", "-c", configured(write, alpaca))
     assert said.code == 1

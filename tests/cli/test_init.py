@@ -19,12 +19,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.alpaca.endpoints import Dialect, endpoint, feed_names
 from proxy.cli.init import ask
 from proxy.cli.keygen import NewClient
 from proxy.cli.starter import SCHEMA_FILE, Answers, starter
 from proxy.config import model as configuration
-from proxy.config import settings as rules
-from proxy.protocol.feeds import Dialect, endpoint, feed_names
+from proxy.config import values as rules
 from tests.cli.conftest import Call
 
 ROOT = Path(__file__).parent.parent.parent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proxy.cli.overview import milliseconds, overview, size, span
-from proxy.colour import Ink
+from proxy.observe.style import Style
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_who_is_slow_stands_out(session: dict[str, object], slow: bool) -> None:
     """One session of several is enough."""
     clients = [{**CLIENT, "sessions": [SESSION, {**SESSION, **session}], "lost": {"slow": 1200} if slow else {}}]
     document = {**HEAD, "feeds": [], "clients": clients, "events": []}
-    painted = overview(document, Ink(on=True))
+    painted = overview(document, Style(on=True))
     assert (" slow\x1b[0m" in painted) is slow
     assert ("\x1b[33m1,200 slow\x1b[0m" in painted) is slow
-    assert "\x1b" not in overview(document, Ink(on=False))
+    assert "\x1b" not in overview(document, Style(on=False))

@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 from proxy.config import model as configuration
-from proxy.net.conversation import GONE_SECONDS
-from proxy.simulator import Plan, Simulator
-from proxy.version import __version__
+from proxy.downstream.client_session import GONE_SECONDS
+from proxy.observe.version import __version__
+from proxy.simulator import AccountPlan, Simulator
 from tests.harness import CONNECTED, Process, Wire, dial, trade, wait_for
 
 CONFIG = """\
@@ -40,7 +40,7 @@ leaves_a_socket = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExc
 @pytest.fixture
 def alpaca() -> Iterator[Simulator]:
     """Keeps the place of whoever leaves without a farewell, as the real one does."""
-    with Simulator(plan=Plan(ghost_seconds=90)) as simulator:
+    with Simulator(plan=AccountPlan(ghost_seconds=90)) as simulator:
         yield simulator
 
 

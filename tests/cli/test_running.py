@@ -17,8 +17,8 @@ import gevent
 import pytest
 from gevent.pywsgi import WSGIServer
 
+from proxy.alpaca.client_protocol import Phase
 from proxy.cli import running, status
-from proxy.protocol.feed import Phase
 from tests.cli.conftest import Call, Write
 from tests.harness import Harness, wait_for
 
@@ -96,7 +96,7 @@ def test_trouble_is_told(start: Start, write: Write, call: Call) -> None:
     proxy.client("alpha").subscribe(trades=["AAPL"])
     proxy.simulator.refuse_upgrade("iex", 502)
     proxy.simulator.drop("iex")
-    wait_for(lambda: "502" in proxy.upstream().trouble)
+    wait_for(lambda: "502" in proxy.upstream().last_error)
     said = call("status", "-c", write(admin_of(proxy)))
     assert said.code == 0
     assert ": serving, not ready, " in said.out
@@ -108,7 +108,7 @@ def test_trouble_is_told(start: Start, write: Write, call: Call) -> None:
 def test_words_of_others_cannot_steer_the_terminal(start: Start, write: Write, call: Call) -> None:
     proxy = start(CLIENTS)
     proxy.client("alpha").subscribe(trades=["AAPL"])
-    proxy.upstream().trouble = "bad\x1b[2J\nnews"
+    proxy.upstream().last_error = "bad\x1b[2J\nnews"
     proxy.upstream().phase = Phase.WAITING
     said = call("status", "-c", write(admin_of(proxy))).out
     proxy.upstream().phase = Phase.LIVE
@@ -250,7 +250,7 @@ def test_ready_is_exit_0_and_not_ready_exit_1(start: Start, write: Write, call: 
     proxy.client("alpha").subscribe(trades=["AAPL"])
     proxy.simulator.refuse_upgrade("iex", 502)
     proxy.simulator.drop("iex")
-    wait_for(lambda: "502" in proxy.upstream().trouble)
+    wait_for(lambda: "502" in proxy.upstream().last_error)
     said = call("healthcheck", "-c", path)
     assert said.code == 1
     assert said.out.startswith("main/iex ")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from proxy import logs
 from proxy.cli.running import authority
 from proxy.cli.startup import announce
 from proxy.config import model as configuration
+from proxy.observe import logs
 
 ACCOUNT = "accounts: {main: {key: k, secret: canary}}\n"
 
@@ -22,8 +22,8 @@ def announced(clients: int, style: str = "json", **addresses: tuple[str, int]) -
     logs.set_up(style, "info", out)
     path = Path("no-such-file.yaml")
     config = configuration.parse(text, str(path), {}, Path())
-    places = {"listening": ("127.0.0.1", 8765), "admin": ("127.0.0.1", 8766), **addresses}
-    announce(config, path, listening=places["listening"], admin=places["admin"])
+    subscribers = {"listening": ("127.0.0.1", 8765), "admin": ("127.0.0.1", 8766), **addresses}
+    announce(config, path, listening=subscribers["listening"], admin=subscribers["admin"])
     logs.set_up("json", "info", io.StringIO())
     return out.getvalue().splitlines()
 

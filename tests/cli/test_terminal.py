@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from proxy.cli.terminal import Cell, command, plain, table, warn
-from proxy.colour import Colour, Ink
+from proxy.observe.style import Color, Style
 
 
 class Terminal(io.StringIO):
@@ -21,8 +21,8 @@ class Terminal(io.StringIO):
     [({}, True), ({"NO_COLOR": ""}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
 )
 def test_colour_is_for_terminals_of_people_who_want_it(environ: dict[str, str], on: bool) -> None:
-    assert Ink.of(Terminal(), environ).on is on
-    assert Ink.of(io.StringIO(), environ).on is False
+    assert Style.of(Terminal(), environ).on is on
+    assert Style.of(io.StringIO(), environ).on is False
 
 
 def test_a_warning_stands_out_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,16 +35,16 @@ def test_a_warning_stands_out_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_paint() -> None:
-    assert Ink(on=True).paint("text", Colour.BAD) == "\x1b[31mtext\x1b[0m"
-    assert Ink(on=False).paint("text", Colour.BAD) == Ink(on=True).paint("text", None) == "text"
+    assert Style(on=True).paint("text", Color.BAD) == "\x1b[31mtext\x1b[0m"
+    assert Style(on=False).paint("text", Color.BAD) == Style(on=True).paint("text", None) == "text"
 
 
 def test_a_table_is_aligned_painted_or_not() -> None:
-    rows: list[list[Cell]] = [["a", "b", "c"], ["longer", ("painted", Colour.BAD), ""]]
-    off = table(("ONE", "TWO", "THREE"), rows, Ink(on=False))
+    rows: list[list[Cell]] = [["a", "b", "c"], ["longer", ("painted", Color.BAD), ""]]
+    off = table(("ONE", "TWO", "THREE"), rows, Style(on=False))
     assert off.splitlines() == ["ONE     TWO      THREE", "a       b        c", "longer  painted"]
-    on = table(("ONE", "TWO", "THREE"), rows, Ink(on=True))
-    for colour in Colour:
+    on = table(("ONE", "TWO", "THREE"), rows, Style(on=True))
+    for colour in Color:
         on = on.replace(f"\x1b[{colour.value}m", "")
     assert on.replace("\x1b[0m", "") == off
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from proxy.config import model as config
 from proxy.config import yamlfile
+from proxy.config.errors import ConfigError
 from proxy.config.model import Config
 from proxy.config.secret import Secret
-from proxy.errors import ConfigError
-from proxy.routing.access import WhenSlow, digest
+from proxy.routing.allowlists import WhenSlow, digest
 
 ROOT = Path(__file__).parent.parent.parent
 DATA = Path(__file__).parent / "data"
@@ -522,5 +522,5 @@ def test_the_schema_describes_every_setting_and_allows_references() -> None:
 
 
 def test_nothing_here_needs_gevent() -> None:
-    program = "import sys; sys.modules['gevent'] = None; import proxy.config.model, proxy.routing.access"
+    program = "import sys; sys.modules['gevent'] = None; import proxy.config.model, proxy.routing.allowlists"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)

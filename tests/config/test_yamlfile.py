@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.config import references, yamlfile
-from proxy.config.yamlfile import Document, Items, Table, Text
-from proxy.errors import ConfigError, Problem
+from proxy.config.errors import ConfigError, Problem
+from proxy.config.yamlfile import Items, Table, Text, YamlDocument
 
 PARSERS = [yaml.BaseLoader] + ([yaml.CBaseLoader] if yaml.__with_libyaml__ else [])
 SIGNS = st.text(alphabet="ab:*&!{}[]-\"'\\\n\t $#|>%@`,?~<.0Uux\x85\u2028é", max_size=40)
@@ -23,7 +23,7 @@ both_parsers = pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: par
 
 def parsed(
     text: str, environ: Mapping[str, str] | None = None, folder: Path = Path(), parser: type | None = None
-) -> Document:
+) -> YamlDocument:
     with patch.object(yamlfile, "_LOADER", parser or yamlfile._LOADER):
         return yamlfile.parse(text, name="f.yaml", environ=environ or {}, folder=folder)
 
@@ -34,7 +34,7 @@ def refusal(text: str, parser: type | None = None) -> str:
     return str(caught.value)
 
 
-def problems(document: Document) -> list[str]:
+def problems(document: YamlDocument) -> list[str]:
     return [str(problem) for problem in document.problems]
 
 

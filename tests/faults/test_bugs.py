@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from proxy.net import conversation, outbox
-from proxy.protocol.feed import Phase
+from proxy.alpaca.client_protocol import Phase
+from proxy.downstream import client_session as conversation
+from proxy.downstream import outbox
 from tests.harness import Client, Harness, quote, wait_for
 
 Start = Callable[..., Harness]
@@ -50,7 +51,7 @@ def witness(proxy: Harness) -> Client:
 
 
 def session_of(proxy: Harness, name: str) -> Any:
-    [found] = [c for c in proxy.gateway.server.conversations if c.name == name]
+    [found] = [c for c in proxy.gateway.server.sessions if c.name == name]
     return found
 
 
@@ -73,11 +74,11 @@ def test_in_a_session(proxy: Harness, witness: Client, monkeypatch: pytest.Monke
 
 def test_in_a_writer(proxy: Harness, witness: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """The greenlet that sends to a client dies: what cannot be served any more is closed."""
-    monkeypatch.setattr(conversation, "FAREWELL_SECONDS", 0.1)
+    monkeypatch.setattr(conversation, "CLOSE_FLUSH_SECONDS", 0.1)
     unlucky = proxy.client("unlucky")
     with proxy.undisturbed(witness):
         once(monkeypatch, session_of(proxy, "unlucky").outbox, "_gather")
-        unlucky.say({"action": "subscribe"})
+        unlucky.send_json({"action": "subscribe"})
         unlucky.closed()
         assert proxy.client("unlucky").subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
     reported(proxy)
@@ -113,7 +114,7 @@ def test_in_what_is_asked_of_alpaca(proxy: Harness, witness: Client, monkeypatch
     unlucky = proxy.client("unlucky")
     unlucky.subscribe(trades=["AAPL", "TSLA"])
     with proxy.undisturbed(witness):
-        happened = once(monkeypatch, proxy.upstream().ledger, "next_request")
+        happened = once(monkeypatch, proxy.upstream().reconciler, "next_request")
         unlucky.ws.close()
         wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}})
     assert happened
@@ -123,7 +124,7 @@ def test_in_what_is_asked_of_alpaca(proxy: Harness, witness: Client, monkeypatch
 def test_in_the_tick_of_a_session(proxy: Harness, witness: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock of the others goes on: whoever does not log in is hung up on."""
     monkeypatch.setattr(conversation, "LOGIN_SECONDS", 0.1)
-    strangers = [proxy.dial() for _ in range(8)]
+    unauthenticated = [proxy.dial() for _ in range(8)]
     proxy.client("unlucky")
 
     def fail(now: float) -> None:
@@ -131,7 +132,7 @@ def test_in_the_tick_of_a_session(proxy: Harness, witness: Client, monkeypatch: 
 
     monkeypatch.setattr(session_of(proxy, "unlucky"), "tick", fail)
     with proxy.undisturbed(witness):
-        for stranger in strangers:
+        for stranger in unauthenticated:
             assert stranger.closed() == (1008, "auth timeout")
     monkeypatch.undo()
     assert proxy.bugs
@@ -140,7 +141,7 @@ def test_in_the_tick_of_a_session(proxy: Harness, witness: Client, monkeypatch: 
 
 def test_in_conflation(proxy: Harness, witness: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is left out for that client, whose outbox has a bound; nobody else hears less for it."""
-    monkeypatch.setattr(outbox, "THIN_BYTES", 1024)
+    monkeypatch.setattr(outbox, "CONFLATE_BYTES", 1024)
     unlucky = proxy.wire(buffer=4096).log_in("unlucky", quotes=["FAT"])
     box = session_of(proxy, "unlucky").outbox
 
@@ -154,5 +155,5 @@ def test_in_conflation(proxy: Harness, witness: Client, monkeypatch: pytest.Monk
         wait_for(lambda: proxy.bugs)
     assert proxy.simulator.opened("iex") == 1
     unlucky.crash()
-    wait_for(lambda: len(proxy.gateway.server.conversations) == 1)
+    wait_for(lambda: len(proxy.gateway.server.sessions) == 1)
     proxy.bugs.clear()

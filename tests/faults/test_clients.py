@@ -15,9 +15,12 @@ from typing import Any
 import gevent
 import pytest
 
-from proxy.net import connection, conversation, http, listener, outbox
-from proxy.net.teller import SHORT
-from proxy.protocol import market
+from proxy.alpaca import market
+from proxy.downstream import client_session as conversation
+from proxy.downstream import outbox
+from proxy.transport import connection, listener
+from proxy.transport import http_request as http
+from proxy.upstream.ack_dispatcher import SHORT
 from tests import harness
 from tests.harness import BINARY, CLOSE, PING, PONG, TEXT, Client, Harness, Wire, quote, trade, wait_for
 
@@ -46,7 +49,7 @@ def witness(proxy: Harness) -> Iterator[Client]:
     client.subscribe(trades=["AAPL"])
     with proxy.undisturbed(client):
         yield client
-    wait_for(lambda: len(proxy.gateway.server.conversations) <= 1, "the others' sessions have not ended")
+    wait_for(lambda: len(proxy.gateway.server.sessions) <= 1, "the others' sessions have not ended")
     wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}}, "Alpaca still sends what nobody wants")
     assert proxy.gateway._outboxes.pending == 0
     assert proxy.simulator.opened("iex") == 1
@@ -81,7 +84,7 @@ def test_crash_in_the_middle_of_a_frame(proxy: Harness, how: str, what: bytes) -
             wire.crash()
         else:
             wire.socket.close()
-        wait_for(lambda: len(proxy.gateway.server.conversations) == 1)
+        wait_for(lambda: len(proxy.gateway.server.sessions) == 1)
 
 
 @pytest.mark.usefixtures("witness")
@@ -97,7 +100,7 @@ def test_stops_reading(proxy: Harness) -> None:
     assert last == (TEXT, b'[{"T":"error","code":407,"msg":"slow client"}]')
     assert close[0] == CLOSE
     assert close[1][:2] == (1008).to_bytes(2, "big")
-    wait_for(lambda: len(proxy.gateway.server.conversations) == 1)
+    wait_for(lambda: len(proxy.gateway.server.sessions) == 1)
     totals = proxy.gateway.snapshot().totals["rogue", "iex"]
     assert (totals.delivered, totals.lost) == (len(numbers), {"slow": 500 - len(numbers)})
 
@@ -105,14 +108,14 @@ def test_stops_reading(proxy: Harness) -> None:
 @pytest.mark.usefixtures("witness")
 def test_stops_reading_for_ever(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """It never hears its 407; its connection is ended all the same, and it may come back at once."""
-    monkeypatch.setattr(conversation, "FAREWELL_SECONDS", 0.2)
+    monkeypatch.setattr(conversation, "CLOSE_FLUSH_SECONDS", 0.2)
     slow = stuck(proxy, trades=["FAT"])
     pour(proxy)
     wait_for(lambda: lost(proxy))
     again = proxy.client("rogue")
     again.subscribe(trades=["FAT"])
     again.ws.close()
-    wait_for(lambda: len(proxy.gateway.server.conversations) == 1)
+    wait_for(lambda: len(proxy.gateway.server.sessions) == 1)
     with suppress(ConnectionError):
         slow.socket.settimeout(0)
         slow.socket.close()
@@ -124,10 +127,10 @@ def test_a_send_that_waits_too_long(proxy: Harness, monkeypatch: pytest.MonkeyPa
     assert outbox.SEND_SECONDS == 10
     monkeypatch.setattr(outbox, "SEND_SECONDS", 0.2)
     slow = stuck(proxy, "newest", trades=["FAT"])
-    [session] = [c for c in proxy.gateway.server.conversations if c.name == "newest"]
+    [session] = [c for c in proxy.gateway.server.sessions if c.name == "newest"]
     session.outbox.limit = 1 << 30
     pour(proxy)
-    wait_for(lambda: len(proxy.gateway.server.conversations) == 1)
+    wait_for(lambda: len(proxy.gateway.server.sessions) == 1)
     assert session.outbox.slow
     slow.socket.close()
 
@@ -141,11 +144,11 @@ def test_reads_slowly_and_wants_the_newest(proxy: Harness) -> None:
         proxy.simulator.publish("iex", [*tick, trade("SPY", number)])
         if number % 10 == 0:
             gevent.sleep(0.001)
-    [session] = [c for c in proxy.gateway.server.conversations if c.name == "newest"]
+    [session] = [c for c in proxy.gateway.server.sessions if c.name == "newest"]
     wait_for(lambda: session.outbox.conflated > 0)
     messages: list[dict[str, Any]] = []
     while len(messages) < 3 or [m["i"] for m in messages if m["T"] == "t"][-1] < 400:
-        messages += json.loads(slow.hear()[1])
+        messages += json.loads(slow.receive()[1])
     assert [m["i"] for m in messages if m["T"] == "t"] == list(range(1, 401))
     for symbol in ("SPY", "QQQ"):
         numbers = [m["n"] for m in messages if m["T"] == "q" and m["S"] == symbol]
@@ -163,7 +166,7 @@ def test_floods_with_pings(proxy: Harness) -> None:
     burst = b"".join(Wire.frame(PING, b"%d" % number) for number in range(20_000))
     sender = gevent.spawn(wire.socket.sendall, burst + Wire.frame(PING, b"last"))
     answered = 0
-    while (frame := wire.hear()) != (PONG, b"last"):
+    while (frame := wire.receive()) != (PONG, b"last"):
         assert frame[0] == PONG
         answered += 1
     sender.join()
@@ -174,7 +177,7 @@ def test_floods_with_pings(proxy: Harness) -> None:
 @pytest.mark.usefixtures("witness")
 def test_floods_with_requests(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads none of the answers, each of which is its whole state; its outbox overflows, and it is closed."""
-    monkeypatch.setattr(conversation, "FAREWELL_SECONDS", 0.2)
+    monkeypatch.setattr(conversation, "CLOSE_FLUSH_SECONDS", 0.2)
     wire = stuck(proxy, trades=[f"S{number}" for number in range(500)])
     request = Wire.frame(TEXT, b'{"action":"subscribe"}') * 50
 
@@ -197,7 +200,7 @@ def test_asks_too_fast_and_hears_every_answer(proxy: Harness) -> None:
         wire.socket.sendall, b"".join(Wire.frame(TEXT, json.dumps(request).encode()) for request in requests)
     )
     for request in requests:
-        opcode, payload = wire.hear()
+        opcode, payload = wire.receive()
         assert opcode == TEXT
         [answer] = json.loads(payload)
         assert (answer["T"], answer["trades"]) == ("subscription", ["MSFT"])
@@ -221,7 +224,7 @@ def test_half_a_request_for_ever(proxy: Harness, monkeypatch: pytest.MonkeyPatch
         assert one.recv(1) == b""
         one.close()
     half.send(0, b'ibe","trades":["TSLA"]}')
-    assert json.loads(half.hear()[1])[0]["trades"] == ["MSFT", "TSLA"]
+    assert json.loads(half.receive()[1])[0]["trades"] == ["MSFT", "TSLA"]
     half.crash()
 
 
@@ -232,14 +235,14 @@ def test_messages_of_every_size(proxy: Harness, known: bool) -> None:
     limit = (1 << 20) if known else (64 << 10)
     for size in (limit, limit + 1):
         wire = proxy.wire()
-        wire.hear()
+        wire.receive()
         if known:
-            wire.say({"action": "auth", "key": "rogue", "secret": "rogue"})
-            wire.hear()
+            wire.send_json({"action": "auth", "key": "rogue", "secret": "rogue"})
+            wire.receive()
         with suppress(ConnectionError):
             wire.send(TEXT, b'{"action":"none","filler":"'.ljust(size - 2, b"x") + b'"}')
         if size == limit:
-            assert wire.hear()[0] == TEXT  # 400, or 401
+            assert wire.receive()[0] == TEXT  # 400, or 401
             wire.crash()
             wait_for(lambda: _alone(proxy))
             continue
@@ -258,16 +261,16 @@ def test_ten_thousand_symbols_in_one_request(proxy: Harness) -> None:
     pieces = [request for request in proxy.simulator.requests("iex") if request.get("trades")]
     assert len(pieces) > 3
     proxy.simulator.publish("iex", [trade("S00000", 1), trade("S09999", 2)])
-    assert client.hear() == [trade("S00000", 1), trade("S09999", 2)]
+    assert client.receive() == [trade("S00000", 1), trade("S09999", 2)]
     client.ws.close()
 
 
 @pytest.mark.usefixtures("witness")
 def test_more_symbols_than_there_are(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """A session holds a bounded number of topics, however often it asks; over it, 405 and its state is as before."""
-    assert market.MOST_TOPICS == 50_000
-    monkeypatch.setattr(market, "MOST_TOPICS", 100)
-    monkeypatch.setattr(market, "FEW_TOPICS", 50)
+    assert market.MAX_TOPICS == 50_000
+    monkeypatch.setattr(market, "MAX_TOPICS", 100)
+    monkeypatch.setattr(market, "UNMEASURED_TOPICS", 50)
     client = proxy.client("other")
     first, second = ([f"{letter}{number:03}" for number in range(60)] for letter in "AB")
     assert client.subscribe(trades=first)["trades"] == first
@@ -284,8 +287,8 @@ def test_more_than_an_acknowledgement_has_room_for(proxy: Harness) -> None:
     client = proxy.client("other")
     lots = [[f"S{lot}{number:05}" for number in range(11_000)] for lot in range(4)]
     for lot in lots[:3]:
-        client.say({"action": "subscribe", "trades": lot})
-        assert len(client.hear()[0]["trades"]) % len(lot) == 0
+        client.send_json({"action": "subscribe", "trades": lot})
+        assert len(client.receive()[0]["trades"]) % len(lot) == 0
     assert client.subscribe(trades=lots[3]) == {"T": "error", "code": 405, "msg": "symbol limit exceeded"}
     assert len(client.subscribe(quotes=["SPY"])["trades"]) == 33_000
     assert max(map(len, client.frames)) < 1 << 20
@@ -298,7 +301,7 @@ def test_symbols_that_take_more_room_than_they_look(proxy: Harness, character: s
     """A request upstream is never larger than Alpaca takes, whatever its symbols are spelled with."""
     client = proxy.client("other")
     symbols = [character * 60 + f"{number:04}" for number in range(1000)]
-    client.say({"action": "subscribe", "trades": symbols})
+    client.send_json({"action": "subscribe", "trades": symbols})
     client.answer()
     client.ws.close()
     wait_for(lambda: _alone(proxy) and proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}})
@@ -323,7 +326,7 @@ def test_five_hundred_connections_in_a_second(proxy: Harness, monkeypatch: pytes
     gevent.joinall([gevent.spawn(join) for _ in range(500)], timeout=20)
     assert len(wires) == 500
     for wire in wires[::50]:
-        numbers = [message["i"] for _ in range(5) for message in json.loads(wire.hear()[1])]
+        numbers = [message["i"] for _ in range(5) for message in json.loads(wire.receive()[1])]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
     for wire in wires:
         wire.crash()
@@ -355,14 +358,14 @@ def test_a_session_that_only_answers_pings_stays(proxy: Harness, monkeypatch: py
 @pytest.mark.usefixtures("witness")
 def test_more_strangers_than_there_is_room_for(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are turned away; who has logged in counts no more, and when they have gone there is room again."""
-    monkeypatch.setattr(listener, "STRANGERS_PER_ADDRESS", 5)
+    monkeypatch.setattr(listener, "MAX_UNAUTHENTICATED_PER_ADDRESS", 5)
     silent = [socket.create_connection(proxy.address, 5) for _ in range(5)]
-    wait_for(lambda: proxy.gateway.server.strangers == 5)
+    wait_for(lambda: proxy.gateway.server.unauthenticated == 5)
     with socket.create_connection(proxy.address, 5) as turned_away:
         assert turned_away.recv(1) == b""
     for one in silent:
         one.close()
-    wait_for(lambda: proxy.gateway.server.strangers == 0)
+    wait_for(lambda: proxy.gateway.server.unauthenticated == 0)
     friends = [proxy.client("many") for _ in range(10)]
     for friend in friends:
         friend.ws.close()
@@ -404,7 +407,7 @@ def test_all_outboxes_together_are_bounded(start: Start) -> None:
     client.subscribe(trades=["AAPL"])
     with proxy.undisturbed(client):
         wires = [stuck(proxy, "rogue", trades=["FAT"]) for _ in range(2)]
-        sessions = [c for c in proxy.gateway.server.conversations if c.name == "rogue"]
+        sessions = [c for c in proxy.gateway.server.sessions if c.name == "rogue"]
         number = 0
         while not any(session.outbox.slow for session in sessions):
             number += 1
@@ -426,7 +429,7 @@ def test_hundreds_who_stop_reading(start: Start, many: int) -> None:
     proxy.gateway._outboxes.limit = limit = many * 8 * 1024  # less than one message for each
     with proxy.undisturbed(client):
         wires = [stuck(proxy, "many", trades=["FAT"]) for _ in range(many)]
-        sessions = [*proxy.gateway.server.conversations]
+        sessions = [*proxy.gateway.server.sessions]
         fullest = number = 0
         while sum(session.outbox.slow for session in sessions) < many // 5:
             number += 1
@@ -461,9 +464,9 @@ def test_asks_and_leaves_before_the_answer(proxy: Harness) -> None:
     proxy.simulator.slow_acks(0.05)
     for symbol in itertools.islice(itertools.cycle(("MSFT", "TSLA")), 6):
         client = proxy.client("many")
-        client.say({"action": "subscribe", "trades": ["AAPL"]})
+        client.send_json({"action": "subscribe", "trades": ["AAPL"]})
         other = proxy.client("rogue")
-        other.say({"action": "subscribe", "trades": [symbol]})
+        other.send_json({"action": "subscribe", "trades": [symbol]})
         client.ws.close()
         other.ws.close()
         wait_for(lambda: _alone(proxy))
@@ -475,20 +478,20 @@ def test_asks_and_leaves_before_the_answer(proxy: Harness) -> None:
 def test_asks_faster_than_it_can_be_answered(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whose every answer tells thousands of topics. It is read no faster than it is answered, and others do not wait
     for all that it has asked."""
-    monkeypatch.setattr(conversation, "MOST_DUE", 4)
+    monkeypatch.setattr(conversation, "MAX_PENDING_REPLIES", 4)
     symbols = [f"S{number}" for number in range(SHORT + 100)]
     rogue, other = proxy.client("rogue"), proxy.client("other")
     rogue.subscribe(trades=symbols)
-    [session] = [c for c in proxy.gateway.server.conversations if c.name == "rogue"]
+    [session] = [c for c in proxy.gateway.server.sessions if c.name == "rogue"]
     most = 0
     with gevent.Timeout(30):
         for symbol in symbols[:90]:
-            rogue.say({"action": "unsubscribe", "trades": [symbol]})
-            most = max(most, len(session.answers))
+            rogue.send_json({"action": "unsubscribe", "trades": [symbol]})
+            most = max(most, len(session.replies))
         assert other.subscribe(trades=symbols)["trades"] == sorted(symbols)
         assert len(rogue.data) == 0
         for left in range(len(symbols) - 1, len(symbols) - 91, -1):
-            most = max(most, len(session.answers))
+            most = max(most, len(session.replies))
             assert len(rogue.answer()[0]["trades"]) == left
     assert most <= 4
     rogue.ws.close()
@@ -501,4 +504,4 @@ def test_reads_are_small() -> None:
 
 
 def _alone(proxy: Harness) -> bool:
-    return len(proxy.gateway.server.conversations) == 1
+    return len(proxy.gateway.server.sessions) == 1

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import gevent
 import pytest
 
-from proxy.net import conversation, line
+from proxy.downstream import client_session as conversation
+from proxy.upstream import alpaca_connection as line
 from tests.harness import Client, Harness, wait_for
 
 Start = Callable[..., Harness]
@@ -40,7 +41,7 @@ def test_the_wall_clock_is_set(proxy: Harness, monkeypatch: pytest.MonkeyPatch, 
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + jump)
     monkeypatch.setattr(time, "time_ns", lambda: int((real() + jump) * 1e9))
-    proxy.upstream().watch._wall = time.time
+    proxy.upstream().stats._wall = time.time
     wait_for(lambda: proxy.gateway.snapshot().time == pytest.approx(real() + jump, abs=5))
     other = proxy.client("other")
     assert other.subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
@@ -56,10 +57,10 @@ def test_the_machine_sleeps(proxy: Harness, gap: float) -> None:
     assert gap > conversation.GONE_SECONDS
     assert gap > line.MUTE_SECONDS
     stranger = proxy.dial()
-    stranger.hear()
+    stranger.receive()
     steady = proxy.gateway._clock.steady
     proxy.gateway._clock.steady = lambda: steady() + gap
     gevent.sleep(0.05)  # several ticks of its clock
     stranger.log_in("other").subscribe(trades=["AAPL"])
-    assert len(proxy.gateway.server.conversations) == 2
+    assert len(proxy.gateway.server.sessions) == 2
     stranger.ws.close()

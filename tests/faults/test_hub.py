@@ -54,7 +54,7 @@ class Busy:
 
     def join(self) -> Client:
         client = self._stack.enter_context(dial(self._address, ssl=self.trust))
-        assert client.hear() == CONNECTED
+        assert client.receive() == CONNECTED
         return client.log_in("all")
 
     def handshake(self) -> None:
@@ -165,9 +165,9 @@ def test_large_subscriptions_of_many_at_once(busy: Busy) -> None:
     def happen() -> None:
         newcomers = [busy.join() for _ in range(ALGORITHMS // 2)]
         for newcomer in newcomers:
-            newcomer.say({"action": "subscribe", "quotes": SYMBOLS})
+            newcomer.send_json({"action": "subscribe", "quotes": SYMBOLS})
         for newcomer in newcomers:
-            while "quotes" not in (heard := newcomer.hear()[0]):
+            while "quotes" not in (heard := newcomer.receive()[0]):
                 pass
             assert len(heard["quotes"]) == len(SYMBOLS)
         for newcomer in newcomers:

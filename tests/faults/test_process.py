@@ -56,7 +56,7 @@ def start(alpaca: Simulator, tmp_path: Path) -> Iterator[Start]:
 def undisturbed(alpaca: Simulator, address: tuple[str, int]) -> Iterator[Client]:
     """An algorithm that gets every trade, once and in order, whatever happens meanwhile."""
     with dial(address) as witness:
-        assert witness.hear() == CONNECTED
+        assert witness.receive() == CONNECTED
         witness.log_in("witness").subscribe(trades=["AAPL"])
         over = False
 
@@ -94,7 +94,7 @@ def test_no_file_descriptors_left(start: Start, alpaca: Simulator) -> None:
         wait_for(lambda: len(os.listdir(f"/proc/{pid}/fd")) == used + 3)
         crowd.close()
         with dial(address) as newcomer:
-            assert newcomer.hear() == CONNECTED
+            assert newcomer.receive() == CONNECTED
             newcomer.log_in("rogue").subscribe(trades=["AAPL"])
     process.popen.send_signal(signal.SIGTERM)
     assert process.end() == 0
@@ -198,7 +198,7 @@ def test_sigkill_and_a_new_start(start: Start, alpaca: Simulator) -> None:
     first.popen.kill()
     assert first.popen.wait(5) == -signal.SIGKILL
     with dial(start().address()) as client:
-        client.hear()
+        client.receive()
         assert client.log_in("witness").subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
 
 
@@ -213,6 +213,6 @@ def _listens(port: int) -> bool:
 def _refused_login(address: tuple[str, int]) -> None:
     """An event in the log."""
     with dial(address) as stranger:
-        stranger.hear()
-        stranger.say({"action": "auth", "key": "nobody", "secret": "nothing"})
-        assert stranger.hear()[0]["code"] == 402
+        stranger.receive()
+        stranger.send_json({"action": "auth", "key": "nobody", "secret": "nothing"})
+        assert stranger.receive()[0]["code"] == 402

@@ -15,10 +15,12 @@ from pathlib import Path
 import gevent
 import pytest
 
-from proxy.net import line, upstream, websocket
-from proxy.protocol.feed import Backoff, Phase
-from proxy.routing import ledger
-from proxy.simulator import Plan, Simulator
+from proxy.alpaca.client_protocol import Backoff, Phase
+from proxy.routing import reconciler as reconciler
+from proxy.simulator import AccountPlan, Simulator
+from proxy.upstream import alpaca_connection as line
+from proxy.upstream import supervisor as upstream
+from proxy.upstream import websocket
 from tests.harness import SECONDS, Client, Harness, certificate, trade, wait_for
 
 Start = Callable[..., Harness]
@@ -39,7 +41,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket, "DIAL_STEP_SECONDS", 0.1)
     monkeypatch.setattr(line, "PING_SECONDS", 0.1)
     monkeypatch.setattr(line, "MUTE_SECONDS", 0.2)
-    monkeypatch.setattr(ledger, "PATIENCE", 0.05)
+    monkeypatch.setattr(reconciler, "ACK_SECONDS", 0.05)
     monkeypatch.setattr(Backoff, "next", lambda self, refused: 0.02)
 
 
@@ -93,7 +95,7 @@ def test_connection_dropped(start: Start, how: str) -> None:
         proxy.simulator.drop("iex", how)
         wait_for(lambda: proxy.simulator.opened("iex") == 2)
     snapshot = proxy.gateway.snapshot()
-    outages = {(feed.feed, feed.outages) for feed in snapshot.feeds if 0 < feed.away < SECONDS}
+    outages = {(feed.feed, feed.outages) for feed in snapshot.feeds if 0 < feed.outage_seconds < SECONDS}
     assert outages == {("iex", 1)}
     assert {totals.outages for (_, feed), totals in snapshot.totals.items() if feed == "iex"} == {1}
 
@@ -113,7 +115,7 @@ def test_alpaca_is_gone_for_a_while(start: Start) -> None:
     witness = proxy.client("alpha")
     witness.subscribe(trades=["AAPL"])
     proxy.simulator.stop()
-    wait_for(lambda: "refused" in proxy.upstream().trouble)
+    wait_for(lambda: "refused" in proxy.upstream().last_error)
     assert proxy.client("beta").subscribe(quotes=["SPY"]) == {"quotes": ["SPY"]}
     proxy.simulator.start()
     wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}, "quotes": {"SPY"}})
@@ -127,7 +129,7 @@ def test_connection_half_open(start: Start) -> None:
     proxy = start(CLIENTS)
     with fault(proxy):
         proxy.simulator.mute("iex")
-        wait_for(lambda: "no sign of life" in proxy.upstream().trouble)
+        wait_for(lambda: "no sign of life" in proxy.upstream().last_error)
         proxy.simulator.unmute("iex")
         wait_for(lambda: len(proxy.simulator.connections("iex")) == 1 and proxy.simulator.opened("iex") == 2)
 
@@ -137,8 +139,10 @@ def test_a_quiet_market_is_not_a_mute_one(start: Start) -> None:
     client = proxy.client("alpha")
     client.subscribe(trades=["AAPL"])
     pings = proxy.upstream()
-    heard = pings._line and pings._line.heard_at
-    wait_for(lambda: pings._line is not None and heard is not None and pings._line.heard_at > heard + 0.5)
+    heard = pings._connection and pings._connection.received_at
+    wait_for(
+        lambda: pings._connection is not None and heard is not None and pings._connection.received_at > heard + 0.5
+    )
     assert proxy.simulator.opened("iex") == 1
 
 
@@ -162,7 +166,7 @@ def test_subscribe_stalls(start: Start) -> None:
     with proxy.undisturbed(witness):
         assert newcomer.subscribe(quotes=["SPY"]) == {"quotes": ["SPY"]}
         [peer] = proxy.simulator.connections("iex")
-    wait_for(lambda: "no answer to a request" in proxy.upstream().trouble)
+    wait_for(lambda: "no answer to a request" in proxy.upstream().last_error)
     assert len(peer._held) == 1
     proxy.simulator.accept("iex")
     wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}, "quotes": {"SPY"}})
@@ -177,7 +181,7 @@ def test_log_in_refused(start: Start, code: int) -> None:
         proxy.simulator.fail_auth("iex", code)
         proxy.simulator.drop("iex", "fin")
         scene.failed()
-        wait_for(lambda: str(code) in proxy.upstream().trouble)
+        wait_for(lambda: str(code) in proxy.upstream().last_error)
         proxy.simulator.accept("iex")
 
 
@@ -207,23 +211,23 @@ def test_upgrade_refused(start: Start, status: int) -> None:
         proxy.simulator.refuse_upgrade("iex", status)
         proxy.simulator.drop("iex", "fin")
         scene.failed()
-        wait_for(lambda: f"HTTP {status}" in proxy.upstream().trouble)
+        wait_for(lambda: f"HTTP {status}" in proxy.upstream().last_error)
         proxy.simulator.accept("iex")
 
 
 def test_the_place_is_still_taken(start: Start) -> None:
     """A connection that died without a word keeps the account's place for a while: 406 until then."""
-    proxy = start(CLIENTS, plan=Plan(ghost_seconds=0.5))
+    proxy = start(CLIENTS, plan=AccountPlan(ghost_seconds=0.5))
     with fault(proxy):
         proxy.simulator.drop("iex", "rst")
-        wait_for(lambda: "406" in proxy.upstream().trouble)
+        wait_for(lambda: "406" in proxy.upstream().last_error)
         wait_for(lambda: any("406" in str(e) and "hint" in e.fields for e in proxy.gateway.snapshot().events))
 
 
 def test_after_a_refusal_alpaca_is_not_pressed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """No two logins within a second of a 406, which is counted from when Alpaca was asked."""
     monkeypatch.undo()
-    proxy = start(CLIENTS, plan=Plan(connections=0))
+    proxy = start(CLIENTS, plan=AccountPlan(connections=0))
     client = proxy.client("alpha")
     assert client.subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
     wait_for(lambda: len(proxy.simulator.attempts("iex")) >= 2)
@@ -256,12 +260,12 @@ def test_garbage_that_costs_the_connection(start: Start, kind: str, codec: str) 
 def test_a_kind_that_nobody_knows_reaches_the_curious(start: Start) -> None:
     clients = CLIENTS + "  strict: {key: strict, secret: strict, allow: {iex: {trades: [AAPL]}}}\n"
     proxy = start(clients)
-    curious, strict = proxy.client("alpha"), proxy.client("strict")
-    curious.subscribe(trades=["AAPL"])
+    accepts_unknown, strict = proxy.client("alpha"), proxy.client("strict")
+    accepts_unknown.subscribe(trades=["AAPL"])
     strict.subscribe(trades=["AAPL"])
     wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}})
     proxy.simulator.garbage("iex", "unknown-kind")
-    assert curious.hear() == [{"T": "zz", "S": "AAPL", "new": [1]}]
+    assert accepts_unknown.receive() == [{"T": "zz", "S": "AAPL", "new": [1]}]
     assert strict.silent()
 
 
@@ -300,14 +304,14 @@ def elsewhere(start: Start, url: str) -> Iterator[tuple[Harness, Callable[[], st
     wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}})
     with proxy.undisturbed(witness):
         assert gamma.subscribe(quotes=["SPY"]) == {"quotes": ["SPY"]}
-        yield proxy, lambda: proxy.upstream(account="far").trouble
+        yield proxy, lambda: proxy.upstream(account="far").last_error
         assert gamma.subscribe(bars=["SPY"]) == {"quotes": ["SPY"], "bars": ["SPY"]}
     assert "far" not in str(proxy.simulator.requests("iex"))
 
 
 def test_a_name_that_nobody_knows(start: Start) -> None:
-    with elsewhere(start, "wss://stream.alpaca.invalid") as (_, trouble):
-        wait_for(lambda: "resolve" in trouble() or "not known" in trouble() or "resolution" in trouble())
+    with elsewhere(start, "wss://stream.alpaca.invalid") as (_, last_error):
+        wait_for(lambda: "resolve" in last_error() or "not known" in last_error() or "resolution" in last_error())
 
 
 def test_a_host_whose_first_address_is_dead(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,10 +343,10 @@ def test_a_host_whose_first_address_is_dead(start: Start, monkeypatch: pytest.Mo
 def test_a_tls_handshake_that_stalls(start: Start) -> None:
     """A peer that takes the connection and then says nothing: given up in time, and tried again."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
-        with elsewhere(start, f"wss://127.0.0.1:{mute.getsockname()[1]}") as (_, trouble):
+        with elsewhere(start, f"wss://127.0.0.1:{mute.getsockname()[1]}") as (_, last_error):
             first, _ = mute.accept()
             assert first.recv(1) == b"\x16"  # its part of a handshake
-            wait_for(lambda: "timed out" in trouble())
+            wait_for(lambda: "timed out" in last_error())
             again, _ = mute.accept()
         first.close()
         again.close()
@@ -352,8 +356,8 @@ def test_a_certificate_that_nobody_signed(start: Start, tmp_path: Path) -> None:
     """No key is sent to whoever cannot prove to be Alpaca."""
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(*certificate(tmp_path))
-    with Simulator(tls=server) as impostor, elsewhere(start, impostor.url) as (_, trouble):
-        wait_for(lambda: "CERTIFICATE_VERIFY_FAILED" in trouble())
+    with Simulator(tls=server) as impostor, elsewhere(start, impostor.url) as (_, last_error):
+        wait_for(lambda: "CERTIFICATE_VERIFY_FAILED" in last_error())
         assert impostor.requests("iex") == []
 
 
@@ -362,9 +366,9 @@ def test_dropped_in_the_middle_of_a_request(start: Start) -> None:
     with fault(proxy) as scene:
         proxy.simulator.slow_acks(0.05)
         for _ in range(5):
-            scene.alpha.say({"action": "subscribe", "trades": ["TSLA"]})
-            scene.alpha.say({"action": "unsubscribe", "trades": ["TSLA"]})
-            wait_for(lambda: proxy.upstream().ledger.request is not None)
+            scene.alpha.send_json({"action": "subscribe", "trades": ["TSLA"]})
+            scene.alpha.send_json({"action": "unsubscribe", "trades": ["TSLA"]})
+            wait_for(lambda: proxy.upstream().reconciler.request is not None)
             proxy.simulator.drop("iex", "rst")
             for _ in range(2):
                 scene.alpha.answer()

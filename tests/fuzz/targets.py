@@ -11,17 +11,17 @@ from pathlib import Path
 
 import msgpack
 
+from proxy.alpaca import server_protocol as talk
+from proxy.alpaca.codec import JSON, MAX_DOCUMENTS, MSGPACK, Codec, Malformed
+from proxy.alpaca.cooperative import run_to_end
+from proxy.alpaca.endpoints import endpoint, feed_of_path
+from proxy.alpaca.event_time import event_time
+from proxy.alpaca.server_protocol import server_protocol_for
+from proxy.alpaca.topics import MAX_SYMBOL
+from proxy.alpaca.transcode import transcode
 from proxy.config import model
-from proxy.errors import ConfigError
-from proxy.net import frames
-from proxy.protocol import session as talk
-from proxy.protocol.codec import JSON, MAX_DOCUMENTS, MSGPACK, Codec, Malformed
-from proxy.protocol.feeds import endpoint, feed_of_path
-from proxy.protocol.session import open_session
-from proxy.protocol.stamps import made_at
-from proxy.protocol.steps import at_once
-from proxy.protocol.topics import MAX_SYMBOL
-from proxy.protocol.transcode import transcode
+from proxy.config.errors import ConfigError
+from proxy.transport import frames
 
 PATHS = ("/v2/iex", "/v1beta1/opra", "/v1beta1/news", "/v1beta3/crypto/us", "/v1beta1/crypto", "/stream")
 LIMIT = 4096
@@ -75,7 +75,7 @@ def codec(data: bytes) -> None:
 def _decoded(known: Codec, data: bytes) -> None:
     """Whatever bytes come as a message or as a value in one, each decoder gives its type, or says that it is not."""
     with suppress(Malformed):
-        found = at_once(known.requests(data))
+        found = run_to_end(known.requests(data))
         assert 0 < len(found) <= MAX_DOCUMENTS
         assert all(isinstance(key, str) for fields in found for key in fields)
     with suppress(Malformed):
@@ -86,7 +86,7 @@ def _decoded(known: Codec, data: bytes) -> None:
     assert isinstance(known.integer_of(data), int | None)
     assert isinstance(known.fields_of(data), dict | None)
     assert all(isinstance(text, str) for text in known.texts_of(data) or ())
-    made_at(data, known)
+    event_time(data, known)
 
 
 def session(data: bytes) -> None:
@@ -96,7 +96,7 @@ def session(data: bytes) -> None:
     feed = feed_of_path(path, "iex")
     known = endpoint(feed or "")
     assert known is not None
-    held = open_session(known, path, content_type)
+    held = server_protocol_for(known, path, content_type)
     for line in data[2:].split(b"\n"):
         for outcome in held.receive(line):
             match outcome:
@@ -107,20 +107,20 @@ def session(data: bytes) -> None:
                     assert isinstance(secret, str)
                     _reads(held, held.granted() if key == "momentum" else held.denied(402))
                 case talk.Subscribe(topics) | talk.Unsubscribe(topics):
-                    assert held.state is talk.State.AUTHENTICATED
+                    assert held.state is talk.LoginState.AUTHENTICATED
                     _acked(held, topics)
                 case talk.Listen(streams, topics) | talk.Unlisten(streams, topics):
-                    assert held.state is talk.State.AUTHENTICATED
+                    assert held.state is talk.LoginState.AUTHENTICATED
                     _acked(held, topics | (streams or frozenset()))
 
 
-def _reads(held: talk.Session, payload: bytes) -> None:
+def _reads(held: talk.ServerProtocol, payload: bytes) -> None:
     """What is sent can be read by other code than the proxy's."""
     if payload:
         msgpack.unpackb(payload) if held.codec.base is MSGPACK else json.loads(payload)
 
 
-def _acked(held: talk.Session, topics: talk.Subscription) -> None:
+def _acked(held: talk.ServerProtocol, topics: talk.Subscription) -> None:
     assert all(0 < len(symbol) <= MAX_SYMBOL and channel for channel, symbol in topics)
     assert all("*" not in symbol or symbol == "*" for _, symbol in topics)
     _reads(held, held.acked(topics))

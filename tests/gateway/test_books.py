@@ -51,9 +51,9 @@ def test_a_late_joiner_has_alpacas_book(start: Start, codec: str, path: str) -> 
         proxy.simulator.publish("crypto", [changes(number)])
     early.gather(20)
     late = proxy.client("two", path, codec)
-    late.say({"action": "subscribe", "orderbooks": ["BTC/USD"]})
-    assert late.hear()[0]["T"] == "subscription"
-    [first] = late.hear()
+    late.send_json({"action": "subscribe", "orderbooks": ["BTC/USD"]})
+    assert late.receive()[0]["T"] == "subscription"
+    [first] = late.receive()
     pair = "BTC/USD" if path == PATH else "BTCUSD"
     assert (first["T"], first["S"], first["r"]) == ("o", pair, True)
     assert book_of(late.data, pair) == book_of(early.data, "BTC/USD")
@@ -93,8 +93,8 @@ def test_a_pair_that_nobody_held_for_a_while_has_no_book_of_the_past(start: Star
     proxy.simulator.publish("crypto", [changes(0, r=True)])
     client.gather(1)
     client.unsubscribe(orderbooks=["BTC/USD"])
-    wait_for(lambda: ("orderbooks", "BTC/USD") not in proxy.upstream("crypto").ledger.wanted)
-    wait_for(lambda: proxy.upstream("crypto").ledger.request is None)
+    wait_for(lambda: ("orderbooks", "BTC/USD") not in proxy.upstream("crypto").reconciler.wanted)
+    wait_for(lambda: proxy.upstream("crypto").reconciler.request is None)
     client.subscribe(orderbooks=["BTC/USD"])
     assert client.silent()
 
@@ -111,13 +111,13 @@ def test_a_slow_reader_that_conflates_is_told_the_whole_book(start: Start) -> No
     for number in range(1, 401):
         proxy.simulator.publish("crypto", [changes(number, pad="x" * 20_000)])
     witness.gather(401)
-    [session] = [c for c in proxy.gateway.server.conversations if c.name == "slow"]
+    [session] = [c for c in proxy.gateway.server.sessions if c.name == "slow"]
     wait_for(lambda: session.outbox.conflated > 0)
     proxy.simulator.publish("crypto", [changes(401)])
     witness.gather(402)
     told: list[dict[str, Any]] = []
     while not told or told[-1] != changes(401):
-        told += json.loads(slow.hear()[1])
+        told += json.loads(slow.receive()[1])
     assert len(told) < 400
     assert sum("r" in message for message in told) > 1
     assert book_of(told, "BTC/USD") == book_of(witness.data, "BTC/USD")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from proxy.routing import ledger
+from proxy.routing import reconciler as reconciler
 from tests.harness import Client, Harness, quote, trade
 
 Start = Callable[..., Harness]
@@ -48,7 +48,7 @@ def test_old_names_are_heard_in_old_shapes(proxy: Harness) -> None:
     client = proxy.client("old", "/stream")
     assert streams(client, "listen", "T.AAPL", "alpacadatav1/Q.SPY", "AM.*") == {"streams": ["AM.*", "Q.SPY", "T.AAPL"]}
     proxy.simulator.publish("iex", [trade("AAPL", 5, t=TIME), quote("SPY", t=TIME), BAR, trade("MSFT", 6)])
-    (sold, quoted, bar) = (client.hear() for _ in range(3))
+    (sold, quoted, bar) = (client.receive() for _ in range(3))
     assert sold["stream"] == "T.AAPL"
     assert sold["data"]["ev"] == "T"
     assert sold["data"]["T"] == "AAPL"
@@ -90,11 +90,11 @@ def test_a_listen_that_alpaca_refuses_changes_nothing(start: Start) -> None:
     proxy.simulator.refuse_symbols(["AAPL"])
     assert streams(client, "listen", "account_updates", "T.AAPL") == {"error": "symbol limit exceeded"}
     proxy.simulator.publish_order({"event": "new", "order": {"id": "1", "client_order_id": "any"}})
-    assert client.hear()["stream"] == "trade_updates"
+    assert client.receive()["stream"] == "trade_updates"
     proxy.simulator.refuse_symbols([])
     assert streams(client, "listen", "account_updates", "T.AAPL") == {"streams": ["T.AAPL", "account_updates"]}
     proxy.simulator.publish("iex", [trade("AAPL", 1)])
-    assert client.hear()["stream"] == "T.AAPL"
+    assert client.receive()["stream"] == "T.AAPL"
 
 
 def test_two_silent_feeds_are_waited_for_no_longer_than_one(proxy: Harness) -> None:
@@ -104,7 +104,7 @@ def test_two_silent_feeds_are_waited_for_no_longer_than_one(proxy: Harness) -> N
         proxy.simulator.stall("subscribe", feed)
     began = time.monotonic()
     assert streams(client, "listen", "account_updates", "T.AAPL") == {"streams": ["T.AAPL", "account_updates"]}
-    assert ledger.PATIENCE < time.monotonic() - began < 2.5
+    assert reconciler.ACK_SECONDS < time.monotonic() - began < 2.5
 
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from proxy.net import conversation
-from proxy.protocol import market
-from proxy.routing import penalties
-from proxy.simulator import Plan
+from proxy.alpaca import market
+from proxy.downstream import auth_throttle as penalties
+from proxy.downstream import client_session as conversation
+from proxy.simulator import AccountPlan
 from tests.harness import AUTHENTICATED, CONNECTED, TEXT, Harness, wait_for
 
 Start = Callable[..., Harness]
@@ -44,7 +44,7 @@ def _error(code: int) -> list[dict[str, Any]]:
 def test_a_client_is_greeted_and_then_logs_in(start: Start) -> None:
     proxy = start(CLIENTS)
     client = proxy.dial()
-    assert client.hear() == CONNECTED
+    assert client.receive() == CONNECTED
     assert client.ask({"action": "subscribe", "trades": ["AAPL"]}) == _error(401)
     assert client.ask(AUTH) == AUTHENTICATED
     assert client.ask(AUTH) == _error(403)
@@ -54,7 +54,7 @@ def test_a_client_is_greeted_and_then_logs_in(start: Start) -> None:
 def test_a_hashed_secret(start: Start) -> None:
     proxy = start(CLIENTS)
     client = proxy.dial()
-    client.hear()
+    client.receive()
     client.log_in("hashed key", "password")
 
 
@@ -68,8 +68,8 @@ def test_a_hashed_secret(start: Start) -> None:
 def test_header_credentials_are_greeted_and_authenticated_in_two_frames(start: Start, headers: dict[str, str]) -> None:
     proxy = start(CLIENTS)
     client = proxy.dial(headers=headers)
-    assert client.hear() == CONNECTED
-    assert client.hear() == AUTHENTICATED
+    assert client.receive() == CONNECTED
+    assert client.receive() == AUTHENTICATED
     assert client.subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
 
 
@@ -78,8 +78,8 @@ def test_header_credentials_beyond_ascii(start: Start, secret: str, sent: str) -
     """A secret may be any text, put into a header as UTF-8 or (one byte, 0xE9) as Latin-1."""
     proxy = start(f'  alpha: {{key: alpha, secret: "{secret}", allow: {{iex: "*"}}}}')
     client = proxy.wire(headers=f"APCA-API-KEY-ID: alpha\r\nAPCA-API-SECRET-KEY: {sent}\r\n")
-    assert json.loads(client.hear()[1]) == CONNECTED
-    assert json.loads(client.hear()[1]) == AUTHENTICATED
+    assert json.loads(client.receive()[1]) == CONNECTED
+    assert json.loads(client.receive()[1]) == AUTHENTICATED
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_header_credentials_beyond_ascii(start: Start, secret: str, sent: str) -
 )
 def test_wrong_header_credentials(start: Start, headers: dict[str, str]) -> None:
     client = start(CLIENTS).dial(headers=headers)
-    assert client.hear() == CONNECTED
-    assert client.hear() == _error(402)
+    assert client.receive() == CONNECTED
+    assert client.receive() == _error(402)
     assert client.ask(AUTH) == AUTHENTICATED
 
 
@@ -103,7 +103,7 @@ def test_wrong_header_credentials(start: Start, headers: dict[str, str]) -> None
 )
 def test_an_unknown_key_and_a_wrong_secret_look_the_same(start: Start, request_: dict[str, str]) -> None:
     client = start(CLIENTS).dial()
-    client.hear()
+    client.receive()
     assert client.ask(request_) == _error(402)
     assert client.ask(AUTH) == AUTHENTICATED  # the socket stays
 
@@ -116,7 +116,7 @@ def test_a_refusal_waits_and_waits_longer(start: Start, monkeypatch: pytest.Monk
     waits = []
     for _ in range(4):
         client = proxy.dial()
-        client.hear()
+        client.receive()
         began = time.monotonic()
         assert client.ask(WRONG) == _error(402)
         waits.append(time.monotonic() - began)
@@ -133,7 +133,7 @@ def test_a_refusal_that_waits_holds_up_nobody(start: Start, monkeypatch: pytest.
     monkeypatch.setattr(penalties, "MOST", 30)
     proxy = start(CLIENTS)
     guesser = proxy.dial()
-    guesser.say(WRONG)
+    guesser.send_json(WRONG)
     witness = proxy.client("alpha")
     witness.subscribe(trades=["AAPL"])
     with proxy.undisturbed(witness):
@@ -142,7 +142,7 @@ def test_a_refusal_that_waits_holds_up_nobody(start: Start, monkeypatch: pytest.
 
 def test_a_feed_that_the_allowlist_does_not_name(start: Start) -> None:
     client = start(CLIENTS).dial("/v1beta1/news")
-    client.hear()
+    client.receive()
     assert client.ask(AUTH) == _error(409)
 
 
@@ -184,10 +184,10 @@ def test_each_client_has_its_places_on_each_feed(start: Start) -> None:
     proxy = start(CLIENTS)
     first, _ = proxy.client("alpha"), proxy.client("alpha")
     third = proxy.dial()
-    third.hear()
+    third.receive()
     assert third.ask(AUTH) == _error(406)
     proxy.client("alpha", "/stream")  # another feed has places of its own
-    proxy.dial().hear()
+    proxy.dial().receive()
     first.ws.close()
     wait_for(lambda: len(proxy.gateway.server.states()) == 2)
     assert third.ask(AUTH) == AUTHENTICATED
@@ -202,15 +202,15 @@ def test_a_place_is_free_as_soon_as_its_session_ends(start: Start) -> None:
             wire.crash()
         else:
             wire.socket.close()
-        wait_for(lambda: not proxy.gateway.server.conversations)
+        wait_for(lambda: not proxy.gateway.server.sessions)
 
 
 def test_whoever_does_not_log_in_is_hung_up_on(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     assert conversation.LOGIN_SECONDS == 10
     monkeypatch.setattr(conversation, "LOGIN_SECONDS", 0.1)
     client = start(CLIENTS).dial()
-    assert client.hear() == CONNECTED
-    assert client.hear() == _error(404)
+    assert client.receive() == CONNECTED
+    assert client.receive() == _error(404)
     assert client.closed() == (1008, "auth timeout")
 
 
@@ -222,20 +222,20 @@ def test_a_message_full_of_log_ins_is_worth_no_more_time(start: Start, monkeypat
     stranger = proxy.wire()
     stranger.send(TEXT, json.dumps({"action": "auth", "key": "nobody", "secret": "none"}).encode() * 256)
     stranger.socket.close()
-    wait_for(lambda: proxy.gateway.server.strangers == 0, seconds=5)
+    wait_for(lambda: proxy.gateway.server.unauthenticated == 0, seconds=5)
 
 
 def test_whoever_was_refused_is_hung_up_on_in_the_end(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conversation, "LOGIN_SECONDS", 0.3)
     client = start(CLIENTS).dial()
-    client.hear()
+    client.receive()
     assert client.ask(WRONG) == _error(402)
     assert client.closed() == (1008, "auth timeout")
     assert len(client.frames) == 2  # no 404 after the 402
 
 
 def test_409_from_alpaca_at_login_answers_every_subscribe(start: Start) -> None:
-    proxy = start(CLIENTS, plan=Plan(feeds=["crypto"]))
+    proxy = start(CLIENTS, plan=AccountPlan(feeds=["crypto"]))
     first, second = proxy.client("alpha"), proxy.client("alpha")
     assert first.subscribe(trades=["AAPL"]) == _error(409)[0]
     assert second.subscribe(trades=["BAC"]) == _error(409)[0]
@@ -263,7 +263,7 @@ LISTED = "origins: [app.example.com, 'https://Desk.example:8443', 'https://shop.
 )
 def test_browsers_from_here_or_listed(start: Start, origin: str) -> None:
     proxy = start(CLIENTS, config={"listen": LISTED})
-    assert proxy.dial(headers={"Origin": origin}).hear() == CONNECTED
+    assert proxy.dial(headers={"Origin": origin}).receive() == CONNECTED
 
 
 @pytest.mark.parametrize(
@@ -329,8 +329,8 @@ def test_nothing_is_left_of_a_session(start: Start, path: str) -> None:
             client.listen("trade_updates", "T.AAPL")
         else:
             client.subscribe(trades=["AAPL"])
-        [session] = proxy.gateway.server.conversations
-        parts = [session, session.session, session.outbox, session._connection, session._inbound, *session.places]
+        [session] = proxy.gateway.server.sessions
+        parts = [session, session.session, session.outbox, session._connection, session._inbound, *session.subscribers]
         client.ws.close()
         return [weakref.ref(part) for part in parts]
 

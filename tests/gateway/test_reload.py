@@ -9,11 +9,11 @@ from pathlib import Path
 import gevent
 import pytest
 
+from proxy.alpaca.client_protocol import Phase
 from proxy.config import model as configuration
 from proxy.config.model import Config
-from proxy.net.line import Line
-from proxy.protocol.feed import Phase
-from proxy.simulator import Plan, Simulator
+from proxy.simulator import AccountPlan, Simulator
+from proxy.upstream.alpaca_connection import AlpacaConnection
 from tests.harness import ACCOUNT, CLOSE, CONFIG, SECONDS, Harness, wait_for
 
 Start = Callable[..., Harness]
@@ -98,7 +98,7 @@ def test_an_account_that_changes_while_it_is_dialled(start: Start, step: str) ->
     proxy = start(CLIENTS)
     proxy.simulator.stall(step, "iex")
     witness = proxy.client("witness")
-    witness.say({"action": "subscribe", "trades": ["AAPL"]})
+    witness.send_json({"action": "subscribe", "trades": ["AAPL"]})
     wait_for(lambda: proxy.simulator.attempts("iex"))
     with Simulator(keys={"new": "fresh"}) as another:
         proxy.gateway.reload(changed(proxy, "", "", accounts=account("main", another, "new", "fresh")))
@@ -118,7 +118,7 @@ def test_an_account_that_changes_while_somebody_asks(start: Start, monkeypatch: 
     witness.subscribe(trades=["AAPL"])
     upstream = proxy.upstream()
 
-    def close(self: Line) -> None:
+    def close(self: AlpacaConnection) -> None:
         """One that takes long; then somebody asks, before whoever waits for its end has heard of that."""
         try:
             gevent.sleep(SECONDS)
@@ -127,10 +127,10 @@ def test_an_account_that_changes_while_somebody_asks(start: Start, monkeypatch: 
             self._connection.free()
             gevent.spawn(upstream._reconcile)
 
-    with monkeypatch.context() as patches, Simulator(keys={"new": "fresh"}, plan=Plan(connections=5)) as another:
-        patches.setattr(Line, "close", close)
+    with monkeypatch.context() as patches, Simulator(keys={"new": "fresh"}, plan=AccountPlan(connections=5)) as another:
+        patches.setattr(AlpacaConnection, "close", close)
         proxy.simulator.drop("iex", "fin")
-        wait_for(lambda: upstream._line is None)
+        wait_for(lambda: upstream._connection is None)
         patches.undo()
         proxy.gateway.reload(changed(proxy, "", "", accounts=account("main", another, "new", "fresh")))
         wait_for(lambda: another.subscribed("iex") == {"trades": {"AAPL"}})
@@ -152,16 +152,16 @@ def test_an_outage_lasts_until_the_feed_is_live_again(start: Start) -> None:
     wait_for(lambda: len(proxy.simulator.attempts("iex")) > attempts)
     after = proxy.upstream().state()
     assert before.outages == after.outages == 1
-    assert 0 < before.away < after.away
+    assert 0 < before.outage_seconds < after.outage_seconds
     proxy.simulator.accept("iex")
     wait_for(lambda: proxy.upstream().phase is Phase.LIVE)
-    away = proxy.upstream().state().away
-    assert after.away < away == proxy.upstream().state().away
+    outage_seconds = proxy.upstream().state().outage_seconds
+    assert after.outage_seconds < outage_seconds == proxy.upstream().state().outage_seconds
 
 
 def test_a_client_that_moves_hears_what_its_new_account_refuses(start: Start) -> None:
     """The error of each refused request, and the state as it then is; what is not refused stays."""
-    with Simulator(plan=Plan(symbol_limit=2)) as another:
+    with Simulator(plan=AccountPlan(symbol_limit=2)) as another:
         accounts = f"{ACCOUNT}\n{account('small', another)}"
         proxy = start(MOVING, config={"accounts": accounts})
         mover, witness = proxy.client("mover"), proxy.client("witness")
@@ -191,19 +191,21 @@ def test_a_session_that_is_leaving_is_not_put_back(start: Start, old: str, new: 
     witness = proxy.client("witness")
     witness.subscribe(trades=["AAPL"])
     leaving = proxy.wire(buffer=4096).log_in("narrowed", trades=["AAPL"])
-    [conversation] = [c for c in proxy.gateway.server.conversations if c.name == "narrowed"]
+    [conversation] = [c for c in proxy.gateway.server.sessions if c.name == "narrowed"]
     proxy.fill(conversation.outbox, 100_000)
-    [place] = conversation.places
+    [place] = conversation.subscribers
     leaving.send(CLOSE, b"\x03\xe8")
     wait_for(lambda: place.left)
     proxy.gateway.reload(changed(proxy, old, new, clients=OF_TWO, accounts=TWO))
-    assert conversation in proxy.gateway.server.conversations  # it was leaving, and had not left
-    heard = [member.name for upstream in proxy.gateway.upstreams.values() for member, _ in upstream.router.holdings()]
+    assert conversation in proxy.gateway.server.sessions  # it was leaving, and had not left
+    heard = [
+        member.name for upstream in proxy.gateway.upstreams.values() for member, _ in upstream.router.subscriptions()
+    ]
     assert heard == ["witness"]
     assert place.left
     leaving.crash()
-    wait_for(lambda: conversation not in proxy.gateway.server.conversations)
-    assert proxy.upstream().ledger.wanted == {("trades", "AAPL")}
+    wait_for(lambda: conversation not in proxy.gateway.server.sessions)
+    assert proxy.upstream().reconciler.wanted == {("trades", "AAPL")}
 
 
 def test_a_new_key_of_the_account_forgets_nobodys_orders(start: Start) -> None:
@@ -245,9 +247,9 @@ def test_an_upstream_that_was_stopped_is_not_opened_again(start: Start) -> None:
         proxy.client("witness").subscribe(trades=["AAPL"])
     upstream = proxy.upstream()
     upstream.stop()
-    first = next(iter(proxy.gateway.server.conversations))
-    upstream.leave(first.places[0])
-    assert not upstream.ledger.idle
+    first = next(iter(proxy.gateway.server.sessions))
+    upstream.leave(first.subscribers[0])
+    assert not upstream.reconciler.idle
     assert upstream._greenlet is None
 
 
@@ -277,7 +279,7 @@ def test_a_session_may_use_a_feed_that_its_client_is_given(start: Start) -> None
     proxy.gateway.reload(changed(proxy, '{trade_updates: ["*"]}', '"*", iex: "*"', clients=OLD))
     assert orders.listen("trade_updates", "T.AAPL") == {"streams": ["T.AAPL", "trade_updates"]}
     proxy.publish("iex", "AAPL", 1)
-    assert orders.hear()["stream"] == "T.AAPL"
+    assert orders.receive()["stream"] == "T.AAPL"
 
 
 def test_a_request_under_way_brings_nothing_that_is_refused_by_now(start: Start) -> None:
@@ -285,8 +287,8 @@ def test_a_request_under_way_brings_nothing_that_is_refused_by_now(start: Start)
     proxy = start(OLD)
     old = proxy.client("old", "/stream")
     proxy.simulator.stall("subscribe", "iex")
-    old.say({"action": "listen", "data": {"streams": ["account_updates", "trade_updates", "T.AAPL"]}})
-    wait_for(lambda: proxy.upstream().ledger.request is not None)
+    old.send_json({"action": "listen", "data": {"streams": ["account_updates", "trade_updates", "T.AAPL"]}})
+    wait_for(lambda: proxy.upstream().reconciler.request is not None)
     proxy.gateway.reload(changed(proxy, 'trading: "*"', 'trading: {trade_updates: "*"}', clients=OLD))
     proxy.simulator.accept("iex")
     assert old.answer()["data"] == {"streams": ["T.AAPL", "trade_updates"]}

@@ -27,8 +27,8 @@ def test_each_client_hears_what_it_asked_for_and_nothing_else(start: Start) -> N
     assert beta.subscribe(quotes=["AAPL"], trades=["MSFT"])["quotes"] == ["AAPL"]
     everything = [trade("AAPL", 1), quote("AAPL"), trade("MSFT", 2), quote("MSFT"), trade("AAPL", 3)]
     proxy.simulator.publish("iex", everything)
-    assert alpha.hear() == [everything[0], everything[4]]
-    assert beta.hear() == [everything[1], everything[2]]
+    assert alpha.receive() == [everything[0], everything[4]]
+    assert beta.receive() == [everything[1], everything[2]]
     assert alpha.silent()
     assert beta.silent()
 
@@ -54,7 +54,7 @@ def test_a_body_reaches_a_client_of_the_same_codec_byte_for_byte(start: Start, c
         frames = [b"\xdc\x00\x02" + b"".join(bodies), b"\x91" + bodies[1]]
     for frame in frames:
         proxy.simulator.publish_raw("iex", frame)
-        client.hear()
+        client.receive()
         assert client.frames[-1] == frame
 
 
@@ -70,7 +70,7 @@ def test_a_part_of_a_frame_keeps_its_bytes(start: Start, codec: str) -> None:
         ours, other = b"\x82\xa1T\xa1t\xa1S\xd9\x04AAPL", b"\x82\xa1T\xa1t\xa1S\xa4MSFT"
         frame, expected = b"\x92" + other + ours, b"\x91" + ours
     proxy.simulator.publish_raw("iex", frame)
-    client.hear()
+    client.receive()
     assert client.frames[-1] == expected
 
 
@@ -81,9 +81,9 @@ def test_a_json_client_of_a_msgpack_feed_gets_nanoseconds(start: Start) -> None:
         each.subscribe(trades=["*"], quotes=["*"])
     messages = [trade("AAPL", 9007199254740993), quote("SPY", t="2023-04-06T13:15:42.83540958Z"), quote("SPY", t=STAMP)]
     proxy.simulator.publish("iex", messages)
-    assert client.hear() == messages
+    assert client.receive() == messages
     assert list(client.data[0])[:2] == ["T", "S"]
-    native.hear()
+    native.receive()
     assert [(m["t"].seconds, m["t"].nanoseconds) for m in native.data][1] == (1680786942, 835409580)
 
 
@@ -92,7 +92,7 @@ def test_a_msgpack_client_of_a_json_feed_gets_nanoseconds(start: Start) -> None:
     client = proxy.client("all", codec="msgpack")
     client.subscribe(trades=["*"])
     proxy.simulator.publish("iex", [trade("AAPL", 9007199254740993, p=3)])
-    [message] = client.hear()
+    [message] = client.receive()
     assert message["t"] == msgpack.Timestamp(1680782066, 838232225)
     assert message["i"] == 9007199254740993
     assert isinstance(message["p"], int)
@@ -105,11 +105,11 @@ def test_wildcard_and_exact_get_each_message_once(start: Start) -> None:
     client.subscribe(trades=["AAPL"])
     assert client.subscribe(trades=["*"])["trades"] == ["*", "AAPL"]
     proxy.simulator.publish("iex", [trade("AAPL", 1), trade("MSFT", 2)])
-    assert client.hear() == [trade("AAPL", 1), trade("MSFT", 2)]
+    assert client.receive() == [trade("AAPL", 1), trade("MSFT", 2)]
     assert client.unsubscribe(trades=["*"])["trades"] == ["AAPL"]
     wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}})
     proxy.simulator.publish("iex", [trade("AAPL", 3), trade("MSFT", 4)])
-    assert client.hear() == [trade("AAPL", 3)]
+    assert client.receive() == [trade("AAPL", 3)]
     assert client.silent()
 
 
@@ -119,8 +119,8 @@ def test_the_wildcard_of_another_adds_nothing(start: Start) -> None:
     alpha.subscribe(trades=["AAPL"])
     everyone.subscribe(trades=["*"])
     proxy.simulator.publish("iex", [trade("MSFT", 1), trade("AAPL", 2)])
-    assert alpha.hear() == [trade("AAPL", 2)]
-    assert everyone.hear() == [trade("MSFT", 1), trade("AAPL", 2)]
+    assert alpha.receive() == [trade("AAPL", 2)]
+    assert everyone.receive() == [trade("MSFT", 1), trade("AAPL", 2)]
 
 
 def test_corrections_and_cancel_errors_follow_the_trades(start: Start) -> None:
@@ -131,7 +131,7 @@ def test_corrections_and_cancel_errors_follow_the_trades(start: Start) -> None:
     correction = {"T": "c", "S": "AAPL", "oi": 1, "ci": 2}
     cancel = {"T": "x", "S": "AAPL", "i": 2, "a": "C"}
     proxy.simulator.publish("iex", [correction, cancel])
-    assert alpha.hear() == [correction, cancel]
+    assert alpha.receive() == [correction, cancel]
     assert beta.silent()
 
 
@@ -145,7 +145,7 @@ def test_news_goes_by_its_symbols_once(start: Start) -> None:
     for article in (both, other, nobody):
         proxy.simulator.publish("news", [article])
     assert everyone.gather(3) == [both, other, nobody]
-    assert some.hear() == [both]
+    assert some.receive() == [both]
     assert some.silent()
 
 
@@ -158,7 +158,7 @@ def test_options_speak_msgpack_unless_asked_for_json(start: Start) -> None:
     message = {"T": "t", "S": contract, "p": 2.84, "s": 1, "x": "N", "c": "S"}
     unnamed.subscribe(trades=[contract])
     proxy.simulator.publish("opra", [message])
-    assert unnamed.hear() == [message]
+    assert unnamed.receive() == [message]
     assert unnamed.subscribe(quotes=["*"])["code"] == 413
     stranger = proxy.dial("/v1beta1/opra", "json")
     assert json.loads(stranger.ws.recv(timeout=5)) == [{"T": "success", "msg": "connected"}]
@@ -173,8 +173,8 @@ def test_feeds_do_not_mix(start: Start) -> None:
     crypto.subscribe(trades=["*"])
     proxy.simulator.publish("iex", [trade("AAPL", 1)])
     proxy.simulator.publish("crypto", [trade("BTC/USD", 1)])
-    assert stocks.hear() == [trade("AAPL", 1)]
-    assert crypto.hear() == [trade("BTC/USD", 1)]
+    assert stocks.receive() == [trade("AAPL", 1)]
+    assert crypto.receive() == [trade("BTC/USD", 1)]
     assert stocks.silent()
     assert crypto.silent()
 
@@ -203,8 +203,8 @@ def test_two_accounts_have_a_connection_each(start: Start) -> None:
     beta.subscribe(trades=["MSFT"])
     assert sorted(peer.session.held["trades"].pop() for peer in proxy.simulator.connections("iex")) == ["AAPL", "MSFT"]
     proxy.simulator.publish("iex", [trade("AAPL", 1), trade("MSFT", 2)])
-    assert alpha.hear() == [trade("AAPL", 1)]
-    assert beta.hear() == [trade("MSFT", 2)]
+    assert alpha.receive() == [trade("AAPL", 1)]
+    assert beta.receive() == [trade("MSFT", 2)]
     for key in ("alpha", "beta"):
         proxy.client(key, "/stream").listen("trade_updates")
     assert {account for account, feed in proxy.gateway.upstreams if feed == "trading"} == {"one"}
@@ -225,5 +225,5 @@ def test_a_channel_that_nobody_knows(start: Start) -> None:
     refused = {"T": "error", "code": 409, "msg": "insufficient subscription: auctions AAPL"}
     assert strict.subscribe(auctions=["AAPL"]) == refused
     proxy.simulator.publish_raw("iex", msgpack.packb([{"T": "zz", "S": "AAPL", "new": 1}]))
-    assert everything.hear() == [{"T": "zz", "S": "AAPL", "new": 1}]
+    assert everything.receive() == [{"T": "zz", "S": "AAPL", "new": 1}]
     assert strict.silent()

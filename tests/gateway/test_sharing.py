@@ -9,10 +9,10 @@ import gevent
 import pytest
 
 from proxy import gateway
-from proxy.net import upstream
-from proxy.protocol.feed import Phase
-from proxy.routing import ledger
-from proxy.simulator import Plan
+from proxy.alpaca.client_protocol import Phase
+from proxy.routing import reconciler as reconciler
+from proxy.simulator import AccountPlan
+from proxy.upstream import supervisor as upstream
 from tests.harness import Harness, trade, wait_for
 
 Start = Callable[..., Harness]
@@ -78,7 +78,7 @@ def test_an_acknowledgement_waits_for_alpaca(start: Start) -> None:
 
 def test_an_acknowledgement_waits_for_a_bounded_time(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then it is for the remembered state, and what Alpaca sends once it has confirmed comes after it."""
-    monkeypatch.setattr(ledger, "PATIENCE", 0.1)
+    monkeypatch.setattr(reconciler, "ACK_SECONDS", 0.1)
     proxy = start(CLIENTS)
     client = proxy.client("alpha")
     proxy.simulator.stall("subscribe", "iex")
@@ -87,7 +87,7 @@ def test_an_acknowledgement_waits_for_a_bounded_time(start: Start, monkeypatch: 
     proxy.simulator.accept("iex")
     wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}})
     proxy.simulator.publish("iex", [trade("AAPL", 1)])
-    assert client.hear() == [trade("AAPL", 1)]
+    assert client.receive() == [trade("AAPL", 1)]
     assert client.silent()
 
 
@@ -99,18 +99,18 @@ def test_no_data_before_the_acknowledgement(start: Start, codec: str) -> None:
     client.subscribe(quotes=["SPY"])
     for symbol in ("A", "B", "C"):
         proxy.simulator.stall("subscribe", "iex")
-        client.say({"action": "subscribe", "trades": [symbol]})
+        client.send_json({"action": "subscribe", "trades": [symbol]})
         [peer] = proxy.simulator.connections("iex")
         wait_for(lambda peer=peer: peer._held)
         proxy.simulator.accept("iex")
         proxy.simulator.publish("iex", [trade(symbol, 1), trade(symbol, 2)], together=False)
-        assert client.hear()[0]["T"] == "subscription"
+        assert client.receive()[0]["T"] == "subscription"
         assert [message["i"] for message in client.gather(len(client.data) + 2)[-2:]] == [1, 2]
 
 
 def test_the_bound_is_two_seconds() -> None:
     """Also when it has just passed as somebody looks. Go's SDK gives up after three."""
-    assert 1.5 < ledger.PATIENCE + gateway.TICK_SECONDS < 2
+    assert 1.5 < reconciler.ACK_SECONDS + gateway.TICK_SECONDS < 2
 
 
 def test_an_acknowledgement_has_every_documented_channel(start: Start) -> None:
@@ -147,8 +147,8 @@ def test_adding_goes_before_removing(start: Start) -> None:
     client = proxy.client("alpha")
     client.subscribe(trades=["AAPL"])
     proxy.simulator.slow_acks(0.1)
-    client.say({"action": "unsubscribe", "trades": ["AAPL"]})
-    client.say({"action": "subscribe", "trades": ["*"]})
+    client.send_json({"action": "unsubscribe", "trades": ["AAPL"]})
+    client.send_json({"action": "subscribe", "trades": ["*"]})
     client.answer()
     client.answer()
     wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"*"}})
@@ -178,11 +178,11 @@ def test_a_merged_refusal_finds_its_author(start: Start) -> None:
     alpha, beta, gamma = (proxy.client(name) for name in ("alpha", "beta", "gamma"))
     alpha.subscribe(quotes=["SPY"])
     proxy.simulator.slow_acks(0.15)
-    alpha.say({"action": "subscribe", "trades": ["AAPL"]})
-    wait_for(lambda: proxy.upstream().ledger.request is not None)
-    beta.say({"action": "subscribe", "trades": ["BAD", "MSFT"]})
-    wait_for(lambda: ("trades", "BAD") in proxy.upstream().ledger.wanted)
-    gamma.say({"action": "subscribe", "trades": ["SPY", "MSFT"]})
+    alpha.send_json({"action": "subscribe", "trades": ["AAPL"]})
+    wait_for(lambda: proxy.upstream().reconciler.request is not None)
+    beta.send_json({"action": "subscribe", "trades": ["BAD", "MSFT"]})
+    wait_for(lambda: ("trades", "BAD") in proxy.upstream().reconciler.wanted)
+    gamma.send_json({"action": "subscribe", "trades": ["SPY", "MSFT"]})
     assert alpha.answer()[0]["trades"] == ["AAPL"]
     assert beta.answer()[0]["code"] == 409
     assert gamma.answer()[0]["trades"] == ["MSFT", "SPY"]
@@ -210,12 +210,12 @@ def test_a_refusal_after_a_reconnect_finds_its_author(start: Start) -> None:
 
 def test_the_symbol_limit_is_kept_by_making_room_first(start: Start) -> None:
     """Alpaca's limit counts what is about to be removed too."""
-    proxy = start(CLIENTS, plan=Plan(symbol_limit=2))
+    proxy = start(CLIENTS, plan=AccountPlan(symbol_limit=2))
     client = proxy.client("alpha")
     client.subscribe(trades=["A", "B"])
     proxy.simulator.slow_acks(0.05)
-    client.say({"action": "unsubscribe", "trades": ["A", "B"]})
-    client.say({"action": "subscribe", "trades": ["C", "D"]})
+    client.send_json({"action": "unsubscribe", "trades": ["A", "B"]})
+    client.send_json({"action": "subscribe", "trades": ["C", "D"]})
     client.answer()
     assert client.answer()[0]["trades"] == ["C", "D"]
     assert client.subscribe(trades=["E"]) == LIMIT
@@ -230,21 +230,21 @@ def test_an_outage_is_not_the_sessions_business(start: Start) -> None:
     proxy.simulator.drop("iex", "rst")
     wait_for(lambda: proxy.upstream().phase is Phase.WAITING)
     newcomer = proxy.client("gamma")  # the upgrade and the login are answered as ever
-    newcomer.say({"action": "subscribe", "bars": ["*"]})
+    newcomer.send_json({"action": "subscribe", "bars": ["*"]})
     proxy.simulator.accept("iex")
     assert newcomer.answer()[0]["bars"] == ["*"]
     wanted = {"trades": {"AAPL"}, "quotes": {"SPY"}, "bars": {"*"}}
     wait_for(lambda: proxy.simulator.subscribed("iex") == wanted)
     proxy.simulator.publish("iex", [trade("AAPL", 1)])
-    assert alpha.hear() == [trade("AAPL", 1)]
-    assert len(beta.hear()) == 1
+    assert alpha.receive() == [trade("AAPL", 1)]
+    assert len(beta.receive()) == 1
     assert proxy.simulator.peak("iex") == 1
 
 
 def test_what_is_asked_during_an_outage_is_acknowledged_and_remembered(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger, "PATIENCE", 0.05)
+    monkeypatch.setattr(reconciler, "ACK_SECONDS", 0.05)
     proxy = start(CLIENTS)
     proxy.simulator.refuse_upgrade("iex", 503)
     client = proxy.client("alpha")
@@ -257,7 +257,7 @@ def test_what_is_asked_during_an_outage_is_acknowledged_and_remembered(
 def test_an_upstream_that_nobody_wants_is_closed_after_a_while(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a close frame, so that Alpaca frees the account's place at once; and it comes back when it is wanted."""
     monkeypatch.setattr(upstream, "IDLE_SECONDS", 0.3)
-    proxy = start(CLIENTS, plan=Plan(ghost_seconds=90))
+    proxy = start(CLIENTS, plan=AccountPlan(ghost_seconds=90))
     client = proxy.client("alpha")
     client.subscribe(trades=["AAPL"])
     client.unsubscribe(trades=["AAPL"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import gevent
 import pytest
 
-from proxy.net import listener
+from proxy.transport import listener
 from tests.harness import CLOSE, CONNECTED, Client, Harness, certificate, trade, wait_for
 
 Start = Callable[..., Harness]
@@ -48,7 +48,7 @@ def witness(proxy: Harness, trust: ssl.SSLContext) -> Iterator[Client]:
 
 def log_in(proxy: Harness, trust: ssl.SSLContext, key: str) -> Client:
     client = proxy.dial(ssl=trust)
-    assert client.hear() == CONNECTED
+    assert client.receive() == CONNECTED
     return client.log_in(key)
 
 
@@ -56,7 +56,7 @@ def test_a_conversation(proxy: Harness, trust: ssl.SSLContext) -> None:
     client = log_in(proxy, trust, "alpha")
     assert client.subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
     proxy.simulator.publish("iex", [trade("AAPL", 1)])
-    assert client.hear() == [trade("AAPL", 1)]
+    assert client.receive() == [trade("AAPL", 1)]
     assert client.ws.ping().wait(5)
     proxy.gateway.stop()
     assert client.closed() == (1001, "the proxy is shutting down")
@@ -86,14 +86,14 @@ def test_what_is_no_handshake(proxy: Harness, monkeypatch: pytest.MonkeyPatch, f
     monkeypatch.setattr(listener, "HEAD_SECONDS", 0.2)
     with socket.create_connection(proxy.address, 5) as stranger:
         stranger.sendall(first)
-        wait_for(lambda: proxy.gateway.server.strangers == 0)
+        wait_for(lambda: proxy.gateway.server.unauthenticated == 0)
 
 
 @pytest.mark.usefixtures("witness")
 def test_stops_reading(proxy: Harness, trust: ssl.SSLContext) -> None:
     """A writer that waits for a TLS socket holds up nobody; the client that reads on is told 407."""
     slow = proxy.wire(buffer=4096, trust=trust).log_in("beta", trades=["FAT"])
-    [session] = [c for c in proxy.gateway.server.conversations if c.name == "beta"]
+    [session] = [c for c in proxy.gateway.server.sessions if c.name == "beta"]
     number = 0
     while not session.outbox.slow:
         number += 1

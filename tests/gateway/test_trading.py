@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from proxy.protocol.codec import JSON
-from proxy.protocol.feed import Phase
-from proxy.routing import ledger
-from proxy.routing.orders import Orders
-from proxy.simulator import Plan
+from proxy.alpaca.client_protocol import Phase
+from proxy.alpaca.codec import JSON
+from proxy.routing import reconciler as reconciler
+from proxy.routing.order_ownership import Orders
+from proxy.simulator import AccountPlan
 from tests.harness import Client, Harness, wait_for
 
 Start = Callable[..., Harness]
@@ -49,7 +49,7 @@ def heard_by(proxy: Harness, everyone: dict[str, Client], update: dict[str, Any]
     """Publishes an order update; who heard it. The desk hears everything, so it comes last."""
     before = {name: len(client.data) for name, client in everyone.items()}
     proxy.simulator.publish_order({"event": "new", "order": update})
-    assert everyone["desk"].hear()["data"]["order"] == update
+    assert everyone["desk"].receive()["data"]["order"] == update
     for name in ("momentum", "meanrev"):
         everyone[name].silent()
     return {name for name, client in everyone.items() if len(client.data) > before[name]} - {"desk"}
@@ -124,14 +124,14 @@ def test_an_update_without_an_order_is_nobodys(
     proxy: Harness, everyone: dict[str, Client], data: dict[str, Any] | None
 ) -> None:
     proxy.simulator.publish("trading", [{"stream": "trade_updates", "data": data}])
-    assert everyone["desk"].hear()["data"] == data
+    assert everyone["desk"].receive()["data"] == data
     assert everyone["momentum"].silent()
 
 
 def test_an_update_keeps_its_bytes(proxy: Harness, everyone: dict[str, Client]) -> None:
     update = b'{ "stream":"trade_updates","data":{"order":{"client_order_id":"momentum-1","id":"9","qty":"1.50"} }}'
     proxy.simulator.publish_raw("trading", update)
-    everyone["momentum"].hear()
+    everyone["momentum"].receive()
     assert everyone["momentum"].frames[-1] == update
 
 
@@ -141,7 +141,7 @@ def test_listen_replaces_what_was_listened_to(proxy: Harness) -> None:
     assert desk.listen("account_updates") == {"streams": ["account_updates"]}
     wait_for(lambda: proxy.simulator.subscribed("trading") == {"account_updates": {"*"}})
     proxy.simulator.publish("trading", [{"stream": "account_updates", "data": {"cash": "1"}}])
-    assert desk.hear()["data"] == {"cash": "1"}
+    assert desk.receive()["data"] == {"cash": "1"}
 
 
 def test_a_stream_that_may_not_be_heard_is_absent(proxy: Harness) -> None:
@@ -173,11 +173,11 @@ def test_an_outage(proxy: Harness, everyone: dict[str, Client]) -> None:
 
 def test_an_account_whose_plan_has_no_place_left(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Alpaca's refusal at login is waited out; the sessions are told what is remembered."""
-    monkeypatch.setattr(ledger, "PATIENCE", 0.1)
-    proxy = start(CLIENTS, plan=Plan(connections=0))
+    monkeypatch.setattr(reconciler, "ACK_SECONDS", 0.1)
+    proxy = start(CLIENTS, plan=AccountPlan(connections=0))
     desk = proxy.client("desk", "/stream")
     assert desk.listen("trade_updates") == {"streams": ["trade_updates"]}
-    wait_for(lambda: proxy.upstream("trading").trouble == "Alpaca says 406 exceeded")
+    wait_for(lambda: proxy.upstream("trading").last_error == "Alpaca says 406 exceeded")
 
 
 def test_an_order_that_has_no_id_goes_by_its_client_order_id() -> None:

@@ -12,13 +12,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from proxy.protocol.codec import FRAME_BYTES, JSON, MSGPACK, Codec, Malformed
-from proxy.protocol.feeds import CHANNEL_OF_KIND, endpoint
-from proxy.protocol.legacy import LEGACY
-from proxy.protocol.pairs import PLAIN_PAIRS
-from proxy.protocol.topics import NOTHING, Subscription
+from proxy.alpaca.codec import FRAME_BYTES, JSON, MSGPACK, Codec, Malformed
+from proxy.alpaca.endpoints import CHANNEL_OF_KIND, endpoint
+from proxy.alpaca.legacy import LEGACY
+from proxy.alpaca.plain_pairs import PLAIN_PAIRS
+from proxy.alpaca.topics import NO_TOPICS, Subscription
+from proxy.routing import route_cache as routes
 from proxy.routing import router as module
-from proxy.routing import routes
 from proxy.routing.router import Delivery, Router
 
 CODECS = (JSON, MSGPACK)
@@ -35,10 +35,10 @@ def nobody(frame: bytes, messages: int) -> None:
 class Member:
     """A session as the router knows it."""
 
-    def __init__(self, codec: Codec, curious: bool = False) -> None:
+    def __init__(self, codec: Codec, accepts_unknown: bool = False) -> None:
         self.name = codec.name
         self.codec = codec
-        self.curious = curious
+        self.accepts_unknown = accepts_unknown
         self.put: Callable[[bytes, int], None] = nobody
 
 
@@ -47,7 +47,7 @@ def hears(member: Member, subscription: Subscription, message: dict[str, Any]) -
     symbols = {*message["symbols"], "*"} if kind == "n" else {message.get("S", ""), "*"}
     if kind in CHANNEL_OF_KIND:
         return any((CHANNEL_OF_KIND[kind], symbol) in subscription for symbol in symbols)
-    return member.curious and kind != "error" and any(symbol in symbols for _, symbol in subscription)
+    return member.accepts_unknown and kind != "error" and any(symbol in symbols for _, symbol in subscription)
 
 
 def reads(codec: Codec, payload: bytes) -> Any:
@@ -73,7 +73,7 @@ def router_of(feed: str, codec: Codec) -> Router:
     return Router(known, codec)
 
 
-class Routes(RuleBasedStateMachine):
+class RouteCache(RuleBasedStateMachine):
     @initialize(
         codec=st.sampled_from(CODECS), large=st.sampled_from((0, 2, module.LARGE)), spared=st.sampled_from((0, 2))
     )
@@ -81,22 +81,22 @@ class Routes(RuleBasedStateMachine):
         self.codec = codec
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(module, "LARGE", large)
-        self.patch.setattr(routes, "SPARED", spared)
+        self.patch.setattr(routes, "KEEP_RATIO", spared)
         self.router = router_of("iex", codec)
-        self.members = [Member(c, curious) for c in (*CODECS, *CODECS) for curious in (True, False)]
-        self.held: dict[Member, Subscription] = dict.fromkeys(self.members, NOTHING)
-        self.received = self.unheard = self.number = 0
+        self.members = [Member(c, accepts_unknown) for c in (*CODECS, *CODECS) for accepts_unknown in (True, False)]
+        self.held: dict[Member, Subscription] = dict.fromkeys(self.members, NO_TOPICS)
+        self.received = self.unrouted = self.number = 0
 
     @rule(number=st.integers(0, 7), subscription=TOPICS)
-    def hold(self, number: int, subscription: Subscription) -> None:
+    def set_subscription(self, number: int, subscription: Subscription) -> None:
         member = self.members[number]
-        self.router.hold(member, subscription)
+        self.router.set_subscription(member, subscription)
         self.held[member] = subscription
 
     @rule(number=st.integers(0, 7))
-    def drop(self, number: int) -> None:
-        self.router.drop(self.members[number])
-        self.held[self.members[number]] = NOTHING
+    def remove(self, number: int) -> None:
+        self.router.remove(self.members[number])
+        self.held[self.members[number]] = NO_TOPICS
 
     @rule(frames=st.lists(st.lists(messages(), max_size=4), min_size=1, max_size=3))
     def data(self, frames: list[list[dict[str, Any]]]) -> None:
@@ -113,7 +113,7 @@ class Routes(RuleBasedStateMachine):
                 numbered = message | {"i": self.number}
                 raws.append(json.dumps(numbered).encode() if self.codec is JSON else msgpack.packb(numbered))
                 hearing = [member for member in self.members if hears(member, self.held[member], message)]
-                self.unheard += not hearing
+                self.unrouted += not hearing
                 for member in hearing:
                     expected[member].append(numbered)
                     bodies[member].append(raws[-1])
@@ -145,21 +145,23 @@ class Routes(RuleBasedStateMachine):
 
     @invariant()
     def counts(self) -> None:
-        assert (self.router.received, self.router.unheard, self.router.untranslatable) == (
+        assert (self.router.received, self.router.unrouted, self.router.untranslatable) == (
             self.received,
-            self.unheard,
+            self.unrouted,
             0,
         )
         holding = {member: held for member, held in self.held.items() if held}
-        assert {id(member): held for member, held in self.router.holdings()} == {id(m): h for m, h in holding.items()}
-        groups = {(held, member.codec, member.curious) for member, held in holding.items()}
+        assert {id(member): held for member, held in self.router.subscriptions()} == {
+            id(m): h for m, h in holding.items()
+        }
+        groups = {(held, member.codec, member.accepts_unknown) for member, held in holding.items()}
         assert repr(self.router) == f"<Router iex {len(holding)} members in {len(groups)} groups>"
 
     def teardown(self) -> None:
         self.patch.undo()
 
 
-TestRoutes = Routes.TestCase
+TestRoutes = RouteCache.TestCase
 TestRoutes.settings = settings(stateful_step_count=25)
 
 
@@ -176,9 +178,9 @@ def hearers(delivery: Delivery) -> list[object]:
     return [*delivery.members]
 
 
-def holding(router: Router, codec: Codec, *topics: tuple[str, str], curious: bool = False) -> Member:
-    member = Member(codec, curious)
-    router.hold(member, frozenset(topics))
+def holding(router: Router, codec: Codec, *topics: tuple[str, str], accepts_unknown: bool = False) -> Member:
+    member = Member(codec, accepts_unknown)
+    router.set_subscription(member, frozenset(topics))
     return member
 
 
@@ -252,7 +254,7 @@ def test_a_message_that_has_no_equal_costs_nobody_another_one() -> None:
 def test_a_control_message_among_data_reaches_no_client() -> None:
     """It would take it for an answer to itself."""
     router = router_of("iex", JSON)
-    holding(router, JSON, ("trades", "*"), ("anything", "*"), curious=True)
+    holding(router, JSON, ("trades", "*"), ("anything", "*"), accepts_unknown=True)
     [delivery] = send(router, b'[{"T":"t","S":"A"},{"T":"error","code":406,"msg":"x"},{"T":"success"}]')
     assert delivery.payload == b'[{"T":"t","S":"A"}]'
 
@@ -260,9 +262,9 @@ def test_a_control_message_among_data_reaches_no_client() -> None:
 def test_messages_without_kind_or_symbol() -> None:
     """They reach the curious who hold everything."""
     router = router_of("iex", JSON)
-    everything = holding(router, JSON, ("trades", "*"), curious=True)
+    everything = holding(router, JSON, ("trades", "*"), accepts_unknown=True)
     holding(router, JSON, ("trades", "*"))
-    holding(router, JSON, ("trades", "A"), curious=True)
+    holding(router, JSON, ("trades", "A"), accepts_unknown=True)
     [delivery] = send(router, b'[{"T":7},{},{"S":"B"}]')
     assert hearers(delivery) == [everything]
     assert delivery.messages == 3
@@ -298,7 +300,7 @@ def test_routes_are_forgotten_when_there_are_too_many(monkeypatch: pytest.Monkey
     monkeypatch.setattr(routes, "EVICTED", 3)
     monkeypatch.setattr(routes, "MAX_KINDS", 4)
     router = router_of("iex", JSON)
-    holding(router, JSON, ("trades", "*"), curious=True)
+    holding(router, JSON, ("trades", "*"), accepts_unknown=True)
     for number in range(100):
         for kind in ("t", "c", f"kind{number}"):
             assert send(router, JSON.encode([{"T": kind, "S": f"S{number}"}]))
@@ -327,7 +329,7 @@ def test_a_small_change_spares_the_routes_of_other_topics() -> None:
     send(router, JSON.encode([{"T": "t", "S": f"S{number}"} for number in range(100)]))
     late = holding(router, JSON, ("trades", "S1"), ("quotes", "S2"))
     assert router._routes.count() == 99
-    router.drop(late)
+    router.remove(late)
     assert router._routes.count() == 99
 
 

@@ -100,7 +100,7 @@ class Live:
         codec = "msgpack" if stream == "options" else "json"
         with connect(self.stand.url + known.path, ssl=self._trust, **QUIET) as ws:
             client = Client(ws, codec, trading=False)
-            client.hear()
+            client.receive()
             client.log_in("algo", "algo-secret")
             assert client.subscribe(**{channel: [known.symbol]})[channel] == [known.symbol]
             yield client
@@ -150,15 +150,15 @@ class Lives:
         self._folders = folders
         self._stack = ExitStack()
         self._starting = BoundedSemaphore(START_AT_ONCE)
-        self._begun: dict[Sdk, gevent.Greenlet] = {}
+        self._sending: dict[Sdk, gevent.Greenlet] = {}
 
     def begin(self, sdks: Sequence[Sdk]) -> None:
         for sdk in sdks:
-            self._begun[sdk] = gevent.spawn(self._begin, sdk)
+            self._sending[sdk] = gevent.spawn(self._begin, sdk)
 
     def of(self, sdk: Sdk) -> Live:
         """Fails the test that asks if it cannot be had."""
-        begun = self._begun[sdk]
+        begun = self._sending[sdk]
         begun.join()
         if not begun.successful():
             pytest.fail(f"{sdk} cannot begin: {begun.exception}", pytrace=False)
@@ -167,11 +167,11 @@ class Lives:
 
     def all(self) -> list[Live]:
         """Those that can be had."""
-        gevent.joinall([*self._begun.values()])
-        return [begun.value for begun in self._begun.values() if begun.successful()]
+        gevent.joinall([*self._sending.values()])
+        return [begun.value for begun in self._sending.values() if begun.successful()]
 
     def close(self) -> None:
-        gevent.joinall([*self._begun.values()])
+        gevent.joinall([*self._sending.values()])
         self._stack.close()
 
     def _begin(self, sdk: Sdk) -> Live:

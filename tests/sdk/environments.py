@@ -82,8 +82,8 @@ class Environments:
             self._pending[name] = self._pool.submit(_made, sdk, self._folder / name, install)
 
     def _install_alone(self, sdk: Sdk, folder: Path) -> None:
-        shared = self._pending[sdk.environment].result()
-        _pip(sdk, shared, "--no-deps", "--target", str(folder), *sdk.alone)
+        intern_topics = self._pending[sdk.environment].result()
+        _pip(sdk, intern_topics, "--no-deps", "--target", str(folder), *sdk.alone)
 
 
 def _made(sdk: Sdk, folder: Path, install: Callable[[Sdk, Path], None]) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.net.conversation import GONE_SECONDS
+from proxy.downstream.client_session import GONE_SECONDS
 from tests.fronts import caddy, nginx, program
 from tests.harness import certificate
 from tests.sdk.algorithm import Algorithm

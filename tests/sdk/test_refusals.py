@@ -93,7 +93,7 @@ class Refused:
         self.stand.simulator.refuse_upgrade("trading", 503)
         self.open("trading", "outage")
         for stream in (self.sdk.stocks, "trading"):
-            self._take_place(stream)
+            self._subscriber_at(stream)
             self.open(stream, "402", secret="wrong")
             self.open(stream, "404")
             self.open(stream, "406", key=single(stream))
@@ -119,11 +119,11 @@ class Refused:
         self._places.close()
         self._stack.close()
 
-    def _take_place(self, stream: str) -> None:
+    def _subscriber_at(self, stream: str) -> None:
         path = STREAMS[stream].path
         client = Client(self._places.enter_context(connect(self.stand.url + path, **QUIET)), "json", path == "/stream")
         if path != "/stream":
-            client.hear()
+            client.receive()
         client.log_in(single(stream), "secret")
 
 

@@ -102,7 +102,7 @@ def restart(request: pytest.FixtureRequest, lives: Lives) -> None:
 @each_stream
 def test_hears_every_kind_as_it_was_published(live: Live, stream: str) -> None:
     for channel, message in live.publish_all(stream, live.sdk.streams[stream]).items():
-        heard = hear(live, stream, channel, message)
+        heard = receive(live, stream, channel, message)
         assert heard["class"] == CLASSES[live.sdk.name].get(kind(message), "Object")
     assert live.algorithm.count("log", stream=stream, level="ERROR") == 0, live.algorithm.story()
 
@@ -116,7 +116,7 @@ def test_hears_a_burst_whole_and_in_order(live: Live) -> None:
     live.stand.simulator.publish("iex", [message(number) for number in numbers[: BURST // 2]], together=False)
     live.stand.simulator.publish("iex", [message(number) for number in numbers[BURST // 2 :]])
     expected = [message(number)[price] for number in numbers]
-    hear(live, stream, channel, message(numbers[-1]))
+    receive(live, stream, channel, message(numbers[-1]))
     prices = [event["fields"][price] for event in live.algorithm.messages(stream, channel)]
     assert [price for price in prices if price >= expected[0]] == expected
 
@@ -131,7 +131,7 @@ def test_hears_nothing_of_what_it_gave_up(live: Live, stream: str) -> None:
 
     with live.witness(stream, channel) as witness:
         missed = live.publish(stream, channel)
-        wait_for(lambda: witness.hear() and witness.data, "the other algorithm heard nothing")
+        wait_for(lambda: witness.receive() and witness.data, "the other algorithm heard nothing")
         live.algorithm.subscribe(stream, channel, live.symbol(stream))
         hear_again(live, stream, channel)
 
@@ -146,7 +146,7 @@ def test_lives_through_the_loss_of_alpacas_connection(
     opened, connects = loss[live.sdk, stream]
     wait_for(lambda: simulator.opened(feed) > opened and live.settled(stream), "Alpaca was not asked again")
     channel = live.asked(stream)[-1]
-    hear(live, stream, channel, live.publish(stream, channel))
+    receive(live, stream, channel, live.publish(stream, channel))
     assert live.connects(stream) == connects
 
 
@@ -156,7 +156,7 @@ def test_comes_back_when_the_proxy_does(live: Live) -> None:
     for stream in live.sdk.streams:
         wait_for(partial(live.settled, stream), partial(live.why, stream), RECONNECT_SECONDS)
         for channel, message in live.publish_all(stream, live.sdk.streams[stream]).items():
-            hear(live, stream, channel, message)
+            receive(live, stream, channel, message)
     assert not live.algorithm.over
     for stream in live.sdk.streams:
         expected = live.expected_sessions(stream)
@@ -175,7 +175,7 @@ def hear_again(live: Live, stream: str, channel: str) -> None:
     wait_for(heard, lambda: f"{stream} hears no {channel} again; {live.algorithm.story()}")
 
 
-def hear(live: Live, stream: str, channel: str, message: Message) -> dict[str, Any]:
+def receive(live: Live, stream: str, channel: str, message: Message) -> dict[str, Any]:
     """The event of this very message, which must come."""
     return live.algorithm.wait(
         lambda event: (

@@ -25,10 +25,10 @@ class Client:
         self.ws = ws
         self.packed = packed
 
-    def say(self, request: Any) -> None:
+    def send_json(self, request: Any) -> None:
         self.ws.send(msgpack.packb(request) if self.packed else json.dumps(request))
 
-    def hear(self, seconds: float = SECONDS) -> Any:
+    def receive(self, seconds: float = SECONDS) -> Any:
         frame = self.ws.recv(timeout=seconds)
         if self.packed:
             assert isinstance(frame, bytes)
@@ -36,11 +36,11 @@ class Client:
         return json.loads(frame)
 
     def ask(self, request: Any) -> Any:
-        self.say(request)
-        return self.hear()
+        self.send_json(request)
+        return self.receive()
 
     def log_in(self) -> Client:
-        assert self.hear() == [{"T": "success", "msg": "connected"}]
+        assert self.receive() == [{"T": "success", "msg": "connected"}]
         assert self.ask({"action": "auth", "key": "key", "secret": "secret"}) == [
             {"T": "success", "msg": "authenticated"}
         ]

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.protocol import feeds
+from proxy.alpaca import endpoints as feeds
+from proxy.simulator.account_plan import ERRORS, AccountPlan, AccountSlots
 from proxy.simulator.conversation import Credentials, MarketSession
-from proxy.simulator.outcomes import Admitted, Hangup, Heard, Joined, Reply
-from proxy.simulator.plan import ERRORS, Desk, Plan
+from proxy.simulator.outcomes import Admitted, Hangup, Joined, Received, Respond
 
 KEYS = {"key": "secret", "other": "word"}
 AUTH = {"action": "auth", "key": "key", "secret": "secret"}
@@ -30,14 +30,16 @@ class Clock:
         return self.now
 
 
-def make_desk(**plan: Any) -> Desk:
-    return Desk(KEYS, Plan(**plan), Clock())
+def make_desk(**plan: Any) -> AccountSlots:
+    return AccountSlots(KEYS, AccountPlan(**plan), Clock())
 
 
-def begin(feed: str = "iex", desk: Desk | None = None, codec: str = "json", log_in: bool = True) -> MarketSession:
+def begin(
+    feed: str = "iex", slots: AccountSlots | None = None, codec: str = "json", log_in: bool = True
+) -> MarketSession:
     endpoint = feeds.endpoint(feed)
     assert endpoint is not None
-    session = MarketSession(endpoint, codec, desk or make_desk())
+    session = MarketSession(endpoint, codec, slots or make_desk())
     session.open(None)
     if log_in:
         assert ask(session, AUTH) == [{"T": "success", "msg": "authenticated"}]
@@ -51,7 +53,7 @@ def ask(session: MarketSession, request: Any) -> Any:
 
 
 def reply(outcomes: list[Any]) -> Any:
-    documents = [outcome.document for outcome in outcomes if isinstance(outcome, Reply)]
+    documents = [outcome.document for outcome in outcomes if isinstance(outcome, Respond)]
     assert len(documents) == 1
     return documents[0]
 
@@ -62,11 +64,11 @@ def error(code: int) -> list[dict[str, Any]]:
 
 def test_greets_and_logs_in() -> None:
     session = begin(log_in=False)
-    assert session.open(None) == [Reply([{"T": "success", "msg": "connected"}])]
+    assert session.open(None) == [Respond([{"T": "success", "msg": "connected"}])]
     assert session.receive(json.dumps(AUTH).encode()) == [
-        Heard({"action": "auth", "key": "key"}),
+        Received({"action": "auth", "key": "key"}),
         Admitted("key"),
-        Reply([{"T": "success", "msg": "authenticated"}]),
+        Respond([{"T": "success", "msg": "authenticated"}]),
     ]
     assert session.authenticated
 
@@ -74,7 +76,7 @@ def test_greets_and_logs_in() -> None:
 def test_header_credentials_are_answered_in_a_frame_of_their_own() -> None:
     session = begin(log_in=False)
     assert [
-        outcome.document for outcome in session.open(Credentials("key", "secret")) if isinstance(outcome, Reply)
+        outcome.document for outcome in session.open(Credentials("key", "secret")) if isinstance(outcome, Respond)
     ] == [
         [{"T": "success", "msg": "connected"}],
         [{"T": "success", "msg": "authenticated"}],
@@ -115,7 +117,7 @@ def test_403_for_a_second_login() -> None:
 
 def test_404_when_nobody_logs_in() -> None:
     session = begin(log_in=False)
-    assert session.expire() == [Reply(error(404)), Hangup()]
+    assert session.expire() == [Respond(error(404)), Hangup()]
 
 
 def test_a_refused_one_is_hung_up_on_without_a_word() -> None:
@@ -129,7 +131,7 @@ def test_a_session_does_not_expire() -> None:
 
 
 def test_405_rejects_the_whole_request_and_keeps_the_old_set() -> None:
-    session = begin(desk=make_desk(symbol_limit=3))
+    session = begin(slots=make_desk(symbol_limit=3))
     ask(session, {"action": "subscribe", "trades": ["AAPL"], "quotes": ["AAPL"], "bars": ["*"]})
     assert ask(session, {"action": "subscribe", "trades": ["MSFT", "TSLA"]}) == error(405)
     assert ask(session, {"action": "subscribe", "trades": ["*"]}) == error(405)
@@ -138,27 +140,27 @@ def test_405_rejects_the_whole_request_and_keeps_the_old_set() -> None:
 
 
 def test_405_counts_by_feed() -> None:
-    desk = make_desk(symbol_limit={"iex": 1})
-    assert ask(begin("iex", desk), {"action": "subscribe", "trades": ["AAPL", "MSFT"]}) == error(405)
-    assert ask(begin("sip", desk), {"action": "subscribe", "trades": ["AAPL", "MSFT", "*"]})[0]["T"] == "subscription"
+    slots = make_desk(symbol_limit={"iex": 1})
+    assert ask(begin("iex", slots), {"action": "subscribe", "trades": ["AAPL", "MSFT"]}) == error(405)
+    assert ask(begin("sip", slots), {"action": "subscribe", "trades": ["AAPL", "MSFT", "*"]})[0]["T"] == "subscription"
 
 
 def test_symbols_can_be_refused_by_script() -> None:
-    desk = make_desk()
-    desk.symbol_refusals = {"BAD": 409}
-    session = begin(desk=desk)
+    slots = make_desk()
+    slots.symbol_refusals = {"BAD": 409}
+    session = begin(slots=slots)
     assert ask(session, {"action": "subscribe", "trades": ["AAPL", "BAD"]}) == error(409)
     assert session.held == {}
 
 
 def test_406_until_the_place_is_free() -> None:
-    desk = make_desk()
-    first, second = begin(desk=desk), begin(desk=desk, log_in=False)
+    slots = make_desk()
+    first, second = begin(slots=slots), begin(slots=slots, log_in=False)
     assert ask(second, AUTH) == error(406)
     assert ask(second, {"action": "subscribe", "trades": ["AAPL"]}) == error(401)
-    begin("sip", desk)
+    begin("sip", slots)
     assert ask(second, {"action": "auth", "key": "other", "secret": "word"})[0]["msg"] == "authenticated"
-    third = begin(desk=desk, log_in=False)
+    third = begin(slots=slots, log_in=False)
     assert ask(third, AUTH) == error(406)
     first.end(farewell=True)
     assert ask(third, AUTH)[0]["msg"] == "authenticated"
@@ -166,14 +168,14 @@ def test_406_until_the_place_is_free() -> None:
 
 def test_a_vanished_one_keeps_its_place_for_a_while() -> None:
     clock = Clock()
-    desk = Desk(KEYS, Plan(ghost_seconds=90), clock)
-    begin(desk=desk).end(farewell=False)
-    session = begin(desk=desk, log_in=False)
+    slots = AccountSlots(KEYS, AccountPlan(ghost_seconds=90), clock)
+    begin(slots=slots).end(farewell=False)
+    session = begin(slots=slots, log_in=False)
     assert ask(session, AUTH) == error(406)
     clock.now += 90
     assert ask(session, AUTH)[0]["msg"] == "authenticated"
     session.end(farewell=True)
-    begin(desk=desk)
+    begin(slots=slots)
 
 
 def test_409_for_a_feed_outside_of_the_plan() -> None:
@@ -248,7 +250,7 @@ def test_only_new_topics_are_joined() -> None:
     session = begin("crypto")
     ask(session, {"action": "subscribe", "orderbooks": ["BTC/USD"]})
     outcomes = session.receive(b'{"action":"subscribe","orderbooks":["BTC/USD","ETH/USD","ETH/USD"]}')
-    assert isinstance(outcomes[1], Reply)
+    assert isinstance(outcomes[1], Respond)
     assert outcomes[2:] == [Joined((("orderbooks", "ETH/USD"),))]
 
 

@@ -28,7 +28,7 @@ def test_dropped_with_a_close_frame(simulator: Simulator, dial: Dial) -> None:
     client = dial(simulator, "/v2/iex").log_in()
     simulator.drop("iex")
     with pytest.raises(ConnectionClosed) as closed:
-        client.hear()
+        client.receive()
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1001
     assert simulator.connections("iex") == []
@@ -39,7 +39,7 @@ def test_dropped_without_one(simulator: Simulator, dial: Dial, how: str) -> None
     client, other = dial(simulator, "/v2/iex").log_in(), dial(simulator, "/v2/sip").log_in()
     simulator.drop("iex", how)
     with pytest.raises(ConnectionClosedError) as closed:
-        client.hear()
+        client.receive()
     assert closed.value.rcvd is None
     assert other.subscribe(trades=["AAPL"])[0]["trades"] == ["AAPL"]
 
@@ -58,11 +58,11 @@ def test_mute_and_unmute(simulator: Simulator, dial: Dial) -> None:
     simulator.publish("iex", [TRADE])
     pong = client.ws.ping()
     with pytest.raises(TimeoutError):
-        client.hear(MOMENT)
+        client.receive(MOMENT)
     assert not pong.is_set()
     assert len(simulator.connections("iex")) == 1
     simulator.unmute("iex")
-    assert client.hear() == [TRADE]
+    assert client.receive() == [TRADE]
     assert pong.wait(5)
 
 
@@ -87,36 +87,36 @@ def test_a_stalled_upgrade(simulator: Simulator, dial: Dial) -> None:
 def test_a_stalled_greeting(simulator: Simulator, dial: Dial) -> None:
     simulator.stall("greeting", "iex")
     client = dial(simulator, "/v2/iex")
-    client.say(AUTH)
+    client.send_json(AUTH)
     with pytest.raises(TimeoutError):
-        client.hear(MOMENT)
+        client.receive(MOMENT)
     assert client.ws.ping().wait(5)
     simulator.accept("iex")
-    assert [client.hear()[0]["msg"], client.hear()[0]["msg"]] == ["connected", "authenticated"]
+    assert [client.receive()[0]["msg"], client.receive()[0]["msg"]] == ["connected", "authenticated"]
 
 
 def test_a_stalled_login(simulator: Simulator, dial: Dial) -> None:
     simulator.stall("auth", "iex")
     client = dial(simulator, "/v2/iex")
-    client.hear()
-    client.say(AUTH)
-    client.say({"action": "subscribe", "trades": ["AAPL"]})
+    client.receive()
+    client.send_json(AUTH)
+    client.send_json({"action": "subscribe", "trades": ["AAPL"]})
     with pytest.raises(TimeoutError):
-        client.hear(MOMENT)
+        client.receive(MOMENT)
     assert simulator.opened("iex") == 0
     simulator.accept("iex")
-    assert [client.hear()[0]["T"], client.hear()[0]["T"]] == ["success", "subscription"]
+    assert [client.receive()[0]["T"], client.receive()[0]["T"]] == ["success", "subscription"]
 
 
 def test_a_stalled_subscribe(simulator: Simulator, dial: Dial) -> None:
     client = dial(simulator, "/v2/iex").log_in()
     simulator.stall("subscribe", "iex")
-    client.say({"action": "subscribe", "trades": ["AAPL"]})
+    client.send_json({"action": "subscribe", "trades": ["AAPL"]})
     with pytest.raises(TimeoutError):
-        client.hear(MOMENT)
+        client.receive(MOMENT)
     assert simulator.subscribed("iex") == {}
     simulator.accept("iex")
-    assert client.hear()[0]["trades"] == ["AAPL"]
+    assert client.receive()[0]["trades"] == ["AAPL"]
 
 
 @pytest.mark.parametrize("status", [429, 404, 403, 502, 500, 302])
@@ -147,7 +147,7 @@ def test_only_known_faults_can_be_ordered(order: Callable[..., None], arguments:
 def test_a_failing_login(simulator: Simulator, dial: Dial, code: int) -> None:
     simulator.fail_auth("iex", code)
     client = dial(simulator, "/v2/iex")
-    client.hear()
+    client.receive()
     assert client.ask(AUTH)[0]["code"] == code
     simulator.accept("iex")
     assert client.ask(AUTH) == [{"T": "success", "msg": "authenticated"}]
@@ -170,13 +170,13 @@ def test_refused_symbols(simulator: Simulator, dial: Dial) -> None:
 def test_slow_acks(simulator: Simulator, dial: Dial) -> None:
     client = dial(simulator, "/v2/iex").log_in()
     simulator.slow_acks(2 * MOMENT)
-    client.say({"action": "subscribe", "trades": ["AAPL"]})
-    client.say({"action": "subscribe", "trades": ["MSFT"]})
+    client.send_json({"action": "subscribe", "trades": ["AAPL"]})
+    client.send_json({"action": "subscribe", "trades": ["MSFT"]})
     assert client.ws.ping().wait(5)
     with pytest.raises(TimeoutError):
-        client.hear(MOMENT)
-    assert client.hear()[0]["trades"] == ["AAPL"]
-    assert client.hear()[0]["trades"] == ["AAPL", "MSFT"]
+        client.receive(MOMENT)
+    assert client.receive()[0]["trades"] == ["AAPL"]
+    assert client.receive()[0]["trades"] == ["AAPL", "MSFT"]
 
 
 @pytest.mark.parametrize("headers", [{}, MSGPACK])
@@ -185,16 +185,16 @@ def test_garbage_that_cannot_be_decoded(simulator: Simulator, dial: Dial, header
     client = dial(simulator, "/v2/iex", headers).log_in()
     simulator.garbage("iex", kind)
     with pytest.raises((json.JSONDecodeError, msgpack.FormatError, ValueError)):
-        client.hear()
+        client.receive()
     simulator.error("iex", 500)
-    assert client.hear()[0]["code"] == 500
+    assert client.receive()[0]["code"] == 500
 
 
 @pytest.mark.parametrize("headers", [{}, MSGPACK])
 def test_garbage_of_an_unknown_kind(simulator: Simulator, dial: Dial, headers: dict[str, str]) -> None:
     client = dial(simulator, "/v2/iex", headers).log_in()
     simulator.garbage("iex", "unknown-kind")
-    assert client.hear() == [{"T": "zz", "S": "AAPL", "new": [1]}]
+    assert client.receive() == [{"T": "zz", "S": "AAPL", "new": [1]}]
 
 
 @pytest.mark.parametrize(("kind", "code"), [("oversize", 1009), ("masked", 1002), ("bad-utf8", 1007)])
@@ -203,7 +203,7 @@ def test_garbage_that_breaks_the_frames(simulator: Simulator, dial: Dial, kind: 
     client = dial(simulator, "/v2/iex").log_in()
     simulator.garbage("iex", kind)
     with pytest.raises(ConnectionClosedError) as closed:
-        client.hear()
+        client.receive()
     assert closed.value.sent is not None
     assert closed.value.sent.code == code
 

@@ -17,8 +17,8 @@ import msgpack
 import pytest
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError, InvalidStatus
 
-from proxy.protocol import feeds
-from proxy.simulator import Market, Plan, Simulator
+from proxy.alpaca import endpoints as feeds
+from proxy.simulator import AccountPlan, Market, Simulator
 
 ROOT = Path(__file__).resolve().parents[2]
 MSGPACK = {"Content-Type": "application/msgpack"}
@@ -75,14 +75,14 @@ def test_trading_speaks_json_in_binary_frames(simulator: Simulator, dial: Dial, 
 def test_header_credentials_are_answered_in_two_frames(dial: Dial, headers: dict[str, str]) -> None:
     with Simulator(keys={"key": "secret", "oauth": "token"}) as simulator:
         client = dial(simulator, "/v2/iex", headers)
-        assert client.hear() == CONNECTED
-        assert client.hear() == AUTHENTICATED
+        assert client.receive() == CONNECTED
+        assert client.receive() == AUTHENTICATED
 
 
 def test_wrong_header_credentials(simulator: Simulator, dial: Dial) -> None:
     client = dial(simulator, "/v2/iex", {"Authorization": "Basic nonsense"})
-    assert client.hear() == CONNECTED
-    assert client.hear() == [{"T": "error", "code": 402, "msg": "auth failed"}]
+    assert client.receive() == CONNECTED
+    assert client.receive() == [{"T": "error", "code": 402, "msg": "auth failed"}]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_msgpack_data_has_timestamps_and_keeps_integers(simulator: Simulator, di
     client = dial(simulator, "/v2/iex", MSGPACK).log_in()
     client.subscribe(trades=["*"])
     simulator.publish("iex", [TRADE])
-    [trade] = client.hear()
+    [trade] = client.receive()
     assert list(trade) == list(TRADE)
     assert trade.pop("t") == msgpack.Timestamp(1680782066, 838232225)
     assert trade == {key: value for key, value in TRADE.items() if key != "t"}
@@ -129,14 +129,14 @@ def test_news_and_funding_times_are_timestamps_too(simulator: Simulator, dial: D
     client = dial(simulator, "/v1beta1/news", MSGPACK).log_in()
     client.subscribe(news=["*"])
     simulator.publish("news", [{"T": "n", "id": 1, "symbols": [], "created_at": "2022-01-05T22:00:37Z"}])
-    assert client.hear()[0]["created_at"] == msgpack.Timestamp(1641420037, 0)
+    assert client.receive()[0]["created_at"] == msgpack.Timestamp(1641420037, 0)
 
 
 def test_together_or_each_in_its_own_frame(simulator: Simulator, dial: Dial) -> None:
     client = dial(simulator, "/v2/iex").log_in()
     client.subscribe(trades=["AAPL"])
     simulator.publish("iex", [TRADE, TRADE], together=False)
-    assert client.hear() == client.hear() == [TRADE]
+    assert client.receive() == client.receive() == [TRADE]
 
 
 def test_published_trades_are_counted_from_one(simulator: Simulator, dial: Dial) -> None:
@@ -144,7 +144,7 @@ def test_published_trades_are_counted_from_one(simulator: Simulator, dial: Dial)
     client.subscribe(trades=["AAPL"])
     simulator.publish_trades("iex", "AAPL", 5, batch=2)
     simulator.publish_trades("iex", "AAPL", 1)
-    frames = [[trade["i"] for trade in client.hear()] for _ in range(4)]
+    frames = [[trade["i"] for trade in client.receive()] for _ in range(4)]
     assert frames == [[1, 2], [3, 4], [5], [6]]
 
 
@@ -154,7 +154,7 @@ def test_twenty_thousand_messages_a_second(simulator: Simulator, dial: Dial) -> 
     begun = time.monotonic()
     simulator.publish_trades("iex", "AAPL", 20_000, batch=10)
     assert time.monotonic() - begun < 1
-    numbers = [trade["i"] for _ in range(2_000) for trade in client.hear()]
+    numbers = [trade["i"] for _ in range(2_000) for trade in client.receive()]
     assert numbers == list(range(1, 20_001))
 
 
@@ -164,14 +164,14 @@ def test_raw_bytes_and_errors_go_to_everyone(simulator: Simulator, dial: Dial) -
     simulator.publish_raw("sip", b"\x90")
     simulator.error("iex", 500)
     simulator.error("sip", 406, "go away")
-    assert (text.hear(), text.hear()) == ([{"T": "zz"}], [{"T": "error", "code": 500, "msg": "internal error"}])
-    assert (packed.hear(), packed.hear()) == ([], [{"T": "error", "code": 406, "msg": "go away"}])
+    assert (text.receive(), text.receive()) == ([{"T": "zz"}], [{"T": "error", "code": 500, "msg": "internal error"}])
+    assert (packed.receive(), packed.receive()) == ([], [{"T": "error", "code": 406, "msg": "go away"}])
 
 
 def test_what_it_has_seen(simulator: Simulator, dial: Dial, wait_for: WaitFor) -> None:
     first = dial(simulator, "/v2/iex").log_in()
     second = dial(simulator, "/v2/iex")
-    assert second.hear() == CONNECTED
+    assert second.receive() == CONNECTED
     assert second.ask({"action": "auth", "key": "key", "secret": "secret"})[0]["code"] == 406
     assert (len(simulator.connections("iex")), simulator.opened("iex"), simulator.peak("iex")) == (1, 1, 1)
     first.subscribe(trades=["AAPL"])
@@ -189,12 +189,12 @@ def test_what_it_has_seen(simulator: Simulator, dial: Dial, wait_for: WaitFor) -
 
 
 def test_the_login_has_its_time(dial: Dial) -> None:
-    with Simulator(plan=Plan(auth_seconds=0.1)) as simulator:
+    with Simulator(plan=AccountPlan(auth_seconds=0.1)) as simulator:
         idle, active = dial(simulator, "/v2/iex"), dial(simulator, "/v2/iex").log_in()
-        assert idle.hear() == CONNECTED
-        assert idle.hear() == [{"T": "error", "code": 404, "msg": "auth timeout"}]
+        assert idle.receive() == CONNECTED
+        assert idle.receive() == [{"T": "error", "code": 404, "msg": "auth timeout"}]
         with pytest.raises(ConnectionClosedError) as closed:
-            idle.hear()
+            idle.receive()
         assert closed.value.rcvd is None
         assert active.subscribe(trades=["AAPL"])[0]["trades"] == ["AAPL"]
 
@@ -202,14 +202,14 @@ def test_the_login_has_its_time(dial: Dial) -> None:
 def test_a_fragmented_request(simulator: Simulator, dial: Dial) -> None:
     client = dial(simulator, "/v2/iex", MSGPACK).log_in()
     client.ws.send(iter([msgpack.packb({"action": "subscribe", "trades": ["AAPL"]})]))
-    assert client.hear()[0]["trades"] == ["AAPL"]
+    assert client.receive()[0]["trades"] == ["AAPL"]
 
 
 def test_a_request_over_the_bound_is_closed_with_1009(simulator: Simulator, dial: Dial) -> None:
     client = dial(simulator, "/v2/iex").log_in()
-    client.say({"action": "subscribe", "trades": ["AAPL"] * 4000})
+    client.send_json({"action": "subscribe", "trades": ["AAPL"] * 4000})
     with pytest.raises(ConnectionClosedError) as closed:
-        client.hear()
+        client.receive()
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1009
 
@@ -226,7 +226,7 @@ def test_a_half_closed_connection_ends(simulator: Simulator, dial: Dial, wait_fo
     client.ws.socket.shutdown(socket.SHUT_WR)
     wait_for(lambda: not simulator.connections("iex"))
     with pytest.raises(ConnectionClosed):
-        client.hear()
+        client.receive()
 
 
 def test_a_slow_client_is_told_so_and_holds_up_nobody(simulator: Simulator, dial: Dial, wait_for: WaitFor) -> None:
@@ -238,12 +238,12 @@ def test_a_slow_client_is_told_so_and_holds_up_nobody(simulator: Simulator, dial
     for number in range(40):
         simulator.publish("sip", [big])
         simulator.publish("iex", [TRADE | {"i": number}])
-        assert quick.hear()[0]["i"] == number
+        assert quick.receive()[0]["i"] == number
     wait_for(lambda: not simulator.connections("sip"))
     frames = []
     with contextlib.suppress(ConnectionClosed):
         while True:
-            frames.append(slow.hear())
+            frames.append(slow.receive())
     assert frames[-1] == [{"T": "error", "code": 407, "msg": "slow client"}]
     assert all(message == big for frame in frames[:-1] for message in frame)
     assert len(frames) < 40
@@ -256,7 +256,7 @@ def test_it_starts_again_at_its_old_port(dial: Dial) -> None:
             client = dial(simulator, "/v2/iex").log_in()
             assert simulator.opened("iex") == number
         with pytest.raises(ConnectionClosed):
-            client.hear()
+            client.receive()
     with pytest.raises(OSError, match="refused"):
         dial(simulator, "/v2/iex")
 
@@ -274,13 +274,13 @@ def test_a_market_is_alive_and_begins_with_the_book(dial: Dial) -> None:
     with Simulator(market=Market(rate=500, bar_seconds=0.2), seed=1) as simulator:
         client = dial(simulator, "/v1beta3/crypto/us").log_in()
         client.subscribe(orderbooks=["BTC/USD", "NEW/USD"], trades=["*"], bars=["*"])
-        books = [client.hear()[0], client.hear()[0]]
+        books = [client.receive()[0], client.receive()[0]]
         assert [(book["T"], book["S"], book["r"]) for book in books] == [("o", "BTC/USD", True), ("o", "NEW/USD", True)]
         seen: set[tuple[str, str]] = set()
         deadline = time.monotonic() + 5
         while not {("b", "BTC/USD"), ("t", "NEW/USD"), ("o", "NEW/USD")} <= seen:
             assert time.monotonic() < deadline
-            seen |= {(message["T"], message["S"]) for message in client.hear()}
+            seen |= {(message["T"], message["S"]) for message in client.receive()}
         assert ("o", "ETH/USD") not in seen
 
 
@@ -289,7 +289,7 @@ def test_orders_are_told_one_by_one(dial: Dial) -> None:
         client = dial(simulator, "/stream")
         client.ask({"action": "auth", "key": "key", "secret": "secret"})
         client.ask({"action": "listen", "data": {"streams": ["trade_updates"]}})
-        updates = [client.hear() for _ in range(10)]
+        updates = [client.receive() for _ in range(10)]
         assert {update["stream"] for update in updates} == {"trade_updates"}
         assert updates[0]["data"]["event"] == "new"
 

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.protocol import feeds, timestamps
-from proxy.protocol.feeds import CHANNEL_OF_KIND
+from proxy.alpaca import endpoints as feeds
+from proxy.alpaca import timestamps
+from proxy.alpaca.endpoints import CHANNEL_OF_KIND
 from proxy.simulator import wire
 from proxy.simulator.exchange import Exchange
 from proxy.simulator.market import MAX_SYMBOLS, SECOND, Bar, Market, Walk

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.protocol import feeds
-from proxy.simulator.outcomes import Hangup, Heard, Joined, Reply
-from proxy.simulator.plan import Desk, Plan
+from proxy.alpaca import endpoints as feeds
+from proxy.simulator.account_plan import AccountPlan, AccountSlots
+from proxy.simulator.outcomes import Hangup, Joined, Received, Respond
 from proxy.simulator.trading import TradingSession
 
 LOGINS = [
@@ -22,11 +22,11 @@ LOGINS = [
 AUTHORIZED = {"stream": "authorization", "data": {"status": "authorized", "action": "authenticate"}}
 
 
-def begin(desk: Desk | None = None, log_in: bool = True) -> TradingSession:
+def begin(slots: AccountSlots | None = None, log_in: bool = True) -> TradingSession:
     endpoint = feeds.endpoint("trading")
     assert endpoint is not None
-    desk = desk or Desk({"key": "secret", "oauth": "token"}, Plan(), lambda: 0.0)
-    session = TradingSession(endpoint, desk)
+    slots = slots or AccountSlots({"key": "secret", "oauth": "token"}, AccountPlan(), lambda: 0.0)
+    session = TradingSession(endpoint, slots)
     assert session.open(None) == []
     if log_in:
         assert ask(session, LOGINS[0]) == AUTHORIZED
@@ -34,7 +34,7 @@ def begin(desk: Desk | None = None, log_in: bool = True) -> TradingSession:
 
 
 def ask(session: TradingSession, request: Any) -> Any:
-    [document] = [each.document for each in session.receive(json.dumps(request).encode()) if isinstance(each, Reply)]
+    [document] = [each.document for each in session.receive(json.dumps(request).encode()) if isinstance(each, Respond)]
     return document
 
 
@@ -62,9 +62,9 @@ def test_listening_comes_after_the_login() -> None:
 
 def test_the_place_is_taken() -> None:
     first = begin()
-    assert status(ask(begin(first._desk, log_in=False), LOGINS[0])) == ("exceeded", "authenticate")
+    assert status(ask(begin(first._slots, log_in=False), LOGINS[0])) == ("exceeded", "authenticate")
     first.end(farewell=True)
-    begin(first._desk)
+    begin(first._slots)
 
 
 def test_a_second_login_is_told_so() -> None:
@@ -91,16 +91,16 @@ def test_time_to_log_in_ends_without_a_word() -> None:
 def test_no_secret_is_heard() -> None:
     session = begin(log_in=False)
     heard = [
-        each for login in LOGINS for each in session.receive(json.dumps(login).encode()) if isinstance(each, Heard)
+        each for login in LOGINS for each in session.receive(json.dumps(login).encode()) if isinstance(each, Received)
     ]
-    assert heard[0] == Heard({"action": "authenticate", "data": {"key_id": "key"}})
-    assert heard[1:] == [Heard({"action": "auth", "key": "key"}), Heard({"action": "authenticate", "data": {}})]
+    assert heard[0] == Received({"action": "authenticate", "data": {"key_id": "key"}})
+    assert heard[1:] == [Received({"action": "auth", "key": "key"}), Received({"action": "authenticate", "data": {}})]
 
 
 @given(st.binary(max_size=60))
 def test_what_cannot_be_read_ends_the_connection(payload: bytes) -> None:
     outcomes = begin().receive(payload)
     assert outcomes[-2:] == [
-        Reply({"action": "error", "data": {"error_message": "internal server error"}}),
+        Respond({"action": "error", "data": {"error_message": "internal server error"}}),
         Hangup(),
     ]

@@ -35,7 +35,7 @@ LONG = {
 }
 
 
-def open_feed(stream: str, channel: str, url: str, key: str, secret: str, symbol: str) -> None:
+def client_protocol_for(stream: str, channel: str, url: str, key: str, secret: str, symbol: str) -> None:
     store = importlib.import_module("alpaca_backtrader_api.alpacastore")
     parts = urlsplit(url)
     host = f"http{parts.scheme[2:]}://{parts.netloc}"
@@ -69,7 +69,7 @@ def main() -> None:
     for line in sys.stdin:
         command = json.loads(line)
         for channel, symbols in command["topics"].items():
-            open_feed(command["stream"], channel, command["url"], command["key"], command["secret"], *symbols)
+            client_protocol_for(command["stream"], channel, command["url"], command["key"], command["secret"], *symbols)
         tell(event="done", do=command["do"], stream=command["stream"])
     os._exit(0)  # its streams run in threads of their own, and would go on
 

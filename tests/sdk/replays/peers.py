@@ -19,7 +19,7 @@ from tests.sdk.stand import Stand, wait_for
 from tests.sdk.tape import STREAMS
 
 CONTINUATION = 0
-PATIENCE = 3.0  # Go's, for each answer
+ACK_SECONDS = 3.0  # Go's, for each answer
 LOGIN_SECONDS = 10.0  # how long a client may take to log in
 
 GO = (
@@ -65,10 +65,10 @@ class Peer:
         self.wire = wire
         self.heard: list[tuple[int, bytes]] = []
 
-    def hear(self) -> tuple[int, bytes]:
+    def receive(self) -> tuple[int, bytes]:
         """The next frame that carries a message; pings are answered."""
         while True:
-            opcode, payload = self.wire.hear()
+            opcode, payload = self.wire.receive()
             if opcode == PING:
                 self.wire.send(PONG, payload)
             elif opcode != PONG:
@@ -87,12 +87,12 @@ class Go(Peer):
         """The next message, which must be an array of one and come in time."""
         began = time.monotonic()
         [only] = self.read()
-        assert time.monotonic() - began < PATIENCE
+        assert time.monotonic() - began < ACK_SECONDS
         return [only]
 
     def read(self) -> list[dict[str, Any]]:
         """The next message, decoded as strictly as Go does."""
-        opcode, payload = self.hear()
+        opcode, payload = self.receive()
         assert opcode == BINARY
         return [self._map(pairs) for pairs in msgpack.unpackb(payload, object_pairs_hook=list)]
 
@@ -134,7 +134,7 @@ class Json(Peer):
 
     opcode = TEXT
 
-    def say(self, *requests: dict[str, Any]) -> None:
+    def send_json(self, *requests: dict[str, Any]) -> None:
         """Several requests become one message, as C# lets them when calls are rapid."""
         self.send("".join(json.dumps(request, separators=(",", ":")) for request in requests).encode())
 
@@ -142,12 +142,12 @@ class Json(Peer):
         self.wire.send(self.opcode, payload)
 
     def ask(self, request: dict[str, Any]) -> Any:
-        self.say(request)
+        self.send_json(request)
         return self.read()
 
     def read(self) -> Any:
         """The next message; market data is in text frames, trading in binary ones."""
-        opcode, payload = self.hear()
+        opcode, payload = self.receive()
         message = json.loads(payload)
         assert opcode == (TEXT if isinstance(message, list) else BINARY)
         return message

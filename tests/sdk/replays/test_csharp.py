@@ -28,7 +28,7 @@ def test_csharp_subscribes_in_chunks(dial: Dial) -> None:
     client.start()
     symbols = [f"C{number:03}" for number in range(500)]
     for start in range(0, 500, 100):
-        client.say({"action": "subscribe", "trades": symbols[start : start + 100]})
+        client.send_json({"action": "subscribe", "trades": symbols[start : start + 100]})
     acks = [client.read() for _ in range(5)]
     assert all(len(ack) == 1 and set(ack[0]) == {"T", *STOCK_KEYS} for ack in acks)
     assert acks[-1][0]["trades"] == acks[-1][0]["corrections"] == symbols
@@ -44,7 +44,7 @@ def test_csharp_sends_what_is_large_in_fragments(dial: Dial) -> None:
 def test_csharp_may_put_two_requests_into_one_message(dial: Dial) -> None:
     client = CSharp(dial("/v2/iex", CSHARP))
     client.start()
-    client.say({"action": "subscribe", "quotes": ["AAPL"]}, {"action": "subscribe", "trades": ["MSFT"]})
+    client.send_json({"action": "subscribe", "quotes": ["AAPL"]}, {"action": "subscribe", "trades": ["MSFT"]})
     assert client.read()[0]["quotes"] == ["AAPL"]
     [ack] = client.read()
     assert (ack["quotes"], ack["trades"]) == (["AAPL"], ["MSFT"])

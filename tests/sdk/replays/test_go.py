@@ -9,7 +9,7 @@ import gevent
 import pytest
 
 from tests.harness import PING, PONG
-from tests.sdk.replays.peers import AUTH, AUTHENTICATED, CONNECTED, GO, JAVA, PATIENCE, STOCK_KEYS, Dial, Go, Json
+from tests.sdk.replays.peers import ACK_SECONDS, AUTH, AUTHENTICATED, CONNECTED, GO, JAVA, STOCK_KEYS, Dial, Go, Json
 from tests.sdk.stand import Stand, wait_for
 from tests.sdk.tape import STAMP, STREAMS
 
@@ -106,7 +106,7 @@ def test_go_reads_what_perpetuals_cost_and_what_is_new(stand: Stand, dial: Dial)
 def test_go_changes_what_it_hears_even_if_alpaca_is_slow(stand: Stand, dial: Dial) -> None:
     client = Go(dial("/v2/iex", GO))
     client.start(trades=["AAPL"])
-    stand.simulator.slow_acks(PATIENCE + 1)
+    stand.simulator.slow_acks(ACK_SECONDS + 1)
     try:
         assert client.change("subscribe", bars=["SLOW"])[0]["bars"] == ["SLOW"]
         assert client.change("unsubscribe", trades=["AAPL"])[0]["trades"] == []
@@ -158,6 +158,6 @@ def test_gos_pings_are_answered(dial: Dial) -> None:
     client = Go(dial("/v2/iex", GO))
     client.start(trades=["AAPL"])
     client.wire.send(PING, b"0123")
-    while (frame := client.wire.hear())[0] != PONG:
+    while (frame := client.wire.receive())[0] != PONG:
         pass
     assert frame == (PONG, b"0123")

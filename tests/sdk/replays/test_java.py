@@ -47,5 +47,5 @@ def test_java_is_told_that_its_time_is_over(silent: tuple[float, Json]) -> None:
     began, client = silent
     assert client.read() == CONNECTED
     assert client.read() == [{"T": "error", "code": 404, "msg": "auth timeout"}]
-    assert client.hear()[0] == CLOSE
+    assert client.receive()[0] == CLOSE
     assert time.monotonic() - began >= LOGIN_SECONDS - 1

@@ -1,0 +1,110 @@
+"""The names and shapes of `alpacadatav1`, Alpaca's data stream of 2020, in the grammar of the trading stream.
+
+Programs of that time (StreamConn) listen to `T.SPY`, `Q.SPY`, `AM.SPY` and `AM.*`, with or without the prefix
+`alpacadatav1/`. Here those are trades, quotes and bars of the default feed, and what comes of them is put into the old
+shape, one object a frame (alpacahq/user-docs, "Streaming", 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from proxy.alpaca import timestamps
+from proxy.alpaca.codec import JSON, Codec, JsonCodec, Raw
+from proxy.alpaca.endpoints import CHANNEL_OF_KIND
+from proxy.alpaca.topics import MAX_SYMBOL, Topic
+
+PREFIX = "alpacadatav1/"
+_CHANNELS = {"T": "trades", "Q": "quotes", "AM": "bars"}
+_EVENTS = {channel: event for event, channel in _CHANNELS.items()}
+_MILLISECOND = 1_000_000
+_MINUTE = 60_000  # milliseconds
+
+Fields = dict[str, Raw]
+
+
+def topic(stream: str) -> Topic | None:
+    """The topic that a stream's old name means, or None if it is no such name."""
+    event, dot, symbol = stream.removeprefix(PREFIX).partition(".")
+    channel = _CHANNELS.get(event)
+    if channel is None or not dot or not 0 < len(symbol) <= MAX_SYMBOL or ("*" in symbol and symbol != "*"):
+        return None
+    return channel, symbol
+
+
+def stream(of: Topic) -> str:
+    """The old name of a topic of trades, quotes or bars; Alpaca's answers leave the prefix out."""
+    return f"{_EVENTS[of[0]]}.{of[1]}"
+
+
+def is_legacy(of: Topic) -> bool:
+    """Whether a topic has an old name."""
+    return of[0] in _EVENTS
+
+
+class _Legacy(JsonCodec):
+    """Market data in the old shapes. A frame holds one message, JSON in a binary frame."""
+
+    name = "legacy"
+    text = False
+
+    @property
+    def base(self) -> Codec:
+        return JSON
+
+    def to_client_body(self, kind: str, body: Raw | bytes) -> bytes | None:
+        shape = _SHAPES.get(kind)
+        if shape is None:
+            return None  # corrections, cancel errors: unknown at the time
+        message = JSON.fields(body)
+        data = shape(message)
+        return self.encode({"stream": stream((CHANNEL_OF_KIND[kind], JSON.head(body).S)), "data": data})
+
+    def batches(self, bodies: Sequence[Raw | bytes]) -> Iterator[tuple[bytes, int]]:
+        for body in bodies:
+            yield bytes(body), 1
+
+
+def _trade(m: Fields) -> dict[str, Any]:
+    return {"ev": "T", "T": m["S"], **_present(m, "x", "p", "s", "c", "i", "z"), "t": _nanoseconds(m)}
+
+
+def _quote(m: Fields) -> dict[str, Any]:
+    names = {"x": "bx", "p": "bp", "s": "bs", "X": "ax", "P": "ap", "S": "as", "c": "c"}
+    return {
+        "ev": "Q",
+        "T": m["S"],
+        **{name: m[key] for name, key in names.items() if key in m},
+        "t": _nanoseconds(m),
+    }
+
+
+def _bar(m: Fields) -> dict[str, Any]:
+    start = _nanoseconds(m) // _MILLISECOND
+    return {
+        "ev": "AM",
+        "T": m["S"],
+        **_present(m, "v", "o", "h", "l", "c", "vw", "n"),
+        "s": start,
+        "e": start + _MINUTE,
+    }
+
+
+_SHAPES = {"t": _trade, "q": _quote, "b": _bar}
+
+
+def _present(message: Fields, *keys: str) -> Fields:
+    return {key: message[key] for key in keys if key in message}
+
+
+def _nanoseconds(message: Fields) -> int:
+    return timestamps.nanoseconds(JSON.text_of(message["t"]) or "") if "t" in message else 0
+
+
+def topics(streams: Iterable[str]) -> frozenset[Topic]:
+    """The topics of those streams that have an old name."""
+    return frozenset(found for name in streams if (found := topic(name)) is not None)
+
+
+LEGACY = _Legacy()

@@ -1,0 +1,227 @@
+"""`demo`: the simulator, the proxy and two sample algorithms in one process. No account, no files.
+
+What it says at the end is checked: both algorithms heard something, neither lost a stream or heard what its allowlist
+does not name, and no feed ever had a second upstream connection.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import gevent
+from gevent.event import Event
+
+from proxy.alpaca.client_protocol import Phase
+from proxy.alpaca.codec import JSON
+from proxy.config import model as configuration
+from proxy.gateway import Gateway
+from proxy.observe import logs
+from proxy.observe.version import describe
+from proxy.simulator import Market, Simulator
+from proxy.transport import frames
+from proxy.transport.errors import ProxyError
+from proxy.upstream.websocket import UpstreamConnection, dial
+
+CONFIG = """\
+listen: {{port: {listen}}}
+admin: {{port: {admin}}}
+log: {{format: human, level: warning}}
+accounts:
+  simulated: {{key: key, secret: secret, data_url: "{url}", trading_url: "{url}"}}
+clients:
+  momentum:
+    key: momentum
+    secret: momentum
+    allow:
+      iex: {{trades: [AAPL, MSFT], bars: ["*"]}}
+      trading: {{trade_updates: ["momentum-*"]}}
+  meanrev:
+    key: meanrev
+    secret: meanrev
+    allow:
+      iex: {{quotes: [SPY]}}
+      crypto: {{quotes: [BTC/USD, ETH/USD]}}
+  demo:
+    key: demo
+    secret: demo
+    allow:
+      iex: "*"
+      crypto: "*"
+      news: "*"
+"""
+
+INTRODUCTION = """\
+{version}: a simulated market, no Alpaca account used
+
+  algorithms connect to  {ws}/v2/iex, {ws}/v1beta3/crypto/us, …
+  status page            {http}/
+
+  momentum  may see trades of AAPL and MSFT, all bars, and its own orders
+  meanrev   may see quotes of SPY, BTC/USD and ETH/USD
+
+Join as a third, from another terminal, with alpaca-py (key demo, secret demo):
+
+  from alpaca.data.live import StockDataStream
+  stream = StockDataStream("demo", "demo", url_override="{ws}/v2/iex")
+  async def show(trade): print(trade)
+  stream.subscribe_trades(show, "AAPL", "TSLA")
+  stream.run()
+
+or with websocat {ws}/v2/iex:
+
+  {{"action":"auth","key":"demo","secret":"demo"}}
+  {{"action":"subscribe","trades":["AAPL"],"quotes":["*"]}}
+
+Ctrl-C ends it.
+"""
+
+
+class Algorithm:
+    """A sample algorithm: some streams, what it subscribes on each, and what it has heard."""
+
+    def __init__(self, name: str, subscriptions: dict[str, dict[str, Any]], allowed: set[tuple[str, str]]) -> None:
+        self.name = name
+        self.heard: Counter[tuple[str, str]] = Counter()
+        self.prices: dict[str, float] = {}
+        self.lost = ""  # why a stream ended, if one has
+        self.subscriptions = subscriptions
+        self._allowed = allowed
+
+    @property
+    def strays(self) -> list[tuple[str, str]]:
+        """What it heard and should not have."""
+        return [topic for topic in self.heard if topic not in self._allowed and (topic[0], "*") not in self._allowed]
+
+    def line(self) -> str:
+        """How it is doing, in a few words."""
+        prices = "  ".join(f"{symbol} {price:,.2f}" for symbol, price in sorted(self.prices.items())[:2])
+        return f"{self.name} {self.heard.total()} messages  {prices}"
+
+    def follow(self, url: str, path: str) -> None:
+        """One stream, as an SDK would hold it, until it is lost."""
+        try:
+            connection = dial(url + path, {}, lambda opcode, payload: connection.write(opcode, payload))
+            trading = path == "/stream"
+            self._log_in(connection, trading)
+            request = self.subscriptions[path]
+            connection.write(frames.TEXT, JSON.encode(request))
+            while True:
+                for frame in connection.receive():
+                    self._read(json.loads(frame.payload))
+        except ProxyError as error:
+            self.lost = f"{path}: {error}"
+
+    def _log_in(self, connection: UpstreamConnection, trading: bool) -> None:
+        if trading:
+            request = {"action": "authenticate", "data": {"key_id": self.name, "secret_key": self.name}}
+        else:
+            request = {"action": "auth", "key": self.name, "secret": self.name}
+        connection.write(frames.TEXT, JSON.encode(request))
+
+    def _read(self, value: Any) -> None:
+        if isinstance(value, dict):
+            if value.get("stream") == "trade_updates":
+                order = value["data"]["order"]
+                self.heard["order", order["client_order_id"]] += 1
+            return
+        for message in value:
+            kind, symbol = message["T"], message.get("S", "")
+            if symbol:
+                self.heard[kind, symbol] += 1
+                self.prices[symbol] = message.get("p") or message.get("bp") or message.get("c") or 0.0
+
+
+class Demo:
+    """Runs until a signal, or for so many seconds."""
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._seconds = seconds
+        self._over = Event()
+
+    def run(self) -> bool:
+        """Whether it went well. Raises StartError."""
+        with Simulator(market=Market()) as simulator:
+            text = CONFIG.format(url=simulator.url, listen=_free(8765), admin=_free(8766))
+            config = configuration.parse(text, "demo", {}, Path())
+            logs.set_up(config.log.format, config.log.level)
+            gateway = Gateway(config)
+            gateway.start()
+            try:
+                return self._watch(simulator, gateway)
+            finally:
+                gateway.stop(seconds=1)
+
+    def _watch(self, simulator: Simulator, gateway: Gateway) -> bool:
+        ws = "ws://{}:{}".format(*gateway.server.address)
+        http = "http://{}:{}".format(*gateway.admin.address)
+        print(INTRODUCTION.format(version=describe(), ws=ws, http=http), flush=True)
+        algorithms = _algorithms()
+        greenlets = [
+            gevent.spawn(algorithm.follow, ws, path) for algorithm in algorithms for path in algorithm.subscriptions
+        ]
+        handlers = [gevent.signal_handler(number, self._over.set) for number in (signal.SIGINT, signal.SIGTERM)]
+        deadline = None if self._seconds is None else time.monotonic() + self._seconds
+        try:
+            while not self._over.wait(1.0 if deadline is None else max(0.0, min(1.0, deadline - time.monotonic()))):
+                live = [up.endpoint.feed for up in gateway.upstreams.values() if up.phase is Phase.LIVE]
+                parts = [*(algorithm.line() for algorithm in algorithms), f"live: {' '.join(live)}"]
+                print(f"{time.strftime('%H:%M:%S')}  {'  |  '.join(parts)}", flush=True)
+                if deadline is not None and time.monotonic() >= deadline:
+                    break
+        finally:
+            for handler in handlers:
+                handler.cancel()
+            gevent.killall(greenlets)
+        if self._over.is_set() and sys.stdout.isatty():
+            print()  # the terminal has put ^C on the line
+        return _verdict(algorithms, simulator, gateway)
+
+
+def _algorithms() -> list[Algorithm]:
+    momentum: dict[str, dict[str, Any]] = {
+        "/v2/iex": {"action": "subscribe", "trades": ["AAPL", "MSFT"], "bars": ["*"]},
+        "/stream": {"action": "listen", "data": {"streams": ["trade_updates"]}},
+    }
+    meanrev: dict[str, dict[str, Any]] = {
+        "/v2/iex": {"action": "subscribe", "quotes": ["SPY"]},
+        "/v1beta3/crypto/us": {"action": "subscribe", "quotes": ["BTC/USD", "ETH/USD"]},
+    }
+    trades = {(kind, symbol) for kind in "tcx" for symbol in ("AAPL", "MSFT")}
+    return [
+        Algorithm("momentum", momentum, {*trades, ("b", "*"), ("order", "*")}),
+        Algorithm("meanrev", meanrev, {("q", "SPY"), ("q", "BTC/USD"), ("q", "ETH/USD")}),
+    ]
+
+
+def _verdict(algorithms: list[Algorithm], simulator: Simulator, gateway: Gateway) -> bool:
+    """The last line, and whether all that it says is true."""
+    faults = [f"{algorithm.name} heard nothing" for algorithm in algorithms if not algorithm.heard]
+    faults += [f"{algorithm.name} lost {algorithm.lost}" for algorithm in algorithms if algorithm.lost]
+    faults += [f"{a.name} heard {kind} {symbol}" for a in algorithms for kind, symbol in a.strays]
+    for upstream in gateway.upstreams.values():
+        if (most := simulator.peak(upstream.endpoint.feed)) != 1:
+            faults.append(f"{upstream.endpoint.feed} had {most} upstream connections")
+    if faults:
+        print(f"demo failed: {', '.join(faults)}", flush=True)
+        return False
+    heard = ", ".join(f"{algorithm.name} {algorithm.heard.total()} messages" for algorithm in algorithms)
+    print(f"demo ok: {heard}, 1 upstream connection per feed", flush=True)
+    return True
+
+
+def _free(port: int) -> int:
+    """The port, or 0 (any) if something else has it."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return 0
+    return port

@@ -1,0 +1,38 @@
+"""What is wrong with a configuration, each problem with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from proxy.transport.errors import ProxyError
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a configuration, and where.
+
+    `line` and `column` count from 1; line 0 means the file as a whole. `path` names the setting, as in
+    `clients.momentum.key`; it is empty for what concerns the syntax. `hint` is the nearest known name. No field ever
+    holds a secret.
+    """
+
+    file: str
+    line: int
+    column: int
+    path: str
+    reason: str
+    hint: str | None = None
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        where = f"{place}: {self.path}" if self.path else place
+        return f"{where}: {self.reason}" + (f'; did you mean "{self.hint}"?' if self.hint else "")
+
+
+class ConfigError(ProxyError):
+    """A configuration that cannot work. `problems` holds all that is wrong with it, in the order of the file."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))

@@ -1,0 +1,83 @@
+"""What a new configuration changes, as a plan that can be printed, logged and carried out.
+
+Pure: two configurations in, a plan out. What no line of the plan names does not notice the reload. An address cannot be
+changed while it is in use; a configuration that does so is refused whole, and the old one stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from proxy.config.model import Config
+from proxy.routing.allowlists import Client
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadPlan:
+    """`restart` names the settings that a reload cannot change; if there are any, nothing else is done.
+
+    `gone` maps the clients whose sessions are to be closed to the reason; `changed` are those whose sessions go on
+    under new rules, `accounts` those whose feeds have to log in anew, `settings` whatever else takes effect at once.
+    """
+
+    restart: tuple[str, ...]
+    gone: dict[str, str]
+    added: tuple[str, ...]
+    changed: tuple[str, ...]
+    accounts: tuple[str, ...]
+    settings: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """The plan in sentences; a single one if it is empty."""
+        if self.restart:
+            return [f"{name} changed: restart to make it so; nothing was reloaded" for name in self.restart]
+        lines = [
+            *(f"client {name}: {reason}, its sessions are closed" for name, reason in self.gone.items()),
+            *(f"client {name}: new" for name in self.added),
+            *(f"client {name}: changed, its sessions go on under the new rules" for name in self.changed),
+            *(f"account {name}: changed, its feeds reconnect" for name in self.accounts),
+            *(f"{name}: changed" for name in self.settings),
+        ]
+        return lines or ["nothing changed"]
+
+
+def make_plan(old: Config, new: Config) -> ReloadPlan:
+    """What it takes to get from one configuration to the other."""
+    before = {client.name: client for client in old.directory()}
+    after = {client.name: client for client in new.directory()}
+    gone = {name: reason for name, client in before.items() if (reason := _why_gone(client, after.get(name)))}
+    return ReloadPlan(
+        restart=tuple(_immovable(old, new)),
+        gone=gone,
+        added=tuple(name for name in after if name not in before),
+        changed=tuple(name for name in after if name in before and name not in gone and after[name] != before[name]),
+        accounts=tuple(name for name in old.accounts if old.accounts[name] != new.accounts.get(name)),
+        settings=tuple(_settings(old, new)),
+    )
+
+
+def _why_gone(before: Client, after: Client | None) -> str:
+    if after is None:
+        return "removed"
+    if after.key != before.key:
+        return "key changed"
+    return "secret changed" if after.digest != before.digest else ""
+
+
+def _immovable(old: Config, new: Config) -> Iterator[str]:
+    for name in ("listen.host", "listen.port", "admin.host", "admin.port"):
+        section, _, setting = name.partition(".")
+        if getattr(getattr(old, section), setting) != getattr(getattr(new, section), setting):
+            yield name
+    if (old.listen.tls is None) != (new.listen.tls is None):
+        yield "listen.tls"
+
+
+def _settings(old: Config, new: Config) -> Iterator[str]:
+    """Settings that take effect at once, by name. The files of `listen.tls` are read again at every reload."""
+    for name in ("listen.origins", "admin.token", "admin.hosts", "log", "limits", "default_feed"):
+        section, _, setting = name.partition(".")
+        a, b = getattr(old, section), getattr(new, section)
+        if (getattr(a, setting) != getattr(b, setting)) if setting else a != b:
+            yield name

@@ -1,1 +1,0 @@
-"""How it travels: the only package that touches gevent, gevent-websocket and websocket-client."""

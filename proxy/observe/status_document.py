@@ -1,0 +1,155 @@
+"""/status.json: the snapshot as plain JSON, for the status page, `status` and anybody's own programs.
+
+`version` is that of this form: it counts up when something changes its meaning or goes away; what is added does not
+count. Times are seconds since 1970, spans seconds, sizes bytes; a number that nobody knows yet is null.
+
+    version proxy state ready time started uptime delay strangers
+    outboxes  {pending limit}
+    feeds     [{account feed phase since trouble needed connects received unheard malformed outages away age rate
+                wanted acked lag: {p50 p99} topics: {CHANNEL: wanted}}]
+    clients   [{client feed connects delivered conflated rate outages lost: {REASON: messages}
+                sessions: [{address codec since topics holds pending limit delivered conflated lost slow}]}]
+    events    [{time level event fields: {NAME: text}}], the newest last
+    history   {first feeds: [{account feed received p50 p99: one number a second}] delivered delay}
+
+`history.first` is the number of its first second; who has seen seconds may ask for `?since=NUMBER` and gets only newer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from proxy.alpaca.codec import JSON
+from proxy.alpaca.topics import words
+from proxy.observe.history import columns
+from proxy.observe.snapshot import FeedState, Key, LogEvent, SessionState, Snapshot, Totals
+from proxy.observe.version import __version__
+
+CONTENT_TYPE = "application/json; charset=utf-8"
+VERSION = 1
+SHOWN_TOPICS = 12  # of a session; the rest is counted
+
+
+def render(snapshot: Snapshot, since: int = 0) -> Iterator[bytes]:
+    """The document, in pieces, so that whoever has others waiting can let them have their turn."""
+    head = {
+        "version": VERSION,
+        "proxy": __version__,
+        "state": snapshot.state,
+        "ready": snapshot.ready,
+        "time": round(snapshot.time, 3),
+        "started": round(snapshot.time - snapshot.uptime, 3),
+        "uptime": round(snapshot.uptime, 3),
+        "delay": round(snapshot.delay, 4),
+        "strangers": snapshot.unauthenticated,
+        "outboxes": {"pending": snapshot.outboxes, "limit": snapshot.outboxes_limit},
+        "feeds": [_feed(feed, snapshot.received.get((feed.account, feed.feed), 0.0)) for feed in snapshot.feeds],
+    }
+    yield JSON.encode(head)[:-1]
+    yield b',"events":' + JSON.encode([_event(event) for event in snapshot.events])
+    yield b',"history":' + JSON.encode(_history(snapshot, since))
+    yield b',"clients":['
+    comma = b""
+    sessions: dict[Key, list[SessionState]] = {of: [] for of in snapshot.totals}
+    for session in snapshot.sessions:
+        sessions[session.client, session.feed].append(session)
+    for of, totals in sorted(snapshot.totals.items()):
+        client = _client(of, totals, snapshot.delivered.get(of, 0.0))
+        yield comma + JSON.encode(client)[:-1] + b',"sessions":['
+        yield from _joined(sessions[of])
+        yield b"]}"
+        comma = b","
+    yield b"]}"
+
+
+def _joined(sessions: Sequence[SessionState], together: int = 20) -> Iterator[bytes]:
+    for first in range(0, len(sessions), together):
+        part = [_session(session) for session in sessions[first : first + together]]
+        yield (b"," if first else b"") + JSON.encode(part)[1:-1]
+
+
+def _feed(feed: FeedState, rate: float) -> dict[str, Any]:
+    return {
+        "account": feed.account,
+        "feed": feed.feed,
+        "phase": feed.phase,
+        "since": round(feed.state_age, 3),
+        "trouble": feed.last_error,
+        "needed": feed.needed,
+        "wanted": sum(feed.wanted.values()),
+        "acked": feed.acked,
+        "topics": feed.wanted,
+        "connects": feed.connects,
+        "received": feed.received,
+        "unheard": feed.unrouted,
+        "malformed": feed.malformed,
+        "outages": feed.outages,
+        "away": round(feed.outage_seconds, 3),
+        "age": None if feed.age is None else round(feed.age, 3),
+        "rate": round(rate, 2),
+        "lag": {"p50": _lag(feed.lag.p50), "p99": _lag(feed.lag.p99)},
+    }
+
+
+def _client(of: Key, totals: Totals, rate: float) -> dict[str, Any]:
+    client, feed = of
+    return {
+        "client": client,
+        "feed": feed,
+        "connects": totals.sessions,
+        "delivered": totals.delivered,
+        "conflated": totals.conflated,
+        "lost": totals.lost,
+        "outages": totals.outages,
+        "rate": round(rate, 2),
+    }
+
+
+def _session(session: SessionState) -> dict[str, Any]:
+    topics = len(session.held)
+    shown = words(islice(session.held, SHOWN_TOPICS))  # which ones is left to chance: sorting thousands takes time
+    return {
+        "address": session.address,
+        "codec": session.codec,
+        "since": round(session.age, 1),
+        "topics": topics,
+        "holds": shown if topics <= SHOWN_TOPICS else f"{shown} and {topics - SHOWN_TOPICS:,} more",
+        "pending": session.pending,
+        "limit": session.limit,
+        "delivered": session.delivered,
+        "conflated": session.conflated,
+        "lost": session.lost,
+        "slow": session.slow,
+    }
+
+
+def _event(event: LogEvent) -> dict[str, Any]:
+    return {"time": round(event.time, 3), "level": event.level, "event": event.name, "fields": event.fields}
+
+
+def _history(snapshot: Snapshot, since: int) -> dict[str, Any]:
+    seconds = [second for second in snapshot.seconds if second.number > since]
+    feeds = []
+    for feed in snapshot.feeds:
+        received, p50, p99 = columns(seconds, (feed.account, feed.feed))
+        feeds.append(
+            {
+                "account": feed.account,
+                "feed": feed.feed,
+                "received": [round(rate, 1) for rate in received],
+                "p50": [_lag(lag) for lag in p50],
+                "p99": [_lag(lag) for lag in p99],
+            }
+        )
+    return {
+        "first": seconds[0].number if seconds else since + 1,
+        "feeds": feeds,
+        "delivered": [round(second.delivered, 1) for second in seconds],
+        "delay": [round(second.delay, 4) for second in seconds],
+    }
+
+
+def _lag(lag: float | None) -> float | None:
+    return None if lag is None else round(lag, 6)

@@ -1,0 +1,36 @@
+"""Color in what people read: on a terminal alone, and nowhere if the environment has NO_COLOR (no-color.org)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import TextIO
+
+
+class Color(Enum):
+    """What a colour means, and the parameter of its escape sequence (ECMA-48 §8.3.117)."""
+
+    HEADING = "1"
+    ASIDE = "2"
+    GOOD = "32"
+    WARNING = "33"
+    BAD = "31"
+
+
+class Style:
+    """Paints text, if it is on."""
+
+    def __init__(self, on: bool) -> None:
+        self.on = on
+
+    @classmethod
+    def of(cls, stream: TextIO, environ: Mapping[str, str]) -> Style:
+        """The ink for a stream: on for a terminal that knows colours, of somebody who did not ask for none."""
+        return cls(stream.isatty() and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb")
+
+    def paint(self, text: str, colour: Color | None) -> str:
+        """The text in a colour, as it is if there is none or if the ink is off."""
+        return f"\x1b[{colour.value}m{text}\x1b[0m" if self.on and colour and text else text
+
+    def __repr__(self) -> str:
+        return f"Ink(on={self.on})"

@@ -1,0 +1,75 @@
+"""The upgrade of an HTTP request to a WebSocket: gevent-websocket's handler, with the checks that it lacks.
+
+Version 13 only, a strict key and Connection header, Origin and path asked of the server, answers that are bytes. The
+library's own WebSocket is replaced by `connection.ClientConnection`: its frame code blocks the hub, has no limits and
+closes without a code.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+
+from geventwebsocket.handler import WebSocketHandler
+
+from proxy.transport.connection import ClientConnection
+from proxy.transport.http_request import BoundedHandler, headers_for
+
+
+class Handler(BoundedHandler, WebSocketHandler):  # type: ignore[misc]
+    """One HTTP request on the client port: refuses it, upgrades it, or hands it to the application.
+
+    The server that it runs in offers `refuse(environ)`: None, or an HTTP status and one sentence.
+    """
+
+    SUPPORTED_VERSIONS = ("13",)
+
+    def upgrade_websocket(self) -> list[bytes] | None:
+        environ = self.environ
+        if environ.get("HTTP_UPGRADE", "").strip().lower() != "websocket":
+            return None
+        refusal = self._malformed() or self.server.refuse(environ)
+        if refusal is None:
+            refused: list[bytes] | None = self.upgrade_connection()
+            return refused
+        return self._answer(refusal[0], refusal[1])
+
+    def _malformed(self) -> tuple[str, str] | None:
+        """RFC 6455 §4.2.1, the checks that the library makes loosely or not at all."""
+        environ = self.environ
+        if environ["REQUEST_METHOD"] != "GET" or self.request_version != "HTTP/1.1":
+            return "400 Bad Request", "A WebSocket is opened with GET and HTTP/1.1."
+        tokens = {token.strip().lower() for token in environ.get("HTTP_CONNECTION", "").split(",")}
+        if "upgrade" not in tokens:
+            return "400 Bad Request", "The Connection header lacks Upgrade."
+        if environ.get("CONTENT_LENGTH", "0") != "0" or "HTTP_TRANSFER_ENCODING" in environ:
+            return "400 Bad Request", "A WebSocket is opened without a body."
+        if not environ.get("HTTP_HOST"):
+            return "400 Bad Request", "The Host header is missing."
+        if environ.get("HTTP_SEC_WEBSOCKET_VERSION", "").strip() != "13":
+            return "426 Upgrade Required", "WebSocket version 13 is needed."
+        try:
+            key = base64.b64decode(environ.get("HTTP_SEC_WEBSOCKET_KEY", "").strip(), validate=True)
+        except (binascii.Error, ValueError):
+            key = b""
+        if len(key) != 16:
+            return "400 Bad Request", "Sec-WebSocket-Key is not the base64 of 16 bytes."
+        return None
+
+    def _answer(self, status: str, sentence: str) -> list[bytes]:
+        self.start_response(status, headers_for(status))
+        return [sentence.encode() + b"\n"]
+
+    def run_websocket(self) -> None:
+        host, port = self.client_address[:2]
+        connection = ClientConnection(self.socket, self.rfile, f"{host}:{port}")
+        self.environ["wsgi.websocket"] = connection
+        try:
+            for _ in self.application(self.environ, lambda *_: None):
+                pass
+        finally:
+            connection.shut()
+            del self.websocket  # the library's own refers back to this handler: both would wait for the collector
+
+    def log_request(self) -> None:
+        """Sessions are logged by name where they begin and end; requests are not."""

@@ -1,0 +1,94 @@
+"""What a reload changes: the plan of two configurations, and what a real SIGHUP says of it."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.config import model as configuration
+from proxy.config.model import Config
+from proxy.config.reload_plan import make_plan
+from tests.harness import Process, wait_for
+
+BEFORE = """\
+accounts:
+  one: {key: PKAAAABBBB1111, secret: s1}
+  two: {key: PKAAAABBBB2222, secret: s2}
+clients:
+  momentum: {key: momentum, secret: m1, account: one, allow: {iex: {trades: [AAPL, MSFT]}}}
+  meanrev: {key: meanrev, secret: r1, account: one, allow: {iex: {quotes: ["*"]}}}
+"""
+
+
+def read(text: str) -> Config:
+    return configuration.parse(text, "proxy.yaml", {}, Path())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "lines"),
+    [
+        ("", "", ["nothing changed"]),
+        ("[AAPL, MSFT]", "[AAPL]", ["client momentum: changed, its sessions go on under the new rules"]),
+        ("secret: m1", "secret: m2", ["client momentum: secret changed, its sessions are closed"]),
+        ("key: momentum", "key: mo", ["client momentum: key changed, its sessions are closed"]),
+        (
+            "  momentum: {",
+            "  mo: {",
+            ["client momentum: removed, its sessions are closed", "client mo: new"],
+        ),
+        ("secret: s1", "secret: s3", ["account one: changed, its feeds reconnect"]),
+        (
+            "accounts:",
+            "listen: {port: 9}\naccounts:",
+            ["listen.port changed: restart to make it so; nothing was reloaded"],
+        ),
+        ("accounts:", "limits: {outboxes: 512MiB}\naccounts:", ["limits: changed"]),
+        (
+            "account: one, allow: {iex: {quotes",
+            "account: two, allow: {iex: {quotes",
+            ["client meanrev: changed, its sessions go on under the new rules"],
+        ),
+    ],
+)
+def test_a_plan_says_what_changes_and_nothing_else(old: str, new: str, lines: list[str]) -> None:
+    steps = make_plan(read(BEFORE), read(BEFORE.replace(old, new, 1) if old else BEFORE))
+    assert steps.lines() == lines
+
+
+@pytest.mark.slow
+def test_every_reload_is_told_at_once(tmp_path: Path) -> None:
+    """Somebody waits for it, and may well make the same mistake, or the same change, again."""
+    path = tmp_path / "proxy.yaml"
+    good = "listen: {port: 0}\nadmin: {port: 0}\n" + BEFORE
+    path.write_text(good)
+    path.chmod(0o600)
+    misspelt = f'{path}:7:63: clients.momentum.allow.iexx: unknown feed; did you mean "iex"?'
+    changed = "client momentum: changed, its sessions go on under the new rules"
+    with Process("-c", str(path), folder=tmp_path) as process:
+        process.address("proxy.admin")
+        for number, (new, level, said) in enumerate(
+            (
+                (good.replace("iex: {trades", "iexx: {trades"), "warning", misspelt),
+                (good.replace("iex: {trades", "iexx: {trades"), "warning", misspelt),
+                (good.replace("[AAPL, MSFT]", "[AAPL]"), "info", changed),
+                (good, "info", changed),
+                (good.replace("listen: {port: 0", "listen: {port: 9"), "warning", "listen.port changed"),
+            ),
+            1,
+        ):
+            path.write_text(new)
+            process.popen.send_signal(signal.SIGHUP)
+            wait_for(lambda number=number: len(reloads(process)) == number)
+            event = reloads(process)[-1]
+            assert (event["level"], event.get("repeated")) == (level, None)
+            assert event.get("plan", event.get("problem", "")).startswith(said)
+        process.popen.terminate()
+        assert process.end() == 0
+
+
+def reloads(process: Process) -> list[dict[str, Any]]:
+    """What was logged of reloads so far."""
+    return [event for event in process.events if event["event"] == "gateway.reload"]

@@ -1,0 +1,149 @@
+"""The books of an outbox: each message that it was given is delivered, conflated or lost, one of these and once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import gevent
+import pytest
+from gevent.event import Event
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy import gateway
+from proxy.downstream import outbox
+from proxy.downstream.outbox import Outbox, Outboxes
+from proxy.transport import frames
+from proxy.transport.errors import ConnectionLost
+
+STEPS = st.one_of(
+    st.tuples(st.just("put"), st.sampled_from([1, 40, 130, 70_000])),
+    st.tuples(st.just("room"), st.sampled_from([0, 1, 50, 100_000])),
+    st.tuples(
+        st.sampled_from(["turn", "through", "stuck", "lost", "kill", "give up", "cut off", "close", "ping"]), st.just(0)
+    ),
+)
+
+
+class Kernel:
+    """A client's connection whose kernel has room for so much, and whose sends end as they are told to."""
+
+    tls = False
+    address = "127.0.0.1:1"
+
+    def __init__(self) -> None:
+        self.taken = b""
+        self.room = 1 << 30
+        self._ends: str | None = None
+        self._told = Event()
+
+    def try_send(self, data: bytes) -> int:
+        part = data[: self.room]
+        self.room -= len(part)
+        self.taken += part
+        return len(part)
+
+    def send(self, data: bytes, seconds: float) -> bool:
+        if len(data) > self.room:
+            self._told.wait()
+            self._told.clear()
+            if self._ends == "lost":
+                raise ConnectionLost("reset")
+            if self._ends == "stuck":
+                return False
+        self.taken += data
+        return True
+
+    def tell(self, ends: str) -> None:
+        self._ends = ends
+        self._told.set()
+
+    def shut(self) -> None: ...
+
+    def whole_frames(self) -> Iterator[int]:
+        """The opcodes of the frames that got through in whole."""
+        at = 0
+        while at + 2 <= len(self.taken):
+            size = self.taken[at + 1]
+            start = at + {126: 4, 127: 10}.get(size, 2)
+            if size >= 126:
+                size = int.from_bytes(self.taken[at + 2 : start], "big")
+            if start + size > len(self.taken):
+                return
+            yield self.taken[at] & 0x0F
+            at = start + size
+
+
+def opened() -> tuple[Kernel, Outboxes, Outbox, Any]:
+    kernel, outboxes = Kernel(), Outboxes(1 << 20)
+    box = Outbox(cast(Any, kernel), outboxes, opcode=frames.BINARY, limit=150_000, slow_words=b"")
+    writer = gevent.spawn(box.run)
+    gevent.sleep(0)
+    return kernel, outboxes, box, writer
+
+
+@given(st.lists(STEPS, max_size=30))
+def test_each_message_is_counted_once(steps: list[tuple[str, int]]) -> None:
+    kernel, outboxes, box, writer = opened()
+    given_ = 0
+    for what, size in [*steps, ("turn", 0)]:
+        if what == "put":
+            box.put(frames.encode(frames.BINARY, bytes(size)), 1)
+            given_ += 1
+        elif what == "room":
+            kernel.room = size
+        elif what == "kill":
+            writer.kill()
+        elif what == "give up":
+            box.disconnect_slow()
+        elif what == "cut off":
+            box.close(frames.NORMAL, "")
+            box.abort()
+            kernel.tell("lost")
+        elif what == "close":
+            box.close(frames.NORMAL, "")
+        elif what == "ping":
+            box.ping()
+        else:
+            kernel.tell(what)
+            gevent.sleep(0)
+            gevent.sleep(0)
+    writer.kill()
+    assert list(kernel.whole_frames()).count(frames.BINARY) == box.delivered
+    assert box.delivered + box.lost == given_
+    assert box.pending == outboxes.pending == 0
+    assert not outboxes.open
+
+
+@pytest.mark.parametrize("end", ["lost", "stuck", "kill"])
+def test_what_was_being_sent_at_the_end_is_lost(end: str) -> None:
+    kernel, _, box, writer = opened()
+    kernel.room = 50
+    for _ in range(3):
+        box.put(frames.encode(frames.BINARY, bytes(100)), 7)
+    gevent.sleep(0)
+    if end == "kill":
+        writer.kill()
+    else:
+        kernel.tell(end)
+        writer.join(5)
+    assert (box.delivered, box.lost) == (0, 21)
+
+
+def test_a_frame_that_was_sent_in_part_is_not_lost_with_the_rest() -> None:
+    kernel, _, box, writer = opened()
+    kernel.room = 50
+    box.put(frames.encode(frames.BINARY, bytes(100)), 1)
+    box.put(frames.encode(frames.BINARY, bytes(100)), 2)
+    box.disconnect_slow()
+    kernel.room = 1000
+    writer.join(5)
+    assert list(kernel.whole_frames()) == [frames.BINARY, frames.CLOSE]
+    assert (box.delivered, box.lost) == (1, 2)
+    assert outbox.SEND_SECONDS == 10
+
+
+def test_the_bound_of_a_close_is_five_seconds() -> None:
+    """Two ticks may pass until a close is noticed, and until its end is."""
+    assert 4 < outbox.CLOSE_FLUSH_SECONDS + 2 * gateway.TICK_SECONDS <= 5

@@ -1,0 +1,231 @@
+"""The admin port of a proxy at work: health, readiness, metrics, and who may ask."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from proxy.alpaca.client_protocol import Phase
+from tests.harness import Harness, trade, wait_for
+
+Start = Callable[..., Harness]
+
+CLIENTS = """
+  alpha: {key: alpha, secret: alpha, allow: {iex: "*", crypto: "*"}}
+  beta: {key: beta, secret: beta, max_connections: 1, allow: {iex: {trades: [AAPL]}}}
+"""
+
+
+class Page(NamedTuple):
+    status: int
+    text: str
+    kind: str
+
+
+def ask(proxy: Harness, path: str, method: str = "GET", **headers: str) -> Page:
+    connection = http.client.HTTPConnection(*proxy.gateway.admin.address, timeout=5)
+    connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    response = connection.getresponse()
+    page = Page(response.status, response.read().decode().rstrip("\n"), response.getheader("Content-Type", ""))
+    connection.close()
+    return page
+
+
+class Metrics:
+    """A scrape, read by Prometheus' own parser."""
+
+    def __init__(self, text: str) -> None:
+        self.samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+    def __getitem__(self, key: tuple[str, dict[str, str]]) -> float:
+        name, labels = key
+        [value] = [s.value for s in self.samples if s.name == f"alpaca_proxy_{name}" and s.labels == labels]
+        return float(value)
+
+
+def scrape(proxy: Harness) -> Metrics:
+    return Metrics(ask(proxy, "/metrics").text)
+
+
+@pytest.fixture
+def proxy(start: Start) -> Iterator[Harness]:
+    return start(CLIENTS)
+
+
+def test_alive(proxy: Harness) -> None:
+    assert ask(proxy, "/healthz") == (200, "ok", "text/plain; charset=utf-8")
+    assert ask(proxy, "/healthz", "HEAD").text == ""
+
+
+def test_ready_while_nobody_wants_anything(proxy: Harness) -> None:
+    assert ask(proxy, "/readyz")[:2] == (200, "ready")
+    proxy.client("alpha")
+    assert ask(proxy, "/readyz").status == 200
+
+
+def test_not_ready_while_a_wanted_feed_is_down(proxy: Harness) -> None:
+    """It says which and why; the feeds that are well are not named."""
+    client, other = proxy.client("alpha"), proxy.client("alpha", "/v1beta3/crypto/us")
+    client.subscribe(trades=["AAPL"])
+    other.subscribe(trades=["BTC/USD"])
+    assert ask(proxy, "/readyz").status == 200
+    proxy.simulator.refuse_upgrade("iex", 502)
+    proxy.simulator.drop("iex")
+    wait_for(lambda: proxy.upstream().phase is Phase.WAITING and "502" in proxy.upstream().last_error)
+    status, text, _ = ask(proxy, "/readyz")
+    assert status == 503
+    [line] = text.splitlines()
+    assert line.startswith("main/iex ")
+    assert line.endswith("HTTP 502 in answer to the upgrade")
+    proxy.simulator.accept("iex")
+    wait_for(lambda: ask(proxy, "/readyz").status == 200)
+
+
+def test_ready_when_the_feed_that_is_down_is_not_wanted_any_more(proxy: Harness) -> None:
+    client = proxy.client("alpha")
+    client.subscribe(trades=["AAPL"])
+    proxy.simulator.refuse_upgrade("iex", 500)
+    proxy.simulator.drop("iex")
+    wait_for(lambda: ask(proxy, "/readyz").status == 503)
+    client.unsubscribe(trades=["AAPL"])
+    assert ask(proxy, "/readyz").status == 200
+
+
+def test_not_ready_while_draining(proxy: Harness) -> None:
+    proxy.gateway.state = type(proxy.gateway.state).DRAINING
+    assert ask(proxy, "/readyz")[:2] == (503, "draining")
+    assert ask(proxy, "/healthz").status == 200
+    proxy.gateway.state = type(proxy.gateway.state).SERVING
+
+
+def test_metrics_count_what_happened(proxy: Harness) -> None:
+    alpha, beta = proxy.client("alpha"), proxy.client("beta", codec="msgpack")
+    alpha.subscribe(trades=["AAPL", "MSFT"])
+    beta.subscribe(trades=["AAPL"])
+    proxy.simulator.publish("iex", [trade("AAPL", 1), trade("MSFT", 2)])
+    proxy.publish("iex", "AAPL", 10)
+    alpha.numbers("AAPL", 10)
+    beta.numbers("AAPL", 10)
+    metrics = scrape(proxy)
+    feed = {"feed": "iex"}
+    assert metrics["feed_live", feed] == metrics["feed_needed", feed] == metrics["feed_connects_total", feed] == 1
+    assert metrics["feed_wanted_topics", {**feed, "channel": "trades"}] == metrics["feed_acked_topics", feed] == 2
+    assert metrics["feed_messages_total", feed] == 12
+    for client, messages in (("alpha", 12), ("beta", 11)):
+        labels = {"client": client, "feed": "iex"}
+        assert metrics["client_messages_total", labels] == messages
+        assert metrics["client_sessions", labels] == metrics["client_connects_total", labels] == 1
+        assert metrics["client_pending_bytes", labels] == 0
+    assert metrics["outbox_bytes", {}] == 0
+
+
+def test_metrics_never_go_back(proxy: Harness) -> None:
+    """What a session got stays counted when it ends, and an account of several sessions is their sum."""
+    first, second = proxy.client("alpha"), proxy.client("alpha")
+    for client in (first, second):
+        client.subscribe(trades=["AAPL"])
+    proxy.publish("iex", "AAPL", 5)
+    first.numbers("AAPL", 5)
+    second.numbers("AAPL", 5)
+    first.ws.close()
+    wait_for(lambda: scrape(proxy)["client_sessions", {"client": "alpha", "feed": "iex"}] == 1)
+    proxy.publish("iex", "AAPL", 5)
+    second.numbers("AAPL", 10)
+    metrics = scrape(proxy)
+    assert metrics["client_messages_total", {"client": "alpha", "feed": "iex"}] == 15
+    assert metrics["client_connects_total", {"client": "alpha", "feed": "iex"}] == 2
+
+
+def test_metrics_count_strangers(proxy: Harness) -> None:
+    unauthenticated = [proxy.wire() for _ in range(3)]
+    wait_for(lambda: scrape(proxy)["unauthenticated_connections", {}] == 3)
+    for stranger in unauthenticated:
+        stranger.crash()
+    wait_for(lambda: scrape(proxy)["unauthenticated_connections", {}] == 0)
+
+
+def test_no_metric_has_a_label_of_which_there_are_too_many(proxy: Harness) -> None:
+    client = proxy.client("alpha")
+    client.subscribe(trades=["AAPL"])
+    proxy.publish("iex", "AAPL", 1)
+    client.receive()
+    page = ask(proxy, "/metrics")
+    assert page.kind.startswith("text/plain; version=0.0.4")
+    assert "AAPL" not in page.text
+    samples = [sample for sample in Metrics(page.text).samples if sample.name.startswith("alpaca_proxy_")]
+    assert {label for sample in samples for label in sample.labels} <= {
+        "feed",
+        "channel",
+        "client",
+        "reason",
+        "account",
+        "version",
+        "le",
+    }
+
+
+def test_the_token_is_demanded(start: Start) -> None:
+    proxy = start(CLIENTS, config={"admin": "token: let-me-in"})
+    for path in ("/healthz", "/metrics", "/nothing"):
+        assert ask(proxy, path).status == 401
+        assert ask(proxy, path, Authorization="Bearer let-me-out").status == 401
+        assert ask(proxy, path, Authorization="let-me-in").status == 401
+    assert "let-me" not in ask(proxy, "/metrics").text
+    for scheme in ("Bearer", "bearer"):  # RFC 9110 §11.1: schemes have no case
+        assert ask(proxy, "/healthz", Authorization=f"{scheme} let-me-in").status == 200
+        assert ask(proxy, "/healthz", Authorization=f"{scheme} Let-me-in").status == 401
+
+
+HOSTS = "hosts: [Proxy.example.com, status.example., bücher.example]"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost:1",
+        "127.0.0.1",
+        "[::1]:8766",
+        "proxy.example.com:8766",
+        "PROXY.example.com.",
+        "status.example",
+        "xn--bcher-kva.example",
+    ],
+)
+def test_hosts_that_are_ours(start: Start, host: str) -> None:
+    assert ask(start(CLIENTS, config={"admin": HOSTS}), "/healthz", Host=host).status == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example.com", "127.0.0.1.evil.com", "proxy.example.com.evil.com", "", "localhost@evil.com", "[::1"],
+)
+def test_hosts_that_are_not(start: Start, host: str) -> None:
+    """A web page whose owner lets its name point here (DNS rebinding) reads nothing."""
+    assert ask(start(CLIENTS, config={"admin": HOSTS}), "/metrics", Host=host).status == 403
+
+
+@pytest.mark.parametrize("since", ["x", "-1", "9" * 5000])
+def test_a_second_that_there_is_not(proxy: Harness, since: str) -> None:
+    assert ask(proxy, f"/status.json?since={since}").status == 200
+
+
+def test_what_there_is_not(proxy: Harness) -> None:
+    assert ask(proxy, "/nothing").status == 404
+    for path in ("/healthz", "/readyz", "/metrics"):
+        assert path in ask(proxy, "/nothing").text
+    for method in ("POST", "PUT", "DELETE", "OPTIONS"):
+        assert ask(proxy, "/healthz", method).status == 405
+
+
+def test_no_websocket_is_opened_here(proxy: Harness) -> None:
+    upgrade = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec_WebSocket_Version": "13",
+        "Sec_WebSocket_Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+    }
+    assert ask(proxy, "/healthz", **upgrade).status == 404

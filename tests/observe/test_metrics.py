@@ -1,0 +1,210 @@
+"""The metrics as Prometheus reads them, and that the dashboard and the alert rules ask for what there is."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+from proxy.observe import metrics
+from proxy.observe.snapshot import Snapshot, Totals
+from tests.snapshots import feed, snapshot
+
+ROOT = Path(__file__).resolve().parents[2]
+DASHBOARD = ROOT / "config" / "grafana" / "alpaca-proxy.json"
+ALERTS = ROOT / "config" / "prometheus" / "alerts.yml"
+
+FUNCTIONS = {"rate", "increase", "sum", "min", "max", "time", "histogram_quantile"}
+WORDS = {"by", "on", "and", "or", "unless", "le"}
+TARGET_LABELS = {"instance", "job"}  # Prometheus adds these itself
+
+
+def exposition(of: Snapshot) -> str:
+    return b"".join(metrics.render(of)).decode()
+
+
+def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    found = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    by_name = {(sample.name, frozenset(sample.labels.items())): sample.value for sample in found}
+    assert len(by_name) == len(found)  # no series twice
+    return by_name
+
+
+def value(text: str, name: str, **labels: str) -> float:
+    return samples(text)[f"alpaca_proxy_{name}", frozenset(labels.items())]
+
+
+def test_what_a_snapshot_says() -> None:
+    text = exposition(snapshot())
+    iex, crypto = {"feed": "iex"}, {"feed": "crypto"}
+    assert value(text, "ready") == 0
+    assert value(text, "start_time_seconds") == 1_699_999_940.5
+    assert (value(text, "feed_live", **iex), value(text, "feed_live", **crypto)) == (1, 0)
+    assert value(text, "feed_wanted_topics", channel="trades", **iex) == 2
+    assert value(text, "feed_acked_topics", **iex) == 3
+    assert value(text, "feed_last_message_timestamp_seconds", **iex) == 1_700_000_000.25
+    assert value(text, "client_sessions", client="alpha", feed="iex") == 2
+    assert value(text, "client_pending_bytes", client="alpha", feed="iex") == 250
+    assert value(text, "client_outbox_ratio", client="beta", feed="iex") == 0.9
+    assert value(text, "client_lost_messages_total", client="beta", feed="iex", reason="slow") == 5
+
+
+def test_a_loss_is_counted_from_nothing_on() -> None:
+    """A series that appeared with its first loss would hide that one from `increase`."""
+    text = exposition(snapshot())
+    for reason in metrics.REASONS:
+        assert value(text, "client_lost_messages_total", client="alpha", feed="iex", reason=reason) == 0
+
+
+def test_what_never_was_has_no_time() -> None:
+    assert 'last_message_timestamp_seconds{feed="crypto"}' not in exposition(snapshot())
+
+
+def test_the_same_feed_of_several_accounts() -> None:
+    """They are told apart, whichever of them anybody has asked for so far."""
+    text = exposition(snapshot(accounts=2, feeds=(feed(), feed(account="spare", received=7))))
+    assert value(text, "feed_messages_total", account="main", feed="iex") == 100
+    assert value(text, "feed_messages_total", account="spare", feed="iex") == 7
+    assert value(text, "feed_wanted_topics", account="spare", feed="iex", channel="trades") == 2
+
+
+def test_the_histogram_of_lag() -> None:
+    text = exposition(snapshot())
+    labels = {"feed": "iex"}
+    assert value(text, "feed_lag_seconds_bucket", le="0.0025", **labels) == 0
+    assert value(text, "feed_lag_seconds_bucket", le="0.005", **labels) == 1
+    assert value(text, "feed_lag_seconds_bucket", le="+Inf", **labels) == 1
+    assert value(text, "feed_lag_seconds_count", **labels) == 1
+    assert value(text, "feed_lag_seconds_sum", **labels) == 0.003
+
+
+class Registry(Collector):
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        return iter(self._families)
+
+
+@given(st.dictionaries(st.tuples(st.text(min_size=1), st.text(min_size=1)), st.integers(0, 1 << 62), max_size=120))
+def test_it_is_written_as_the_library_writes_it(delivered: dict[tuple[str, str], int]) -> None:
+    """In pieces here, in one step there: names, labels with whatever text in them, and numbers are the same."""
+    families = list(metrics.families(snapshot(sessions=(), totals={of: Totals(1, n) for of, n in delivered.items()})))
+    ours = b"".join(metrics.written(families)).decode()
+    lines = generate_latest(Registry(families)).decode().split("\n")
+    heads = dict.fromkeys(line for line in lines if line.startswith("# "))
+    assert [line for line in ours.split("\n") if line.startswith("# ")] == list(heads)
+    # The library heads each part of a family that comes in parts.
+    theirs = "\n".join([*heads, *(line for line in lines if line not in heads)])
+    assert samples(ours) == samples(theirs)
+
+
+def test_a_thousand_clients_come_in_small_pieces() -> None:
+    totals = {(f"client-{number}", "iex"): Totals(1, number) for number in range(1000)}
+    pieces = list(metrics.render(snapshot(sessions=(), totals=totals)))
+    assert max(map(len, pieces)) < 16_000
+    assert value(b"".join(pieces).decode(), "client_messages_total", client="client-999", feed="iex") == 999
+
+
+def test_names_follow_the_conventions() -> None:
+    """Prometheus' own lint where there is promtool; here what it and the naming guide demand of every metric."""
+    text = exposition(snapshot())
+    for family in text_string_to_metric_families(text):
+        if not family.name.startswith(metrics.PREFIX):
+            assert family.name.startswith(("process_", "python_"))
+            continue
+        assert family.documentation.endswith("."), family.name
+        assert re.fullmatch(r"[a-z_]+", family.name)
+        assert not re.search(r"_(total|count|sum|bucket)$", family.name)
+        assert not re.search(r"_(ms|milliseconds|minutes|kb|mb|kib|mib|percent)(_|$)", family.name)
+        for sample in family.samples:
+            if family.type == "counter":
+                assert sample.name == f"{family.name}_total"
+            assert set(sample.labels) <= {"feed", "channel", "client", "reason", "version", "le"}
+    if promtool := shutil.which("promtool"):
+        lint = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True, timeout=30)
+        assert (lint.stdout + lint.stderr, lint.returncode) == ("", 0)
+
+
+def test_the_process_is_described() -> None:
+    names = {name for name, _ in samples(exposition(snapshot()))}
+    assert {"process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"} <= names
+
+
+# The dashboard and the alert rules
+
+
+def dashboard_expressions() -> list[str]:
+    dashboard = json.loads(DASHBOARD.read_text("utf-8"))
+    return [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+
+
+def alert_expressions() -> list[str]:
+    [group] = yaml.safe_load(ALERTS.read_text("utf-8"))["groups"]
+    return [rule["expr"] for rule in group["rules"]]
+
+
+@pytest.mark.parametrize("expression", [*dashboard_expressions(), *alert_expressions()])
+def test_an_expression_asks_for_what_there_is(expression: str) -> None:
+    """Each name in it is a metric of ours, each label one that this metric has. tests/web has Prometheus itself answer
+    it."""
+    known: dict[str, set[str]] = {"up": set()}
+    for name, labels in samples(exposition(snapshot(accounts=2))):
+        known.setdefault(name, set()).update(label for label, _ in labels)
+    asked = re.findall(r"\b([a-z_]{2,})\b(?:\{([^}]*)\})?", re.sub(r'"[^"]*"|\$\w+', '""', without_groups(expression)))
+    found = [(name, labels) for name, labels in asked if name not in FUNCTIONS | WORDS | {"inf"}]
+    assert [name for name, _ in found if name not in known and not name.endswith("_ratio_")] == []
+    for name, labels in found:
+        assert set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", labels)) <= known[name] | TARGET_LABELS
+    every = set().union(*known.values()) | TARGET_LABELS
+    for group in re.findall(r"\b(?:by|on)\s*\(([^)]*)\)", expression):
+        assert {label.strip() for label in group.split(",")} <= every
+
+
+def without_groups(expression: str) -> str:
+    return re.sub(r"\b(by|on)\s*\([^)]*\)", "", expression)
+
+
+def test_every_metric_of_ours_is_on_the_dashboard() -> None:
+    text = " ".join(dashboard_expressions())
+    names = {name for name, _ in samples(exposition(snapshot())) if name.startswith(metrics.PREFIX)}
+    unseen = {name for name in names if name not in text} - {"alpaca_proxy_feed_lag_seconds_sum"}
+    assert unseen == {
+        "alpaca_proxy_build_info",
+        "alpaca_proxy_client_pending_bytes",
+        "alpaca_proxy_feed_lag_seconds_count",
+        "alpaca_proxy_outbox_limit_bytes",
+    }
+
+
+def test_the_dashboard_has_no_gap_and_no_overlap() -> None:
+    dashboard = json.loads(DASHBOARD.read_text("utf-8"))
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    places = [panel["gridPos"] for panel in dashboard["panels"]]
+    cells = [
+        (x, y) for at in places for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])
+    ]
+    assert len(cells) == len(set(cells)) == 24 * (1 + max(y for _, y in cells))
+
+
+def test_every_alert_says_what_happened_and_what_to_do() -> None:
+    [group] = yaml.safe_load(ALERTS.read_text("utf-8"))["groups"]
+    for rule in group["rules"]:
+        assert rule["alert"].startswith("AlpacaProxy")
+        assert rule["labels"]["severity"] in ("critical", "warning")
+        assert set(rule["annotations"]) == {"summary", "description"}
+    if promtool := shutil.which("promtool"):
+        done = subprocess.run([promtool, "check", "rules", ALERTS], capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stderr

@@ -1,0 +1,84 @@
+"""/status.json: what it says of a snapshot, and that its pieces are one document."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from proxy.observe import status_document as document
+from proxy.observe.history import History, Lags
+from proxy.observe.snapshot import LogEvent, Second, SessionState, Totals
+from tests.snapshots import session, snapshot
+
+
+def seconds(count: int) -> tuple[Second, ...]:
+    history, lags = History(0.0), Lags()
+    for now in range(1, count + 1):
+        lags.add(now / 1000)
+        history.add(
+            float(now), received={("main", "iex"): now * 5}, delivered={}, lags={("main", "iex"): lags}, delay=0
+        )
+    return tuple(history.seconds)
+
+
+def said(since: int = 0, **more: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(b"".join(document.render(snapshot(**more), since)))
+    return found
+
+
+def test_the_whole() -> None:
+    rates = {("main", "iex"): 12.5}
+    status = said(
+        received=rates, delivered={("alpha", "iex"): 7.25}, events=(LogEvent(5.0, "info", "a.b", {"c": "d"}),)
+    )
+    assert (status["version"], status["state"], status["ready"], status["uptime"]) == (1, "serving", False, 60.0)
+    assert status["started"] == 1_699_999_940.5
+    assert status["outboxes"] == {"pending": 1150, "limit": 10_000}
+    iex, crypto = status["feeds"]
+    assert (iex["wanted"], iex["acked"], iex["topics"]) == (3, 3, {"trades": 2, "bars": 1})
+    assert (iex["rate"], iex["age"], crypto["age"], crypto["phase"]) == (12.5, 0.25, None, "waiting")
+    alpha, beta = status["clients"]
+    assert (alpha["client"], alpha["rate"], len(alpha["sessions"]), alpha["lost"]) == ("alpha", 7.25, 2, {})
+    assert (beta["lost"], beta["sessions"][0]["pending"], beta["sessions"][0]["limit"]) == ({"slow": 5}, 900, 1000)
+    assert beta["sessions"][0]["holds"] == "trades AAPL"
+    assert status["events"] == [{"time": 5.0, "level": "info", "event": "a.b", "fields": {"c": "d"}}]
+
+
+def test_a_client_without_a_session_is_still_told() -> None:
+    [client] = said(sessions=(), totals={("gone", "iex"): Totals(1, 5)})["clients"]
+    assert (client["client"], client["delivered"], client["sessions"]) == ("gone", 5, [])
+
+
+def test_nobody() -> None:
+    assert said(sessions=(), totals={}, feeds=())["clients"] == []
+
+
+def test_many_sessions_in_many_pieces() -> None:
+    sessions = tuple(session(pending=number) for number in range(101))
+    pieces = list(document.render(snapshot(sessions=sessions, totals={("alpha", "iex"): Totals()})))
+    [client] = json.loads(b"".join(pieces))["clients"]
+    assert [one["pending"] for one in client["sessions"]] == list(range(101))
+    assert len(pieces) > 5
+
+
+def test_of_many_topics_some_are_named_and_the_rest_is_counted() -> None:
+    held = frozenset(("trades", f"S{number}") for number in range(5000))
+    many = SessionState("alpha", "iex", "127.0.0.1:1", "json", 1.0, held, 0, 1000, 0, 0, 0, False)
+    [client] = said(sessions=(many,), totals={("alpha", "iex"): Totals()})["clients"]
+    [one] = client["sessions"]
+    assert one["topics"] == 5000
+    assert one["holds"].endswith(" and 4,988 more")
+    assert len(one["holds"].split()) == 1 + document.SHOWN_TOPICS + 3
+
+
+def test_history_since_a_second() -> None:
+    whole = said(seconds=seconds(10))["history"]
+    assert (whole["first"], len(whole["delivered"])) == (1, 10)
+    iex, crypto = whole["feeds"]
+    assert iex["received"] == [5.0] * 10
+    assert iex["p50"] == [now / 1000 for now in range(1, 11)]
+    assert crypto["received"] == [0.0] * 10
+    newer = said(8, seconds=seconds(10))["history"]
+    assert (newer["first"], newer["feeds"][0]["p99"]) == (9, [0.009, 0.01])
+    none = said(10, seconds=seconds(10))["history"]
+    assert (none["first"], none["delivered"], none["feeds"][0]["received"]) == (11, [], [])

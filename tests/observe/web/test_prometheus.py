@@ -1,0 +1,239 @@
+"""Prometheus itself over a proxy at work: it scrapes the metrics, answers what the dashboard asks, and every alert rule
+fires when what it is for has happened, and not before."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+import yaml
+
+from proxy.upstream import feed_stats as stats
+from tests.harness import Harness, trade, wait_for
+from tests.observe.test_metrics import ALERTS, dashboard_expressions
+
+pytestmark = [pytest.mark.web, pytest.mark.timeout(120)]
+
+SECONDS = 30.0
+PROXIES = 6  # one for each test
+CLIENTS = """
+  alpha: {key: alpha, secret: alpha, allow: {iex: "*", crypto: "*"}}
+  slow: {key: slow, secret: slow, outbox: 1MiB, allow: {iex: "*"}}
+"""
+
+CONFIG = """\
+global: {{scrape_interval: 200ms, scrape_timeout: 200ms}}
+scrape_configs:
+  - job_name: alpaca-proxy
+    static_configs: [{{targets: {targets}}}]
+"""
+
+
+class Prometheus:
+    """A server that scrapes each of its ports five times a second. It chooses its own itself, and its log says which.
+
+    It takes five seconds to look for targets, so there is one for all tests, and a port for each proxy.
+    """
+
+    def __init__(self, folder: Path, ports: Iterable[int]) -> None:
+        program = shutil.which("prometheus")
+        assert program is not None, "these tests run Prometheus: apt-get install prometheus"
+        targets = json.dumps([f"127.0.0.1:{port}" for port in ports])
+        (folder / "prometheus.yml").write_text(CONFIG.format(targets=targets))
+        command = [
+            program,
+            f"--config.file={folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={folder / 'data'}",
+            "--web.listen-address=127.0.0.1:0",
+        ]
+        self._log = folder / "prometheus.log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        wait_for(lambda: self._ended() or self._listening(), "Prometheus listens nowhere", SECONDS)
+        found = self._listening()
+        assert found is not None, self._log.read_text()
+        self._address = found[1]
+
+    def _listening(self) -> re.Match[str] | None:
+        return re.search(r'"Listening on".* address=(\S+)', self._log.read_text())
+
+    def _ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def ask(self, expression: str) -> list[dict[str, Any]]:
+        """The series that an expression has now. Raises OSError before the server is there."""
+        query = urllib.parse.urlencode({"query": expression})
+        with urllib.request.urlopen(f"http://{self._address}/api/v1/query?{query}", timeout=5) as answer:
+            series: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+        return series
+
+    def knows(self, expression: str) -> bool:
+        """Whether there are any, none of them NaN."""
+        try:
+            series = self.ask(expression)
+        except OSError:
+            assert not self._ended(), self._log.read_text()
+            return False
+        return bool(series) and all(one["value"][1] != "NaN" for one in series)
+
+    def close(self) -> None:
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What Prometheus knows of one proxy."""
+
+    server: Prometheus
+    port: int
+
+    def knows(self, expression: str) -> bool:
+        return self.server.knows(f'({expression}) and on (instance) up{{instance="127.0.0.1:{self.port}"}}')
+
+    def fires(self, alert: str) -> bool:
+        return self.knows(expressions()[alert])
+
+
+@pytest.fixture(scope="module")
+def subscribers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[Watched]]:
+    """A server, and ports to put proxies on: nobody else gets them, for they are bound, though nobody listens yet."""
+    with ExitStack() as stack:
+        ports = []
+        for _ in range(PROXIES):
+            bound = stack.enter_context(socket.socket())
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(("127.0.0.1", 0))
+            ports.append(bound.getsockname()[1])
+        server = Prometheus(tmp_path_factory.mktemp("prometheus"), ports)
+        stack.callback(server.close)
+        yield (Watched(server, port) for port in ports)
+
+
+@pytest.fixture
+def prometheus(subscribers: Iterator[Watched]) -> Watched:
+    return next(subscribers)
+
+
+@pytest.fixture
+def proxy(prometheus: Watched, start: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch) -> Harness:
+    monkeypatch.setattr(stats, "SAMPLE_SECONDS", 0.01)
+    return start(CLIENTS, config={"admin_port": prometheus.port})
+
+
+def expressions() -> dict[str, str]:
+    """The alert rules' expressions. Their `for` is left out: it is Prometheus' own to wait."""
+    [group] = yaml.safe_load(ALERTS.read_text("utf-8"))["groups"]
+    return {rule["alert"]: rule["expr"] for rule in group["rules"]}
+
+
+def settle(prometheus: Watched) -> None:
+    """The server has scraped a few times, and just now."""
+    wait_for(lambda: prometheus.knows("sum_over_time(up[10m]) > 3 and up == 1"), "no scrape", SECONDS)
+
+
+def test_it_answers_all_that_the_dashboard_asks(proxy: Harness, prometheus: Watched) -> None:
+    client = proxy.client("alpha")
+    client.subscribe(trades=["AAPL"])
+
+    def flow() -> None:
+        while True:
+            proxy.publish("iex", "AAPL", 3)
+            gevent.sleep(0.05)
+
+    flowing = gevent.spawn(flow)
+    try:
+        settle(prometheus)
+        for expression in dashboard_expressions():
+            for variable, text in (
+                ("$__rate_interval", "10s"),
+                ("$__range", "10m"),
+                ("$account", ".*"),
+                ("$feed", ".*"),
+                ("$client", ".*"),
+            ):
+                expression = expression.replace(variable, text)
+            assert "$" not in expression
+            wait_for(lambda asked=expression: prometheus.server.knows(asked), f"nothing for {expression}", SECONDS)
+    finally:
+        flowing.kill()
+
+
+def test_nothing_fires_while_all_is_well(proxy: Harness, prometheus: Watched) -> None:
+    client = proxy.client("alpha")
+    client.subscribe(trades=["AAPL"])
+    settle(prometheus)
+    wait_for(lambda: not any(prometheus.fires(alert) for alert in expressions()), "an alarm goes on", SECONDS)
+
+
+def test_a_feed_that_is_down_and_one_that_comes_and_goes(proxy: Harness, prometheus: Watched) -> None:
+    client = proxy.client("alpha")
+    client.subscribe(trades=["AAPL"])
+    settle(prometheus)
+    proxy.simulator.refuse_upgrade("iex", 502)
+    proxy.simulator.drop("iex")
+    wait_for(lambda: prometheus.fires("AlpacaProxyFeedDown"), "no alarm", SECONDS)
+    proxy.simulator.accept("iex")
+    wait_for(lambda: not prometheus.fires("AlpacaProxyFeedDown"), "the alarm went on", SECONDS)
+    assert not prometheus.fires("AlpacaProxyFeedUnstable")
+    for connects in range(3, 9):
+        proxy.simulator.drop("iex")
+        wait_for(lambda so_many=connects: proxy.upstream().connects == so_many)
+    wait_for(lambda: prometheus.fires("AlpacaProxyFeedUnstable"), "no alarm", SECONDS)
+
+
+def test_a_slow_client(proxy: Harness, prometheus: Watched) -> None:
+    proxy.wire(buffer=4096).log_in("slow", trades=["AAPL"])
+    [conversation] = proxy.gateway.server.sessions
+    settle(prometheus)
+    proxy.fill(conversation.outbox, 600_000)
+    wait_for(lambda: prometheus.fires("AlpacaProxyClientFallingBehind"), "no alarm", SECONDS)
+    assert not prometheus.fires("AlpacaProxySlowClient")
+    proxy.gateway._outboxes.limit = 700_000
+    wait_for(lambda: prometheus.fires("AlpacaProxyOutboxesFull"), "no alarm", SECONDS)
+    while not conversation.outbox.slow:
+        proxy.publish("iex", "AAPL", 200, batch=100)
+        gevent.sleep(0)
+    wait_for(lambda: prometheus.fires("AlpacaProxySlowClient"), "no alarm", SECONDS)
+
+
+def test_messages_that_are_late_or_cannot_be_read(proxy: Harness, prometheus: Watched) -> None:
+    client = proxy.client("alpha")
+    client.subscribe(trades=["AAPL"])
+    settle(prometheus)
+    until = time.monotonic() + SECONDS
+    while not prometheus.fires("AlpacaProxyLag"):
+        assert time.monotonic() < until, "no alarm"
+        proxy.simulator.publish("iex", [trade("AAPL", 1)])  # of 2023
+        gevent.sleep(0.05)
+    proxy.simulator.publish_raw("iex", b"\xc1")
+    wait_for(lambda: prometheus.fires("AlpacaProxyMalformedFrames"), "no alarm", SECONDS)
+
+
+def test_a_proxy_that_is_out_of_breath_and_then_gone(proxy: Harness, prometheus: Watched) -> None:
+    settle(prometheus)
+    began = time.thread_time()
+    while time.thread_time() - began < 0.8:
+        pass  # nobody else runs meanwhile
+    wait_for(lambda: prometheus.fires("AlpacaProxyDelayed"), "no alarm", SECONDS)
+    proxy.gateway.stop(0.5)
+    wait_for(lambda: prometheus.fires("AlpacaProxyDown"), "no alarm", SECONDS)
+
+
+def test_every_rule_has_fired_above() -> None:
+    text = Path(__file__).read_text("utf-8")
+    assert [alert for alert in expressions() if f'"{alert}"' not in text] == []
