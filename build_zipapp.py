@@ -4,15 +4,15 @@
     python3 build_zipapp.py && python3 alpaca-proxy.pyz demo      for this Python on this kind of machine
     python3 build_zipapp.py --targets linux                       for CPython 3.10 to 3.14 on Linux, x86_64 and aarch64
 
-Nothing need be installed beforehand but Python 3.10 or newer with its venv module. In a private environment below
-`build/`, pip fetches the wheels that requirements.lock names, checked by hash, and pex packs them, unchanged, with the
-sources; zipapp_start.py is what runs first. The same sources and lock give the same bytes, whichever Python builds. A
-file that is there is replaced only by one that is complete. Beside it: SHA256SUMS, and an SBOM of what is inside.
+The only prerequisite is Python 3.10 or newer with its venv module. In a private environment below `build/`, pip
+fetches the wheels that requirements.lock names, checked by hash, and pex packs them, unchanged, with the sources;
+zipapp_start.py runs first in the file. The same sources and lock give the same bytes under every Python version. An
+existing file is replaced only by a complete one. SHA256SUMS and an SBOM of the contents are written beside it.
 """
 
 import sys
 
-if sys.version_info < (3, 10):  # noqa: UP036 - Pythons back to 3.6 can parse this file, so that they can be told
+if sys.version_info < (3, 10):  # noqa: UP036 - Pythons back to 3.6 can parse this file and reach this message
     sys.exit(
         f"build_zipapp.py needs Python 3.10 or newer and this is Python {sys.version_info[0]}.{sys.version_info[1]}: "
         "call it with a newer one, for example python3.12 build_zipapp.py"
@@ -47,21 +47,21 @@ LOG = BUILD / "build.log"
 
 HERE = f"cp{sys.version_info.major}{sys.version_info.minor}-{sysconfig.get_platform()}"
 
-# Of pex's two wheels the one that brings all that older Pythons need: with the same pex, every Python builds the same.
+# The one of pex's two wheels that bundles what older Pythons need, so that every Python builds with the same pex.
 PEX_VERSION = "2.105.2"
 PEX_SHA256 = "5a4d73fbeab30ddf70e360971cb19b9fa80b2a29cfe83e786215fcdd5ef1af9d"
-# Twice as quick as the pip of older Pythons with an index that lists thousands of files.
+# With an index that lists thousands of files, twice as fast as the pip that comes with older Pythons.
 PIP_VERSION = "26.3"
 PIP_SHA256 = "f3b60b20ffaadd4415ed7957212a38ac63fa4c5fa375bd0f4a797777940fad13"
 PEX_OPTIONS = (
     "--no-rc",
-    "--no-emit-warnings",  # at run time; zipapp_start.py says what there is to say
+    "--no-emit-warnings",  # at run time; zipapp_start.py prints the messages that matter
     "--entry-point=proxy",  # starts in proxy/__main__.py, whose first statement is gevent's patch
-    "--venv=prepend",  # unpacks once, into an environment of its own: native modules do not load from a zip
+    "--venv=prepend",  # unpacks once, into a virtual environment: native modules cannot be loaded from a zip
     "--python-shebang=/usr/bin/env python3",
-    "--runtime-pex-root=~/.cache/alpaca-proxy",  # zipapp_start.py decides; without this, the builder's own cache
-    "--no-pre-install-wheels",  # the wheels inside stay PyPI's, byte for byte: anyone can compare them with the lock
-    "--no-compress",  # they are compressed already, and what zlib makes of the rest depends on the builder's
+    "--runtime-pex-root=~/.cache/alpaca-proxy",  # zipapp_start.py overrides it; the default is the builder's cache
+    "--no-pre-install-wheels",  # the wheels inside stay those of PyPI byte for byte, comparable with the lock
+    "--no-compress",  # wheels are compressed already, and zlib's output for the rest depends on its version
 )
 
 REASONS = {
@@ -72,12 +72,15 @@ REASONS = {
 
 
 class BuildError(Exception):
-    """Why there is no new file, as one sentence for whoever builds."""
+    """The build failed; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A CPython on glibc's Linux, as wheels and markers describe it. The floor is glibc 2.28, because gevent's is."""
+    """A CPython version and machine on Linux with glibc.
+
+    Version 2.28 of glibc is the minimum because gevent's wheels need it.
+    """
 
     minor: int
     machine: str
@@ -93,20 +96,20 @@ class Target:
 
     @property
     def platforms(self) -> list[str]:
-        """The names under which wheels for it go: manylinux_2_28_x86_64 does not imply the older ones."""
+        """The platform tags to request from pip; none of them implies an older one."""
         names = [f"manylinux_2_{minor}" for minor in range(self.GLIBC[1], 16, -1)]
         return [f"{name}_{self.machine}" for name in [*names, "manylinux2014"]]
 
     @property
     def tags(self) -> list[str]:
-        """Every tag that a wheel for it may have, the most special first."""
+        """Every tag that a wheel for it may have, the most specific first."""
         abis = [(self.tag, self.tag), *((f"cp3{minor}", "abi3") for minor in range(self.minor, 1, -1)), ("py3", "none")]
         native = [f"{python}-{abi}-{platform}" for python, abi in abis for platform in self.platforms]
         return [*native, f"{self.tag}-none-any", "py3-none-any"]
 
     @property
     def markers(self) -> dict[str, str]:
-        """What environment markers (PEP 508) ask for."""
+        """The variables of environment markers (PEP 508)."""
         return {
             "implementation_name": "cpython",
             "implementation_version": f"3.{self.minor}.0",
@@ -126,14 +129,17 @@ LINUX = tuple(Target(minor, machine) for minor in range(10, 15) for machine in (
 
 
 def main() -> int:
-    """Build the file and say where it is. Returns 0; 1 with the reason on stderr; 130 when interrupted."""
+    """Build the file and print its path. Returns the exit status.
+
+    It is 0, 1 with the reason on stderr, or 130 when interrupted.
+    """
     parser = argparse.ArgumentParser(description="Build alpaca-proxy.pyz, with SHA256SUMS and an SBOM beside it.")
     parser.add_argument(
         "--targets",
         choices=["host", "linux"],
         default="host",
-        help="for whom: this Python on this kind of machine (default), or CPython 3.10 to 3.14 on Linux with glibc, "
-        "x86_64 and aarch64",
+        help="where the file can run: this Python on this kind of machine (default), or CPython 3.10 to 3.14 on Linux "
+        "with glibc, x86_64 and aarch64",
     )
     targets = LINUX if parser.parse_args().targets == "linux" else ()
     os.umask(0o022)  # file modes are part of the bytes
@@ -152,28 +158,31 @@ def main() -> int:
 
 
 def build(targets: tuple[Target, ...]) -> None:
-    """The four steps; no targets: the host. Raises BuildError or OSError; the tools' words are in build/build.log."""
+    """Run the four steps for the targets, or for the host if there are none.
+
+    Raises BuildError or OSError. The output of the tools is in build/build.log.
+    """
     BUILD.mkdir(exist_ok=True)
     LOG.write_bytes(b"")
-    say(1, f"tools: pex {PEX_VERSION} and pip {PIP_VERSION} in a private environment")
+    print_step(1, f"tools: pex {PEX_VERSION} and pip {PIP_VERSION} in a private environment")
     python = install_tools()
-    say(2, f"dependencies: the wheels that requirements.lock names for {audience(targets)}")
+    print_step(2, f"dependencies: the wheels that requirements.lock names for {audience(targets)}")
     wheels = fetch_for(targets, python) if targets else fetch_for_host(python)
     stamp = commit(ROOT / "proxy")
-    say(3, f"sources: proxy/ at commit {stamp}")
+    print_step(3, f"sources: proxy/ at commit {stamp}")
     sources = stage_sources(stamp)
-    say(4, f"packing {OUTPUT.name}")
+    print_step(4, f"packing {OUTPUT.name}")
     file = pack(targets, python, wheels, sources)
     sbom = BUILD / SBOM.name
     sbom.write_text(json.dumps(bill_of_materials(file, wheels, stamp), indent=2) + "\n", "utf-8")
     sums = BUILD / SUMS.name
     sums.write_text("".join(f"{sha256(path)}  {path.name}\n" for path in (file, sbom)), "ascii")
-    for made, place in ((file, OUTPUT), (sbom, SBOM), (sums, SUMS)):
-        made.replace(place)
+    for finished, destination in ((file, OUTPUT), (sbom, SBOM), (sums, SUMS)):
+        finished.replace(destination)
 
 
 def audience(targets: tuple[Target, ...]) -> str:
-    """For whom the file is, in words."""
+    """The Pythons and machines that the file can run on, in words."""
     if not targets:
         return f"CPython {sys.version_info.major}.{sys.version_info.minor} on {sysconfig.get_platform()}"
     machines = " and ".join(dict.fromkeys(target.machine for target in targets))
@@ -181,7 +190,10 @@ def audience(targets: tuple[Target, ...]) -> str:
 
 
 def install_tools() -> Path:
-    """The Python of the private environment that has pex; made anew when this Python or what is pinned is another."""
+    """The Python of the private environment with pex.
+
+    The environment is rebuilt when this Python or a pin changes.
+    """
     folder = BUILD / f"tools-{HERE}"
     python = folder / "bin" / "python"
     ready = folder / "ready"
@@ -193,62 +205,73 @@ def install_tools() -> Path:
         pinned = folder / "tools.txt"
         tools = {f"pex=={PEX_VERSION}": PEX_SHA256, f"pip=={PIP_VERSION}": PIP_SHA256}
         pinned.write_text("".join(f"{tool} --hash=sha256:{digest}\n" for tool, digest in tools.items()))
-        whole = (
+        options = (
             "--python-version=3.11",
             "--only-binary=:all:",
             "--no-deps",
             "--upgrade",
             f"--target={modules(folder)}",
         )
-        pip(python, "install", "--require-hashes", *whole, "-r", pinned, failure="cannot install the build tools")
+        pip(python, "install", "--require-hashes", *options, "-r", pinned, failure="cannot install the build tools")
         ready.write_text(state)
     return python
 
 
 def modules(folder: Path) -> Path:
-    """Where a virtual environment of this Python has its modules."""
+    """The site-packages folder of a virtual environment of this Python."""
     return folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
 
 
 def fetch_for_host(python: Path) -> Path:
-    """The folder of wheels for this machine; kept until the lock changes, so that the next build needs no network."""
+    """The folder of wheels for this machine.
+
+    It is kept until the lock changes, so that the next build needs no network.
+    """
     folder = BUILD / f"wheels-{HERE}"
     if not is_current(folder):
         pip(python, "wheel", "--require-hashes", "-r", LOCK, "-w", folder, failure="cannot fetch the dependencies")
-        keep(folder)
+        mark_current(folder)
     return folder
 
 
 def fetch_for(targets: tuple[Target, ...], python: Path) -> Path:
-    """The folder of wheels for all of the targets; kept likewise. No wheel is built: each is one from the index."""
+    """The folder of wheels for all targets, kept until the lock changes.
+
+    Every wheel is downloaded from the index; none is built here.
+    """
     folder = BUILD / "wheels-linux"
     if not is_current(folder):
         sys.path.append(str(modules(python.parent.parent)))
-        first, *others = targets  # the first brings what is for all of them
+        first, *others = targets  # the first download also brings the wheels that suit every target
         print(f"      {download(first, folder, python)}", flush=True)
         with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as workers:
             for target in workers.map(lambda target: download(target, folder, python), others):
                 print(f"      {target}", flush=True)
-        keep(folder)
+        mark_current(folder)
     return folder
 
 
 def download(target: Target, folder: Path, python: Path) -> Target:
-    """Have pip put the wheels for one target into a folder, but for those in it that are for every target."""
+    """Download the wheels for one target into a folder. Returns the target.
+
+    Wheels in the folder that suit every target are not downloaded again.
+    """
     lock = BUILD / f"{target}.txt"
     lock.write_text(flat_lock(target, folder))
-    how = ("--no-deps", "--require-hashes", "--only-binary=:all:", "--progress-bar=off", "--implementation=cp")
+    options = ("--no-deps", "--require-hashes", "--only-binary=:all:", "--progress-bar=off", "--implementation=cp")
     abis = [f"--abi={abi}" for abi in (target.tag, "abi3", "none")]
     platforms = [f"--platform={platform}" for platform in target.platforms]
-    wanted = (f"--python-version=3.{target.minor}", *abis, *platforms)
-    why = f"cannot fetch the dependencies for {target}"
-    pip(python, "download", *how, *wanted, "-r", lock, "-d", folder, failure=why)
+    selection = (f"--python-version=3.{target.minor}", *abis, *platforms)
+    failure = f"cannot fetch the dependencies for {target}"
+    pip(python, "download", *options, *selection, "-r", lock, "-d", folder, failure=failure)
     return target
 
 
 def flat_lock(target: Target, folder: Path) -> str:
-    """What the lock names for one target and the folder has not, with no markers left: pip judges them by the Python
-    that runs it."""
+    """The lock's entries for one target that the folder lacks, without markers.
+
+    pip would evaluate the markers for the Python that runs it, not for the target.
+    """
     marker = importlib.import_module("pex.third_party.packaging.markers").Marker
     return "".join(
         f"{pinned} \\\n{hashes}"
@@ -259,13 +282,16 @@ def flat_lock(target: Target, folder: Path) -> str:
 
 
 def locked() -> list[tuple[str, str, str]]:
-    """The lock's entries: the pinned requirement, its marker or nothing, its lines of hashes."""
+    """The lock's entries: pinned requirement, marker or "", lines of hashes."""
     entry = r"^([\w.-]+==\S+)(?: ; (.+?))? \\\n((?:    --hash=\S+(?: \\)?\n)+)"
     return re.findall(entry, LOCK.read_text("utf-8"), re.MULTILINE)
 
 
 def is_current(folder: Path) -> bool:
-    """Whether the folder holds all that the lock now names; if not, it is removed."""
+    """Whether the folder holds all wheels that the lock now names.
+
+    A folder that does not is emptied.
+    """
     ready = folder.parent / f"{folder.name}.ready"
     if ready.exists() and ready.read_text() == sha256(LOCK):
         return True
@@ -275,13 +301,13 @@ def is_current(folder: Path) -> bool:
     return False
 
 
-def keep(folder: Path) -> None:
-    """Say that the folder holds all that the lock now names."""
+def mark_current(folder: Path) -> None:
+    """Record that the folder holds all wheels that the lock now names."""
     (folder.parent / f"{folder.name}.ready").write_text(sha256(LOCK))
 
 
 def stage_sources(stamp: str) -> Path:
-    """A folder with the `proxy` package as it goes into the file: its sources and the commit they stand for."""
+    """A folder with the `proxy` package for the file: its sources and their commit."""
     folder = BUILD / "sources"
     shutil.rmtree(folder, ignore_errors=True)
     package = folder / "proxy"
@@ -293,29 +319,29 @@ def stage_sources(stamp: str) -> Path:
 
 
 def pack(targets: tuple[Target, ...], python: Path, wheels: Path, sources: Path) -> Path:
-    """Write the file, whole, below `build/`."""
+    """Write the complete file below `build/`. Returns its path."""
     unfinished = BUILD / OUTPUT.name
     if targets:
         requirements = [f"{pinned} ; {marker}" if marker else pinned for pinned, marker, _ in locked()]
-        selection = described(targets)
+        selection = platform_options(targets)
     else:
         requirements = ["==".join(wheel.name.split("-")[:2]) for wheel in sorted(wheels.glob("*.whl"))]
-        selection = [f"--python-path={python.parent}"]  # for this Python alone, whatever else is on PATH
+        selection = [f"--python-path={python.parent}"]  # only this Python, not the others on PATH
     run(
         python,
         *("-I", "-m", "pex", *PEX_OPTIONS, *requirements),
         *selection,
         f"--pre-resolved-dists={wheels}",
         f"--sources-directory={sources}",
-        f"--preamble-file={first_lines(targets)}",
+        f"--preamble-file={write_preamble(targets)}",
         f"--output-file={unfinished}",
         failure="cannot pack the file",
     )
     return unfinished
 
 
-def described(targets: Iterable[Target]) -> list[str]:
-    """The targets as pex wants them, in a file each."""
+def platform_options(targets: Iterable[Target]) -> list[str]:
+    """pex's options for the targets, each with a file that describes it."""
     options = []
     for target in targets:
         description = BUILD / f"{target}.json"
@@ -324,8 +350,8 @@ def described(targets: Iterable[Target]) -> list[str]:
     return options
 
 
-def first_lines(targets: tuple[Target, ...]) -> Path:
-    """zipapp_start.py, told which Pythons and machines the file is for."""
+def write_preamble(targets: tuple[Target, ...]) -> Path:
+    """A copy of zipapp_start.py with the supported Pythons and machines filled in."""
     here = os.uname()
     facts = {
         "PYTHONS": tuple(dict.fromkeys((3, target.minor) for target in targets)) or (sys.version_info[:2],),
@@ -336,26 +362,31 @@ def first_lines(targets: tuple[Target, ...]) -> Path:
     text = START.read_text("utf-8")
     for name, fact in facts.items():
         text = re.sub(rf"^{name} = .*$", f"{name} = {fact!r}", text, count=1, flags=re.MULTILINE)
-    told = BUILD / START.name
-    told.write_text(text, "utf-8")
-    return told
+    preamble = BUILD / START.name
+    preamble.write_text(text, "utf-8")
+    return preamble
 
 
 def bill_of_materials(file: Path, wheels: Path, stamp: str) -> dict[str, object]:
-    """What is in the file, as CycloneDX has it: the proxy, its wheels as the index has them, and pex."""
+    """The SBOM in CycloneDX JSON: the proxy, its wheels as on the index, and pex."""
 
     def component(kind: str, name: str, version: str, digest: str, qualifier: str) -> dict[str, object]:
         purl = f"pkg:{'generic' if kind == 'application' else 'pypi'}/{name}@{version}{qualifier}"
         hashes = [{"alg": "SHA-256", "content": digest}]
         return {"type": kind, "bom-ref": purl, "name": name, "version": version, "hashes": hashes, "purl": purl}
 
-    inside = [component("library", "pex", PEX_VERSION, PEX_SHA256, "")]
+    components = [component("library", "pex", PEX_VERSION, PEX_SHA256, "")]
     for wheel in sorted(wheels.glob("*.whl")):
         name, version = wheel.name.split("-")[:2]
         name = name.replace("_", "-").lower()
-        inside.append(component("library", name, version, sha256(wheel), f"?file_name={wheel.name}"))
+        components.append(component("library", name, version, sha256(wheel), f"?file_name={wheel.name}"))
     product = component("application", "alpaca-proxy", __version__, sha256(file), f"?commit={stamp}")
-    return {"bomFormat": "CycloneDX", "specVersion": "1.6", "metadata": {"component": product}, "components": inside}
+    return {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "metadata": {"component": product},
+        "components": components,
+    }
 
 
 def sha256(path: Path) -> str:
@@ -364,30 +395,36 @@ def sha256(path: Path) -> str:
 
 
 def pip(python: Path, verb: str, *arguments: "str | Path", failure: str) -> None:
-    """One call of the private environment's pip, with the user's own pip configuration (index, proxy, certificates)."""
+    """Call the private environment's pip.
+
+    The user's own pip configuration applies (index, proxy, certificates).
+    """
     run(python, "-m", "pip", verb, "--disable-pip-version-check", "--retries=2", *arguments, failure=failure)
 
 
 def run(*command: "str | Path", failure: str) -> None:
-    """Run a tool with its output in the log. Raises BuildError(`failure` and the reason) unless it succeeds."""
+    """Run a tool and append its output to the log.
+
+    Raises BuildError(`failure` and the reason) if it fails.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PEX_", "PYTHON"))}
     environment = {**kept, "PEX_ROOT": str(BUILD / "pex-root")}
     line = f"$ {shlex.join(map(str, command))}\n"
     finished = subprocess.run(
         command, env=environment, cwd=BUILD, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    said = finished.stdout.decode(errors="replace")
+    output = finished.stdout.decode(errors="replace")
     with LOG.open("a") as log:
-        log.write(line + said)
+        log.write(line + output)
     if finished.returncode:
-        last_words = said.strip().rpartition("\n")[2]
-        reason = next((reason for sign, reason in REASONS.items() if sign in said), last_words)
-        raise BuildError(f"{failure}: {reason} (its own words: {LOG.relative_to(ROOT)})")
+        last_line = output.strip().rpartition("\n")[2]
+        reason = next((reason for pattern, reason in REASONS.items() if pattern in output), last_line)
+        raise BuildError(f"{failure}: {reason} (full output: {LOG.relative_to(ROOT)})")
 
 
-def say(number: int, what: str) -> None:
-    """One line of progress."""
-    print(f"[{number}/4] {what}", flush=True)
+def print_step(number: int, description: str) -> None:
+    """Print one line of progress."""
+    print(f"[{number}/4] {description}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 # ruff: noqa: RUF005, UP031
-"""What alpaca-proxy.pyz does first; build_zipapp.py puts this file at the top of the `__main__` that pex gives it.
+"""First code that alpaca-proxy.pyz runs.
 
-A Python or a machine that the file has nothing for is told so in a sentence. What an earlier start has unpacked is
-started as it is; nothing is written then, so it may lie in a read-only place. Otherwise this says that it unpacks, and
-narrows down what pex unpacks to the wheels of this Python on this machine, in a folder for the two alone:
+build_zipapp.py puts it at the top of pex's `__main__`.
+
+On a Python or a machine that the file has no wheels for, it exits with one sentence. If an earlier start has unpacked
+the file, it starts that copy and writes nothing, so the copy may be read-only. Otherwise it prints that it unpacks, and
+limits what pex unpacks to the wheels of this Python on this machine, in a folder for this combination:
 `$PEX_ROOT/cp312-x86_64-1a2b3c4d`, or the same below `~/.cache/alpaca-proxy`.
 
-Pythons back to 2.7 can parse this file, so that they can be told.
+Pythons back to 2.7 can parse this file and reach the sentence.
 """
 
 import os
@@ -15,26 +17,26 @@ import sys
 PYTHONS = ()  # type: tuple[tuple[int, int], ...]  # build_zipapp.py fills in these four: ((3, 10), (3, 11)),
 SYSTEM = ""  # "Linux",
 MACHINES = ()  # type: tuple[str, ...]  # ("x86_64", "aarch64"),
-GLIBC = ()  # type: tuple[int, ...]  # (2, 28), or empty where the wheels are for the C library of whoever built
+GLIBC = ()  # type: tuple[int, ...]  # (2, 28), or empty if the wheels are for the C library of the build machine
 
-CANNOT_WORK = 78  # as for a configuration that cannot work: systemd does not try again
+CANNOT_WORK = 78  # the status of an unusable configuration; the systemd unit does not restart after it
 
 
 def refuse_others():
     # type: () -> None
-    """Exit with a sentence unless the file has wheels for this Python on this machine."""
+    """Exit with one sentence unless there are wheels for this Python and machine."""
     system, _, _, _, machine = os.uname()
     kind = getattr(getattr(sys, "implementation", None), "name", "cpython").replace("cpython", "CPython")
     kind = "free-threaded " + kind if "t" in getattr(sys, "abiflags", "") else kind
-    wide = sys.maxsize > 2**32
+    is_64_bit = sys.maxsize > 2**32
     glibc = glibc_version()
     right_python = sys.version_info[:2] in PYTHONS and kind == "CPython"
-    right_machine = system == SYSTEM and machine in MACHINES and wide
+    right_machine = system == SYSTEM and machine in MACHINES and is_64_bit
     if right_python and right_machine and glibc >= GLIBC:
         return
     pythons = [dotted(python) for python in PYTHONS]
     needed = " ".join(["CPython", either(pythons), "on", SYSTEM, either(list(MACHINES))])
-    this = " ".join([kind, sys.version.split()[0], "on", system, machine]) + ("" if wide else ", 32 bits")
+    this = " ".join([kind, sys.version.split()[0], "on", system, machine]) + ("" if is_64_bit else ", 32 bits")
     if GLIBC and right_python and right_machine:
         needed += " with glibc " + dotted(GLIBC) + " or newer"
         this += " with glibc " + dotted(glibc) if glibc else " without glibc"
@@ -49,7 +51,7 @@ def refuse_others():
 
 def glibc_version():
     # type: () -> tuple[int, ...]
-    """This machine's, as (2, 36); empty with another C library."""
+    """This machine's glibc version, as (2, 36); () with another C library."""
     try:
         return tuple(map(int, (os.confstr("CS_GNU_LIBC_VERSION") or "").split()[1].split(".")[:2]))
     except (AttributeError, IndexError, OSError, ValueError):
@@ -58,7 +60,10 @@ def glibc_version():
 
 def on_path():
     # type: () -> str
-    """The newest Python on PATH that would do, by name; a pyenv shim may stand for nothing, so it does not count."""
+    """The name of the newest suitable Python on PATH, or "".
+
+    Shims of pyenv are skipped: they may lead to no Python.
+    """
     folders = [folder for folder in os.environ.get("PATH", "").split(os.pathsep) if "shims" not in folder]
     for version in reversed(PYTHONS):
         name = "python" + dotted(version)
@@ -79,40 +84,46 @@ def either(names):
 
 def unpacked_to():
     # type: () -> str
-    """The folder for this Python on this machine. One that is moved gets another: a venv knows its Python's path."""
+    """The folder for this Python on this machine.
+
+    Its name covers the Python's path, which a venv refers to.
+    """
     import zlib
 
-    place = zlib.crc32(sys.base_prefix.encode("utf-8", "surrogateescape"))
-    name = "cp%d%d-%s-%08x" % (sys.version_info[0], sys.version_info[1], os.uname()[4], place)
+    path_hash = zlib.crc32(sys.base_prefix.encode("utf-8", "surrogateescape"))
+    name = "cp%d%d-%s-%08x" % (sys.version_info[0], sys.version_info[1], os.uname()[4], path_hash)
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.sep, os.path.expanduser("~"), ".cache")
     return os.path.join(os.path.abspath(os.environ.get("PEX_ROOT") or os.path.join(cache, "alpaca-proxy")), name)
 
 
 def start_unpacked(root):
     # type: (str) -> None
-    """Become what an earlier start of this very file unpacked, if there is that; pex's own switches prevent it."""
+    """Replace this process by the copy that an earlier start unpacked, if any.
+
+    Does nothing if one of pex's own environment variables is set.
+    """
     import glob
     import zipimport
 
     if any(name.startswith("PEX_") and name != "PEX_ROOT" for name in os.environ):
         return
-    about = zipimport.zipimporter(sys.path[0]).get_data("PEX-INFO").decode("utf-8")
-    identity = about.split('"pex_hash"')[1].split('"')[1]
+    info = zipimport.zipimporter(sys.path[0]).get_data("PEX-INFO").decode("utf-8")
+    identity = info.split('"pex_hash"')[1].split('"')[1]
     for venv in glob.glob(os.path.join(glob.escape(root), "venvs", "*", identity, "*")):
         python = os.path.join(venv, "bin", "python")
         if os.path.exists(os.path.join(venv, "pex")) and os.access(python, os.X_OK):
             options = sys.orig_argv[1 : sys.orig_argv.index(sys.argv[0])] if sys.argv[0] in sys.orig_argv else []
-            os.environ["PEX"] = os.path.realpath(sys.argv[0])  # where the program finds the name of its file
-            os.environ["_PEX_CACHE_SET_LAST_ACCESS"] = "0"  # it would write the time down
+            os.environ["PEX"] = os.path.realpath(sys.argv[0])  # the proxy reads the name of its file there
+            os.environ["_PEX_CACHE_SET_LAST_ACCESS"] = "0"  # otherwise pex writes the time of access to its cache
             try:
                 os.execv(python, [python, "-I"] + options + [venv] + sys.argv[1:])
-            except OSError:  # an emulator that cannot; pex has its own way
+            except OSError:  # some emulators cannot exec this; pex then starts it in its own way
                 return
 
 
 def announce(root):
     # type: (str) -> None
-    """Say what takes the next seconds, and where."""
+    """Print that the file is being unpacked, which takes seconds, and the folder."""
     from pex.pex_root import can_write_dir  # type: ignore[import-not-found]
 
     where = root
@@ -122,9 +133,9 @@ def announce(root):
     sys.stderr.flush()
 
 
-def quiet():
+def silence_pex_warnings():
     # type: () -> None
-    """Leave it at what `announce` says: pex would warn of a folder that cannot be written, twice."""
+    """Suppress pex's two warnings of an unwritable folder: `announce` prints it."""
     import warnings
 
     from pex.pex_warnings import PEXWarning  # type: ignore[import-not-found]
@@ -132,12 +143,12 @@ def quiet():
     warnings.simplefilter("ignore", PEXWarning)
 
 
-def narrow():
+def restrict_wheels():
     # type: () -> None
-    """Have pex see no wheels but this Python's and this machine's."""
+    """Hide from pex the wheels of other Pythons and machines."""
     from pex.pex_info import PexInfo  # type: ignore[import-not-found]
 
-    packed = PexInfo.distributions.fget
+    original = PexInfo.distributions.fget
     tag, machine = "cp%d%d" % sys.version_info[:2], os.uname()[4]
 
     def fits(wheel):
@@ -145,19 +156,19 @@ def narrow():
         abi, platform = wheel[: -len(".whl")].split("-")[-2:]
         return platform == "any" or (abi in (tag, "abi3", "none") and machine in platform)
 
-    PexInfo.distributions = property(lambda info: {name: h for name, h in packed(info).items() if fits(name)})
+    PexInfo.distributions = property(lambda info: {name: h for name, h in original(info).items() if fits(name)})
 
 
 refuse_others()
-first = "__PEX_EXE__" not in os.environ  # pex starts what it unpacked with this same __main__ once more
+first = "__PEX_EXE__" not in os.environ  # pex runs this same __main__ again when it starts the unpacked copy
 root = unpacked_to() if first else ""
 if first:
     start_unpacked(root)
-sys.path.insert(0, os.path.join(sys.path[0], ".bootstrap"))  # where pex lies in the file
-quiet()
+sys.path.insert(0, os.path.join(sys.path[0], ".bootstrap"))  # where pex is in the file
+silence_pex_warnings()
 if first:
     announce(root)
     os.environ["PEX_ROOT"] = root
 if PYTHONS[1:] or MACHINES[1:]:
-    narrow()
+    restrict_wheels()
 del sys.path[0]

@@ -1,4 +1,7 @@
-"""An algorithm of the soak: a client of bare bytes that looks at the numbers of what it hears."""
+"""An algorithm of the soak test.
+
+It is a raw-socket client that checks the numbers of the trades it receives.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import msgspec
 
 
 class Trade(msgspec.Struct):
-    """What a trade says that matters here."""
+    """The checked fields of a trade; `e` is the epoch, `w` the sending time in ns."""
 
     T: str
     S: str = ""
@@ -24,19 +27,19 @@ class Trade(msgspec.Struct):
 
 
 @dataclass
-class Found:
-    """What all algorithms that read have found together. Times are in seconds."""
+class Totals:
+    """The totals of all algorithms that read; times are in seconds unless noted."""
 
-    heard: int = 0
+    received: int = 0
     missed: int = 0
     disordered: int = 0
     closed: Counter[str] = field(default_factory=Counter)
-    silence: float = 0.0  # the longest, while Alpaca was connected
-    outage: float = 0.0  # the longest, over a drop
+    silence: float = 0.0  # the longest while Alpaca was connected
+    outage: float = 0.0  # the longest across a drop of Alpaca's connection
     lags: Counter[int] = field(default_factory=Counter)  # in tenths of milliseconds
 
     def lag(self, share: float) -> float:
-        """Milliseconds that so large a share of the messages took at most."""
+        """The latency in milliseconds that this share of the messages did not exceed."""
         left = share * self.lags.total()
         for tenths in sorted(self.lags):
             left -= self.lags[tenths]
@@ -47,7 +50,10 @@ class Found:
 
 @dataclass
 class Span:
-    """The numbers of a symbol that an algorithm heard in one epoch; `since_before` if it was there when that began."""
+    """The first and last number of a symbol that an algorithm received in one epoch.
+
+    `since_before` is true if it received the symbol in an earlier epoch.
+    """
 
     first: int
     last: int
@@ -55,17 +61,17 @@ class Span:
 
 
 class Algorithm:
-    """One session. What it hears is looked at as it comes; `spans` are by symbol and epoch."""
+    """One session. Messages are checked as they come; `spans` is by symbol and epoch."""
 
-    def __init__(self, port: int, name: str, codec: str, symbols: list[str], found: Found) -> None:
+    def __init__(self, port: int, name: str, codec: str, symbols: list[str], totals: Totals) -> None:
         self.spans: dict[tuple[str, int], Span] = {}
         self.stays = True
-        self._found = found
+        self._totals = totals
         self._codec = codec
         decoder = msgspec.msgpack if codec == "msgpack" else msgspec.json
         self._decoder = decoder.Decoder(list[Trade])
         self._epochs: dict[str, int] = {}
-        self._heard_at = self._epoch = 0
+        self._received_at = self._epoch = 0
         self._data = b""
         self._socket = socket.create_connection(("127.0.0.1", port), 30)
         head = (
@@ -80,47 +86,53 @@ class Algorithm:
         self._log_in(name)
 
     def run(self) -> None:
-        """Until it leaves, or is closed, which is nothing that should happen."""
+        """Read until it leaves or is closed by the proxy, which is counted as a failure."""
         try:
             while True:
                 opcode, payload = self._frame()
                 if opcode == 9:
-                    self._say(10, payload)
+                    self._send(10, payload)
                 elif opcode == 8:
                     self._closed(str(int.from_bytes(payload[:2], "big")))
                     return
                 else:
-                    self._hear(payload)
+                    self._check(payload)
                 if not self._data:
-                    gevent.sleep(0)  # there may be more already, and the others are waiting
+                    gevent.sleep(0)  # more data may be there already: let other greenlets run first
         except (OSError, EOFError) as error:
             self._closed(type(error).__name__)
         finally:
             self._socket.close()
 
     def stall(self) -> None:
-        """Reads nothing until the proxy has given it up."""
+        """Read nothing until the proxy ends the connection."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         with suppress(OSError, EOFError):
             while True:
-                self._socket.sendall(b"\x8a\x80" + bytes(4))  # an unasked pong: it is alive, and does not read
+                self._socket.sendall(
+                    b"\x8a\x80" + bytes(4)
+                )  # an unsolicited pong: the client looks alive and does not read
                 gevent.sleep(1)
         self._socket.close()
 
     def leave(self, how: str) -> None:
-        """With a close frame, with a FIN alone, or with a RST."""
+        """End the connection: `how` is "close" for a close frame, "fin", or "rst"."""
         self.stays = False
         with suppress(OSError):
             if how == "close":
-                self._say(8, struct.pack("!H", 1000))
+                self._send(8, struct.pack("!H", 1000))
                 return
             if how == "rst":
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def missed_at_the_ends(self, record: dict[int, dict[str, list[int]]]) -> int:
-        """Of what Alpaca sent, by epoch and symbol from its first number to its last, what this one did not hear at the
-        beginning and the end of the epochs that it was there for; all of it, where it heard nothing."""
+        """The number of messages missed at the start and the end of epochs.
+
+        Epochs in which none was received count as well.
+
+        `record` has the first and last number that Alpaca sent, by epoch and symbol.
+        """
         missed = 0
         for (symbol, epoch), span in self.spans.items():
             first, last = record[epoch][symbol]
@@ -132,50 +144,50 @@ class Algorithm:
             joined = min(epoch for _, epoch in self.spans)
             for epoch, symbols in record.items():
                 for symbol, (first, last) in symbols.items():
-                    holds = symbol in self._symbols or self._symbols == ["*"]
-                    if epoch > joined and holds and (symbol, epoch) not in self.spans:
+                    subscribed = symbol in self._symbols or self._symbols == ["*"]
+                    if epoch > joined and subscribed and (symbol, epoch) not in self.spans:
                         missed += last - first + 1
         return missed
 
     def _log_in(self, name: str) -> None:
         encode = msgspec.msgpack.encode if self._codec == "msgpack" else msgspec.json.encode
         opcode = 2 if self._codec == "msgpack" else 1
-        self._say(opcode, encode({"action": "auth", "key": name, "secret": name}))
-        self._say(opcode, encode({"action": "subscribe", "trades": self._symbols}))
+        self._send(opcode, encode({"action": "auth", "key": name, "secret": name}))
+        self._send(opcode, encode({"action": "subscribe", "trades": self._symbols}))
 
-    def _hear(self, payload: bytes) -> None:
-        found, now = self._found, time.monotonic_ns()
+    def _check(self, payload: bytes) -> None:
+        totals, now = self._totals, time.monotonic_ns()
         for trade in self._decoder.decode(payload):
             if trade.T != "t":
                 if trade.T == "error":
-                    found.closed["refused"] += 1
+                    totals.closed["refused"] += 1
                 continue
-            found.heard += 1
-            found.lags[(now - trade.w) // 100_000] += 1
-            if self._heard_at:
-                quiet = (now - self._heard_at) / 1e9
+            totals.received += 1
+            totals.lags[(now - trade.w) // 100_000] += 1
+            if self._received_at:
+                gap = (now - self._received_at) / 1e9
                 if trade.e == self._epoch:
-                    found.silence = max(found.silence, quiet)
+                    totals.silence = max(totals.silence, gap)
                 else:
-                    found.outage = max(found.outage, quiet)
-            self._heard_at, self._epoch = now, trade.e
+                    totals.outage = max(totals.outage, gap)
+            self._received_at, self._epoch = now, trade.e
             span = self.spans.get((trade.S, trade.e))
             if span is None:
                 before = self._epochs.get(trade.S)
                 self.spans[trade.S, trade.e] = Span(trade.i, trade.i, before is not None)
                 self._epochs[trade.S] = trade.e
-                found.disordered += before is not None and before > trade.e
+                totals.disordered += before is not None and before > trade.e
                 continue
             if trade.i <= span.last:
-                found.disordered += 1
-            found.missed += max(0, trade.i - span.last - 1)
+                totals.disordered += 1
+            totals.missed += max(0, trade.i - span.last - 1)
             span.last = max(span.last, trade.i)
 
     def _closed(self, how: str) -> None:
         if self.stays:
-            self._found.closed[how] += 1
+            self._totals.closed[how] += 1
 
-    def _say(self, opcode: int, payload: bytes) -> None:
+    def _send(self, opcode: int, payload: bytes) -> None:
         size = len(payload)
         length = bytes((0x80 | size,)) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
         self._socket.sendall(bytes((0x80 | opcode,)) + length + bytes(4) + payload)

@@ -1,8 +1,8 @@
-"""The proxies that a run compares, each started as a process of its own, pinned to one core.
+"""The proxies that a run compares ("contenders"), each pinned to one core.
 
-A contender is told the port of the stand-in for Alpaca and says at which port it listens. `Bench` holds what they need:
-the compiled programs, a virtual environment with the product's requirements and the peers' libraries, and Node's `ws`,
-all under build/bench, made when they are missing. A contender whose means are not there is left out, and named.
+A contender gets the port of the stand-in for Alpaca and prints the port that it listens at. `Bench` builds what they
+need below build/bench, if missing: the compiled programs, a virtual environment with the product's requirements and the
+peers' libraries, and Node's `ws`. A contender that cannot be set up is skipped and named in the report.
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ clients:
 
 
 class BenchError(Exception):
-    """A run that cannot be: one sentence."""
+    """The run is impossible; the message is one sentence."""
 
 
 class Bench:
-    """What runs need, built once. `cores`: where the proxy runs, and where everything else. `other` is another checkout
-    of the product, to compare with."""
+    """The environment of the runs, built once.
+
+    `cores`: the proxy's core, and the core for everything else. `other`: another checkout of the product to compare.
+    """
 
     def __init__(self, other: Path | None = None) -> None:
         self.other = other
@@ -60,7 +62,7 @@ class Bench:
         return contender not in self.missing
 
     def _compile(self) -> bool:
-        """Builds load and relay; whether load speaks TLS."""
+        """Compile load and relay; whether load supports TLS."""
         compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
         if compiler is None:
             raise BenchError("no C compiler: the load generator is C; install gcc or clang")
@@ -80,18 +82,18 @@ class Bench:
             raise BenchError(f"{command[-1]} does not compile: {done.stderr.strip()[:500]}")
 
     def _environment(self) -> str:
-        """The Python of the benchmarks' own environment."""
+        """The Python of the benchmarks' virtual environment, which is built if outdated."""
         home = CACHE / "venv"
         python = str(home / "bin" / "python")
-        wanted = (ROOT / "requirements.txt").read_text() + "\n".join(PEER_LIBRARIES)
+        requirements = (ROOT / "requirements.txt").read_text() + "\n".join(PEER_LIBRARIES)
         stamp = home / "installed"
-        if not stamp.exists() or stamp.read_text() != wanted:
+        if not stamp.exists() or stamp.read_text() != requirements:
             venv.create(home, with_pip=True, clear=True)
             pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
             subprocess.run([*pip, "-r", str(ROOT / "requirements.txt")], check=True)
             for library in PEER_LIBRARIES:
                 subprocess.run([*pip, library], check=False)
-            stamp.write_text(wanted)
+            stamp.write_text(requirements)
         for contender, modules in (
             ("naive", "websockets, msgpack"),
             ("broadcast", "websockets, orjson"),
@@ -114,7 +116,7 @@ class Bench:
 
 
 class Running:
-    """A contender at work: where it listens, and its process."""
+    """A running contender: its port, its process, and the proxy's admin port."""
 
     def __init__(self, port: int, process: subprocess.Popen[str], admin: int = 0) -> None:
         self.port = port
@@ -127,7 +129,10 @@ def start(
     bench: Bench, contender: str, upstream: int, *, codec: str = "json", tls: bool = False, client: str = "",
     launcher: Sequence[str] = ("-m", "proxy"), core: int | None = None,
 ) -> Iterator[Running]:  # fmt: skip
-    """Runs it, listening, until the block ends. `codec`, `tls`, `client` and `launcher` are the proxy's alone."""
+    """Run a contender until the block ends.
+
+    `codec`, `tls`, `client` and `launcher` apply to the proxy alone.
+    """
     core = bench.cores[0] if core is None else core
     product = contender in ("proxy", "other")
     home = bench.other if contender == "other" and bench.other is not None else ROOT
@@ -152,7 +157,7 @@ def start(
     )  # fmt: skip
     try:
         if product:
-            _await(listen, process)
+            _wait_until_listening(listen, process)
         else:
             assert process.stdout is not None
             words = process.stdout.readline().split()
@@ -188,7 +193,7 @@ def _command(bench: Bench, contender: str, upstream: int) -> list[str]:
     return [*commands[contender], str(upstream)]
 
 
-def _await(port: int, process: subprocess.Popen[str]) -> None:
+def _wait_until_listening(port: int, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -213,7 +218,7 @@ def _certificate() -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens at, for now."""
+    """A TCP port on 127.0.0.1 that is free at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

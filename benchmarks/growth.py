@@ -1,7 +1,6 @@
-"""How cost grows: with clients, symbols, messages a second, and slow clients. Only the product runs here.
+"""Growth of the product's cost with clients, symbols, rate and slow clients.
 
-Each table has a figure that should stay flat, or grow as the thing that is turned up; where it does not, the table says
-why.
+Each table has a figure that should stay flat or grow linearly; its note explains where it does not.
 """
 
 from __future__ import annotations
@@ -32,11 +31,14 @@ LOST = Column("lost by the others", lambda f: f"{f.lost}")
 
 @dataclass(frozen=True)
 class Growth:
-    """One table: `loads` by what is turned up. `note` explains what is neither flat nor linear."""
+    """One table: `loads` by the value of the varied quantity.
+
+    `note` explains what is neither flat nor linear.
+    """
 
     name: str
     text: str
-    turned: str
+    varied: str
     loads: dict[str, dict[str, object]]
     columns: tuple[Column, ...]
     note: str
@@ -44,7 +46,7 @@ class Growth:
 
 
 def _sharded(symbols: int) -> dict[str, object]:
-    warm = 0.5 + symbols / 10_000  # seconds, in which each symbol's route is found
+    warm = 0.5 + symbols / 10_000  # seconds; the first message of each symbol computes its route
     return {"clients": 100, "symbols": symbols, "per_client": max(1, symbols // 10), "batch": 100, "warm": warm}
 
 
@@ -55,8 +57,8 @@ GROWTHS = (
         "clients",
         {str(n): {"clients": n, "batch": 10} for n in (1, 10, 50, 100, 200, 500, 1000)},
         (CPU, DELIVERED, BATCH, MEMORY),
-        "The cost of receiving and routing a message is shared by all who hear it, so a delivery costs less the more "
-        "clients there are, until what is left is the kernel's copy for each of them.",
+        "The cost of receiving and routing a message is shared by all its recipients, so a delivery costs less the "
+        "more clients there are, until only the kernel's copy for each of them is left.",
     ),
     Growth(
         "growth-symbols",
@@ -64,9 +66,9 @@ GROWTHS = (
         "symbols",
         {f"{n:,}": _sharded(n) for n in (10, 100, 1_000, 10_000, 100_000)},
         (CPU, DELIVERED, BATCH, MEMORY),
-        "A message costs a look-up whatever the number of symbols. What it needs is a route, which is found with the "
-        "first message of a symbol, by asking each large subscription; each line is measured when most are known. "
-        "Memory grows with the topics held and the routes known.",
+        "A message costs one look-up whatever the number of symbols. The route of a symbol is computed at its first "
+        "message, by a check of each large subscription; each line is measured when most routes are cached. Memory "
+        "grows with the subscribed topics and the cached routes.",
     ),
     Growth(
         "growth-rate",
@@ -78,8 +80,8 @@ GROWTHS = (
         },
         (SHARE, CPU, BATCH, LATENCY, LOST),
         "Below saturation each frame is sent at once and costs each client one send, so the core's share is linear; "
-        "near it frames that wait are merged, and a message costs less and less. At saturation latency is that of the "
-        "sender's window.",
+        "near saturation waiting frames are merged, and a message costs less and less. At saturation the latency is "
+        "that of the sender's window.",
     ),
     Growth(
         "growth-slow",
@@ -88,26 +90,26 @@ GROWTHS = (
         "slow clients",
         {f"{n} %": {"clients": 100, "batch": 10, "rate": 20_000, "slow": n, "warm": 3} for n in (0, 10, 25, 50)},
         (CPU, SHARE, LATENCY, LOST, MEMORY),
-        "A slow client costs until its outbox is full, then it is told 407 and closed. The others lose nothing.",
+        "A slow client costs until its outbox is full; then it gets 407 and is closed. The others lose nothing.",
         client=", outbox: 1MiB",
     ),
 )
 
 
 def measure_growth(bench: Bench, growth: Growth, rounds: int, seconds: float) -> list[list[str]]:
-    """The table's lines: what was turned up, and each column's median of the rounds."""
+    """The table's lines: the varied quantity, and the columns of the median round."""
     lines = []
     for label, load in growth.loads.items():
-        found = [run(bench, "proxy", load, seconds, client=growth.client) for _ in range(rounds)]
-        middle = sorted(found, key=lambda figures: figures.cpu)[len(found) // 2]
-        line = [label, *(column.show(middle) for column in growth.columns)]
+        runs = [run(bench, "proxy", load, seconds, client=growth.client) for _ in range(rounds)]
+        median = sorted(runs, key=lambda figures: figures.cpu)[len(runs) // 2]
+        line = [label, *(column.show(median) for column in growth.columns)]
         print("  " + "  ".join(line), file=sys.stderr, flush=True)
         lines.append(line)
     return lines
 
 
 def spread(values: list[float]) -> str:
-    """Least, median and most of a figure, in its own unit."""
+    """The median of a figure with its minimum and maximum, as text."""
     low, middle, high = min(values), statistics.median(values), max(values)
     digits = 0 if middle >= 100 else 1 if middle >= 10 else 2
     return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"

@@ -1,4 +1,4 @@
-"""One measured run: the load generator against one contender, and what it found."""
+"""One measured run: the load generator against one contender."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from contenders import CACHE, Bench, BenchError, Running, start
 
 @dataclass(frozen=True)
 class Figures:
-    """What load.c found. `cpu` and `system` are the proxy's nanoseconds for each delivered message."""
+    """The results of load.c.
+
+    `cpu` and `system` are the proxy's nanoseconds for each delivered message.
+    """
 
     cpu: float
     system: float
@@ -37,8 +40,11 @@ def run(
     client: str = "", launcher: Sequence[str] = ("-m", "proxy"),
     during: Callable[[Running], None] | None = None,
 ) -> Figures:  # fmt: skip
-    """Runs it once. `proxy tls` is the product with TLS toward its clients, `direct` no proxy at all. `during` is
-    called while data flows, and may look at the proxy."""
+    """Run the load once against a contender.
+
+    The contender `proxy tls` is the product with TLS toward its clients, `direct` is no proxy at all. `during` is
+    called while data flows and may inspect the proxy. Raises BenchError.
+    """
     options = {**load, "seconds": seconds}
     if contender == "direct":
         options["direct"] = 1
@@ -71,17 +77,17 @@ def run(
             generator.kill()
             generator.wait()
     if generator.returncode or not out:
-        raise BenchError(f"{contender}: {errors.strip() or 'the load generator said nothing'}")
+        raise BenchError(f"{contender}: {errors.strip() or 'the load generator printed nothing'}")
     return _figures(json.loads(out.splitlines()[-1]))
 
 
-def _figures(found: dict[str, object]) -> Figures:
+def _figures(results: dict[str, object]) -> Figures:
     def number(name: str) -> float:
-        value = found[name]
+        value = results[name]
         assert isinstance(value, int | float)
         return float(value)
 
-    latency = found["latency_us"]
+    latency = results["latency_us"]
     assert isinstance(latency, dict)
     return Figures(
         cpu=number("cpu_ns"),

@@ -1,11 +1,13 @@
-"""Only receives from the stand-in for Alpaca: with the product's connection, or as websocket-client is used by most.
+"""Only receive from the stand-in for Alpaca.
 
-`python benchmarks/receive.py product|stock PORT`. Both are under gevent; the stock one has wsaccel, which makes its
-UTF-8 check bearable.
+`python benchmarks/receive.py product|stock PORT`.
+
+`product` uses the product's connection, `stock` uses websocket-client in the usual way. Both run under gevent; the
+stock one has wsaccel, without which its UTF-8 check is very slow.
 """
 
 # ruff: noqa: E402
-# gevent's patch comes before every other import.
+# gevent's monkey patch must come before every other import.
 
 from __future__ import annotations
 

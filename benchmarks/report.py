@@ -1,4 +1,4 @@
-"""What a run found, on the terminal as it comes and in RESULTS.md at the end."""
+"""The results of a run, printed as they come and written to RESULTS.md at the end."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ contender, one after the other, on this machine:
 {rounds} rounds, {seconds:g} s measured in each run. The proxy ran as the product it is, with authentication, bounds,
 metrics and logs, alone on its core; the stand-in for Alpaca and the clients, one C program, on the other. `C frame` is
 a relay that sends each frame to each client, `C chunk` one that sends whatever it has read (up to 256 KiB), both
-without a thought; `naive` is asyncio, `websockets` and json; `broadcast` that library's broadcast with orjson; `picows`
-runs on uvloop; `node` is `ws`. In saturation the sender is never more than 256 KiB ahead of what the clients have read,
-so that nothing is lost by anybody and queues stay short. What a long run found is in [SOAK.md](SOAK.md).
+without looking at the data; `naive` is asyncio, `websockets` and json; `broadcast` that library's broadcast with
+orjson; `picows` runs on uvloop; `node` is `ws`. In saturation the sender is never more than 256 KiB ahead of what the
+clients have read, so that no message is lost and queues stay short. [SOAK.md](SOAK.md) has the results of a long run.
 """
 
 
 @dataclass(frozen=True)
 class Line:
-    """A finding of a row."""
+    """One finding of a row."""
 
     row: str
     text: str
@@ -45,7 +45,7 @@ class Line:
 
 @dataclass
 class Report:
-    """Everything that was found so far."""
+    """All findings so far."""
 
     rounds: int
     seconds: float
@@ -59,10 +59,10 @@ class Report:
         return not any(line.missed for line in self.lines)
 
     def add(self, lines: list[Line]) -> None:
-        said = ""
+        title = ""
         for line in lines:
-            if line.text != said:
-                said = line.text
+            if line.text != title:
+                title = line.text
                 print(f"{line.row}: {line.text}", flush=True)
             print(f"  {line.finding}", flush=True)
         self.lines.extend(lines)
@@ -73,10 +73,10 @@ class Report:
 
     def write(self, path: Path) -> None:
         parts = [_HEAD.format(machine=self.machine, rounds=self.rounds, seconds=self.seconds)]
-        said = ""
+        title = ""
         for line in self.lines:
-            if line.text != said:
-                said = line.text
+            if line.text != title:
+                title = line.text
                 parts.append(f"\n## {line.row}\n\n{line.text[0].upper()}{line.text[1:]}.\n\n")
             parts.append(f"- {line.finding}\n")
         for growth, rows in self.growths:
@@ -85,25 +85,25 @@ class Report:
 
 
 def _table(growth: Growth, rows: list[list[str]]) -> str:
-    titles = [growth.turned, *(column.title for column in growth.columns)]
+    titles = [growth.varied, *(column.title for column in growth.columns)]
     lines = [titles, ["---:"] * len(titles), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def machine(bench: Bench) -> str:
-    """The facts that figures depend on."""
+    """The machine, versions and commit that figures depend on, as a Markdown list."""
     model = next(
         (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "unknown"
     )
     memory = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
     listed = "import importlib.metadata as m; print(*(f'{p} {m.version(p)}' for p in %r), sep=', ')"
     packages = ["gevent", "wsproto", "websocket-client", "msgspec", "websockets", "picows", "uvloop"]
-    versions = _said([bench.python, "-c", listed % packages])
+    versions = _output([bench.python, "-c", listed % packages])
     facts = [
         f"{model}, {os.cpu_count()} cores, {memory // 1024 // 1024} GiB, Linux {platform.release()}",
-        f"{_said([bench.python, '--version'])}; {versions}",
-        f"{_said(['cc', '--version']).splitlines()[0]}; Node {_said(['node', '--version']) or 'absent'}",
-        f"commit {_said(['git', '-C', str(ROOT), 'rev-parse', '--short', 'HEAD']) or 'unknown'}, "
+        f"{_output([bench.python, '--version'])}; {versions}",
+        f"{_output(['cc', '--version']).splitlines()[0]}; Node {_output(['node', '--version']) or 'absent'}",
+        f"commit {_output(['git', '-C', str(ROOT), 'rev-parse', '--short', 'HEAD']) or 'unknown'}, "
         f"{time.strftime('%Y-%m-%d', time.gmtime())}",
     ]
     if not bench.pinned:
@@ -116,7 +116,7 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines()
 
 
-def _said(command: list[str]) -> str:
+def _output(command: list[str]) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""What is measured against peers: each row's load, who takes it, and what the product has to reach.
+"""The rows of the comparison with peers: load, contenders and targets.
 
 Figures are compared within a round, and the median of the rounds decides.
 """
@@ -12,7 +12,7 @@ PEERS = ("broadcast", "picows", "node")
 
 
 class Figure(Enum):
-    """What is compared: the proxy's processor time for each delivered message, or what a message waited."""
+    """The compared figure: processor time for each delivered message, or latency."""
 
     CPU = "cpu"
     P50 = "p50"
@@ -20,8 +20,11 @@ class Figure(Enum):
 
 
 class Bound(Enum):
-    """How: the peer's figure must be at least so many times the product's, the product's at most so many times the
-    peer's, or at most so many microseconds more."""
+    """The kind of comparison.
+
+    LEAST: the peer's figure is at least `limit` times the product's. MOST: the product's is at most `limit` times the
+    peer's. ADDED: the product's is at most `limit` microseconds more than the peer's.
+    """
 
     LEAST = "at least"
     MOST = "at most"
@@ -38,8 +41,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `load` are the options of load.c, `codec` is that of the product's upstream, `ours` the
-    contender that the others are compared with."""
+    """One row: `load` holds load.c's options, `codec` is that of the upstream.
+
+    `ours` is the contender that the others are compared with.
+    """
 
     name: str
     text: str

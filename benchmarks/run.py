@@ -1,7 +1,8 @@
-"""`python benchmarks/run.py [ROW …]`: the product against its peers, all in one run. Without a row, everything.
+"""Compare the product with its peers: `python benchmarks/run.py [ROW …]`.
 
-Each round of a row runs every contender once, one after the other, so that what disturbs the machine disturbs all of
-them; figures are compared within a round only, and of the rounds' ratios the median, the least and the most are given.
+Without a row, it runs all of them. Each round of a row runs every contender once, one after the other, so that load on
+the machine affects all of them. Figures are compared within a round only; the report has the median, minimum and
+maximum of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -25,44 +26,44 @@ IDLE_SECONDS = 12
 
 
 def against_peers(bench: Bench, row: Row, rounds: int, seconds: float, only: Collection[str]) -> list[report.Line]:
-    """Runs a row; its figures and verdicts."""
+    """Run a row; return its verdicts and figures."""
     peers = [peer for peer in row.peers if bench.has(peer) and (not only or peer in only)]
     if bench.other is not None and row.ours == "proxy":
         peers.append("other")
-    found: dict[str, list[Figures]] = {contender: [] for contender in (row.ours, *peers)}
+    runs: dict[str, list[Figures]] = {contender: [] for contender in (row.ours, *peers)}
     for number in range(rounds):
-        for contender in found:
+        for contender in runs:
             figures = run(bench, contender, row.load, seconds, codec=row.codec)
-            found[contender].append(figures)
+            runs[contender].append(figures)
             print(f"  round {number + 1} {contender}: {describe(figures)}", file=sys.stderr, flush=True)
-    lines = [report.Line(row.name, row.text, verdict(found, row.ours, target)) for target in row.targets]
+    lines = [report.Line(row.name, row.text, verdict(runs, row.ours, target)) for target in row.targets]
     lines += [
-        report.Line(row.name, row.text, f"processor time of {peer}: {_ratios(found, row.ours, peer)} ours")
+        report.Line(row.name, row.text, f"processor time of {peer}: {_ratios(runs, row.ours, peer)} ours")
         for peer in peers
         if all(target.peer != peer for target in row.targets)
     ]
-    lines.append(report.Line(row.name, row.text, f"ours: {_medians(found[row.ours])}"))
+    lines.append(report.Line(row.name, row.text, f"ours: {_medians(runs[row.ours])}"))
     return lines
 
 
 def describe(figures: Figures) -> str:
-    """A run in a line."""
-    words = f"{figures.cpu:,.0f} ns/message, {figures.delivered:,.0f} messages/s, {figures.frame:.1f} a frame"
-    words += f", core {figures.share:.0%}, {figures.mib:.0f} MiB"
+    """The figures of a run in one line."""
+    text = f"{figures.cpu:,.0f} ns/message, {figures.delivered:,.0f} messages/s, {figures.frame:.1f} a frame"
+    text += f", core {figures.share:.0%}, {figures.mib:.0f} MiB"
     if figures.p50:
-        words += f", p50 {figures.p50:,.0f} p99 {figures.p99:,.0f} max {figures.max:,.0f} us"
+        text += f", p50 {figures.p50:,.0f} p99 {figures.p99:,.0f} max {figures.max:,.0f} us"
     if figures.lost or figures.unsent or figures.disconnected:
-        words += f"; lost {figures.lost}, not taken {figures.unsent}, {figures.disconnected} clients disconnected"
-    return words
+        text += f"; lost {figures.lost}, not taken {figures.unsent}, {figures.disconnected} clients disconnected"
+    return text
 
 
-def verdict(found: dict[str, list[Figures]], ours: str, target: Target) -> str:
-    """What was asked, what was found, and whether that is enough."""
+def verdict(runs: dict[str, list[Figures]], ours: str, target: Target) -> str:
+    """The compared figure, its target, and whether the product reached it."""
     what = f"{target.figure.value} against {target.peer}"
-    if target.peer not in found:
+    if target.peer not in runs:
         return f"{what}: not measured"
     values = []
-    for mine, theirs in zip(found[ours], found[target.peer], strict=True):
+    for mine, theirs in zip(runs[ours], runs[target.peer], strict=True):
         own, other = getattr(mine, target.figure.value), getattr(theirs, target.figure.value)
         if target.bound is Bound.ADDED:
             values.append(own - other)
@@ -70,50 +71,50 @@ def verdict(found: dict[str, list[Figures]], ours: str, target: Target) -> str:
             values.append(own / other)
         else:
             values.append(other / own)
-    middle = statistics.median(values)
-    good = middle >= target.limit if target.bound is Bound.LEAST else middle <= target.limit
+    median = statistics.median(values)
+    good = median >= target.limit if target.bound is Bound.LEAST else median <= target.limit
     unit = " us" if target.bound is Bound.ADDED else "x"
     wanted = f"{target.bound.value} {target.limit:g}{unit}"
     return f"{what}: {spread(values)}{unit}, wanted {wanted}: {'reached' if good else 'MISSED'}"
 
 
-def _ratios(found: dict[str, list[Figures]], ours: str, peer: str) -> str:
-    values = [b.cpu / a.cpu for a, b in zip(found[ours], found[peer], strict=True) if a.cpu and b.cpu]
+def _ratios(runs: dict[str, list[Figures]], ours: str, peer: str) -> str:
+    values = [b.cpu / a.cpu for a, b in zip(runs[ours], runs[peer], strict=True) if a.cpu and b.cpu]
     return f"{spread(values)}x" if values else "none,"
 
 
-def _medians(found: list[Figures]) -> str:
-    return describe(sorted(found, key=lambda figures: figures.cpu)[len(found) // 2])
+def _medians(runs: list[Figures]) -> str:
+    return describe(sorted(runs, key=lambda figures: figures.cpu)[len(runs) // 2])
 
 
 def idle(bench: Bench, rounds: int, seconds: float) -> list[report.Line]:
     text = "10 clients and the upstream connected, nothing to do"
     load = {"clients": 10, "batch": 1, "rate": 0.001, "warm": 1}
-    found = [run(bench, "proxy", load, max(seconds, IDLE_SECONDS)) for _ in range(rounds)]
-    share, memory = [f.share * 100 for f in found], [f.mib for f in found]
+    runs = [run(bench, "proxy", load, max(seconds, IDLE_SECONDS)) for _ in range(rounds)]
+    share, memory = [f.share * 100 for f in runs], [f.mib for f in runs]
     good = statistics.median(share) < 0.5, statistics.median(memory) < 60
     return [
-        report.Line("idle", text, f"processor: {spread(share)} %, wanted under 0.5 %: {_word(good[0])}"),
-        report.Line("idle", text, f"memory: {spread(memory)} MiB, wanted under 60 MiB: {_word(good[1])}"),
+        report.Line("idle", text, f"processor: {spread(share)} %, wanted under 0.5 %: {_verdict_word(good[0])}"),
+        report.Line("idle", text, f"memory: {spread(memory)} MiB, wanted under 60 MiB: {_verdict_word(good[1])}"),
     ]
 
 
 def transcode(bench: Bench, rounds: int, seconds: float) -> list[report.Line]:
     text = "one message in the other codec, by structs that leave its time alone; generic: libraries, dict to dict"
-    found: dict[str, dict[str, list[float]]] = {}
+    times: dict[str, dict[str, list[float]]] = {}
     for _ in range(rounds):
         done = subprocess.run([bench.python, str(HERE / "transcode.py")], capture_output=True, text=True, check=True)
         for case, ways in json.loads(done.stdout).items():
             for way, nanoseconds in ways.items():
-                found.setdefault(case, {}).setdefault(way, []).append(nanoseconds)
+                times.setdefault(case, {}).setdefault(way, []).append(nanoseconds)
     lines = []
-    for case, ways in found.items():
+    for case, ways in times.items():
         ours, generic = ways["ours"], ways["generic"]
-        # Where the targets were set the generic ways took 3,000 and 1,600 ns: what is asked is as much of this machine.
+        # The targets were set where the generic ways took 3,000 and 1,600 ns; here they scale with the machine.
         limit, reference = (2000, 3000) if case.endswith("to json") else (1500, 1600)
         ratios = [mine / theirs for mine, theirs in zip(ours, generic, strict=True)]
         good = statistics.median(ratios) <= limit / reference
-        words = f"{spread(ratios)} of the generic way, wanted at most {limit / reference:.2f}: {_word(good)}"
+        words = f"{spread(ratios)} of the generic way, wanted at most {limit / reference:.2f}: {_verdict_word(good)}"
         lines.append(report.Line("transcode", text, f"{case}: {words}"))
         words = f"{spread(ours)} ns, generic {spread(generic)} ns; {limit:,} and {reference:,} where the target was set"
         lines.append(report.Line("transcode", text, f"{case}: {words}"))
@@ -124,24 +125,26 @@ def joins(bench: Bench, rounds: int, seconds: float) -> list[report.Line]:
     lines = []
     for held, asked in ((8000, 8000), (80, 80), (80, 8000)):
         text = f"200 clients with {held:,} of 8,000 symbols each; a newcomer asks for {asked:,} and leaves"
-        found = [measure_joins(bench, seconds, held, asked) for _ in range(rounds)]
+        results = [measure_joins(bench, seconds, held, asked) for _ in range(rounds)]
         for name, values, limit in (
-            ("a join", [j.join for j in found], 5),
-            ("a leave", [j.leave for j in found], 5),
-            ("longest turn of the hub", [max((took for took, _ in j.turns), default=0.0) for j in found], 10),
+            ("a join", [j.join for j in results], 5),
+            ("a leave", [j.leave for j in results], 5),
+            ("longest turn of the hub", [max((took for took, _ in j.turns), default=0.0) for j in results], 10),
         ):
             good = statistics.median(values) <= limit
-            lines.append(report.Line("joins", text, f"{name}: {spread(values)} ms, wanted {limit} ms: {_word(good)}"))
-        new = spread([j.new_join for j in found]), spread([j.new_leave for j in found])
-        words = f"with a list that nobody has asked for before: a join {new[0]} ms, a leave {new[1]} ms"
+            lines.append(
+                report.Line("joins", text, f"{name}: {spread(values)} ms, wanted {limit} ms: {_verdict_word(good)}")
+            )
+        new = spread([j.new_join for j in results]), spread([j.new_leave for j in results])
+        words = f"with a list that no client has requested before: a join {new[0]} ms, a leave {new[1]} ms"
         lines.append(report.Line("joins", text, words))
-        p99 = [[getattr(j, which).p99 / 1000 for j in found] for which in ("disturbed", "undisturbed")]
+        p99 = [[getattr(j, which).p99 / 1000 for j in results] for which in ("disturbed", "undisturbed")]
         words = f"p99 latency with joins: {spread(p99[0])} ms, without: {spread(p99[1])} ms"
         lines.append(report.Line("joins", text, words))
     return lines
 
 
-def _word(good: bool) -> str:
+def _verdict_word(good: bool) -> str:
     return "reached" if good else "MISSED"
 
 

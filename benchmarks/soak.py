@@ -1,15 +1,15 @@
-"""Many algorithms for a long time: does anybody who is well ever miss a message, and does the memory stay?
+"""Soak test: many algorithms for a long time must miss no message.
 
     python benchmarks/soak.py --seconds 1200
 
-The proxy is a process of its own, and so is the Alpaca that it is connected to. Algorithms of both codecs hold some
-symbols or all of them; some of them come and go, in good manners and bad; one reads nothing at all; and every minute
-Alpaca drops the connection. Alpaca numbers each symbol's trades and keeps a record of what it sent on which connection.
-While that is up, everyone must hear exactly that. The exit status is 1 if anyone who reads missed anything.
+The proxy and the simulated Alpaca are separate processes. Algorithms with either codec subscribe to some symbols or to
+all; some join and leave, with a close frame, a FIN or a RST; one reads nothing at all; and every minute Alpaca drops
+the connection. Alpaca numbers each symbol's trades and records the numbers that it sent on each connection; while
+connected, every algorithm that reads must receive exactly these. The exit status is 1 if any of them missed a message.
 """
 
 # ruff: noqa: E402
-# gevent's patch comes before every other import.
+# gevent's monkey patch must come before every other import.
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ from gevent.fileobject import FileObject
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from algorithm import Algorithm, Found
+from algorithm import Algorithm, Totals
 
 SYMBOLS = [f"S{number:02}" for number in range(50)]
 HELD = 10  # symbols of an algorithm that does not hold all
 TICK_SECONDS = 0.1
-PAUSE_SECONDS = 0.5  # in which nothing is said before a drop, so that what was sent has been read
+PAUSE_SECONDS = 0.5  # before a drop, without messages, so that everything sent has been read
 SETTLE_SECONDS = 5
 CONFIG = """\
 listen: {{port: {port}}}
@@ -60,12 +60,15 @@ clients:
 """
 
 
-# Alpaca, in a process of its own
+# Alpaca, as a separate process
 
 
 def alpaca(rate: int, drop_seconds: float) -> None:
-    """Publishes until standard input ends, then prints its record: by epoch and symbol, the first and last number that
-    it sent on the connection of that epoch. An epoch ends with a drop."""
+    """Publish until standard input ends, then print the record as JSON.
+
+    The record has, by epoch and symbol, the first and last number sent on the connection of that epoch. An epoch ends
+    with a drop.
+    """
     from proxy.simulator import Simulator
 
     record: dict[int, dict[str, list[int]]] = {}
@@ -84,8 +87,8 @@ def alpaca(rate: int, drop_seconds: float) -> None:
             batch = []
             for symbol in itertools.islice(symbols, round(rate * TICK_SECONDS)):
                 numbers[symbol] += 1
-                about = {"T": "t", "S": symbol, "i": numbers[symbol], "e": epoch, "w": time.monotonic_ns()}
-                batch.append({**about, "x": "V", "p": 100.25, "s": 100, "c": ["@"], "z": "C"})
+                head = {"T": "t", "S": symbol, "i": numbers[symbol], "e": epoch, "w": time.monotonic_ns()}
+                batch.append({**head, "x": "V", "p": 100.25, "s": 100, "c": ["@"], "z": "C"})
             for message in batch:
                 if any(peer.session.wants(message) for peer in simulator.connections("iex")):
                     spans = record.setdefault(epoch, {})
@@ -99,7 +102,10 @@ def alpaca(rate: int, drop_seconds: float) -> None:
 
 
 def soak(options: argparse.Namespace) -> bool:
-    """Runs it and prints what was found. Whether nobody missed anything."""
+    """Run the soak test and print its table.
+
+    Returns whether no algorithm missed a message and nothing else failed.
+    """
     rng = random.Random(options.seed)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -114,41 +120,41 @@ def soak(options: argparse.Namespace) -> bool:
         command = [sys.executable, "-m", "proxy", "-c", str(config)]
         proxy = stack.enter_context(_process(command, cwd=ROOT, stderr=log, stdout=subprocess.DEVNULL))
         _until(lambda: _status(ports[1]) is not None)
-        found, algorithms, sessions = Found(), [], itertools.count(1)
+        totals, algorithms, sessions = Totals(), [], itertools.count(1)
 
-        def begin() -> Algorithm:
+        def join() -> Algorithm:
             symbols = ["*"] if rng.random() < 0.1 else rng.sample(SYMBOLS, HELD)
-            algorithm = Algorithm(ports[0], "well", rng.choice(["json", "msgpack"]), symbols, found)
+            algorithm = Algorithm(ports[0], "well", rng.choice(["json", "msgpack"]), symbols, totals)
             algorithms.append(algorithm)
             next(sessions)
             gevent.spawn(algorithm.run)
             return algorithm
 
-        def come_and_go() -> None:
+        def join_and_leave() -> None:
             while not over:
-                passing = begin()
+                passing = join()
                 gevent.sleep(rng.uniform(1, 10))
                 if not over:
                     passing.leave(rng.choice(["close", "fin", "rst"]))
 
         def stall() -> None:
             while not over:
-                Algorithm(ports[0], "stalled", "json", ["*"], found).stall()
+                Algorithm(ports[0], "stalled", "json", ["*"], totals).stall()
 
         over = False
         passing = round(options.clients * options.passing)
         for _ in range(options.clients - passing - 1):
-            begin()
-        crowd = [gevent.spawn(come_and_go) for _ in range(passing)]
+            join()
+        crowd = [gevent.spawn(join_and_leave) for _ in range(passing)]
         gevent.spawn(stall)
         gevent.sleep(SETTLE_SECONDS)
         cpu, began, memory = _cpu(proxy.pid), time.monotonic(), [_mib(proxy.pid, "VmRSS")]
         while (left := began + options.seconds - time.monotonic()) > 0:
             gevent.sleep(min(60, left))
             memory.append(_mib(proxy.pid, "VmRSS"))
-            words = f"missed {found.missed}, disordered {found.disordered}, closed {dict(found.closed)}"
+            problems = f"missed {totals.missed}, disordered {totals.disordered}, closed {dict(totals.closed)}"
             print(
-                f"{time.monotonic() - began:5.0f} s  {memory[-1]:.1f} MiB  heard {found.heard:,}  {words}",
+                f"{time.monotonic() - began:5.0f} s  {memory[-1]:.1f} MiB  received {totals.received:,}  {problems}",
                 file=sys.stderr,
             )
         share = (_cpu(proxy.pid) - cpu) / (time.monotonic() - began)
@@ -157,39 +163,40 @@ def soak(options: argparse.Namespace) -> bool:
         record = {int(epoch): spans for epoch, spans in json.loads(source.stdout.read()).items()}
         gevent.killall(crowd)
         drops = max(record)
-        found.missed += sum(algorithm.missed_at_the_ends(record) for algorithm in algorithms)
+        totals.missed += sum(algorithm.missed_at_the_ends(record) for algorithm in algorithms)
         document = _status(ports[1])
-        closed = found.closed.copy()
+        closed = totals.closed.copy()
         peak = _mib(proxy.pid, "VmHWM")
         proxy.send_signal(signal.SIGTERM)
         proxy.wait(30)
         log.flush()
-        bugs = sum(json.loads(line)["event"].endswith(".bug") for line in (folder / "log").read_text().splitlines())
+        events = [json.loads(line)["event"] for line in (folder / "log").read_text().splitlines()]
+        errors = sum(event.endswith(".internal_error") for event in events)
     rows = {
-        "clients at once": f"{options.clients}, {passing} of them come and go, 1 reads nothing",
+        "clients at once": f"{options.clients}, {passing} of them join and leave, 1 reads nothing",
         "sessions": f"{next(sessions) - 1:,}",
         "messages a second from Alpaca": f"{options.rate}",
         "drops of the connection": f"{drops}",
-        "messages heard": f"{found.heard:,}",
-        "missed by those who read": f"{found.missed}",
-        "twice, or out of order": f"{found.disordered}",
-        "of their sessions closed by the proxy": f"{closed.total()} {dict(closed) or ''}".strip(),
+        "messages received": f"{totals.received:,}",
+        "missed by clients that read": f"{totals.missed}",
+        "duplicate or out of order": f"{totals.disordered}",
+        "sessions of clients that read closed by the proxy": f"{closed.total()} {dict(closed) or ''}".strip(),
         "counted by the proxy as lost": "; ".join(f"{who}: {n:,} ({why})" for who, why, n in _losses(document)),
-        "longest silence while connected": f"{found.silence:.2f} s",
-        "longest silence over a drop": f"{found.outage:.2f} s",
-        "latency p50, p99, p99.9, worst": ", ".join(f"{found.lag(s):.1f}" for s in (0.5, 0.99, 0.999, 1)) + " ms",
+        "longest silence while connected": f"{totals.silence:.2f} s",
+        "longest silence across a drop": f"{totals.outage:.2f} s",
+        "latency p50, p99, p99.9, worst": ", ".join(f"{totals.lag(s):.1f}" for s in (0.5, 0.99, 0.999, 1)) + " ms",
         "memory at the start, the end, the peak": f"{memory[0]:.1f}, {memory[-1]:.1f}, {peak:.1f} MiB",
         "of one core": f"{share:.0%}",
-        "bugs in the log": f"{bugs}",
+        "internal errors in the log": f"{errors}",
     }
     print(f"{options.seconds} s on {_machine()}\n\n| | |\n|---|---|")
     print("\n".join(f"| {name} | {value} |" for name, value in rows.items()))
-    abort = any(who == "well" and why != "closed" for who, why, _ in _losses(document))
-    return not (found.missed or found.disordered or closed.total() or abort or bugs)
+    lost = any(who == "well" and why != "closed" for who, why, _ in _losses(document))
+    return not (totals.missed or totals.disordered or closed.total() or lost or errors)
 
 
 def _losses(document: Any) -> list[tuple[str, str, int]]:
-    """Client, reason, messages."""
+    """The proxy's counts of lost messages: client, reason, messages."""
     return [(of["client"], why, n) for of in document["clients"] for why, n in of["lost"].items()]
 
 
@@ -211,13 +218,13 @@ def _free_port() -> int:
 
 
 def _status(port: int) -> Any:
-    with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/status.json", timeout=10) as answer:
-        return json.load(answer)
+    with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/status.json", timeout=10) as response:
+        return json.load(response)
 
 
-def _until(so: Any) -> None:
+def _until(condition: Any) -> None:
     deadline = time.monotonic() + 20
-    while not so():
+    while not condition():
         if time.monotonic() > deadline:
             sys.exit("the proxy does not start")
         gevent.sleep(0.05)
@@ -229,7 +236,7 @@ def _mib(pid: int, what: str) -> float:
 
 
 def _cpu(pid: int) -> float:
-    """Seconds of processor time so far."""
+    """The processor time of a process so far, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -244,7 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=1200)
     parser.add_argument("--clients", type=int, default=200)
-    parser.add_argument("--passing", type=float, default=0.25, help="share of those that come and go")
+    parser.add_argument("--passing", type=float, default=0.25, help="share of clients that join and leave")
     parser.add_argument("--rate", type=int, default=400, help="messages a second from Alpaca")
     parser.add_argument("--drop", type=float, default=60, help="seconds between two drops")
     parser.add_argument("--seed", type=int, default=1)

@@ -1,10 +1,13 @@
-"""What a message costs in the other codec: `python benchmarks/transcode.py` prints nanoseconds as one line of JSON.
+"""The cost of transcoding a message.
 
-`ours` is the product's way, `generic` the one without structs: a library's decoder makes a dict, its timestamp is
-respelled, a library's encoder writes it. Of the libraries the fastest that keep nanoseconds, with the calendar
-computed once a second here as there. msgspec alone would be faster and stop at microseconds.
+`python benchmarks/transcode.py` prints nanoseconds as one line of JSON.
 
-Cases take turns for a few seconds and the least time of each counts: the machine may be busy, but not all the time.
+`ours` is the product's way. `generic` is the way without structs: a library decodes to a dict, the timestamp is
+converted, a library encodes the dict. The libraries are the fastest ones that keep nanoseconds, and dates are computed
+once a second, as in the product. msgspec alone would be faster, but only to microseconds.
+
+The cases are repeated alternately for a few seconds and the minimum of each counts, because the machine may be busy at
+times.
 """
 
 from __future__ import annotations
@@ -34,8 +37,8 @@ Ext = msgspec.msgpack.Ext
 
 
 def bodies(kind: str, codec: Codec) -> list[bytes]:
-    """Messages as Alpaca documents them, ten a second, each with a time of its own."""
-    made = []
+    """COUNT messages as Alpaca documents them, ten a second, at different times."""
+    encoded = []
     for number in range(COUNT):
         nanoseconds = (1_790_000_000 + number // 10) * 10**9 + (123_456_789 + 987_654_323 * number) % 10**9
         message: dict[str, object] = {"T": kind, "S": "AAPL"}
@@ -47,19 +50,20 @@ def bodies(kind: str, codec: Codec) -> list[bytes]:
             message["t"] = Ext(timestamps.EXT, timestamps.ext(nanoseconds))
         else:
             message["t"] = timestamps.rfc3339(nanoseconds)
-        made.append(codec.encode(message))
-    return made
+        encoded.append(codec.encode(message))
+    return encoded
 
 
 def generic(kind: str, body: bytes, source: Codec, target: Codec) -> bytes:
+    """Transcode a body by way of a dict."""
     if source is MSGPACK:
         message = msgpack.unpackb(body)
         message["t"] = timestamps.rfc3339(message["t"].to_unix_nano())
         return orjson.dumps(message)
     message = orjson.loads(body)
     time = message["t"]
-    both = int(time[20:-1].ljust(9, "0")) << 34 | _seconds(time[:19])
-    message["t"] = Ext(timestamps.EXT, both.to_bytes(8, "big"))
+    packed = int(time[20:-1].ljust(9, "0")) << 34 | _seconds(time[:19])
+    message["t"] = Ext(timestamps.EXT, packed.to_bytes(8, "big"))
     return MSGPACK.encode(message)
 
 
@@ -86,7 +90,7 @@ def main() -> None:
                 for body in messages:
                     way(kind, body, source, target)
                 best[case][name] = min(best[case][name], (time.thread_time_ns() - began) / COUNT)
-    print(json.dumps({case: {name: round(found) for name, found in of.items()} for case, of in best.items()}))
+    print(json.dumps({case: {name: round(least) for name, least in times.items()} for case, times in best.items()}))
 
 
 if __name__ == "__main__":

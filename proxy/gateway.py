@@ -1,6 +1,6 @@
-"""The composition root: builds every part from the configuration, starts them, drains and stops them.
+"""The composition root: builds, starts, reloads, drains and stops every part.
 
-The only module that knows everyone. It decides nothing about messages.
+Only this module imports all parts. It has no part in the flow of messages.
 """
 
 from __future__ import annotations
@@ -36,21 +36,23 @@ from proxy.observe.recent_events import RecentEvents
 from proxy.observe.snapshot import Snapshot
 from proxy.observe.status_page import Page
 from proxy.observe.tap import Taps
-from proxy.routing.allowlists import Client
+from proxy.routing.allowlists import Client, Directory
 from proxy.routing.order_ownership import OrderRouter, Orders
 from proxy.routing.router import Router
 from proxy.transport import frames
 from proxy.transport.clock import Clock
 from proxy.transport.errors import StartError
+from proxy.transport.time_slice import TimeSlice
 from proxy.upstream.supervisor import FeedSupervisor
 
 TICK_SECONDS = 0.25
 HISTORY_SECONDS = 1.0
 DRAIN_SECONDS = 5.0
-# A large subscription is thousands of objects that stay, and a collection walks every set that is held: with Python's
-# own thresholds each join sets off dozens of them, and the full ones hold the hub for more than 100 ms. The first
-# figure is how many new objects the small ones walk, which takes half a millisecond for each thousand.
-GARBAGE = (5_000, 200, 100)
+# The garbage collector's thresholds. A large subscription is thousands of objects that stay, and a collection walks
+# every set that is held: with Python's own thresholds each large subscribe triggers dozens of collections, and the full
+# ones block the hub for more than 100 ms. The first figure is the number of new objects that a small collection walks,
+# which takes half a millisecond for each thousand.
+GC_THRESHOLDS = (5_000, 200, 100)
 
 
 class GatewayState(Enum):
@@ -61,8 +63,10 @@ class GatewayState(Enum):
 
 
 class Gateway:
-    """The whole proxy in one process. `start`, then `stop`, or within `signals` `wait`. `read` reads the configuration
-    again."""
+    """The whole proxy in one process.
+
+    Call `start`, then `stop`; or `start` and `wait` within `signals`. `read` reads the configuration again.
+    """
 
     def __init__(
         self, config: Config, *, read: Callable[[], Config] | None = None, clock: Callable[[], float] | None = None
@@ -74,10 +78,10 @@ class Gateway:
         self.state = GatewayState.STARTING
         self.upstreams: dict[tuple[str, str], FeedSupervisor] = {}
         self._clock = clock
-        self._began = clock()
+        self._started_at = clock()
         self._outboxes = Outboxes(config.limits.outboxes)
         self._directory = config.directory()
-        self._orders: dict[str, Orders] = {}  # by account: what is learned outlives a change of it
+        self._orders: dict[str, Orders] = {}  # by account; kept when the account is reconfigured
         self._tls = _tls(config)
         listen, admin = config.listen, config.admin
         self.server = Server(
@@ -91,7 +95,7 @@ class Gateway:
             clock=clock,
             tls=self._tls,
         )
-        self._history = History(self._began)
+        self._history = History(self._started_at)
         self._recent = RecentEvents(clock)
         self._taps = Taps(lambda account, feed: self.upstreams.get((account, feed)), clock)
         self.admin = Admin(
@@ -104,7 +108,7 @@ class Gateway:
             hosts=admin.hosts,
         )
         self._stopping = Event()
-        self._reading = BoundedSemaphore()
+        self._reload_lock = BoundedSemaphore()
         self._reloads = 0
         self._ticker: gevent.Greenlet | None = None
         self._log = Log("gateway")
@@ -113,7 +117,10 @@ class Gateway:
         return f"<Gateway {self.state.value} {len(self.upstreams)} feeds, {len(self.server.sessions)} sessions>"
 
     def start(self) -> None:
-        """Listens, the admin port first. Raises StartError, with everything closed again."""
+        """Open the ports, the admin port first.
+
+        Raises StartError, with everything closed again.
+        """
         self._recent.open()
         for part, name in ((self.admin, "admin"), (self.server, "listen")):
             try:
@@ -129,12 +136,15 @@ class Gateway:
         self._ticker = gevent.spawn(self._tick)
         self.state = GatewayState.SERVING
         gc.collect()
-        gc.freeze()  # what the start has built stays; collections need not walk it
-        gc.set_threshold(*GARBAGE)
+        gc.freeze()  # the objects that exist now stay, so collections need not walk them
+        gc.set_threshold(*GC_THRESHOLDS)
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Signals are heard meanwhile. Before `start`, since whoever finds the ports open may send one."""
+        """Handle signals within this context.
+
+        Enter it before `start`: a service manager that sees the ports open may send a signal at once.
+        """
         handlers = [gevent.signal_handler(number, self._signal) for number in (signal.SIGTERM, signal.SIGINT)]
         handlers.append(gevent.signal_handler(signal.SIGHUP, self._reload_from_file))
         try:
@@ -144,9 +154,10 @@ class Gateway:
                 handler.cancel()
 
     def wait(self, beat: Callable[[], None] | None = None) -> None:
-        """Serves until a signal: the first SIGTERM or SIGINT drains, a second one ends at once.
+        """Serve until a signal arrives.
 
-        From now on `beat` is called at every tick, to tell others that the proxy turns.
+        The first SIGTERM or SIGINT drains, a second one ends at once. `beat` is called at every tick, to report that
+        the proxy is running.
         """
         self._beat = beat
         self._stopping.wait()
@@ -156,14 +167,17 @@ class Gateway:
             gevent.wait([drain, self._stopping], count=1)
 
     def stop(self, seconds: float = DRAIN_SECONDS) -> None:
-        """Drains: accepts nobody, flushes, closes with 1001, and after `seconds` ends what is left."""
+        """Drain, then stop.
+
+        It stops accepting, flushes, closes sessions with 1001, and ends those that are left after `seconds`.
+        """
         if self.state is not GatewayState.SERVING:
             return
         self.state = GatewayState.DRAINING
         self._log.info("draining", sessions=len(self.server.sessions))
         self.server.stop_accepting()
-        for conversation in [*self.server.sessions]:
-            conversation.close(frames.GOING_AWAY, "the proxy is shutting down")
+        for session in [*self.server.sessions]:
+            session.close(frames.GOING_AWAY, "the proxy is shutting down")
         with gevent.Timeout(seconds, False):
             while self.server.sessions:
                 gevent.sleep(0.02)
@@ -178,16 +192,21 @@ class Gateway:
 
     @property
     def reloading(self) -> bool:
-        """Whether the configuration is being read again."""
-        return bool(self._reading.locked())
+        """Whether a reload from the file is under way."""
+        return bool(self._reload_lock.locked())
 
     def reload(self, new: Config) -> ReloadPlan:
-        """Carries out what the new configuration changes, all of it or (an address would move) nothing."""
-        steps = make_plan(self.config, new)
-        if steps.restart:
-            return steps
+        """Apply the changes of the new configuration.
+
+        All of them are applied, or none if one of them needs a restart.
+        """
+        return self._apply(new, new.directory(), make_plan(self.config, new))
+
+    def _apply(self, new: Config, directory: Directory, plan: ReloadPlan) -> ReloadPlan:
+        if plan.restart:
+            return plan
         old, self.config = self.config, new
-        self._directory = self.server.directory = new.directory()
+        self._directory = self.server.directory = directory
         self.server.default_feed = new.default_feed
         self.server.origins = frozenset(new.listen.origins)
         self.server.message_limit = new.limits.message
@@ -197,38 +216,46 @@ class Gateway:
             self._tls.load_cert_chain(new.listen.tls.cert, new.listen.tls.key)
         if new.log != old.log:
             logs.set_up(new.log.format, new.log.level)
-        for conversation in [*self.server.sessions]:
-            client = conversation.client
+        time_slice = TimeSlice()
+        for session in [*self.server.sessions]:
+            if time_slice.over():
+                time_slice.yield_to_hub()
+            client = session.client
             if client is None:
                 continue
-            if client.name in steps.gone:
-                conversation.close(frames.POLICY, f"this client was reconfigured: {steps.gone[client.name]}")
-            elif (changed := self._directory.named(client.name)) is not None and client.name in steps.changed:
-                conversation.reconfigure(changed)
+            if client.name in plan.gone:
+                session.close(frames.POLICY, f"this client was reconfigured: {plan.gone[client.name]}")
+            elif (changed := self._directory.named(client.name)) is not None and client.name in plan.changed:
+                for _ in session.reconfigure(changed):
+                    if time_slice.over():
+                        time_slice.yield_to_hub()
         for (account, feed), upstream in [*self.upstreams.items()]:
             if account not in new.accounts:
                 upstream.stop()
                 del self.upstreams[account, feed]
-            elif account in steps.accounts:
+            elif account in plan.accounts:
                 upstream.reconfigure(*self._connection_settings(account, feed))
             else:
                 upstream.try_again()
-        return steps
+        return plan
 
     def upstream(self, client: Client, feed: str) -> FeedSupervisor:
-        """The connection that serves this client's feed; there is one for each account and feed."""
-        name = client.account(feed)
-        found = self.upstreams.get((name, feed))
-        if found is None:
-            found = self.upstreams[name, feed] = self._open(name, feed)
-        return found
+        """Return the supervisor of this client's feed; create it at first use.
+
+        There is one for each account and feed.
+        """
+        account = client.account(feed)
+        supervisor = self.upstreams.get((account, feed))
+        if supervisor is None:
+            supervisor = self.upstreams[account, feed] = self._create_supervisor(account, feed)
+        return supervisor
 
     def snapshot(self) -> Snapshot:
-        """What there is to know now."""
+        """Return the state of the whole proxy."""
         return Snapshot(
             state=self.state.value,
             time=time.time(),
-            uptime=self._clock() - self._began,
+            uptime=self._clock() - self._started_at,
             accounts=len(self.config.accounts),
             feeds=tuple(upstream.state() for upstream in self.upstreams.values()),
             sessions=tuple(self.server.states()),
@@ -242,33 +269,33 @@ class Gateway:
             events=self._recent.events(),
         )
 
-    def _open(self, account: str, feed: str) -> FeedSupervisor:
-        known = endpoint(feed)
-        assert known is not None  # the configuration names no other
+    def _create_supervisor(self, account: str, feed: str) -> FeedSupervisor:
+        feed_endpoint = endpoint(feed)
+        assert feed_endpoint is not None  # the configuration is checked
         login, codec, router = self._connection_settings(account, feed)
-        return FeedSupervisor(known, login, codec, router, self._clock)
+        return FeedSupervisor(feed_endpoint, login, codec, router, self._clock)
 
     def _connection_settings(self, account: str, feed: str) -> tuple[Login, Codec, Router | OrderRouter]:
-        """How an account's feed is reached, spoken and routed."""
-        known = endpoint(feed)
-        assert known is not None
+        """Return the log-in, the codec and a new router for an account's feed."""
+        feed_endpoint = endpoint(feed)
+        assert feed_endpoint is not None
         entry = self.config.accounts[account]
         login = Login(account, entry.url(feed), entry.key.reveal(), entry.secret.reveal())
         codec = CODECS[entry.speaks(feed)]
-        if known.dialect is Dialect.TRADING:
+        if feed_endpoint.dialect is Dialect.TRADING:
             orders = self._orders.setdefault(account, Orders(self._order_owners))
-            return login, codec, OrderRouter(known, orders, self._clock)
-        return login, codec, Router(known, codec)
+            return login, codec, OrderRouter(feed_endpoint, orders, self._clock)
+        return login, codec, Router(feed_endpoint, codec)
 
     def _order_owners(self, client_order_id: str) -> list[str]:
         return [c.name for c in self._directory if c.allow.permits("trading", "trade_updates", client_order_id)]
 
     def _tick(self) -> None:
-        due = remembered = self._clock()
+        due = recorded_at = self._clock()
         delay = 0.0
         while True:
             now = self._clock()
-            delay = max(delay, now - due)  # whoever else was due then had to wait as long
+            delay = max(delay, now - due)  # the hub was blocked for so long
             parts: list[ClientSession | FeedSupervisor | Taps] = [
                 *self.server.sessions,
                 *self.upstreams.values(),
@@ -277,25 +304,25 @@ class Gateway:
             for part in parts:
                 try:
                     part.tick(now)
-                except Exception:  # a bug in one part must not stop the clock of the others
+                except Exception:  # an internal error of one part must not stop the ticks of the others
                     self._log.error("internal_error", part=repr(part))
             if self._beat is not None:
                 self._beat()
-            if now - remembered >= HISTORY_SECONDS:
+            if now - recorded_at >= HISTORY_SECONDS:
                 try:
-                    self._remember(now, delay)
-                except Exception:  # nor may one in this
+                    self._record_history(now, delay)
+                except Exception:
                     self._log.error("internal_error", part=repr(self._history))
-                remembered, delay = now, 0.0
+                recorded_at, delay = now, 0.0
             due = self._clock() + TICK_SECONDS
             gevent.sleep(TICK_SECONDS)
 
-    def _remember(self, now: float, delay: float) -> None:
+    def _record_history(self, now: float, delay: float) -> None:
         self._history.add(
             now,
-            received={of: upstream.router.received for of, upstream in self.upstreams.items()},
+            received={key: upstream.router.received for key, upstream in self.upstreams.items()},
             delivered=self.server.delivered_now(),
-            lags={of: upstream.stats.lags for of, upstream in self.upstreams.items()},
+            lags={key: upstream.stats.lags for key, upstream in self.upstreams.items()},
             delay=delay,
         )
 
@@ -303,23 +330,33 @@ class Gateway:
         self._stopping.set()
 
     def _reload_from_file(self) -> None:
-        """SIGHUP. A file that is wrong changes nothing. A thread reads it: a long one would hold the hub up."""
-        with self._reading:
-            self._reloads += 1
-            log = Log("gateway", number=self._reloads)  # somebody waits for it: no fold of the last one's lines
-            found = gevent.get_hub().threadpool.apply(self._found)
-            if isinstance(found, Config):
-                steps = self.reload(found)
-                for line in steps.lines():
-                    (log.warning if steps.restart else log.info)("reload", plan=line)
-            elif found is not None:
-                for problem in found.problems:
-                    log.warning("reload", problem=problem, result="nothing was reloaded")
+        """Reload after SIGHUP; a file with problems changes nothing.
 
-    def _found(self) -> Config | ConfigError | None:
-        """The configuration as it now is, or what is wrong with it: the thread's own hub would print an exception."""
+        A thread reads and compares the file, so that the hub is not blocked.
+        """
+        with self._reload_lock:
+            self._reloads += 1
+            log = Log("gateway", number=self._reloads)  # the number keeps the repeat filter from merging the lines
+            try:
+                prepared = gevent.get_hub().threadpool.apply(self._prepare)
+                if isinstance(prepared, ConfigError):
+                    for problem in prepared.problems:
+                        log.warning("reload", problem=problem, result="nothing was reloaded")
+                elif prepared is not None:
+                    plan = self._apply(*prepared)
+                    for line in plan.lines():
+                        (log.warning if plan.restart else log.info)("reload", plan=line)
+            except Exception:
+                log.error("internal_error")
+
+    def _prepare(self) -> tuple[Config, Directory, ReloadPlan] | ConfigError | None:
+        """Return the configuration in the file and its changes, or its problems.
+
+        Runs in a thread.
+        """
         try:
-            return self._read and self._read()
+            new = None if self._read is None else self._read()
+            return None if new is None else (new, new.directory(), make_plan(self.config, new))
         except ConfigError as error:
             return error
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from tests.harness import Harness
     from tests.single_file import Built, LinuxBuild
 
-# How many examples a property is tried on; `--hypothesis-profile=thorough` is what .ci/run asks for. There they are the
-# same each time, so that a change is judged by what it does; elsewhere they are new ones, which find something at last.
+# The number of examples for each property test; .ci/run uses `--hypothesis-profile=thorough`. In CI the examples are
+# the same in each run, so that a failure is due to the change; elsewhere they are random and find more over time.
 PINNED = "CI" in os.environ
 settings.register_profile("plain", max_examples=30, deadline=None, derandomize=PINNED)
 settings.register_profile("thorough", max_examples=150, deadline=None, derandomize=PINNED)
@@ -28,27 +28,29 @@ settings.load_profile("plain")
 
 T = TypeVar("T")
 
-# The proxy as a whole is imported in its fixtures alone, so that tests of a part need that part and no other.
+# Only the fixtures import the whole proxy, so that tests of one part import only that part.
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time runs faster where it is not the subject: ticks, reconnects, the wait for a refusal."""
+    """Shorten the proxy's ticks, reconnect waits and delays of refusals."""
     from proxy import gateway
     from proxy.alpaca.client_protocol import Backoff
-    from proxy.downstream import auth_throttle as penalties
+    from proxy.downstream import auth_throttle as auth_throttle
 
     monkeypatch.setattr(gateway, "TICK_SECONDS", 0.01)
     monkeypatch.setattr(Backoff, "LEAST", 0.02)
     monkeypatch.setattr(Backoff, "MOST", 0.1)
     for name in ("FIRST", "STEP", "MOST"):
-        monkeypatch.setattr(penalties, name, 0.02)
+        monkeypatch.setattr(auth_throttle, name, 0.02)
 
 
 @pytest.fixture
 def start(quick: None) -> Iterator[Callable[..., Harness]]:
-    """Starts a proxy in front of a simulator: `start(CLIENTS, plan=…)`; `config` is for `Harness`, the rest for the
-    simulator."""
+    """Start a proxy in front of a simulator: `start(CLIENTS, plan=…)`.
+
+    `config` goes to `Harness`, the other arguments to the simulator.
+    """
     from proxy.simulator import Simulator
     from tests.harness import Harness
 
@@ -64,7 +66,7 @@ def start(quick: None) -> Iterator[Callable[..., Harness]]:
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate of 127.0.0.1 that nobody vouches for, and its key."""
+    """A self-signed certificate for 127.0.0.1, and its key."""
     folder = tmp_path_factory.mktemp("tls")
     cert, key = folder / "server.crt", folder / "server.key"
     command = "openssl req -x509 -nodes -days 2 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -subj /CN=127.0.0.1"
@@ -75,14 +77,14 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def wait_until() -> Callable[..., Any]:
-    """Waits until something is so, and returns it: `wait_until(lambda: listener.strangers == 0)`."""
+    """Wait for a condition; return its value: `wait_until(lambda: not server.sessions)`."""
 
-    def wait_until(so: Callable[[], T], seconds: float = 5) -> T:
+    def wait_until(condition: Callable[[], T], seconds: float = 5) -> T:
         deadline = time.monotonic() + seconds
-        while not (found := so()):
-            assert time.monotonic() < deadline, "it did not come about in time"
+        while not (value := condition()):
+            assert time.monotonic() < deadline, "condition not met in time"
             time.sleep(0.002)
-        return found
+        return value
 
     return wait_until
 
@@ -97,6 +99,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @pytest.fixture(scope="session")
 def linux_build(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LinuxBuild]:
+    """The running build of the single file for every Python on Linux."""
     from tests.single_file import LinuxBuild
 
     build = LinuxBuild(built, tmp_path_factory.mktemp("linux") / "tree")
@@ -105,8 +108,8 @@ def linux_build(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="session", autouse=True)
-def early(request: pytest.FixtureRequest) -> None:
-    """That longer build goes on while tests of the shorter one are at work, if any test is about it."""
+def start_linux_build_early(request: pytest.FixtureRequest) -> None:
+    """Start the longer build at once if needed, so that it runs beside other tests."""
     if any("linux" in getattr(item, "fixturenames", ()) for item in request.session.items):
         request.getfixturevalue("linux_build")
 

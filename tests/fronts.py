@@ -1,4 +1,7 @@
-"""TLS in front of the proxy: nginx and Caddy as config/ has them, at a port and with a certificate of the tests."""
+"""nginx and Caddy in front of the proxy.
+
+They are configured as in config/, except for port and certificate.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,15 @@ SECONDS = 30.0
 
 
 def program(name: str) -> str | None:
-    """Where it is."""
+    """The path of a program, or None."""
     return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
 
 
 def needed(name: str) -> str:
-    """The same; fails with the next step if there is none."""
-    found = program(name)
-    assert found is not None, f"this test runs {name}: apt-get install {name}"
-    return found
+    """The path of a program; fail with the command that installs it if there is none."""
+    path = program(name)
+    assert path is not None, f"this test runs {name}: apt-get install {name}"
+    return path
 
 
 @contextmanager
@@ -42,17 +45,17 @@ def nginx(folder: Path, behind: tuple[str, int], cert: Path, key: Path) -> Itera
         "http://127.0.0.1:8765": "http://{}:{}".format(*behind),
     }
     (folder / "site.conf").write_text(changed(text, changes), "utf-8")
-    places = "".join(
+    temp_paths = "".join(
         f"{name}_temp_path {folder}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     user = "user root;" if os.geteuid() == 0 else ""
     (folder / "nginx.conf").write_text(
         f"daemon off; {user} pid {folder}/nginx.pid; error_log {folder}/error.log;\n"
-        f"events {{}}\nhttp {{ access_log off; {places} include {folder}/site.conf; }}\n"
+        f"events {{}}\nhttp {{ access_log off; {temp_paths} include {folder}/site.conf; }}\n"
     )
     command = [needed("nginx"), "-e", str(folder / "error.log"), "-c", str(folder / "nginx.conf")]
-    tested = subprocess.run([*command, "-t"], capture_output=True, text=True)
-    assert tested.returncode == 0, tested.stderr
+    check = subprocess.run([*command, "-t"], capture_output=True, text=True)
+    assert check.returncode == 0, check.stderr
     with _running(command, port):
         yield port
 
@@ -73,16 +76,19 @@ def caddy(folder: Path, behind: tuple[str, int], cert: Path, key: Path) -> Itera
 
 
 def changed(text: str, changes: Mapping[str, str]) -> str:
-    """The text with each of these, which stands there once, in the place of another."""
-    for there, here in changes.items():
-        assert text.count(there) == 1, there
-        text = text.replace(there, here)
+    """The text with each key of `changes` replaced by its value.
+
+    Each key must occur exactly once.
+    """
+    for old, new in changes.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
     return text
 
 
 @contextmanager
 def _running(command: list[str], port: int, **variables: str) -> Iterator[None]:
-    """A server that is listening, and is ended afterwards."""
+    """Run a server, listening on `port`, until the block ends."""
     server = subprocess.Popen(
         command, env={**os.environ, **variables}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -96,7 +102,7 @@ def _running(command: list[str], port: int, **variables: str) -> Iterator[None]:
 
 
 def free_port() -> int:
-    """One that nobody has at this moment."""
+    """A TCP port on 127.0.0.1 that is free at this moment."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
@@ -108,7 +114,7 @@ def _listens(port: int) -> bool:
 
 
 def until(condition: Callable[[], bool], seconds: float = SECONDS) -> bool:
-    """Whether it came true in time."""
+    """Wait for the condition; whether it came true in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -1,8 +1,8 @@
-"""The whole proxy between a simulated Alpaca and clients that share no code with it.
+"""Test harness: the whole proxy between the simulator and independent clients.
 
-`Harness` is simulator and gateway in this process, on ports of their own. `Client` is the `websockets` library with
-`json` and `msgpack`; `Wire` is a bare socket for what no library would do. Nothing here sleeps and hopes: whatever is
-waited for has a deadline.
+`Harness` runs the simulator and the gateway in this process, each on a free port. The clients share no code with the
+proxy: `Client` is the `websockets` library with `json` and `msgpack`; `Wire` is a bare socket for frames that no
+library would send. Tests wait for conditions with a deadline, never for a fixed time.
 """
 
 from __future__ import annotations
@@ -53,8 +53,11 @@ clients:
 """
 
 
-def wait_for(condition: Callable[[], object], what: str = "it did not come about", seconds: float = SECONDS) -> None:
-    """Returns as soon as it is so; fails after so many seconds."""
+def wait_for(condition: Callable[[], object], what: str = "condition not met", seconds: float = SECONDS) -> None:
+    """Return as soon as the condition holds.
+
+    Fail after `seconds` with `what`, which names the failure.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what} within {seconds} s"
@@ -62,7 +65,7 @@ def wait_for(condition: Callable[[], object], what: str = "it did not come about
 
 
 def trade(symbol: str, number: int, **more: Any) -> dict[str, Any]:
-    """A trade as Alpaca documents it; `i` is its number."""
+    """A trade as Alpaca documents it, with `number` as its `i`."""
     details = {"x": "V", "p": 100.25, "s": 100, "c": ["@"], "z": "C", "t": STAMP}
     return {"T": "t", "S": symbol, "i": number, **details, **more}
 
@@ -74,7 +77,10 @@ def quote(symbol: str, **more: Any) -> dict[str, Any]:
 
 
 class Client:
-    """An algorithm. Every frame that it hears is kept: bytes in `frames`, messages that are data in `data`."""
+    """An algorithm.
+
+    It keeps what it receives: every frame's bytes in `frames`, data messages in `data`.
+    """
 
     def __init__(self, ws: ClientConnection, codec: str, trading: bool) -> None:
         self.ws = ws
@@ -94,7 +100,7 @@ class Client:
         self.ws.send(msgpack.packb(request) if self.codec == "msgpack" else json.dumps(request))
 
     def receive(self, seconds: float = SECONDS) -> Any:
-        """The next frame, decoded. Control messages must come alone in theirs."""
+        """The next frame, decoded. A control message must be alone in its frame."""
         frame = self.ws.recv(timeout=seconds)
         assert isinstance(frame, str) is (self.codec == "json" and not self._trading)
         raw = frame.encode() if isinstance(frame, str) else frame
@@ -110,20 +116,24 @@ class Client:
         return message
 
     def answer(self, seconds: float = SECONDS) -> Any:
-        """The next control message: an array of one, or the object of the trading dialect. Data before it is kept."""
+        """The next control message; data before it goes to `data`.
+
+        It is an array of one message, or an object in the trading dialect.
+        """
         deadline = time.monotonic() + seconds
         while True:
-            heard = len(self.data)
+            before = len(self.data)
             message = self.receive(deadline - time.monotonic())
-            if len(self.data) == heard:
+            if len(self.data) == before:
                 return message
 
     def ask(self, request: Any) -> Any:
+        """Send the request and return the next control message."""
         self.send_json(request)
         return self.answer()
 
     def log_in(self, key: str, secret: str | None = None) -> Client:
-        """Authenticates, which must succeed; the secret is the key unless it is given."""
+        """Authenticate, which must succeed; the secret defaults to the key."""
         request = {"action": "auth", "key": key, "secret": key if secret is None else secret}
         if self._trading:
             data = {"key_id": request["key"], "secret_key": request["secret"]}
@@ -134,7 +144,7 @@ class Client:
         return self
 
     def subscribe(self, **channels: list[str]) -> Any:
-        """The reply: the acknowledgement's channels that hold something, or the error."""
+        """Subscribe; return the acknowledgement's non-empty channels, or the error."""
         return _reply(self.ask({"action": "subscribe", **channels}))
 
     def unsubscribe(self, **channels: list[str]) -> Any:
@@ -144,33 +154,36 @@ class Client:
         return self.ask({"action": "listen", "data": {"streams": list(streams)}})["data"]
 
     def gather(self, count: int, seconds: float = SECONDS) -> list[dict[str, Any]]:
-        """All data so far, once there are so many messages."""
+        """All data so far, as soon as there are at least `count` messages."""
         deadline = time.monotonic() + seconds
         while len(self.data) < count:
             self.receive(deadline - time.monotonic())
         return self.data
 
     def numbers(self, symbol: str, last: int, seconds: float = SECONDS) -> list[int]:
-        """The numbers of a symbol's trades, heard until the one numbered `last` has come."""
+        """The numbers of a symbol's trades so far, once the one numbered `last` has come."""
         deadline = time.monotonic() + seconds
         while last not in (numbers := [m["i"] for m in self.data if m["T"] == "t" and m["S"] == symbol]):
             self.receive(deadline - time.monotonic())
         return numbers
 
     def silent(self) -> bool:
-        """Whether nothing more has come: no data precedes the answer to a request that asks for nothing."""
-        heard = len(self.data)
+        """Whether no more data has come before the reply to a request without effect."""
+        before = len(self.data)
         self.ask({"action": "nothing"} if self._trading else {"action": "subscribe"})
-        return len(self.data) == heard
+        return len(self.data) == before
 
     def closed(self, seconds: float = SECONDS) -> tuple[int | None, str]:
-        """Hears everything until the end; the code and the reason of the close frame."""
+        """Receive until the connection ends.
+
+        Return the close frame's code and reason, or (None, "").
+        """
         deadline = time.monotonic() + seconds
         try:
             while True:
                 self.receive(max(0.0, deadline - time.monotonic()))
-        except ConnectionClosed as end:
-            return (end.rcvd.code, end.rcvd.reason) if end.rcvd else (None, "")
+        except ConnectionClosed as closed:
+            return (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (None, "")
 
 
 def _reply(message: Any) -> Any:
@@ -187,19 +200,22 @@ def dial(
     headers: dict[str, str] | None = None,
     **options: Any,
 ) -> Client:
-    """Opens a WebSocket; `codec` is named in the Content-Type header unless it is None."""
+    """Open a WebSocket; the Content-Type header names `codec` unless it is None."""
     headers = dict(headers or {})
     if codec is not None:
         headers["Content-Type"] = f"application/{codec}"
     scheme = "wss" if "ssl" in options else "ws"
     options = {"compression": None, "close_timeout": 0.2, "ping_interval": None, "max_queue": None} | options
     ws = connect(f"{scheme}://{address[0]}:{address[1]}{path}", additional_headers=headers, **options)
-    named_options = path in ("/v1beta1/opra", "/v1beta1/indicative")
-    return Client(ws, codec or ("msgpack" if named_options else "json"), path.startswith("/stream"))
+    is_options = path in ("/v1beta1/opra", "/v1beta1/indicative")
+    return Client(ws, codec or ("msgpack" if is_options else "json"), path.startswith("/stream"))
 
 
 class Wire:
-    """A WebSocket client of bare bytes: it masks with zeros, and reads and answers when it is told to."""
+    """A WebSocket client on a bare socket.
+
+    It masks with zeros, and reads and replies only on request.
+    """
 
     def __init__(
         self,
@@ -236,7 +252,7 @@ class Wire:
         assert b" 101 " in head
 
     def send(self, opcode: int, payload: bytes, *, first: int = 0x80) -> None:
-        """One frame; `first` are the bits beside its opcode."""
+        """Send one frame; `first` holds the bits of the first byte other than the opcode."""
         self.socket.sendall(self.frame(opcode, payload, first=first))
 
     @staticmethod
@@ -254,7 +270,7 @@ class Wire:
         self.send(TEXT, json.dumps(request).encode())
 
     def log_in(self, key: str, **channels: list[str]) -> Wire:
-        """Authenticates and subscribes, and reads the three answers."""
+        """Authenticate and subscribe, and read the greeting and both replies."""
         self.send_json({"action": "auth", "key": key, "secret": key})
         self.send_json({"action": "subscribe", **channels})
         for kind in ("success", "success", "subscription"):
@@ -264,7 +280,7 @@ class Wire:
         return self
 
     def receive(self) -> tuple[int, bytes]:
-        """The next frame: its opcode and payload. Raises EOFError when there is no more."""
+        """The next frame's opcode and payload. Raises EOFError at the end of the stream."""
         first, size = self._take(2)
         if size == 126:
             size = int.from_bytes(self._take(2), "big")
@@ -273,7 +289,10 @@ class Wire:
         return first & 0x0F, self._take(size)
 
     def rest(self) -> Iterator[tuple[int, bytes]]:
-        """Every frame until the end of the connection, which must come; a close frame is answered."""
+        """Every frame until the connection ends, which must happen.
+
+        A close frame is answered.
+        """
         try:
             while True:
                 opcode, payload = self.receive()
@@ -293,14 +312,17 @@ class Wire:
         return taken
 
     def crash(self) -> None:
-        """Goes away as a killed program does that has not read everything: with a RST."""
+        """End the connection with a RST, as a killed program with unread data does."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
 
 class Harness:
-    """A simulator, and a gateway whose only account is there. `clients` are the lines below `clients:`; `listen` and
-    `admin` are settings of those sections, `more` further sections."""
+    """A simulator, and a gateway whose only account connects to it.
+
+    `clients` is the YAML below `clients:`; `listen` and `admin` are settings of these sections, `more` holds further
+    sections.
+    """
 
     def __init__(
         self,
@@ -315,7 +337,7 @@ class Harness:
     ) -> None:
         self._stack = ExitStack()
         self.simulator = self._stack.enter_context(simulator)
-        self.bugs = self._stack.enter_context(_bugs())
+        self.bugs = self._stack.enter_context(_internal_errors())
         text = CONFIG.format(
             clients=clients,
             accounts=accounts.format(url=self.simulator.url),
@@ -330,18 +352,18 @@ class Harness:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where clients connect."""
+        """The host and port that clients connect to."""
         return self.gateway.server.address
 
     def upstream(self, feed: str = "iex", account: str = "main") -> FeedSupervisor:
         return self.gateway.upstreams[account, feed]
 
     def dial(self, path: str = "/v2/iex", codec: str | None = None, **options: Any) -> Client:
-        """A connection that says nothing yet."""
+        """A connection that has not logged in."""
         return self._stack.enter_context(dial(self.address, path, codec, **options))
 
     def client(self, key: str, path: str = "/v2/iex", codec: str | None = None) -> Client:
-        """An algorithm that has logged in."""
+        """A client that has logged in."""
         client = self.dial(path, codec)
         if not path.startswith("/stream"):
             assert client.receive() == CONNECTED
@@ -354,9 +376,13 @@ class Harness:
 
     @contextmanager
     def undisturbed(self, *witnesses: Client, feed: str = "iex", symbol: str = "AAPL") -> Iterator[None]:
-        """Trades flow without a pause; whatever happens meanwhile, each witness gets every one, once and in order, and
-        they are on their way to it at once: those that waited longer than CALM_SECONDS waited for a second in all."""
-        heard = [len(witness.data) for witness in witnesses]
+        """Publish trades without a pause inside the block.
+
+        Each witness must get every one, once and in order.
+
+        Every batch must also be sent at once: the waits longer than CALM_SECONDS add up to less than one second.
+        """
+        received = [len(witness.data) for witness in witnesses]
         outboxes = [self._outbox(witness) for witness in witnesses]
         first = self.publish(feed, symbol, 1)
         late = 0.0
@@ -365,10 +391,13 @@ class Harness:
         def flow() -> None:
             nonlocal late
             while not over:
-                due = {outbox: outbox.delivered + 5 for outbox in outboxes}
+                targets = {outbox: outbox.delivered + 5 for outbox in outboxes}
                 began = time.monotonic()
                 self.publish(feed, symbol, 5)
-                wait_for(lambda due=due: all(outbox.delivered >= sent for outbox, sent in due.items()), "not sent")
+                wait_for(
+                    lambda targets=targets: all(outbox.delivered >= target for outbox, target in targets.items()),
+                    "not sent",
+                )
                 waited = time.monotonic() - began
                 late += waited if waited > CALM_SECONDS else 0
 
@@ -380,7 +409,7 @@ class Harness:
             flowing.get()
         assert late < 1, f"messages waited for {late} s"
         last = self.publish(feed, symbol, 1)
-        for witness, before in zip(witnesses, heard, strict=True):
+        for witness, before in zip(witnesses, received, strict=True):
             witness.numbers(symbol, last)
             numbers = [m["i"] for m in witness.data[before:] if m["T"] == "t" and m["S"] == symbol]
             assert numbers == list(range(first, last + 1))
@@ -391,32 +420,35 @@ class Harness:
         return outbox
 
     def publish(self, feed: str, symbol: str, count: int, *, batch: int = 1) -> int:
-        """Publishes numbered trades; the last one's number."""
+        """Publish numbered trades; return the last one's number."""
         self.simulator.publish_trades(feed, symbol, count, batch=batch)
-        return self.simulator._sequence[feed, symbol]
+        return self.simulator._trade_counts[feed, symbol]
 
     def fill(self, outbox: Outbox, pending: int) -> None:
-        """Publishes until so many bytes wait in a session's outbox, and no faster than the proxy takes it."""
+        """Publish until `pending` bytes wait in an outbox, as fast as the proxy receives."""
         router = self.upstream("iex").router
         while outbox.pending < pending:
             before = router.received
             self.publish("iex", "AAPL", 200, batch=100)
-            wait_for(lambda all_of_it=before + 200: router.received >= all_of_it)
+            wait_for(lambda expected=before + 200: router.received >= expected)
 
     def close(self) -> None:
-        """Ends everything. No greenlet may have died of a bug, nor one have been logged."""
+        """Stop everything.
+
+        No error may have been logged, and no exception have ended a greenlet.
+        """
         self._stack.close()
         assert self.bugs == []
 
 
 @contextmanager
-def _bugs() -> Iterator[list[str]]:
-    """What is logged as an error, and greenlets that die of an exception."""
-    found: list[str] = []
+def _internal_errors() -> Iterator[list[str]]:
+    """Collect what is logged as an error, and exceptions that end a greenlet."""
+    errors: list[str] = []
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            found.append(self.format(record))
+            errors.append(self.format(record))
 
     handler = Handler(logging.ERROR)
     logger = logging.getLogger("proxy")
@@ -426,21 +458,21 @@ def _bugs() -> Iterator[list[str]]:
 
     def handle_error(context: Any, kind: Any, value: Any, tb: Any) -> None:
         if not issubclass(kind, (*hub.SYSTEM_ERROR, *hub.NOT_ERROR)):
-            found.append(f"{context!r}: {kind.__name__}: {value}")
+            errors.append(f"{context!r}: {kind.__name__}: {value}")
         before(context, kind, value, tb)
 
     hub.handle_error = handle_error
     try:
-        yield found
+        yield errors
     finally:
         hub.handle_error = before
         logger.removeHandler(handler)
 
 
 class Process:
-    """`python -m proxy …` as a process of its own; its log, one JSON object a line, is collected as it comes.
+    """`python -m proxy …` as a separate process; `events` collects its JSON log.
 
-    `program` is what Python runs in place of `-m proxy`.
+    `program` replaces `-m proxy`.
     """
 
     def __init__(self, *arguments: str, folder: Path, program: Sequence[str] = ("-m", "proxy"), **options: Any) -> None:
@@ -468,24 +500,24 @@ class Process:
             self.leave_unread(name)
 
     def leave_unread(self, name: str) -> None:
-        """Closes our end of its `stdout` or `stderr`."""
+        """Close this end of its `stdout` or `stderr`."""
         self._readers.pop(name).kill()
         getattr(self.popen, name).close()
 
     @property
     def text(self) -> str:
-        """All that it has printed and logged so far."""
+        """Everything that it has printed and logged so far."""
         return "\n".join(self.lines)
 
     def address(self, event: str = "proxy.listening") -> tuple[str, int]:
-        """Where it listens, as its log says."""
+        """The host and port of a listener, from its log."""
         wait_for(lambda: event in self._names() or self.popen.poll() is not None, f"{event} was not logged")
         assert event in self._names(), self.text
         host, _, port = self.events[self._names().index(event)]["at"].split("/")[2].rpartition(":")
         return host, int(port)
 
     def end(self, *, seconds: float = SECONDS) -> int:
-        """Waits for its end; the exit code. Nothing that it said may be a traceback."""
+        """Wait for its end; return the exit code. Its output must hold no traceback."""
         code = self.popen.wait(seconds)
         gevent.joinall([*self._readers.values()], timeout=seconds)
         assert "Traceback" not in self.text, self.text
@@ -503,7 +535,7 @@ class Process:
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for this machine that nobody signed, and its key."""
+    """A self-signed certificate for localhost, and its key."""
     cert, key = folder / "server.crt", folder / "server.key"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]

@@ -1,6 +1,7 @@
-"""What tests of the single file share: a build of this tree, and machines that never saw the file.
+"""Helpers for tests of the single file: builds, and fresh machines to run them on.
 
-It is built from a copy of this tree as git sees it, committed there, so that what the file says of itself is known.
+The file is built from a copy of the files that git would keep of this tree, committed there, so that its commit is
+known.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A finished build: the tree it was made in, the commit of that tree, and what the build printed."""
+    """A finished build: its source tree, the tree's commit, and the build's output."""
 
     tree: Path
     commit: str
@@ -30,15 +31,15 @@ class Built:
     def file(self) -> Path:
         return self.tree / "alpaca-proxy.pyz"
 
-    def clone(self, tree: Path, *made: str) -> Path:
-        """The same sources in another tree, with what the build made and keeps: names below `build/`, * for any."""
+    def clone(self, tree: Path, *cached: str) -> Path:
+        """Clone the sources to another tree, with these caches (patterns below `build/`)."""
         git("clone", "--quiet", str(self.tree), str(tree), cwd=self.tree)
-        for pattern in made:
+        for pattern in cached:
             self.give(tree, pattern)
         return tree
 
     def give(self, tree: Path, pattern: str) -> None:
-        """Have another tree keep what was made here."""
+        """Copy the matching files and folders below `build/` to another tree."""
         (tree / "build").mkdir(exist_ok=True)
         for path in (self.tree / "build").glob(pattern):
             if path.is_dir():
@@ -48,7 +49,7 @@ class Built:
 
     @property
     def wheels(self) -> dict[str, str]:
-        """The wheels inside, with their sums."""
+        """The names of the wheels inside, with their SHA-256."""
         with zipfile.ZipFile(self.file) as packed:
             wheels = [name for name in packed.namelist() if name.endswith(".whl")]
             return {name.rpartition("/")[2]: hashlib.sha256(packed.read(name)).hexdigest() for name in wheels}
@@ -56,7 +57,7 @@ class Built:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine that never saw the file: an empty home, no cache of unpacked files, and a working folder of its own."""
+    """A fresh machine: an empty home, an empty cache, a separate working folder."""
 
     built: Built
     folder: Path
@@ -65,7 +66,7 @@ class Machine:
     def run(
         self, *arguments: str | Path, within: tuple[str, ...] = (), **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        """Runs the file with these arguments; `within` is the command that is to run it."""
+        """Run the file with these arguments; `within` is a wrapper command."""
         return subprocess.run(
             [*within, *self.command(*arguments)],
             cwd=self.folder,
@@ -96,7 +97,7 @@ class Machine:
 
     @property
     def unpacked(self) -> list[Path]:
-        """Where something was unpacked, below the home."""
+        """The folders below the home that hold unpacked files."""
         return sorted((self.folder / "home" / ".cache" / "alpaca-proxy").glob("*"))
 
     def write(self, name: str, text: str) -> Path:
@@ -107,7 +108,7 @@ class Machine:
 
 
 def environment() -> dict[str, str]:
-    """This process's variables without those that would steer git, pex or the caches of the tools."""
+    """This process's environment without variables for git, pex and caches."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -122,21 +123,21 @@ def run(*command: str | Path, cwd: Path, **variables: str) -> subprocess.Complet
 
 
 def git(*arguments: str, cwd: Path) -> str:
-    own = ("-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false")
-    done = run("git", *own, *arguments, cwd=cwd)
+    options = ("-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false")
+    done = run("git", *options, *arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 def pythons() -> list[tuple[tuple[int, int], str]]:
-    """Every CPython on this machine, with its version: this one, those on PATH, those installed by pyenv."""
+    """Each CPython here with its version: this one, those on PATH, those of pyenv."""
     folders = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if "shims" not in folder]
     folders += sorted(Path("~/.pyenv/versions").expanduser().glob("*/bin"))
-    named = [
+    candidates = [
         (re.fullmatch(r"python([23])\.(\d+)", path.name), path) for folder in folders for path in folder.glob("p*")
     ]
-    found = [((int(match[1]), int(match[2])), str(path)) for match, path in named if match]
-    return [(sys.version_info[:2], sys.executable), *found]
+    others = [((int(match[1]), int(match[2])), str(path)) for match, path in candidates if match]
+    return [(sys.version_info[:2], sys.executable), *others]
 
 
 FIT: dict[tuple[int, int], str] = {}
@@ -145,17 +146,20 @@ for version, python in pythons():
     (FIT if (3, 10) <= version <= (3, 14) else UNFIT).setdefault(version, python)
 
 
-def of_anybody() -> tuple[str, int | None]:
-    """A Python and a user to run it: as root, a user who is nobody, with a Python of the system's; else oneself."""
+def unprivileged() -> tuple[str, int | None]:
+    """A Python and the user to run it as.
+
+    As root: the system's Python and the user nobody. Otherwise: this Python and None, the current user.
+    """
     if os.geteuid() != 0:
         return sys.executable, None
-    systems = [python for version, python in pythons() if version in FIT and python.startswith("/usr/")]
-    assert systems, "no Python in /usr that any user could run"
-    return systems[0], 65534
+    system_pythons = [python for version, python in pythons() if version in FIT and python.startswith("/usr/")]
+    assert system_pythons, "no Python in /usr that any user could run"
+    return system_pythons[0], 65534
 
 
 def build(tree: Path) -> Built:
-    """Copy what git would keep of this tree to `tree`, commit it there and build."""
+    """Copy this tree's files, except ignored ones, to `tree`, commit and build there."""
     for name in git("ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\0"):
         source = ROOT / name
         if name and source.is_file():
@@ -170,7 +174,7 @@ def build(tree: Path) -> Built:
 
 
 class LinuxBuild:
-    """The build for every Python on Linux, from the sources of another one. It goes on while others are at work."""
+    """A build for every Python on Linux, in the background."""
 
     def __init__(self, built: Built, tree: Path) -> None:
         self._built = Built(built.clone(tree, "tools-*"), built.commit, "")
@@ -186,8 +190,8 @@ class LinuxBuild:
         )
 
     def finished(self) -> Built:
-        printed, complaints = self._process.communicate(timeout=240)
-        assert self._process.returncode == 0, complaints
+        printed, stderr = self._process.communicate(timeout=240)
+        assert self._process.returncode == 0, stderr
         return replace(self._built, printed=printed)
 
     def close(self) -> None:

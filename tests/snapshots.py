@@ -1,4 +1,7 @@
-"""Snapshots of a small proxy, for tests of what is rendered from one: two feeds, two clients, three sessions."""
+"""Snapshots of a small proxy for tests of their renderings.
+
+The proxy has two feeds, two clients and three sessions.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ def feed(name: str = "iex", **more: Any) -> FeedState:
         connects=1,
         received=100,
         unrouted=1,
+        irregular={"untranslatable": 2, "oversized": 0},
         malformed=0,
         outages=1,
         outage_seconds=12.5,
@@ -34,12 +38,12 @@ def feed(name: str = "iex", **more: Any) -> FeedState:
 
 
 def session(client: str = "alpha", pending: int = 0) -> SessionState:
-    held = frozenset([("trades", "AAPL")])
-    return SessionState(client, "iex", "127.0.0.1:1", "json", 1.0, held, pending, 1000, 7, 0, 0, False)
+    topics = frozenset([("trades", "AAPL")])
+    return SessionState(client, "iex", "127.0.0.1:1", "json", 1.0, topics, pending, 1000, 7, 0, 0, False)
 
 
 def snapshot(**more: Any) -> Snapshot:
-    known = Snapshot(
+    default = Snapshot(
         state="serving",
         time=1_700_000_000.5,
         uptime=60.0,
@@ -55,4 +59,4 @@ def snapshot(**more: Any) -> Snapshot:
         seconds=(),
         events=(),
     )
-    return replace(known, **more)
+    return replace(default, **more)

@@ -1,6 +1,6 @@
-"""What config/ has for deployment: the systemd unit, the container's files, and TLS in front, each checked by its tool.
+"""The deployment files of config/: systemd unit, container, TLS in front.
 
-No Docker engine is needed: the steps of the Dockerfile are carried out in a folder of their own.
+Each is checked by its own tool. No Docker engine is needed: the Dockerfile's steps are executed in a temporary folder.
 """
 
 from __future__ import annotations
@@ -49,22 +49,25 @@ CLIENTS = '  alpha: {key: alpha, secret: alpha, allow: {iex: "*"}}'
 
 
 def directives() -> dict[str, list[str]]:
-    """The unit's settings, each with the values that it was given."""
-    found: dict[str, list[str]] = defaultdict(list)
+    """The unit's settings, each with its list of values."""
+    settings: dict[str, list[str]] = defaultdict(list)
     for line in UNIT.read_text("utf-8").splitlines():
         name, equals, value = line.partition("=")
         if equals and not line.startswith("#"):
-            found[name].append(value)
-    return found
+            settings[name].append(value)
+    return settings
 
 
 def arguments(command: str) -> list[str]:
-    """What follows the single file in a command line."""
+    """The arguments after the single file in a command line."""
     return shlex.split(command.partition("alpaca-proxy.pyz")[2])
 
 
-def test_the_unit_is_one_that_systemd_understands() -> None:
-    """Asks systemd where there is one; anywhere, a line is a comment, a section or a setting."""
+def test_the_unit_is_valid() -> None:
+    """Every line is a comment, a section or a setting.
+
+    Where systemd-analyze is installed, it verifies the unit.
+    """
     for line in UNIT.read_text("utf-8").splitlines():
         assert re.match(r"$|#|\[(Unit|Service|Install)\]$|[A-Z]\w+=", line), line
     if analyze := shutil.which("systemd-analyze"):
@@ -90,10 +93,10 @@ def test_the_unit_starts_again_unless_the_configuration_cannot_work() -> None:
     unit = directives()
     assert (unit["Restart"], unit["RestartPreventExitStatus"]) == (["always"], [str(int(Exit.CANNOT_WORK))])
     assert unit["StartLimitIntervalSec"] == ["0"]
-    assert unit["ExecStartPre"][0].startswith("-")  # a failed check is for people; the run's own status decides
+    assert unit["ExecStartPre"][0].startswith("-")  # a failed check is only logged; the status of `run` decides
 
 
-def test_the_units_commands_are_ones_that_it_understands() -> None:
+def test_the_units_commands_are_valid_command_lines() -> None:
     unit = directives()
     [check], [start] = unit["ExecStartPre"], unit["ExecStart"]
     assert parser().parse_args(arguments(check)).verb == "check"
@@ -102,7 +105,7 @@ def test_the_units_commands_are_ones_that_it_understands() -> None:
     assert check.removeprefix("-").partition(".pyz")[0] == start.partition(".pyz")[0]
 
 
-def test_the_unit_unpacks_where_it_may_write_and_nowhere_else() -> None:
+def test_the_unit_unpacks_to_its_cache_folder_the_only_writable_one() -> None:
     unit = directives()
     assert unit["Environment"] == [f"PEX_ROOT=%C/{unit['CacheDirectory'][0]}"]
     assert (unit["ProtectSystem"], unit["ProtectHome"]) == (["strict"], ["yes"])
@@ -111,15 +114,15 @@ def test_the_unit_unpacks_where_it_may_write_and_nowhere_else() -> None:
 
 
 def test_the_units_secrets_are_credentials(tmp_path: Path) -> None:
-    """The lines of YAML in its comment read what LoadCredential gives."""
-    given = {value.partition(":")[0] for value in directives()["LoadCredential"]}
-    place = "/run/credentials/alpaca-proxy.service"
-    shown = re.findall(rf"^#   (\w+: \$\{{file:{place}/([\w-]+)\}})$", UNIT.read_text("utf-8"), re.MULTILINE)
-    assert {name for _, name in shown} == given
-    for name in given:
+    """The YAML lines in its comment read the files that LoadCredential provides."""
+    credentials = {value.partition(":")[0] for value in directives()["LoadCredential"]}
+    folder = "/run/credentials/alpaca-proxy.service"
+    shown = re.findall(rf"^#   (\w+: \$\{{file:{folder}/([\w-]+)\}})$", UNIT.read_text("utf-8"), re.MULTILINE)
+    assert {name for _, name in shown} == credentials
+    for name in credentials:
         (tmp_path / name).write_text("canary\n")
     account = "\n".join(f"    {line}" for line, _ in shown)
-    account = account.replace(place, str(tmp_path))
+    account = account.replace(folder, str(tmp_path))
     text = f"accounts:\n  paper:\n{account}\nclients:\n  a: {{key: a, secret: {'x' * 20}, allow: {{iex: '*'}}}}\n"
     config = configuration.parse(text, "proxy.yaml", {}, tmp_path)
     assert config.accounts["paper"].secret.reveal() == "canary"
@@ -138,7 +141,8 @@ def instructions() -> Iterator[tuple[str, str]]:
 
 
 def dockerfile(name: str) -> list[str]:
-    return [rest for found, rest in instructions() if found == name]
+    """The arguments of every instruction of this name in the Dockerfile."""
+    return [rest for instruction, rest in instructions() if instruction == name]
 
 
 def compose() -> dict[str, Any]:
@@ -152,7 +156,7 @@ def container_config() -> Config:
     return configuration.parse(text, "proxy.yaml", ENVIRON, DOCKER)
 
 
-def test_the_containers_configuration_is_good_and_holds_no_secret() -> None:
+def test_the_containers_configuration_is_valid_and_holds_no_secret() -> None:
     config = container_config()
     assert (config.listen.host, config.listen.insecure, config.admin.host) == ("0.0.0.0", True, "0.0.0.0")
     assert config.admin.token is not None
@@ -160,14 +164,14 @@ def test_the_containers_configuration_is_good_and_holds_no_secret() -> None:
     assert "canary" not in (DOCKER / "proxy.yaml").read_text("utf-8")
 
 
-def test_what_is_copied_into_the_image_exists_and_is_let_through() -> None:
+def test_files_copied_into_the_image_exist_and_pass_dockerignore() -> None:
     allowed = set(re.findall(r"^!(.+)$", (DOCKER / "Dockerfile.dockerignore").read_text("utf-8"), re.MULTILINE))
     copied = {source for rest in dockerfile("COPY") if "--from" not in rest for source in _sources(rest)}
     assert copied == allowed
     assert [name for name in copied if not (ROOT / name).exists()] == []
 
 
-def test_the_image_runs_as_nobody_and_knows_its_health() -> None:
+def test_the_image_runs_unprivileged_and_has_a_health_check() -> None:
     assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", dockerfile("USER")[-1])
     assert parser().parse_args(_words(dockerfile("HEALTHCHECK")[0].partition("CMD ")[2])[2:]).verb == "healthcheck"
     assert parser().parse_args(_words(dockerfile("CMD")[-1])).verb == "run"
@@ -175,13 +179,13 @@ def test_the_image_runs_as_nobody_and_knows_its_health() -> None:
     assert dockerfile("EXPOSE") == [f"{config.listen.port} {config.admin.port}"]
 
 
-def test_compose_publishes_on_this_machine_alone() -> None:
+def test_compose_publishes_on_the_loopback_address_alone() -> None:
     service, config = compose(), container_config()
     ports = [config.listen.port, config.admin.port]
     assert service["ports"] == [f"127.0.0.1:{port}:{port}" for port in ports]
 
 
-def test_compose_gives_the_container_little() -> None:
+def test_compose_restricts_the_container() -> None:
     service = compose()
     assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
     assert service["security_opt"] == ["no-new-privileges:true"]
@@ -192,26 +196,29 @@ def test_compose_gives_the_container_little() -> None:
 
 def test_compose_and_the_image_agree() -> None:
     service = compose()
-    wanted = set(re.findall(r"\$\{(\w+)\}", (DOCKER / "proxy.yaml").read_text("utf-8")))
-    assert set(service["environment"]) == wanted
+    variables = set(re.findall(r"\$\{(\w+)\}", (DOCKER / "proxy.yaml").read_text("utf-8")))
+    assert set(service["environment"]) == variables
     assert all(value == f"${{{name}:?}}" for name, value in service["environment"].items())
     assert service["healthcheck"]["test"][1:] == _words(dockerfile("HEALTHCHECK")[0].partition("CMD ")[2])
-    place = Path(dict(pair.split("=") for pair in dockerfile("ENV")[0].split())["ALPACA_PROXY_CONFIG"])
-    assert service["volumes"] == [f".:{place.parent}:ro"]
-    assert any(rest.endswith(str(place)) for rest in dockerfile("COPY"))
+    path = Path(dict(pair.split("=") for pair in dockerfile("ENV")[0].split())["ALPACA_PROXY_CONFIG"])
+    assert service["volumes"] == [f".:{path.parent}:ro"]
+    assert any(rest.endswith(str(path)) for rest in dockerfile("COPY"))
 
 
 @pytest.mark.build
 @pytest.mark.timeout(300)
-def test_the_dockerfiles_steps_make_a_container_that_is_healthy(
+def test_the_dockerfiles_steps_make_a_healthy_container(
     tmp_path: Path, start: Callable[..., Harness], built: Built
 ) -> None:
-    """Each step in turn, with a folder for each stage in the place of its root; at last the container's own process."""
+    """Execute each step, then start the container's process.
+
+    A folder is the root of each stage.
+    """
     image = _Image(tmp_path)
     for name, rest in instructions():
         image.step(name, rest)
         if name == "WORKDIR":
-            built.give(image.root / rest.lstrip("/"), "*-*")  # tools and wheels, which an earlier build has fetched
+            built.give(image.root / rest.lstrip("/"), "*-*")  # the tools and wheels of an earlier build
     simulator = start(CLIENTS).simulator
     config = image.root / "etc" / "alpaca-proxy" / "proxy.yaml"
     text = config.read_text("utf-8").replace("host: 0.0.0.0", "host: 127.0.0.1")  # as if published there
@@ -233,13 +240,16 @@ def test_the_dockerfiles_steps_make_a_container_that_is_healthy(
 
 
 class _Image:
-    """An image in the making. Absolute paths of the Dockerfile mean places below a folder for the stage."""
+    """An image under construction.
+
+    Absolute paths of the Dockerfile lie below a folder for each stage.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.stages: dict[str, Path] = {}
         self.root = folder
-        self.place = "/"
+        self.workdir = "/"
         self.environ = {name: value for name, value in os.environ.items() if not name.startswith(("PEX", "APCA"))}
         self.entrypoint: list[str] = []
         self.command: list[str] = []
@@ -250,55 +260,60 @@ class _Image:
             stage = rest.partition(" AS ")[2] or "final"
             self.root = self.stages[stage] = self.folder / stage
             self.root.mkdir()
-            self.place = "/"
+            self.workdir = "/"
         elif name == "WORKDIR":
-            self.place = rest
+            self.workdir = rest
             self._at(rest).mkdir(parents=True)
         elif name == "COPY":
             self._copy(rest)
         elif name in ("ENV", "ARG"):
-            self.environ |= {key: self._here(value) for key, value in (pair.split("=", 1) for pair in rest.split())}
+            self.environ |= {key: self._rebased(value) for key, value in (pair.split("=", 1) for pair in rest.split())}
         elif name == "RUN":
-            command = ["sh", "-euc", self._here(rest)]
+            command = ["sh", "-euc", self._rebased(rest)]
             done = subprocess.run(
-                command, cwd=self._at(self.place), env=self._path(), capture_output=True, text=True, timeout=240
+                command,
+                cwd=self._at(self.workdir),
+                env=self._environment(),
+                capture_output=True,
+                text=True,
+                timeout=240,
             )
             assert done.returncode == 0, done.stderr
         elif name == "HEALTHCHECK":
-            self.healthcheck = [self._here(word) for word in _words(rest.partition("CMD ")[2])]
+            self.healthcheck = [self._rebased(word) for word in _words(rest.partition("CMD ")[2])]
         elif name == "ENTRYPOINT":
-            self.entrypoint = [self._here(word) for word in _words(rest)]
+            self.entrypoint = [self._rebased(word) for word in _words(rest)]
         elif name == "CMD":
-            self.command = [self._here(word) for word in _words(rest)]
+            self.command = [self._rebased(word) for word in _words(rest)]
         else:
             assert name in ("USER", "EXPOSE"), name
 
     def process(self, command: list[str]) -> dict[str, Any]:
-        """How to run a command in the container."""
-        environ = {**self._path(), **ENVIRON, "HOME": "/nonexistent"}
+        """The arguments of `subprocess` that run a command in the container."""
+        environ = {**self._environment(), **ENVIRON, "HOME": "/nonexistent"}
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         return {"args": command, "cwd": "/", "env": environ, **pipes}
 
     def _copy(self, rest: str) -> None:
         source = self.stages[stage[1]] if (stage := re.search(r"--from=(\w+)", rest)) else ROOT
         *names, target = [word for word in rest.split() if not word.startswith("--")]
-        place = self._at(target) if target.startswith("/") else self._at(self.place) / target
+        destination = self._at(target) if target.startswith("/") else self._at(self.workdir) / target
         for name in names:
             path = source / name.lstrip("/")
             if path.is_dir():
-                shutil.copytree(path, place, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(path, destination, ignore=shutil.ignore_patterns("__pycache__"))
             else:
-                into = place / path.name if target.endswith("/") else place
-                into.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, into)
+                file = destination / path.name if target.endswith("/") else destination
+                file.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, file)
 
     def _at(self, path: str) -> Path:
         return self.root / path.lstrip("/")
 
-    def _here(self, text: str) -> str:
+    def _rebased(self, text: str) -> str:
         return re.sub(r"(?<![\w.])/(?=(?:app|etc|src)\b)", f"{self.root}/", text)
 
-    def _path(self) -> dict[str, str]:
+    def _environment(self) -> dict[str, str]:
         """The environment, in which `python` is this Python."""
         programs = self.folder / "bin"
         programs.mkdir(exist_ok=True)
@@ -308,7 +323,7 @@ class _Image:
 
 
 def _words(array: str) -> list[str]:
-    """An instruction's words in its exec form."""
+    """The words of an instruction in exec form."""
     words = yaml.safe_load(array)
     assert isinstance(words, list)
     return words
@@ -321,7 +336,7 @@ def _sources(rest: str) -> list[str]:
 # TLS in front
 
 
-def test_what_stands_in_front_reaches_the_client_port_alone() -> None:
+def test_a_front_server_forwards_to_the_client_port_alone() -> None:
     listen, admin = Config.model_fields["listen"].default, Config.model_fields["admin"].default
     for path in (CADDY, NGINX):
         settings = "\n".join(line for line in path.read_text("utf-8").splitlines() if not line.startswith("#"))
@@ -331,15 +346,20 @@ def test_what_stands_in_front_reaches_the_client_port_alone() -> None:
 
 @pytest.mark.build
 @pytest.mark.parametrize("front", [nginx, caddy], ids=lambda front: front.__name__)
-def test_an_algorithm_gets_through(tmp_path: Path, start: Callable[..., Harness], front: Front) -> None:
+def test_an_algorithm_connects_through_the_front_server(
+    tmp_path: Path, start: Callable[..., Harness], front: Front
+) -> None:
     proxy = start(CLIENTS)
     cert, key = certificate(tmp_path)
     with front(tmp_path, proxy.address, cert, key) as port:
-        _talk(proxy, port, cert)
+        _check_client_and_plain_request(proxy, port, cert)
 
 
-def _talk(proxy: Harness, port: int, cert: Path) -> None:
-    """An algorithm logs in, subscribes and hears; a plain request is told what this is."""
+def _check_client_and_plain_request(proxy: Harness, port: int, cert: Path) -> None:
+    """An algorithm logs in, subscribes and receives trades.
+
+    A plain HTTP request gets status 426.
+    """
     trusting = ssl.create_default_context(cafile=str(cert))
     with dial(("localhost", port), ssl=trusting) as client:
         client.receive()

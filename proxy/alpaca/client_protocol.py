@@ -1,12 +1,12 @@
-"""Our side of the conversation with Alpaca about one feed: what to say, and what was heard.
+"""The client's side of the protocol, toward Alpaca: bytes in, events out.
 
-    IDLE ─► CONNECTING ─► AUTHENTICATING ─► LIVE          somebody wants something, and all goes well
-              ▲   └──────────────┴───────────┴─► WAITING  refused or lost: again after `Backoff`
+    IDLE ─► CONNECTING ─► AUTHENTICATING ─► LIVE          a session wants a topic of the feed
+              ▲   └──────────────┴───────────┴─► WAITING  refused or lost: connect again after `Backoff`
               └──────────────────────────────────┘
-    REFUSED: Alpaca does not serve this account here (409); asked again every five minutes
+    REFUSED: the account's plan does not include this feed (409); connect again every five minutes
 
-Pure: bytes in, a `Heard` out. What the difference between wanted and acked is, the ledger knows; how bytes travel,
-`net.upstream`.
+Pure: a `ClientProtocol` turns bytes into a `FeedEvent` and requests into bytes. `routing.reconciler` computes the
+requests, and `upstream.supervisor` owns the connection and the phase.
 """
 
 from __future__ import annotations
@@ -32,24 +32,27 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Alpaca's turn has passed to us: send this."""
+    """Send this payload."""
 
     payload: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class LoggedIn:
-    """The feed is live."""
+    """Alpaca has accepted the log-in: the feed is live."""
 
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """The request under way was accepted."""
+    """Alpaca has accepted the request under way."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Alpaca said no: to the log-in, or to the request under way. An HTTP refusal has its status as code."""
+    """Alpaca has refused the log-in or the request under way.
+
+    For an HTTP refusal, the code is the status.
+    """
 
     code: int
     msg: str
@@ -57,21 +60,22 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """Not for us."""
+    """A message that the protocol does not handle."""
 
 
 FeedEvent = Send | LoggedIn | Confirmed | Refused | Ignored
 
-# These say something of the connection, not of the request under way.
+MAX_TEXT = 256  # characters of an error of Alpaca's that are passed on and logged
+
+# Codes that refuse the connection, not the request under way.
 OF_THE_CONNECTION = frozenset((401, 402, 403, 404, 406, 407))
 
-
-# What to do about a refusal, by its code or HTTP status.
+# Advice on a refusal, by its code or HTTP status.
 HINTS = {
     401: "check the account's key and secret",
-    402: "check the account's key and secret, and that `trading` (paper or live) is what they belong to",
+    402: "check the account's key and secret, and that they belong to the environment in `trading` (paper or live)",
     404: "check the account's data_url and trading_url",
-    406: "another program holds this account's connection, or one that died without a word does, for up to 90 s",
+    406: "another program holds this account's connection; that of a program that crashed stays taken for up to 90 s",
     409: "the account's plan does not include this feed",
     429: "Alpaca asks to reconnect less often",
 }
@@ -79,7 +83,7 @@ HINTS = {
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Where a feed lives and who asks there."""
+    """A feed's URL and the account's credentials."""
 
     account: str
     url: str
@@ -91,7 +95,10 @@ class Login:
 
 
 class MarketClientProtocol:
-    """The market dialect: Alpaca greets, we log in, it answers, then requests one at a time."""
+    """The market dialect.
+
+    Alpaca sends the first message, the proxy logs in, then sends one request at a time.
+    """
 
     def __init__(self, codec: Codec, login: Login) -> None:
         self.codec = codec
@@ -99,11 +106,11 @@ class MarketClientProtocol:
         self._auth = codec.encode(market.auth(login.key, login.secret))
 
     def opening(self) -> list[bytes]:
-        """What we say before Alpaca says anything."""
+        """Return the messages to send before Alpaca has sent any."""
         return []
 
     def receive(self, body: Raw | bytes) -> FeedEvent:
-        """A control message."""
+        """Return the event of a control message."""
         codec = self.codec
         try:
             message = codec.control(body)
@@ -112,7 +119,7 @@ class MarketClientProtocol:
         kind, msg = codec.text_of(message.T), codec.text_of(message.msg)
         if kind == "error":
             code = codec.integer_of(message.code)
-            return Refused(500 if code is None else code, msg or "")
+            return Refused(500 if code is None else code, (msg or "")[:MAX_TEXT])
         if kind == "subscription":
             return Confirmed()
         if msg == "connected":
@@ -120,12 +127,18 @@ class MarketClientProtocol:
         return LoggedIn() if msg == "authenticated" else Ignored()
 
     def request(self, add: bool, topics: Iterable[Topic], acked: Iterable[Topic]) -> bytes:
-        """The request for one difference."""
+        """Encode a request to add or to remove these topics.
+
+        `acked` are the topics that Alpaca has confirmed before.
+        """
         return self.codec.encode(market.change(add, topics))
 
 
 class TradingClientProtocol:
-    """The trading dialect: we log in at once, then `listen` to all that is wanted."""
+    """The trading dialect.
+
+    The proxy logs in at once, then `listen` names all streams that are wanted.
+    """
 
     text = True
 
@@ -137,7 +150,7 @@ class TradingClientProtocol:
         return [self._auth]
 
     def receive(self, body: Raw | bytes) -> FeedEvent:
-        """Any message; Nothing for order updates and what is unknown."""
+        """Return the event of a message, `Ignored` for order updates."""
         codec = self.codec
         try:
             message = codec.envelope(body)
@@ -153,11 +166,13 @@ class TradingClientProtocol:
             status = codec.text_of(data.get("status")) or "unauthorized"
             if status == "authorized":
                 return LoggedIn()
-            return Refused(406 if status == "exceeded" else 402, status)  # C#'s SDK: too many connections
+            return Refused(406 if status == "exceeded" else 402, status[:MAX_TEXT])  # C#'s SDK: too many connections
         if stream == "listening":
             error = data.get("error")
-            return Confirmed() if error is None or codec.is_null(error) else Refused(409, codec.text_of(error) or "")
-        return Refused(500, codec.text_of(data.get("error_message")) or "")
+            if error is None or codec.is_null(error):
+                return Confirmed()
+            return Refused(409, (codec.text_of(error) or "")[:MAX_TEXT])
+        return Refused(500, (codec.text_of(data.get("error_message")) or "")[:MAX_TEXT])
 
     def request(self, add: bool, topics: Iterable[Topic], acked: Iterable[Topic]) -> bytes:
         changed, held = frozenset(topics), frozenset(acked)
@@ -168,30 +183,31 @@ ClientProtocol = MarketClientProtocol | TradingClientProtocol
 
 
 def client_protocol_for(endpoint: Endpoint, codec: Codec, login: Login) -> ClientProtocol:
-    """The conversation that this endpoint's dialect asks for."""
+    """Return the protocol of the endpoint's dialect."""
     return (TradingClientProtocol if endpoint.dialect is Dialect.TRADING else MarketClientProtocol)(codec, login)
 
 
 class Backoff:
-    """How long to wait before the next connection, in seconds: full jitter under a bound that doubles from 1 to 30.
+    """The wait before the next connection, in seconds.
 
-    After a refusal (402, 406) the bound starts at 2 and no wait is under 1: the slot of a connection that died without
-    a word stays taken for up to 90 s, and asking harder does not free it. `random` gives a number from 0 to 1.
+    It has full jitter under a bound that doubles from 1 to 30. After a refusal (402, 406) the bound starts at 2 and no
+    wait is under 1: the slot of a connection that died without a close stays taken for up to 90 s, and more attempts do
+    not free it. `random` returns a number from 0 to 1.
     """
 
     LEAST, MOST = 1.0, 30.0
-    REFUSED = 300.0  # 409: the plan lacks this feed; it may be bought, but not within seconds
+    REFUSED = 300.0  # 409: the plan does not include this feed; an upgrade of the plan takes minutes, not seconds
 
     def __init__(self, random: Callable[[], float]) -> None:
         self._random = random
         self._bound = self.LEAST
 
     def reset(self) -> None:
-        """The connection has proved itself."""
+        """Reset the bound, after a connection that has worked."""
         self._bound = self.LEAST
 
     def next(self, refused: bool) -> float:
-        """The wait after one more failure."""
+        """Return the wait after one more failure."""
         least = 0.0
         if refused:
             self._bound = max(self._bound, 2 * self.LEAST)

@@ -1,7 +1,7 @@
-"""Work in steps: what takes milliseconds, written so that others may have a turn in between.
+"""Cooperative computations: generators that yield between chunks of work.
 
-A client may ask for thousands of topics while data flows to everybody else. Pure code cannot wait, so such work is a
-generator that pauses after each piece of it; whoever drives it decides what a pause is.
+A client may request thousands of topics while data flows to all other clients. Pure code cannot wait, so a computation
+that takes milliseconds is a generator that yields after each chunk; its caller decides whether to pause there.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
 from typing import TypeVar
 
-CHUNK_SIZE = 2000  # topics; about a millisecond's work, where all of them are looked at
+CHUNK_SIZE = 2000  # topics; about a millisecond of work, if each of them is looked at
 
 T = TypeVar("T")
 Steps = Generator[None, None, T]
 
 
 def run_to_end(steps: Steps[T]) -> T:
-    """The result, without a pause."""
+    """Run the generator to its end without pauses and return its result."""
     while True:
         try:
             next(steps)
@@ -26,18 +26,21 @@ def run_to_end(steps: Steps[T]) -> T:
             return result
 
 
-def chunks(of: Iterable[T]) -> Iterator[list[T]]:
-    """What there is, PIECE at a time."""
-    rest = iter(of)
-    while piece := [*islice(rest, CHUNK_SIZE)]:
-        yield piece
+def chunks(items: Iterable[T]) -> Iterator[list[T]]:
+    """Split the items into lists of CHUNK_SIZE, the last one shorter."""
+    rest = iter(items)
+    while chunk := [*islice(rest, CHUNK_SIZE)]:
+        yield chunk
 
 
 def sorted_in_chunks(texts: Iterable[str]) -> Steps[list[str]]:
-    """They sorted. Python merges what is sorted in parts already, so the pauses cost nothing."""
+    """Return the texts sorted, yielding between chunks.
+
+    The pauses cost nothing: Python's sort merges runs that are sorted already.
+    """
     runs: list[list[str]] = []
-    for piece in chunks(texts):
-        runs.append(sorted(piece))
+    for chunk in chunks(texts):
+        runs.append(sorted(chunk))
         yield
     while len(runs) > 1:
         for at in range(len(runs) // 2):

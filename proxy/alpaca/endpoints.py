@@ -1,8 +1,8 @@
-"""Alpaca's endpoints: which feeds there are, where each lives, and what may be asked of it.
+"""Alpaca's endpoints: feeds, paths, dialects, channels and codecs in one table.
 
-One table. A *feed* is a name in the configuration (`iex`, `crypto`, `trading`); an `Endpoint` is what the protocol
-knows of it: path, dialect, channels, codecs. Paths are Alpaca's own (docs.alpaca.markets, "Streaming Market Data");
-the aliases are those that SDKs really open when they are pointed at another host.
+A *feed* is a name in the configuration (`iex`, `crypto`, `trading`); an `Endpoint` describes it for the protocol: path,
+dialect, channels, codecs. Paths are Alpaca's own (docs.alpaca.markets, "Streaming Market Data"); the aliases are the
+paths that SDKs really open when they are pointed at another host.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from functools import lru_cache
 
 
 class Dialect(Enum):
-    """The conventions of a stream: arrays with auth and subscribe, or objects with authenticate and listen."""
+    """The conventions of a stream.
+
+    MARKET has arrays, `auth` and `subscribe`; TRADING has objects, `authenticate` and `listen`.
+    """
 
     MARKET = "market"
     TRADING = "trading"
@@ -22,8 +25,8 @@ class Dialect(Enum):
 
 WILDCARD = "*"
 
-# Alpaca's codes for the kind of a message (its key `T`), and the channel whose subscription it follows. Corrections and
-# cancel errors come with the trades of the symbol and cannot be asked for.
+# The channel whose subscription covers each kind of message (its key `T`). Corrections and cancel errors come with the
+# trades of their symbol and have no subscription of their own.
 CHANNEL_OF_KIND = {
     "t": "trades",
     "q": "quotes",
@@ -50,9 +53,9 @@ _MARKET_CHANNELS = frozenset((*CHANNEL_OF_KIND.values(), *FOLLOWERS))
 class Endpoint:
     """One Alpaca source.
 
-    `channels` are those that may be asked for and listed in an allowlist. `shown` are the keys that every
-    acknowledgement carries, in Alpaca's documented order (an SDK that misses one throws); a channel outside of `shown`
-    is added while it is held. `codecs` are those that its upstream may speak, the default first.
+    `channels` can be subscribed to and listed in an allowlist. `shown` are the keys of every acknowledgement, in
+    Alpaca's documented order (some SDKs throw if one is missing); a channel outside of `shown` is added while a session
+    holds a topic of it. `codecs` are those that the upstream connection may use, the default first.
     """
 
     feed: str
@@ -64,11 +67,14 @@ class Endpoint:
 
     @property
     def options(self) -> bool:
-        """Options are msgpack without being asked, refuse JSON (412) and a wildcard on quotes (413)."""
+        """Whether this is an options endpoint.
+
+        Its default codec is msgpack; JSON is refused (412), and so is a wildcard on quotes (413).
+        """
         return self.codecs == ("msgpack",)
 
     def foreign(self, channel: str) -> bool:
-        """A channel of Alpaca's that this endpoint does not carry (410)."""
+        """Whether Alpaca has this channel, but not on this endpoint (410)."""
         return channel in _MARKET_CHANNELS and channel not in self.channels and channel not in self.shown
 
 
@@ -101,11 +107,11 @@ _ENDPOINTS = {
     )
 }
 
-# crypto-us-1, crypto-eu-1, …: Alpaca adds locations from time to time.
+# crypto-us-1, crypto-eu-1, …: a pattern, since Alpaca adds locations from time to time.
 _CRYPTO_LOCATION = re.compile(r"crypto-([a-z]{2}-[0-9]{1,2})")
 
 _ALIASES = {
-    "/stream/": "trading",  # alpaca-trade-api asks with the slash
+    "/stream/": "trading",  # alpaca-trade-api appends the slash
     "/iex": "iex",  # Go with DATA_PROXY_WS
     "/sip": "sip",
     "/opra": "opra",
@@ -117,30 +123,30 @@ _ALIASES = {
 
 
 def feed_names() -> tuple[str, ...]:
-    """The names that a configuration may use, besides further crypto locations (`crypto-us-1`)."""
+    """The feed names of the configuration, except crypto locations (`crypto-us-1`)."""
     return tuple(_ENDPOINTS)
 
 
 @lru_cache(maxsize=256)
 def endpoint(feed: str) -> Endpoint | None:
-    """The endpoint of a feed's name, or None if there is no such feed."""
-    if (known := _ENDPOINTS.get(feed)) is not None:
-        return known
+    """Return the endpoint of a feed, or None if there is no such feed."""
+    if (listed := _ENDPOINTS.get(feed)) is not None:
+        return listed
     if (match := _CRYPTO_LOCATION.fullmatch(feed)) is not None:
         return _crypto(feed, match[1])
     return None
 
 
-_FEED_OF_PATH = {known.path: known.feed for known in _ENDPOINTS.values()} | _ALIASES
+_FEED_OF_PATH = {listed.path: listed.feed for listed in _ENDPOINTS.values()} | _ALIASES
 _CRYPTO_PATH = re.compile(r"/v1beta3/crypto/([a-z]{2}-[0-9]{1,2})")
 
 
 def feed_of_path(path: str, default_feed: str) -> str | None:
-    """The feed that a client means with the path of its request, or None. `/` means the default feed."""
+    """Return the feed of a request path, or None; `/` is the default feed."""
     if path == "/":
         return default_feed
-    if (known := _FEED_OF_PATH.get(path)) is not None:
-        return known
+    if (feed := _FEED_OF_PATH.get(path)) is not None:
+        return feed
     if (match := _CRYPTO_PATH.fullmatch(path)) is not None:
         return f"crypto-{match[1]}"
     return None

@@ -1,7 +1,7 @@
-"""When a message was made, as it says itself: what its lag is measured against.
+"""The event time in a message, from which its lag is measured.
 
-Ticks carry the time of the event in `t`, order updates theirs in `timestamp` or, the newer ones, `at`. Other kinds are
-passed over: a bar's `t` is where its span begins, a correction's that of the trade which it corrects.
+Ticks carry it in `t`, order updates in `timestamp` or, the newer ones, in `at`. Other kinds are skipped: a bar's `t` is
+the start of its interval, a correction's that of the trade which it corrects.
 """
 
 from __future__ import annotations
@@ -30,9 +30,12 @@ _ticks = {JSON: msgspec.json.Decoder(_Tick), MSGPACK: msgspec.msgpack.Decoder(_T
 
 
 def event_time(frame: bytes, codec: Codec) -> float | None:
-    """The time of the first tick or order update in a frame, in seconds since 1970; None if it has none."""
+    """Return the time of a frame's first tick or order update, or None.
+
+    In seconds since 1970.
+    """
     try:
-        if frame.startswith(b"{"):  # the trading stream, which is always JSON; market data comes in arrays
+        if frame.startswith(b"{"):  # the trading stream, which is always JSON; market data is in arrays
             update = _decoded(_update, codec.envelope(frame).data)
             return None if update is None else _seconds(update.timestamp or update.at)
         raws, heads = codec.split(frame)

@@ -1,8 +1,8 @@
-"""The names and shapes of `alpacadatav1`, Alpaca's data stream of 2020, in the grammar of the trading stream.
+"""The legacy dialect: Alpaca's data stream of 2020, served on `/stream`.
 
 Programs of that time (StreamConn) listen to `T.SPY`, `Q.SPY`, `AM.SPY` and `AM.*`, with or without the prefix
-`alpacadatav1/`. Here those are trades, quotes and bars of the default feed, and what comes of them is put into the old
-shape, one object a frame (alpacahq/user-docs, "Streaming", 2020).
+`alpacadatav1/`. These are mapped to trades, quotes and bars of the default feed, and their messages are converted to
+the shape of that time, one object a frame (alpacahq/user-docs, "Streaming", 2020).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Fields = dict[str, Raw]
 
 
 def topic(stream: str) -> Topic | None:
-    """The topic that a stream's old name means, or None if it is no such name."""
+    """Return the topic of a legacy stream name, or None if it is not one."""
     event, dot, symbol = stream.removeprefix(PREFIX).partition(".")
     channel = _CHANNELS.get(event)
     if channel is None or not dot or not 0 < len(symbol) <= MAX_SYMBOL or ("*" in symbol and symbol != "*"):
@@ -34,17 +34,20 @@ def topic(stream: str) -> Topic | None:
 
 
 def stream(of: Topic) -> str:
-    """The old name of a topic of trades, quotes or bars; Alpaca's answers leave the prefix out."""
+    """Return the legacy stream name of a topic of trades, quotes or bars.
+
+    It has no prefix, as in Alpaca's replies. Raises KeyError for other channels.
+    """
     return f"{_EVENTS[of[0]]}.{of[1]}"
 
 
 def is_legacy(of: Topic) -> bool:
-    """Whether a topic has an old name."""
+    """Whether a topic has a legacy stream name."""
     return of[0] in _EVENTS
 
 
 class _Legacy(JsonCodec):
-    """Market data in the old shapes. A frame holds one message, JSON in a binary frame."""
+    """Market data in the legacy shapes: one JSON message in each binary frame."""
 
     name = "legacy"
     text = False
@@ -56,7 +59,7 @@ class _Legacy(JsonCodec):
     def to_client_body(self, kind: str, body: Raw | bytes) -> bytes | None:
         shape = _SHAPES.get(kind)
         if shape is None:
-            return None  # corrections, cancel errors: unknown at the time
+            return None  # corrections and cancel errors did not exist in this stream
         message = JSON.fields(body)
         data = shape(message)
         return self.encode({"stream": stream((CHANNEL_OF_KIND[kind], JSON.head(body).S)), "data": data})
@@ -103,8 +106,8 @@ def _nanoseconds(message: Fields) -> int:
 
 
 def topics(streams: Iterable[str]) -> frozenset[Topic]:
-    """The topics of those streams that have an old name."""
-    return frozenset(found for name in streams if (found := topic(name)) is not None)
+    """Return the topics of the legacy stream names among these."""
+    return frozenset(named for name in streams if (named := topic(name)) is not None)
 
 
 LEGACY = _Legacy()

@@ -1,43 +1,46 @@
-"""What took long to make, kept for whoever asks for the same."""
+"""Small LRU cache, for results that take milliseconds to compute."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-KEPT = 8
+MAX_ENTRIES = 8
 
 V = TypeVar("V")
 
 
 class LruCache(Generic[V]):
-    """The last KEPT of something."""
+    """The MAX_ENTRIES most recently used values."""
 
-    __slots__ = ("_kept",)
+    __slots__ = ("_entries",)
 
     def __init__(self) -> None:
-        self._kept: dict[Hashable, V] = {}
+        self._entries: dict[Hashable, V] = {}  # least recently used first
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._entries)
 
     def __repr__(self) -> str:
         return f"<LruCache of {len(self)}>"
 
     def get(self, key: Hashable) -> V | None:
-        """What was kept last under this key, if it still is; it is the newest again."""
-        value = self._kept.pop(key, None)
+        """Return the value, or None, and mark it as the most recently used."""
+        value = self._entries.pop(key, None)
         if value is not None:
-            self._kept[key] = value
+            self._entries[key] = value
         return value
 
     def put(self, key: Hashable, value: V) -> None:
-        """It is the newest; what was asked for longest ago gives way."""
-        self._kept.pop(key, None)
-        if len(self._kept) >= KEPT:
-            del self._kept[next(iter(self._kept))]
-        self._kept[key] = value
+        """Store the value as the most recently used.
+
+        If the cache is full, the least recently used value is evicted.
+        """
+        self._entries.pop(key, None)
+        if len(self._entries) >= MAX_ENTRIES:
+            del self._entries[next(iter(self._entries))]
+        self._entries[key] = value
 
     def clear(self) -> None:
-        """All of it."""
-        self._kept.clear()
+        """Remove all entries."""
+        self._entries.clear()

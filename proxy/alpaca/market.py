@@ -1,8 +1,8 @@
-"""The market-data dialect: what is said on every feed but trading, by both sides.
+"""The market-data dialect: requests, replies and codes of all feeds but trading.
 
-Requests are objects with an `action`; answers are arrays, and control messages stand alone in theirs. Codes and texts
-are Alpaca's, exact: SDKs match on either (docs.alpaca.markets, "Streaming Market Data"; the Python SDK stops for good
-at the text of 409, Java's at those of 401, 402 and 404, Go's and C#'s at codes).
+Requests are objects with an `action`; replies are arrays, and a control message is alone in its array. Codes and texts
+are exactly Alpaca's, since SDKs match on either (docs.alpaca.markets, "Streaming Market Data"; the Python SDK stops for
+good at the text of 409, Java's at those of 401, 402 and 404, Go's and C#'s at codes).
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ ERRORS = {
     500: "internal error",
 }
 
-MAX_TOPICS = 50_000  # of a session: four channels of every stock there is; all of them take `*`
-MAX_ACK_BYTES = 1_000_000  # bytes in an acknowledgement, which is one frame: Python's SDKs take none over 1 MiB
-UNMEASURED_TOPICS = 10_000  # need not be measured
+MAX_TOPICS = 50_000  # of a session: four channels of every stock; a client that wants all of them can use `*`
+MAX_ACK_BYTES = 1_000_000  # an acknowledgement is one frame, and Python's SDKs refuse a frame over 1 MiB
+UNMEASURED_TOPICS = 10_000  # up to this many are accepted without a look at MAX_ACK_BYTES
 MAX_KEYS = 64  # of a request; Alpaca has a dozen channels
 
 # The kinds of control messages. Everything else is data.
@@ -51,7 +51,7 @@ CONTROL = frozenset(("success", "error", "subscription"))
 
 _CHANGES = ("subscribe", "unsubscribe")
 
-# Keys of a request, or of its acknowledgement, that name no channel which could be asked for.
+# Keys of a request or an acknowledgement that are not channels with a subscription of their own.
 _NO_CHANNELS = frozenset(("action", "T", *FOLLOWERS))
 
 ControlFrame = list[dict[str, Any]]
@@ -61,12 +61,15 @@ AUTHENTICATED: ControlFrame = [{"T": "success", "msg": "authenticated"}]
 
 
 def error(code: int, msg: str | None = None) -> ControlFrame:
-    """A refusal; `msg` is Alpaca's text for the code unless it is given."""
+    """Return an error message; `msg` defaults to Alpaca's text for the code."""
     return [{"T": "error", "code": code, "msg": msg or ERRORS[code]}]
 
 
 def subscription(endpoint: Endpoint, held: Iterable[Topic]) -> Steps[ControlFrame]:
-    """The acknowledgement: the whole state, each documented channel's key present, symbols sorted."""
+    """Return the acknowledgement of all topics held, yielding between chunks.
+
+    The key of each documented channel is present; symbols are sorted.
+    """
     channels = yield from by_channel(held)
     trades = channels.get("trades", [])
     reply: dict[str, Any] = {"T": "subscription"}
@@ -76,23 +79,25 @@ def subscription(endpoint: Endpoint, held: Iterable[Topic]) -> Steps[ControlFram
 
 
 def is_too_much(held: Subscription, more: Subscription) -> bool:
-    """Whether both together are more topics than a session may hold, or than an acknowledgement has room for."""
+    """Whether the two together exceed MAX_TOPICS or MAX_ACK_BYTES."""
     if len(held) + len(more) <= UNMEASURED_TOPICS:
         return False
     topics = held | more
-    told = _size(topics)
-    if told * (1 + len(FOLLOWERS)) > MAX_ACK_BYTES:
-        told += len(FOLLOWERS) * _size([topic for topic in topics if topic[0] == "trades"])
-    return len(topics) > MAX_TOPICS or told > MAX_ACK_BYTES
+    ack_bytes = _size(topics)
+    if ack_bytes * (1 + len(FOLLOWERS)) > MAX_ACK_BYTES:
+        ack_bytes += len(FOLLOWERS) * _size([topic for topic in topics if topic[0] == "trades"])
+    return len(topics) > MAX_TOPICS or ack_bytes > MAX_ACK_BYTES
 
 
 def _size(topics: Collection[Topic]) -> int:
-    """How many bytes their symbols take in an acknowledgement."""
+    """Return the size of the topics' symbols in an acknowledgement."""
     return len("".join(map(symbol_of, topics))) + len(topics) * len('"",')
 
 
 @dataclass(frozen=True, slots=True)
 class AuthRequest:
+    """An `auth`, or an `authenticate` of the trading dialect."""
+
     key: str
     secret: str = field(repr=False)
 
@@ -107,7 +112,7 @@ class ChangeRequest:
 
 @dataclass(frozen=True, slots=True)
 class InvalidRequest:
-    """A request that is refused as it stands, whoever asks."""
+    """A request that is refused with this code, whichever client sends it."""
 
     code: int
 
@@ -115,18 +120,21 @@ class InvalidRequest:
 def request(
     message: Mapping[str, Raw], codec: Codec, endpoint: Endpoint
 ) -> Steps[AuthRequest | ChangeRequest | InvalidRequest]:
-    """What a client asks. Unknown keys are ignored in `auth`, as Alpaca does; `corrections` and `cancelErrors` in
-    `subscribe`, since one SDK sends them."""
+    """Parse a client's request, yielding between chunks of symbols.
+
+    Unknown keys of `auth` are ignored, as Alpaca does; so are `corrections` and `cancelErrors` in `subscribe`, since
+    one SDK sends them.
+    """
     action = codec.text_of(message.get("action"))
     if action == "auth":
         key, secret = (codec.text_of(message[name]) if name in message else "" for name in ("key", "secret"))
         return InvalidRequest(400) if key is None or secret is None else AuthRequest(key, secret)
     if action not in _CHANGES or len(message) > MAX_KEYS:
         return InvalidRequest(400)
-    asked: set[Topic] = set()
+    requested: set[Topic] = set()
     for channel, value in message.items():
-        # Go sends every channel's key to every feed, nil where it wants nothing. What is no list and no channel of
-        # Alpaca's is some key of the SDK's own.
+        # Go's SDK sends every channel's key to every feed, nil for no symbols. Under a key that is not one of Alpaca's
+        # channels, a value that is not a list is some field of the SDK's own.
         if channel in _NO_CHANNELS or codec.is_null(value):
             continue
         if not codec.is_array(value):
@@ -136,28 +144,31 @@ def request(
         symbols = codec.texts_of(value)
         if endpoint.foreign(channel) and (symbols is None or symbols):
             return InvalidRequest(410)
-        if len(channel) > MAX_SYMBOL or symbols is None:
+        if not 0 < len(channel) <= MAX_SYMBOL or symbols is None:
             return InvalidRequest(400)
-        for piece in chunks(symbols):
-            topics = find_interned(channel, piece)
+        for chunk in chunks(symbols):
+            topics = find_interned(channel, chunk)
             if topics is None:
-                if not _are_symbols(piece):
+                if not _are_symbols(chunk):
                     return InvalidRequest(400)
-                topics = intern_topics(channel, piece)
-            asked.update(topics)
+                topics = intern_topics(channel, chunk)
+            requested.update(topics)
             yield
-    if action == "subscribe" and endpoint.options and ("quotes", WILDCARD) in asked:
+    if action == "subscribe" and endpoint.options and ("quotes", WILDCARD) in requested:
         return InvalidRequest(413)
-    return ChangeRequest(action == "subscribe", intern_subscription(frozenset(asked)))
+    return ChangeRequest(action == "subscribe", intern_subscription(frozenset(requested)))
 
 
 def is_change(message: Mapping[str, Raw], codec: Codec) -> bool:
-    """Whether a client asks to subscribe or to unsubscribe, in whatever words."""
+    """Whether this is a subscribe or an unsubscribe, well-formed or not."""
     return codec.text_of(message.get("action")) in _CHANGES
 
 
 def _are_symbols(symbols: list[str]) -> bool:
-    """Whether these are symbols or wildcards. All at once: a client may ask for thousands while data flows."""
+    """Whether all of these are valid symbols or wildcards.
+
+    They are checked together, not one by one: a client may request thousands while data flows.
+    """
     text = "\n".join(symbols)
     sizes = {*map(len, symbols)}
     if symbols and not 0 < min(sizes) <= max(sizes) <= MAX_SYMBOL:
@@ -166,10 +177,10 @@ def _are_symbols(symbols: list[str]) -> bool:
 
 
 def auth(key: str, secret: str) -> dict[str, Any]:
-    """The request that logs in to Alpaca."""
+    """Return the request that logs in to Alpaca."""
     return {"action": "auth", "key": key, "secret": secret}
 
 
 def change(add: bool, topics: Iterable[Topic]) -> dict[str, Any]:
-    """The request for one difference between wanted and acked."""
+    """Return the request to Alpaca that adds or removes these topics."""
     return {"action": "subscribe" if add else "unsubscribe", **run_to_end(by_channel(topics))}

@@ -1,7 +1,7 @@
-"""Crypto pairs as Alpaca wrote them before 2022: `BTCUSD`, today `BTC/USD`.
+"""Crypto pairs as named before 2022, without a slash: `BTCUSD`, today `BTC/USD`.
 
-SDKs of that time ask `/v1beta1/crypto` and know pairs by the old name alone. On that path both are understood, and
-what goes out has the old one; bodies keep all their other bytes.
+SDKs of that time connect to `/v1beta1/crypto` and have no other name for a pair. On that path requests may use either
+name, and replies and data have the old one; all other bytes of a body are kept.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _QUOTED_IN = ("USDT", "USDC", "USD", "BTC")
 
 
 def to_current(symbol: str) -> str:
-    """The pair's name of today."""
+    """Return today's name of a pair; any other symbol is returned unchanged."""
     if "/" not in symbol:
         for currency in _QUOTED_IN:
             if symbol.endswith(currency) and symbol != currency:
@@ -25,17 +25,17 @@ def to_current(symbol: str) -> str:
 
 
 def plain(symbol: str) -> str:
-    """The pair's name of then."""
+    """Return the pair's name without the slash."""
     return symbol.replace("/", "")
 
 
 def to_current_pairs(topics: Iterable[Topic]) -> Subscription:
-    """Topics under today's names."""
+    """Return the topics under today's names."""
     return frozenset((channel, to_current(symbol)) for channel, symbol in topics)
 
 
 def to_plain_pairs(topics: Iterable[Topic]) -> Subscription:
-    """Topics under the old names."""
+    """Return the topics under the old names."""
     return frozenset((channel, plain(symbol)) for channel, symbol in topics)
 
 
@@ -67,7 +67,7 @@ class _PlainMsgPack(MsgPackCodec):
     def to_client_body(self, kind: str, body: Raw | bytes) -> bytes:
         symbol = self.head(body).S
         old, new = self.encode({"S": symbol}), self.encode({"S": plain(symbol)})
-        return bytes(body).replace(old[1:], new[1:], 1)  # without the map's own byte: key and value, side by side
+        return bytes(body).replace(old[1:], new[1:], 1)  # without the map's header byte: key and value
 
 
 PLAIN_PAIRS = {JSON.name: _PlainJson(), MSGPACK.name: _PlainMsgPack()}

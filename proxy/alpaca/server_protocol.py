@@ -1,11 +1,11 @@
-"""One client's conversation, our side of it: bytes in, outcomes out.
+"""The server's side of the protocol, toward one client: bytes in, outcomes out.
 
     GREETED ──authenticate, granted──► AUTHENTICATED
-       └────────── authenticate, denied: stays, may try again until its time is over
+       └────────── authenticate, denied: the state is kept; the client may try again until its time is over
 
-A session decides what can be decided from the words alone: their form, their order, what this feed knows. Who the
-client is, what it may have and when Alpaca confirms it are others' to say; they answer an outcome by calling `granted`,
-`denied`, `acked` or `refused`, each of which gives the bytes to send. Every reply is a frame of its own.
+A `ServerProtocol` decides what can be decided from the messages alone: their syntax, their order, the channels of the
+feed. Its caller authenticates, checks permissions and waits for Alpaca; it then calls `granted`, `denied`, `acked` or
+`refused`, each of which returns the bytes of the reply. Every reply is a frame of its own.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from proxy.alpaca.endpoints import Dialect, Endpoint
 from proxy.alpaca.lru_cache import LruCache
 from proxy.alpaca.topics import MANY, Subscription, Topic, words
 
-# Who asks for thousands is seldom alone, and asks again in the same words whenever it is started. So the last of the
-# long messages and of the long acknowledgements are remembered, none over `market.MOST_TOLD` bytes: a join with 8,000
-# symbols takes 3.6 ms with it and 16.9 without (measured), since none of the symbols is looked at. Of a message only
-# what it changes is kept, and a digest of its words.
-LONG_MESSAGE = 8 * 1024
-REMEMBERED_TOPICS = 20_000  # of a message
+# Several clients often subscribe to the same thousands of symbols, and a client sends the same message each time that
+# it starts. So the results of the last long messages and the last long acknowledgements are cached, none over
+# `market.MAX_ACK_BYTES`. With the caches, a subscribe to 8,000 symbols takes 3.6 ms, without them 16.9 ms (measured):
+# no symbol is decoded or encoded. The key of a message is its digest, and its value the changes that it requests.
+LONG_MESSAGE = 8 * 1024  # bytes
+REMEMBERED_TOPICS = 20_000  # of a cached message, at most
 _changes: LruCache[list[market.ChangeRequest]] = LruCache()
 _acknowledgements: LruCache[bytes] = LruCache()
 
@@ -47,7 +47,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Authenticate:
-    """Find out who this is, then call `granted` or `denied`."""
+    """Authenticate the client, then call `granted` or `denied`."""
 
     key: str
     secret: str = field(repr=False)
@@ -55,22 +55,25 @@ class Authenticate:
 
 @dataclass(frozen=True, slots=True)
 class Subscribe:
-    """Add these topics, all or nothing."""
+    """Add these topics, all or none."""
 
     topics: Subscription
 
 
 @dataclass(frozen=True, slots=True)
 class Unsubscribe:
-    """Give these topics up."""
+    """Remove these topics."""
 
     topics: Subscription
 
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """On `/stream`: hear these trading streams, as far as they are allowed, and no others (None: those that are heard);
-    and these topics of the default feed besides, all or nothing."""
+    """On `/stream`: replace the trading streams and add market data, all or none.
+
+    `market` are topics of the default feed. Streams that the allowlist denies are left out. With None, the trading
+    streams stay as they are.
+    """
 
     trading: Subscription | None
     market: Subscription
@@ -78,7 +81,7 @@ class Listen:
 
 @dataclass(frozen=True, slots=True)
 class Unlisten:
-    """On `/stream`: give these up."""
+    """On `/stream`: remove these trading streams and topics of the default feed."""
 
     trading: Subscription
     market: Subscription
@@ -88,8 +91,11 @@ Outcome = Reply | Authenticate | Subscribe | Unsubscribe | Listen | Unlisten
 
 
 class ServerProtocol:
-    """The market dialect. `codec` is what both sides speak, `hears` the codec of its market data, `text` whether its
-    frames are text frames, `barred` the code that answers any authentication here, if nobody may."""
+    """The market dialect.
+
+    `codec` is that of requests and replies, `data_codec` that of the market data; `text` is whether frames are text
+    frames. `refused_code`, if set, is the reply to any authentication.
+    """
 
     def __init__(self, endpoint: Endpoint, codec: Codec) -> None:
         self.endpoint = endpoint
@@ -97,19 +103,22 @@ class ServerProtocol:
         self.data_codec = codec
         self.text = codec.text
         self.state = LoginState.GREETED
-        # Alpaca carries options in msgpack alone, and says so in reply to auth.
+        # Alpaca serves options in msgpack only, and refuses JSON in the reply to auth.
         self.refused_code = 412 if endpoint.options and codec is JSON else None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.endpoint.feed} {self.codec.name} {self.state.value}>"
 
     def opening(self) -> list[bytes]:
-        """What is said before the client has said anything."""
+        """Return the messages that are sent before the client has sent any."""
         return [self._encode(market.CONNECTED)]
 
     def receive(self, frame: bytes) -> Iterator[Outcome | None]:
-        """What follows from one message of the client; each outcome is performed before the next is asked for. None is
-        a pause: there is much to read, and others may want a turn."""
+        """Yield the outcomes of one message of the client.
+
+        Perform each outcome before taking the next. None is a pause in a long computation: the caller may yield to
+        other greenlets.
+        """
         long = LONG_MESSAGE < len(frame) <= market.MAX_ACK_BYTES and self.state is LoginState.AUTHENTICATED
         key = self.endpoint.feed, self.codec.name, sha256(frame).digest() if long else b""
         if long and (changes := _changes.get(key)):
@@ -121,16 +130,17 @@ class ServerProtocol:
         except Malformed:
             yield self._error(400)
             return
-        asked = []
-        for message in messages:
-            request = yield from self._read(message)
+        requested, count = [], len(messages)
+        messages.reverse()
+        while messages:  # `pop` frees each message before its outcome is performed, which may take seconds
+            request = yield from self._parse(messages.pop())
             if isinstance(request, market.ChangeRequest):
-                asked.append(request)
+                requested.append(request)
             yield self._outcome(request)
-        if long and len(asked) == len(messages) and sum(len(change.topics) for change in asked) <= REMEMBERED_TOPICS:
-            _changes.put(key, asked)
+        if long and len(requested) == count and sum(len(change.topics) for change in requested) <= REMEMBERED_TOPICS:
+            _changes.put(key, requested)
 
-    def _read(
+    def _parse(
         self, message: Mapping[str, Raw]
     ) -> Steps[market.AuthRequest | market.ChangeRequest | market.InvalidRequest]:
         if self.state is not LoginState.AUTHENTICATED and market.is_change(message, self.codec):
@@ -150,46 +160,55 @@ class ServerProtocol:
         return Subscribe(change.topics) if change.add else Unsubscribe(change.topics)
 
     def granted(self) -> bytes:
-        """The client is who it says, and may be here."""
+        """Accept the authentication; return the reply."""
         self.state = LoginState.AUTHENTICATED
         return self._encode(market.AUTHENTICATED)
 
     def denied(self, code: int) -> bytes:
-        """It is not, or may not: 402, 406, 409 or 412. It may try again."""
+        """Return the refusal of an authentication: 402, 406, 409 or 412.
+
+        The client may try again.
+        """
         return self._encode(market.error(code))
 
     def timed_out(self) -> bytes:
-        """The time to authenticate is over."""
+        """Return the error for a client that has not authenticated in time.
+
+        Empty if the dialect has none.
+        """
         return self._encode(market.error(404))
 
     def acked(self, held: Subscription) -> bytes:
-        """The whole state, as the reply to a change."""
+        """Return the acknowledgement of a change: all topics that are held."""
         return run_to_end(self._acked(held))
 
     def prepare(self, held: Subscription) -> Iterator[None]:
-        """Makes a long `acked` beforehand, with pauses, so that it takes no time when its turn has come."""
+        """Compute a long acknowledgement in advance, yielding between chunks.
+
+        `acked` then takes it from the cache.
+        """
         if len(held) >= MANY:
             yield from self._acked(held)
 
     def _acked(self, held: Subscription) -> Steps[bytes]:
         key = self.endpoint.feed, self.codec.name, held
-        told = _acknowledgements.get(key) if len(held) >= MANY else None
-        if told is None:
-            told = self._encode((yield from market.subscription(self.endpoint, held)))
-            if len(held) >= MANY and len(told) <= market.MAX_ACK_BYTES:
-                _acknowledgements.put(key, told)
-        return told
+        payload = _acknowledgements.get(key) if len(held) >= MANY else None
+        if payload is None:
+            payload = self._encode((yield from market.subscription(self.endpoint, held)))
+            if len(held) >= MANY and len(payload) <= market.MAX_ACK_BYTES:
+                _acknowledgements.put(key, payload)
+        return payload
 
     def refused(self, code: int, msg: str | None = None) -> bytes:
-        """A change was refused; the state is as before."""
+        """Return the refusal of a change; the client's subscription stays as it was."""
         return self._encode(market.error(code, msg))
 
     def insufficient(self, topics: Iterable[Topic]) -> bytes:
-        """A change was refused, since the allowlist denies these."""
+        """Return the refusal of a change because the allowlist denies these topics."""
         return self.refused(409, f"{market.ERRORS[409]}: {words(topics)}")
 
     def slow(self) -> bytes:
-        """The last words to a slow client."""
+        """Return the last message to a slow client; empty if the dialect has none."""
         return self._encode(market.error(407))
 
     def _error(self, code: int) -> Reply:
@@ -200,7 +219,7 @@ class ServerProtocol:
 
 
 class PlainPairsServerProtocol(ServerProtocol):
-    """The market dialect with crypto pairs under their old names, `BTCUSD`."""
+    """The market dialect with crypto pairs without a slash, `BTCUSD`."""
 
     def __init__(self, endpoint: Endpoint, codec: Codec) -> None:
         super().__init__(endpoint, codec)
@@ -217,8 +236,11 @@ class PlainPairsServerProtocol(ServerProtocol):
 
 
 class TradingServerProtocol(ServerProtocol):
-    """The trading dialect: no greeting, no codes, JSON in binary frames whatever was asked for; and in its grammar the
-    market data of the default feed under the names of 2020."""
+    """The trading dialect.
+
+    It has no greeting and no codes, and sends JSON in binary frames whatever the Content-Type. It also serves the
+    market data of the default feed in the trading grammar, with the names of 2020 (`legacy`).
+    """
 
     def __init__(self, endpoint: Endpoint) -> None:
         super().__init__(endpoint, JSON)
@@ -250,7 +272,7 @@ class TradingServerProtocol(ServerProtocol):
         market_data = legacy.topics(request.streams)
         if request.stop:
             return Unlisten(streams, market_data)
-        # `listen` replaces the trading streams; StreamConn sends only what is new of the market data.
+        # `listen` replaces the trading streams, but adds market data: StreamConn sends only the new market streams.
         return Listen(streams if streams or not request.streams else None, market_data)
 
     def granted(self) -> bytes:
@@ -279,7 +301,10 @@ class TradingServerProtocol(ServerProtocol):
 
 
 def server_protocol_for(endpoint: Endpoint, path: str, content_type: str) -> ServerProtocol:
-    """The session for a request to this endpoint; the codec is that of the Content-Type header, never of the opcode."""
+    """Return the protocol for an upgrade request to this endpoint.
+
+    The codec is that of the Content-Type header; the opcode of the client's frames is ignored.
+    """
     if endpoint.dialect is Dialect.TRADING:
         return TradingServerProtocol(endpoint)
     named = content_type.partition(";")[0].strip().lower()

@@ -1,8 +1,8 @@
-"""Timestamps, exact to the nanosecond, in both codecs' spellings.
+"""Timestamps in both codecs' formats, exact to the nanosecond.
 
 JSON carries RFC 3339 in UTC with trailing zeros trimmed (`2023-04-06T13:15:42.83540958Z`), msgpack the extension type
--1 of its specification (4, 8 or 12 bytes). In between they are whole nanoseconds since 1970. `datetime` stops at
-microseconds, so it only ever sees whole seconds here.
+-1 of its specification (4, 8 or 12 bytes). The common form is integer nanoseconds since 1970. `datetime` has only
+microseconds, so it is used for the whole seconds alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TEXT = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
-@lru_cache(maxsize=64)  # a burst shares its second: the calendar is computed once, not once a message
+@lru_cache(maxsize=64)  # messages of a burst have the same second: one calendar computation for all
 def _date(seconds: int) -> str:
     return (_EPOCH + timedelta(seconds=seconds)).replace(tzinfo=None).isoformat()
 
@@ -29,7 +29,10 @@ def _seconds(date: str, zone: str) -> int:
 
 
 def rfc3339(nanoseconds: int) -> str:
-    """JSON's spelling. Raises ValueError or OverflowError outside of the years 1 to 9999."""
+    """Format nanoseconds since 1970 as RFC 3339, for JSON.
+
+    Raises ValueError or OverflowError outside of the years 1 to 9999.
+    """
     seconds, rest = divmod(nanoseconds, _SECOND)
     if not rest:
         return _date(seconds) + "Z"
@@ -37,7 +40,10 @@ def rfc3339(nanoseconds: int) -> str:
 
 
 def nanoseconds(text: str) -> int:
-    """From JSON's spelling, any UTC offset. Raises ValueError."""
+    """Parse RFC 3339 with any UTC offset into nanoseconds since 1970.
+
+    Raises ValueError.
+    """
     match = _TEXT.fullmatch(text)
     if match is None:
         raise ValueError("not an RFC 3339 timestamp")
@@ -46,7 +52,7 @@ def nanoseconds(text: str) -> int:
 
 
 def ext(nanoseconds: int) -> bytes:
-    """msgpack's spelling: the data of extension type -1, as short as the specification allows."""
+    """Return the data of msgpack's extension type -1, in its shortest form."""
     seconds, rest = divmod(nanoseconds, _SECOND)
     if seconds >> 34 or seconds < 0:
         return struct.pack(">Iq", rest, seconds)
@@ -56,7 +62,10 @@ def ext(nanoseconds: int) -> bytes:
 
 
 def of_ext(data: bytes | memoryview) -> int:
-    """From msgpack's spelling. Raises ValueError for a length, or nanoseconds, that the specification does not know."""
+    """Parse the data of msgpack's extension type -1 into nanoseconds since 1970.
+
+    Raises ValueError for a length, or a number of nanoseconds, that the specification does not allow.
+    """
     rest = 0
     if len(data) == 8:
         both = int.from_bytes(data, "big")

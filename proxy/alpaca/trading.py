@@ -1,7 +1,7 @@
-"""The trading dialect: what is said on `/stream`, by both sides.
+"""The trading dialect: requests and replies of `/stream`.
 
 Objects, not arrays; JSON inside binary frames; no greeting and no codes (docs.alpaca.markets, "Websocket Streaming").
-`listen` replaces the streams that are heard; streams that one may not have are silently absent from the answer.
+`listen` replaces the set of streams; streams that the client is not allowed are silently absent from the reply.
 """
 
 from __future__ import annotations
@@ -24,21 +24,23 @@ INVALID: TradingMessage = {"stream": "listening", "data": {"error": "invalid syn
 
 
 def listening(streams: Iterable[str]) -> TradingMessage:
-    """The acknowledgement: all the streams that are heard."""
+    """Return the acknowledgement, which names all streams of the session."""
     return {"stream": "listening", "data": {"streams": sorted(streams)}}
 
 
 @dataclass(frozen=True, slots=True)
 class ListenRequest:
-    """A `listen` to these streams, or an `unlisten`; the names as they came."""
+    """A `listen` to these streams, or (`stop`) an `unlisten`; names as received."""
 
     streams: tuple[str, ...]
     stop: bool = False
 
 
 def request(message: Mapping[str, Raw]) -> AuthRequest | ListenRequest | None:
-    """What a client asks, None for what is no request. Both forms of logging in are read: `authenticate` of every SDK
-    and the flat `auth` of the documentation."""
+    """Parse a client's request; None if it is not one.
+
+    Both forms of log-in are accepted: `authenticate`, which every SDK sends, and the flat `auth` of the documentation.
+    """
     action = JSON.text_of(message.get("action"))
     if action == "auth":
         return _auth(message, "key", "secret")
@@ -63,15 +65,18 @@ def _has(data: Mapping[str, Raw], name: str) -> bool:
 
 
 def topics(streams: Iterable[str], endpoint: Endpoint) -> Subscription:
-    """The topics of those streams that this endpoint has; a stream is a channel whose symbol is the wildcard."""
+    """Return the topics of the streams that this endpoint has, without the others.
+
+    A stream is a channel whose only symbol is the wildcard.
+    """
     return frozenset((stream, WILDCARD) for stream in streams if stream in endpoint.channels)
 
 
 def authenticate(key: str, secret: str) -> TradingMessage:
-    """The request that logs in to Alpaca."""
+    """Return the request that logs in to Alpaca."""
     return {"action": "authenticate", "data": {"key_id": key, "secret_key": secret}}
 
 
 def listen(held: Iterable[Topic]) -> TradingMessage:
-    """The request for all that is wanted."""
+    """Return the request to Alpaca for exactly these topics."""
     return {"action": "listen", "data": {"streams": sorted({channel for channel, _ in held})}}

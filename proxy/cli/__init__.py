@@ -1,28 +1,28 @@
-"""The command line: `main` parses the arguments, calls one verb, and returns the exit code.
+"""Command line: `main` runs one verb and returns its exit code.
 
-Each verb is a module of its name with `run(options)`, imported when it is called, so that `keygen` and `healthcheck` do
-not load the proxy.
+Each verb is a module of the same name with `run(options)`. It is imported when it is called, so that `keygen` and
+`healthcheck` do not load the proxy.
 
-    parser            the verbs and their arguments
+    parser            verbs and their arguments
     run               no verb: the proxy itself
-    check             what is wrong with a configuration, or who may see what
-    explain           whether a client may see a topic, and by which line
+    check             validation of a configuration, and the access of each client
+    explain           whether a client may see a topic, and which line decides
     init              a first configuration, after a few questions
-    keygen            a new client
+    keygen            key and secret of a new client
     demo              the verb `demo`
     demonstration     simulator, proxy and two algorithms in one process
     simulate          the simulator alone
     status            the running proxy as tables
-    healthcheck       the exit status of /readyz
+    healthcheck       /readyz as an exit status
     schema            the JSON schema, or the reference of settings
     completion        shell completion
-    config_file       where the configuration is, and what is said of one that cannot work
-    terminal          exit codes, sentences on standard error, tables
-    running           how verbs reach the running proxy
+    config_file       path of the configuration, and output of its errors
+    terminal          exit codes, messages on standard error, tables
+    running           HTTP client for the running proxy
     overview          /status.json as tables
-    online            one log-in to Alpaca
+    online            one login to Alpaca
     starter           the file that `init` writes
-    startup           the lines that the proxy prints at its start
+    startup           the lines that the proxy logs at its start
     reference         docs/configuration.md from the schema
     service_manager   sd_notify
 """
@@ -45,11 +45,11 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one verb; the exit code."""
+    """Run one verb and return the exit code."""
     _open_streams()
     options = parser().parse_args(arguments)
     hub = gevent.get_hub()
-    # Ctrl-C is somebody's wish, and no error to be printed. The resolver has its own to add, perhaps already.
+    # gevent must not print a traceback for Ctrl-C. Extend the tuple: the resolver may have added its own errors to it.
     hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt)
     try:
         code: int = import_module(f"proxy.cli.{options.verb}").run(options)
@@ -59,14 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return Exit.FAILED
     except BrokenPipeError:
-        # Whoever read our output has left; Python would complain once more when it flushes at the end.
+        # The reader of standard output has closed it; without this Python would report that again at its final flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
     return code
 
 
 def _open_streams() -> None:
-    """Somebody may have started us with standard output closed, or in a language that lacks a character of ours."""
+    """Replace closed output streams, and characters that their encoding lacks."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:

@@ -1,4 +1,4 @@
-"""`demo`: a simulated market, the proxy and two sample algorithms in this process."""
+"""`demo`: run simulator, proxy and two sample algorithms in this process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from proxy.cli.terminal import Exit
 
 def run(options: argparse.Namespace) -> Exit:
     print("starting a simulated market, the proxy and two algorithms", flush=True)
-    from proxy.cli.demonstration import Demo  # all of the program is loaded, which takes a while
+    from proxy.cli.demonstration import Demo  # loads the whole program, which takes a while
 
     return Exit.GOOD if Demo(seconds=options.seconds).run() else Exit.FAILED

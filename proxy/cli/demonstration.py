@@ -1,7 +1,7 @@
-"""`demo`: the simulator, the proxy and two sample algorithms in one process. No account, no files.
+"""`demo`: the simulator, the proxy and two sample algorithms in one process.
 
-What it says at the end is checked: both algorithms heard something, neither lost a stream or heard what its allowlist
-does not name, and no feed ever had a second upstream connection.
+It needs no account and no files. Its last line is the result of a check: both algorithms received messages, neither
+lost a stream or received a message outside its allowlist, and no feed ever had a second upstream connection.
 """
 
 from __future__ import annotations
@@ -84,28 +84,28 @@ Ctrl-C ends it.
 
 
 class Algorithm:
-    """A sample algorithm: some streams, what it subscribes on each, and what it has heard."""
+    """A sample algorithm: subscriptions by path, and counts of received messages."""
 
     def __init__(self, name: str, subscriptions: dict[str, dict[str, Any]], allowed: set[tuple[str, str]]) -> None:
         self.name = name
-        self.heard: Counter[tuple[str, str]] = Counter()
+        self.received: Counter[tuple[str, str]] = Counter()
         self.prices: dict[str, float] = {}
-        self.lost = ""  # why a stream ended, if one has
+        self.lost = ""  # why a stream ended, if any has
         self.subscriptions = subscriptions
         self._allowed = allowed
 
     @property
-    def strays(self) -> list[tuple[str, str]]:
-        """What it heard and should not have."""
-        return [topic for topic in self.heard if topic not in self._allowed and (topic[0], "*") not in self._allowed]
+    def unexpected(self) -> list[tuple[str, str]]:
+        """Received topics outside the allowlist."""
+        return [topic for topic in self.received if topic not in self._allowed and (topic[0], "*") not in self._allowed]
 
     def line(self) -> str:
-        """How it is doing, in a few words."""
+        """Return a short progress text."""
         prices = "  ".join(f"{symbol} {price:,.2f}" for symbol, price in sorted(self.prices.items())[:2])
-        return f"{self.name} {self.heard.total()} messages  {prices}"
+        return f"{self.name} {self.received.total()} messages  {prices}"
 
     def follow(self, url: str, path: str) -> None:
-        """One stream, as an SDK would hold it, until it is lost."""
+        """Read one stream, as an SDK does, until the connection is lost."""
         try:
             connection = dial(url + path, {}, lambda opcode, payload: connection.write(opcode, payload))
             trading = path == "/stream"
@@ -129,36 +129,36 @@ class Algorithm:
         if isinstance(value, dict):
             if value.get("stream") == "trade_updates":
                 order = value["data"]["order"]
-                self.heard["order", order["client_order_id"]] += 1
+                self.received["order", order["client_order_id"]] += 1
             return
         for message in value:
             kind, symbol = message["T"], message.get("S", "")
             if symbol:
-                self.heard[kind, symbol] += 1
+                self.received[kind, symbol] += 1
                 self.prices[symbol] = message.get("p") or message.get("bp") or message.get("c") or 0.0
 
 
 class Demo:
-    """Runs until a signal, or for so many seconds."""
+    """The demo; it runs until a signal, or for a number of seconds."""
 
     def __init__(self, seconds: float | None = None) -> None:
         self._seconds = seconds
-        self._over = Event()
+        self._stopped = Event()
 
     def run(self) -> bool:
-        """Whether it went well. Raises StartError."""
+        """Run the demo; return whether its checks passed. Raises StartError."""
         with Simulator(market=Market()) as simulator:
-            text = CONFIG.format(url=simulator.url, listen=_free(8765), admin=_free(8766))
+            text = CONFIG.format(url=simulator.url, listen=_port_or_any(8765), admin=_port_or_any(8766))
             config = configuration.parse(text, "demo", {}, Path())
             logs.set_up(config.log.format, config.log.level)
             gateway = Gateway(config)
             gateway.start()
             try:
-                return self._watch(simulator, gateway)
+                return self._run_algorithms(simulator, gateway)
             finally:
                 gateway.stop(seconds=1)
 
-    def _watch(self, simulator: Simulator, gateway: Gateway) -> bool:
+    def _run_algorithms(self, simulator: Simulator, gateway: Gateway) -> bool:
         ws = "ws://{}:{}".format(*gateway.server.address)
         http = "http://{}:{}".format(*gateway.admin.address)
         print(INTRODUCTION.format(version=describe(), ws=ws, http=http), flush=True)
@@ -166,10 +166,10 @@ class Demo:
         greenlets = [
             gevent.spawn(algorithm.follow, ws, path) for algorithm in algorithms for path in algorithm.subscriptions
         ]
-        handlers = [gevent.signal_handler(number, self._over.set) for number in (signal.SIGINT, signal.SIGTERM)]
+        handlers = [gevent.signal_handler(number, self._stopped.set) for number in (signal.SIGINT, signal.SIGTERM)]
         deadline = None if self._seconds is None else time.monotonic() + self._seconds
         try:
-            while not self._over.wait(1.0 if deadline is None else max(0.0, min(1.0, deadline - time.monotonic()))):
+            while not self._stopped.wait(1.0 if deadline is None else max(0.0, min(1.0, deadline - time.monotonic()))):
                 live = [up.endpoint.feed for up in gateway.upstreams.values() if up.phase is Phase.LIVE]
                 parts = [*(algorithm.line() for algorithm in algorithms), f"live: {' '.join(live)}"]
                 print(f"{time.strftime('%H:%M:%S')}  {'  |  '.join(parts)}", flush=True)
@@ -179,9 +179,9 @@ class Demo:
             for handler in handlers:
                 handler.cancel()
             gevent.killall(greenlets)
-        if self._over.is_set() and sys.stdout.isatty():
-            print()  # the terminal has put ^C on the line
-        return _verdict(algorithms, simulator, gateway)
+        if self._stopped.is_set() and sys.stdout.isatty():
+            print()  # the terminal has echoed ^C on the line
+        return _check(algorithms, simulator, gateway)
 
 
 def _algorithms() -> list[Algorithm]:
@@ -200,24 +200,24 @@ def _algorithms() -> list[Algorithm]:
     ]
 
 
-def _verdict(algorithms: list[Algorithm], simulator: Simulator, gateway: Gateway) -> bool:
-    """The last line, and whether all that it says is true."""
-    faults = [f"{algorithm.name} heard nothing" for algorithm in algorithms if not algorithm.heard]
-    faults += [f"{algorithm.name} lost {algorithm.lost}" for algorithm in algorithms if algorithm.lost]
-    faults += [f"{a.name} heard {kind} {symbol}" for a in algorithms for kind, symbol in a.strays]
+def _check(algorithms: list[Algorithm], simulator: Simulator, gateway: Gateway) -> bool:
+    """Print the last line; return whether all checks passed."""
+    failures = [f"{algorithm.name} received nothing" for algorithm in algorithms if not algorithm.received]
+    failures += [f"{algorithm.name} lost {algorithm.lost}" for algorithm in algorithms if algorithm.lost]
+    failures += [f"{a.name} received {kind} {symbol}" for a in algorithms for kind, symbol in a.unexpected]
     for upstream in gateway.upstreams.values():
-        if (most := simulator.peak(upstream.endpoint.feed)) != 1:
-            faults.append(f"{upstream.endpoint.feed} had {most} upstream connections")
-    if faults:
-        print(f"demo failed: {', '.join(faults)}", flush=True)
+        if (peak := simulator.peak(upstream.endpoint.feed)) != 1:
+            failures.append(f"{upstream.endpoint.feed} had {peak} upstream connections")
+    if failures:
+        print(f"demo failed: {', '.join(failures)}", flush=True)
         return False
-    heard = ", ".join(f"{algorithm.name} {algorithm.heard.total()} messages" for algorithm in algorithms)
-    print(f"demo ok: {heard}, 1 upstream connection per feed", flush=True)
+    received = ", ".join(f"{algorithm.name} {algorithm.received.total()} messages" for algorithm in algorithms)
+    print(f"demo ok: {received}, 1 upstream connection per feed", flush=True)
     return True
 
 
-def _free(port: int) -> int:
-    """The port, or 0 (any) if something else has it."""
+def _port_or_any(port: int) -> int:
+    """Return the port, or 0 (any free port) if it is in use."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,11 +1,14 @@
-"""`healthcheck`: the exit status of the running proxy's /readyz, for containers, which have no curl."""
+"""`healthcheck`: the running proxy's /readyz as an exit status.
+
+For containers, which often have no curl.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 
-from proxy.cli.config_file import complain, config_path
+from proxy.cli.config_file import config_path, report_config_error
 from proxy.cli.running import NotRunning, running
 from proxy.cli.terminal import Exit, fail
 from proxy.config.errors import ConfigError
@@ -14,9 +17,9 @@ from proxy.config.errors import ConfigError
 def run(options: argparse.Namespace) -> Exit:
     path = config_path(options, os.environ)
     try:
-        status, body = running(path, os.environ).ask("/readyz")
+        status, body = running(path, os.environ).get("/readyz")
     except ConfigError as error:
-        return complain(error, path)
+        return report_config_error(error, path)
     except NotRunning as error:
         return fail(str(error))
     print(body.rstrip())

@@ -1,6 +1,7 @@
-"""`init`: a commented configuration to start from, after a few questions if there is somebody to ask.
+"""`init`: write a commented starter configuration.
 
-The file is made for its owner alone (0600) and never in the place of another.
+On a terminal it asks a few questions first. The file is readable by its owner alone (0600); an existing file is never
+overwritten.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TypeVar
 from proxy.cli.config_file import config_path
 from proxy.cli.keygen import NewClient
 from proxy.cli.starter import SCHEMA_FILE, Answers, starter, symbols_of
-from proxy.cli.terminal import Exit, command, fail, say
+from proxy.cli.terminal import Exit, command, fail, print_err
 from proxy.config import values as settings
 from proxy.config.values import Unsuitable
 from proxy.config.yamlfile import Items, Table, Text
@@ -25,11 +26,11 @@ from proxy.config.yamlfile import Items, Table, Text
 T = TypeVar("T")
 
 SECRETS = """\
-{path} is written, for you alone to read (mode 0600). For your algorithms (the secrets are shown this once):
+Wrote {path}, readable by you alone (mode 0600). For your algorithms (the secrets are not shown again):
 {clients}
 """
 NEXT = """\
-Next: put Alpaca's key and secret into the environment, then see whether all is well, then run:
+Next: put Alpaca's key and secret into the environment, check the configuration, and run the proxy:
   export APCA_API_KEY_ID=… APCA_API_SECRET_KEY=…
   {command} check -c {path}
   {command} -c {path}
@@ -40,38 +41,41 @@ For an editor that completes and checks the file as you type:
 def run(options: argparse.Namespace) -> Exit:
     path: Path = options.file or config_path(options, os.environ)
     if os.path.lexists(path):
-        return _exists(path)
+        return _fail_exists(path)
     answers = Answers()
     if sys.stdin.isatty() and sys.stderr.isatty():
-        say(f"A few questions for {path}; Enter takes what is in brackets.")
+        print_err(f"A few questions for {path}; Enter accepts the value in brackets.")
         answers = ask(answers, sys.stdin.readline)
     clients = [NewClient(name) for name in answers.algorithms]
     try:
         write(path, starter(answers, clients, path))
     except FileExistsError:
-        return _exists(path)
+        return _fail_exists(path)
     except OSError as error:
         return fail(f"cannot write {path}: {error.strerror or error}; name another file, as in `init my-proxy.yaml`")
     width = max(len(client.key) for client in clients)
-    shown = "\n".join(f"  key {client.key:{width}}  secret {client.secret}" for client in clients)
-    print(SECRETS.format(path=path, clients=shown))
+    lines = "\n".join(f"  key {client.key:{width}}  secret {client.secret}" for client in clients)
+    print(SECRETS.format(path=path, clients=lines))
     print(NEXT.format(command=command(), path=path, schema=path.with_name(SCHEMA_FILE)))
     return Exit.GOOD
 
 
-def _exists(path: Path) -> Exit:
-    return fail(f"{path} exists already and stays as it is; name another file, as in `init my-proxy.yaml`")
+def _fail_exists(path: Path) -> Exit:
+    return fail(f"{path} already exists and was not changed; name another file, as in `init my-proxy.yaml`")
 
 
 def write(path: Path, text: str) -> None:
-    """A new file, whole or not at all. Raises FileExistsError, or another OSError."""
+    """Create a file with this text; on an error no file is left.
+
+    Raises FileExistsError, or another OSError.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        os.fchmod(descriptor, 0o600)  # whatever the umask took away
+        os.fchmod(descriptor, 0o600)  # the umask may have removed bits
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
     except BaseException:
@@ -81,7 +85,10 @@ def write(path: Path, text: str) -> None:
 
 
 def ask(default: Answers, read: Callable[[], str]) -> Answers:
-    """The answers of whoever types the lines that `read` gives; at their end the rest is as in `default`."""
+    """Ask the questions and return the answers.
+
+    `read` returns a line, and "" at the end of the input. An empty line, or the end of the input, takes the default.
+    """
     trading = _ask("Alpaca account, paper or live?", default.trading, read, _trading)
     feed = _ask("Feed of market data (iex, sip, crypto, …)?", default.feed, read, settings.market_feed)
     names = _ask("Names of your algorithms?", " ".join(default.algorithms), read, _names)
@@ -94,12 +101,12 @@ def _ask(question: str, default: str, read: Callable[[], str], decode: Callable[
         print(f"{question} [{default}] ", end="", file=sys.stderr, flush=True)
         line = read()
         if not line:
-            say("")  # the end of the input has left the cursor on the question's line
+            print_err("")  # at the end of the input the cursor is still on the line of the question
         try:
             return decode(line.strip() or default)
         except Unsuitable as error:
             for fault in error.faults:
-                say(f"  {fault.reason}" + (f'; did you mean "{fault.hint}"?' if fault.hint else ""))
+                print_err(f"  {fault.reason}" + (f'; did you mean "{fault.hint}"?' if fault.hint else ""))
 
 
 def _trading(text: str) -> str:
@@ -113,14 +120,14 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _symbols(text: str) -> tuple[str, ...]:
-    """Entries of an allowlist, checked by the same rules."""
+    """Parse entries of an allowlist, by the rules of the configuration."""
     entries = tuple(dict.fromkeys(text.replace(",", " ").split()))
-    settings.allow(Table(iex=Table(trades=Items(map(_written, entries)))))
+    settings.allow(Table(iex=Table(trades=Items(map(_as_written, entries)))))
     return entries
 
 
-def _written(entry: str) -> Text:
-    """An entry as the file would have it."""
+def _as_written(entry: str) -> Text:
+    """Return an entry as if it were read from the file."""
     text = Text(entry)
     text.written = entry
     return text

@@ -1,4 +1,7 @@
-"""`keygen`: a new client, with a random key, and a random secret that is shown this once."""
+"""`keygen`: key and secret of a new client, both random.
+
+The secret is printed once; the configuration stores its digest.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from proxy.cli.terminal import Exit
 
 KEY_BYTES, SECRET_BYTES = 4, 32
 
-SHOWN = """\
-For the algorithm (the secret is shown this once):
+OUTPUT = """\
+For the algorithm (the secret is not shown again):
   key     {key}
   secret  {secret}
 
@@ -26,8 +29,11 @@ For the proxy's configuration, under clients:
 
 @dataclass(frozen=True, slots=True)
 class NewClient:
-    """A client that is to be: its name, the key that begins with it, and its secret. 256 random bits need no slow
-    hash; a key that nobody guesses keeps guesses of the secret off from the start."""
+    """A new client: its name, its key (which starts with the name) and its secret.
+
+    A secret of 256 random bits needs no slow hash. The key is random too, so that the secret of a client cannot be
+    guessed at by its name alone.
+    """
 
     name: str
     tail: str = field(default_factory=lambda: secrets.token_hex(KEY_BYTES))
@@ -35,16 +41,16 @@ class NewClient:
 
     @property
     def key(self) -> str:
-        """What the algorithm passes as its key."""
+        """The key that the algorithm sends."""
         return f"{self.name}-{self.tail}"
 
     @property
     def digest(self) -> str:
-        """The secret as the configuration holds it: `sha256:HEX`."""
+        """The secret as the configuration stores it: `sha256:HEX`."""
         return f"sha256:{hashlib.sha256(self.secret.encode()).hexdigest()}"
 
 
 def run(options: argparse.Namespace) -> Exit:
     client = NewClient(options.name)
-    print(SHOWN.format(name=client.name, key=client.key, secret=client.secret, digest=client.digest))
+    print(OUTPUT.format(name=client.name, key=client.key, secret=client.secret, digest=client.digest))
     return Exit.GOOD

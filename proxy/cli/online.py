@@ -1,4 +1,7 @@
-"""One log-in to Alpaca, as the proxy would do it, and a farewell: does it take this account's key and secret?"""
+"""Test of an account's key and secret by one login to Alpaca.
+
+The login is the one that the proxy makes. The connection is closed with a close frame, which frees its slot at once.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ ANSWER_SECONDS = 10.0
 
 
 def log_in(name: str, account: Account, feed: str) -> str | None:
-    """Logs in and out again; None if Alpaca accepted, else what it or the network said, and the next step."""
+    """Log in and disconnect; return None, or the error and the next step."""
     try:
         return _log_in(name, account, feed)
     except UpgradeRefused as error:
@@ -29,20 +32,20 @@ def log_in(name: str, account: Account, feed: str) -> str | None:
 
 
 def _log_in(name: str, account: Account, feed: str) -> str | None:
-    known = endpoint(feed)
-    assert known is not None  # the configuration names no other
+    target = endpoint(feed)
+    assert target is not None  # the configuration is valid, so the feed exists
     codec = CODECS[account.speaks(feed)]
     login = Login(name, account.url(feed), account.key.reveal(), account.secret.reveal())
-    protocol = client_protocol_for(known, codec, login)
+    protocol = client_protocol_for(target, codec, login)
     opcode = frames.TEXT if protocol.text else frames.BINARY
     connection = AlpacaConnection(login.url, codec.content_type, time.monotonic)
     try:
         for payload in protocol.opening():
             connection.send(opcode, payload)
-        with gevent.Timeout(ANSWER_SECONDS, ConnectionLost(f"it was silent for {ANSWER_SECONDS:.0f} s")):
+        with gevent.Timeout(ANSWER_SECONDS, ConnectionLost(f"no reply within {ANSWER_SECONDS:.0f} s")):
             while True:
                 for frame in connection.receive():
-                    for body in _bodies(codec, known.dialect, frame.payload):
+                    for body in _bodies(codec, target.dialect, frame.payload):
                         match protocol.receive(body):
                             case Send(payload):
                                 connection.send(opcode, payload)
@@ -55,7 +58,7 @@ def _log_in(name: str, account: Account, feed: str) -> str | None:
 
 
 def _bodies(codec: Codec, dialect: Dialect, payload: bytes) -> list[Raw] | list[bytes]:
-    """The messages of a frame: an array of them on market data, one on trading."""
+    """Return the messages of a frame: several on market data, one on trading."""
     if dialect is Dialect.TRADING:
         return [payload]
     try:
@@ -64,6 +67,6 @@ def _bodies(codec: Codec, dialect: Dialect, payload: bytes) -> list[Raw] | list[
         return []
 
 
-def _sentence(said: str, code: int) -> str:
+def _sentence(reason: str, code: int) -> str:
     hint = HINTS.get(code)
-    return f"{said}: {hint}" if hint else f"{said}; try again later"
+    return f"{reason}: {hint}" if hint else f"{reason}; try again later"

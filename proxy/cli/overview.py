@@ -1,6 +1,6 @@
-"""What /status.json says, as tables for a person: the proxy in one line, its feeds, its clients, and recent trouble.
+"""/status.json as text: proxy, feeds, clients, recent warnings and errors.
 
-`proxy.observe.status_document` describes the JSON. Anything else raises LookupError, TypeError, ValueError or
+`proxy.observe.status_document` describes the JSON. Any other document raises LookupError, TypeError, ValueError or
 AttributeError.
 """
 
@@ -13,8 +13,8 @@ from typing import Any
 from proxy.cli.terminal import Cell, plain, table
 from proxy.observe.style import Color, Style
 
-RECENT = 5
-FULL = 0.5  # of an outbox, from which on its client is worth a look
+RECENT = 5  # warnings and errors that are shown
+FULL = 0.5  # pending share of an outbox above which its client is marked slow
 
 FEED = ("FEED", "STATE", "FOR", "MSG/S", "MESSAGES", "LAG P50", "P99", "LAST", "TOPICS", "CONNECTS", "TROUBLE")
 CLIENT = ("CLIENT", "FEED", "SESSIONS", "TOPICS", "MSG/S", "DELIVERED", "PENDING", "LEFT OUT", "LOST")
@@ -22,23 +22,23 @@ CLIENT = ("CLIENT", "FEED", "SESSIONS", "TOPICS", "MSG/S", "DELIVERED", "PENDING
 StatusJson = Mapping[str, Any]
 
 
-def overview(document: StatusJson, ink: Style) -> str:
-    """The whole text."""
-    parts = [_proxy(document, ink)]
+def overview(document: StatusJson, style: Style) -> str:
+    """Return the whole text."""
+    parts = [_proxy(document, style)]
     if document["feeds"]:
-        parts.append(table(FEED, [_feed(feed) for feed in document["feeds"]], ink))
+        parts.append(table(FEED, [_feed(feed) for feed in document["feeds"]], style))
     if document["clients"]:
-        parts.append(table(CLIENT, [_client(client) for client in document["clients"]], ink))
+        parts.append(table(CLIENT, [_client(client) for client in document["clients"]], style))
     else:
         parts.append("No client has connected yet.")
-    last_error = [event for event in document["events"] if event["level"] in ("warning", "error")]
-    if last_error:
-        parts.append("\n".join(_event(event, ink) for event in last_error[-RECENT:]))
+    warnings = [event for event in document["events"] if event["level"] in ("warning", "error")]
+    if warnings:
+        parts.append("\n".join(_event(event, style) for event in warnings[-RECENT:]))
     return "\n\n".join(parts)
 
 
-def _proxy(document: StatusJson, ink: Style) -> str:
-    ready = ink.paint("ready", Color.GOOD) if document["ready"] else ink.paint("not ready", Color.BAD)
+def _proxy(document: StatusJson, style: Style) -> str:
+    ready = style.paint("ready", Color.GOOD) if document["ready"] else style.paint("not ready", Color.BAD)
     pending, limit = document["outboxes"]["pending"], document["outboxes"]["limit"]
     return (
         f"alpaca-proxy {plain(str(document['proxy']))}: {plain(str(document['state']))}, {ready}, "
@@ -82,16 +82,16 @@ def _client(client: StatusJson) -> list[Cell]:
     ]
 
 
-def _event(event: StatusJson, ink: Style) -> str:
+def _event(event: StatusJson, style: Style) -> str:
     clock = time.strftime("%H:%M:%S", time.localtime(event["time"]))
     colour = Color.BAD if event["level"] == "error" else Color.WARNING
     fields = " ".join(f"{name}={value}" for name, value in event["fields"].items())
-    level = ink.paint(plain(event["level"]), colour)
+    level = style.paint(plain(event["level"]), colour)
     return f"{clock} {level} " + plain(f"{event['event']} {fields}").replace("\n", " ").rstrip()
 
 
 def span(seconds: float) -> str:
-    """How long something has been so: `42 s`, `12 min`, `3 h 12 min`, `5 d 3 h`."""
+    """Format a duration: `42 s`, `12 min`, `3 h 12 min`, `5 d 3 h`."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -102,13 +102,13 @@ def span(seconds: float) -> str:
 
 
 def size(count: int) -> str:
-    """A number of bytes, in the unit that suits it."""
-    for unit, of in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= of:
-            return f"{count / of:.1f} {unit}"
+    """Format a number of bytes, in a fitting unit."""
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
     return f"{count} bytes"
 
 
 def milliseconds(seconds: float | None) -> str:
-    """A lag, or a dash while there is none to be known."""
+    """Format a lag, or a dash if it is unknown."""
     return "-" if seconds is None else f"{seconds * 1000:.1f} ms"

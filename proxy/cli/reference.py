@@ -1,6 +1,6 @@
-"""docs/configuration.md: the reference of the configuration, made from its JSON schema and the table of feeds.
+"""Generator of docs/configuration.md, from the JSON schema and the feeds.
 
-What a setting is stands beside it in the model, and here it is only laid out.
+The descriptions of the settings are in the model; this module only lays them out.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ Alpaca and at the proxy."""
 
 
 def reference(schema: Schema) -> str:
-    """The whole document, without a line break at its end."""
+    """Return the whole document, without a line break at its end."""
     sections = schema["$defs"]
     parts = [BEGINNING, "\n".join(_table(schema, sections))]
     for name, section in (("listen", "Listen"), ("listen.tls", "Tls"), ("admin", "Admin"), ("log", "Log")):
@@ -89,7 +89,10 @@ def _section(name: str, section: Schema) -> str:
 
 
 def _table(section: Schema, sections: Schema | None = None) -> Iterator[str]:
-    """The settings of a section; where one is a section itself, `sections` has what is to be said of it."""
+    """Yield the table of a section's settings.
+
+    `sections` describes the settings that are sections themselves.
+    """
     yield "| setting | default | what it is |"
     yield "|---|---|---|"
     required = section.get("required", ())
@@ -104,7 +107,7 @@ def _table(section: Schema, sections: Schema | None = None) -> Iterator[str]:
 
 
 def _default(value: object) -> str:
-    """As one would write it in the file."""
+    """Return a default as it is written in the file."""
     if value is None:
         return "none"
     if isinstance(value, dict):
@@ -119,14 +122,14 @@ def _default(value: object) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text within a table; a reference in it is code."""
+    """Return text for a table cell; references such as `${NAME}` become code."""
     return re.sub(r"(?<!`)(\$\{[^}]*\})(?!`)", r"`\1`", text).replace("|", "\\|").replace("\n", " ")
 
 
 def _feeds() -> Iterator[str]:
     for name in feed_names():
-        known = endpoint(name)
-        assert known is not None
-        channels = " ".join(f"`{channel}`" for channel in known.channels)
-        what = " (order updates)" if known.dialect is Dialect.TRADING else ""
-        yield f"| `{known.feed}`{what} | `{known.path}` | {channels} |"
+        feed = endpoint(name)
+        assert feed is not None
+        channels = " ".join(f"`{channel}`" for channel in feed.channels)
+        what = " (order updates)" if feed.dialect is Dialect.TRADING else ""
+        yield f"| `{feed.feed}`{what} | `{feed.path}` | {channels} |"

@@ -1,7 +1,7 @@
-"""The running proxy, as the verbs `status` and `healthcheck` reach it: by HTTP, at its admin address.
+"""HTTP client for the running proxy's admin address.
 
-Of the configuration only the section `admin` is read. So these verbs work in a shell that has not the secrets'
-variables, and while somebody is editing the rest of the file: a proxy does not fall ill because its file does.
+The verbs `status` and `healthcheck` use it. Only the section `admin` of the configuration is read. So these verbs work
+without the environment variables of the secrets, and while the rest of the file is being edited and invalid.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import gevent
 
-from proxy.cli.terminal import say
+from proxy.cli.terminal import print_err
 from proxy.config import addresses, secret, yamlfile
 from proxy.config import values as settings
 from proxy.config.errors import ConfigError, Problem
@@ -37,30 +37,30 @@ class NotRunning(ProxyError):
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """Where a proxy should be running. `ask` finds out."""
+    """Admin address at which a proxy should be running."""
 
     host: str
     port: int
     token: Secret | None
     path: Path = field(compare=False)
 
-    def ask(self, page: str) -> tuple[int, str]:
-        """The HTTP status and the body of a page. Raises NotRunning."""
-        # Any proxy accepts `localhost`; a name of this machine's own would have to be listed in admin.hosts.
+    def get(self, page: str) -> tuple[int, str]:
+        """Return the HTTP status and the body of a page. Raises NotRunning."""
+        # Every proxy accepts the host `localhost`; any other host name would have to be listed in admin.hosts.
         headers = {"Host": "localhost", "Connection": "close"}
         if self.token is not None:
             headers["Authorization"] = f"Bearer {self.token.reveal()}"
         connection = HTTPConnection(near(self.host), self.port, timeout=ANSWER_SECONDS)
         try:
-            with self._patience():
+            with self._time_limit():
                 connection.request("GET", page, headers=headers)
-                answer = connection.getresponse()
-                status, body = answer.status, answer.read(LARGEST_ANSWER)
+                response = connection.getresponse()
+                status, body = response.status, response.read(LARGEST_ANSWER)
         except ConnectionRefusedError:
             raise NotRunning(f"no proxy is running at {self}; start it with -c {self.path}") from None
         except (OSError, HTTPException) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise NotRunning(f"no proxy answers at {self} ({reason}); see what else has that address") from None
+            raise NotRunning(f"no proxy answers at {self} ({reason}); check which program listens there") from None
         finally:
             connection.close()
         if status in (401, 403):
@@ -70,11 +70,11 @@ class Running:
         return status, body.decode("utf-8", "replace")
 
     @contextlib.contextmanager
-    def _patience(self) -> Iterator[None]:
-        """Says what is being waited for if that takes longer than a second, and ends the wait."""
-        waiting = gevent.spawn_later(QUIET_SECONDS, say, f"waiting for the proxy at {self} to answer")
+    def _time_limit(self) -> Iterator[None]:
+        """Limit a request to ANSWER_SECONDS; after QUIET_SECONDS print what it waits for."""
+        waiting = gevent.spawn_later(QUIET_SECONDS, print_err, f"waiting for the proxy at {self} to answer")
         try:
-            with gevent.Timeout(ANSWER_SECONDS, TimeoutError(f"silent for {ANSWER_SECONDS:.0f} s")):
+            with gevent.Timeout(ANSWER_SECONDS, TimeoutError(f"no response within {ANSWER_SECONDS:.0f} s")):
                 yield
         finally:
             waiting.kill()
@@ -84,21 +84,27 @@ class Running:
 
 
 def authority(address: tuple[str, int]) -> str:
-    """Where an address is reached from this machine, as a URL has it."""
+    """Return HOST:PORT of a URL that reaches a listening address from here."""
     host, port = near(address[0]), address[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def near(host: str) -> str:
-    """The host by which this machine reaches what listens there: every address includes its own."""
-    known = addresses.ip_address(host)
-    if known is None or not known.is_unspecified:
+    """Return a host that reaches a listener on `host` from this machine.
+
+    For an unspecified address (0.0.0.0, ::) that is the loopback address.
+    """
+    address = addresses.ip_address(host)
+    if address is None or not address.is_unspecified:
         return host
-    return addresses.LOOPBACK if known.version == 4 else "::1"
+    return addresses.LOOPBACK if address.version == 4 else "::1"
 
 
 def running(path: Path, environ: Mapping[str, str]) -> Running:
-    """Where the proxy of a configuration should be running. Raises ConfigError for its admin section alone."""
+    """Return the admin address of a configuration's proxy.
+
+    Raises ConfigError for errors of the admin section alone.
+    """
     document = yamlfile.parse(yamlfile.read(path), name=str(path), environ=environ, folder=path.parent)
     problems = [problem for problem in document.problems if problem.path.partition(".")[0] == "admin"]
 
@@ -116,7 +122,7 @@ def running(path: Path, environ: Mapping[str, str]) -> Running:
     port = setting("port", settings.port, settings.ADMIN_PORT)
     token = setting("token", secret.token, None)
     if port == 0:
-        reason = "is 0, any free port, so nobody can know which; give it a number"
+        reason = "is 0 (any free port), so the address is unknown; set a port number"
         problems.extend(filter(None, [document.problem(("admin", "port"), reason)]))
     if problems:
         raise ConfigError(problems)

@@ -1,4 +1,7 @@
-"""`schema`: the JSON schema of the configuration for editors, or (`--markdown`) the reference for people."""
+"""`schema`: print the JSON schema of the configuration.
+
+With `--markdown` it prints the reference, docs/configuration.md.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""What the service manager is told: systemd's protocol, sd_notify(3), in datagrams of NAME=VALUE lines.
+"""Notifications to the service manager by systemd's sd_notify(3).
 
-A `Notifier` hears at every tick how the proxy is, and passes on what of it is news: READY when it serves, STOPPING when
-it drains, a line for `systemctl status`, and in between WATCHDOG, which says that the ticks go on. Where nobody listens
-nothing is said. Nobody is waited for either: a manager that does not read must not hold up a message.
+They are datagrams of NAME=VALUE lines. `Notifier.beat` is called at every tick with the proxy's state and sends the
+changes: READY when it serves, STOPPING when it drains, and a line for `systemctl status`. WATCHDOG is sent
+periodically, as a sign that the ticks go on. Without a service manager nothing is sent. Sends never block: a manager
+that does not read must not delay messages.
 """
 
 from __future__ import annotations
@@ -13,48 +14,55 @@ import socket
 from collections.abc import Mapping
 from typing import Final
 
-NEWS: Final = {"serving": "READY=1", "draining": "STOPPING=1"}
+STATE_LINES: Final = {"serving": "READY=1", "draining": "STOPPING=1"}
 
 
 class Notifier:
-    """Tells one service manager. `address` is its datagram socket, with @ for an abstract one; empty: there is none.
+    """Notifications to one service manager.
 
-    `watchdog` is after how many seconds of silence it takes the proxy for dead; 0: never.
+    `address` is its datagram socket, with @ for an abstract one; empty: there is no manager. `watchdog` is the number
+    of seconds without a notification after which the manager restarts the proxy; 0: never.
     """
 
     def __init__(self, address: str = "", watchdog: float = 0.0) -> None:
         self._address = "\0" + address[1:] if address.startswith("@") else address
-        self._interval = watchdog / 2
+        self._watchdog_interval = watchdog / 2
         self._state = ""
         self._status = ""
-        self._proved = -math.inf
+        self._last_watchdog = -math.inf
 
     def __repr__(self) -> str:
-        return f"<Notifier {self._address or 'of nobody'!r} {self._state}>"
+        return f"<Notifier {self._address or None!r} {self._state}>"
 
     @classmethod
     def of(cls, environ: Mapping[str, str], pid: int) -> Notifier:
-        """The one that the environment of the process `pid` names; the watchdog of another process is not ours."""
-        ours = environ.get("WATCHDOG_PID", str(pid)) == str(pid)
-        microseconds = environ.get("WATCHDOG_USEC", "") if ours else ""
+        """Return the notifier that the environment describes.
+
+        A watchdog for a process other than `pid` is ignored.
+        """
+        for_this_process = environ.get("WATCHDOG_PID", str(pid)) == str(pid)
+        microseconds = environ.get("WATCHDOG_USEC", "") if for_this_process else ""
         return cls(environ.get("NOTIFY_SOCKET", ""), int(microseconds) / 1e6 if microseconds.isdecimal() else 0.0)
 
     def beat(self, now: float, state: str, status: str) -> None:
-        """The proxy turns, at the monotonic time `now`; `state` and `status` are how it is, in a word and in a line."""
-        news = []
+        """Send what changed, and the watchdog if it is due.
+
+        `now` is monotonic seconds, `state` one word and `status` one line.
+        """
+        lines = []
         if state != self._state:
             self._state = state
-            news += [NEWS[state]] if state in NEWS else []
+            lines += [STATE_LINES[state]] if state in STATE_LINES else []
         if status != self._status:
             self._status = status
-            news.append("STATUS=" + " ".join(status.split()))
-        if self._interval and now - self._proved >= self._interval:
-            self._proved = now
-            news.append("WATCHDOG=1")
-        self._send(news)
+            lines.append("STATUS=" + " ".join(status.split()))
+        if self._watchdog_interval and now - self._last_watchdog >= self._watchdog_interval:
+            self._last_watchdog = now
+            lines.append("WATCHDOG=1")
+        self._send(lines)
 
     def reloading(self, now: float) -> None:
-        """The configuration is being read again; the next beat that is of no reload says that this is over."""
+        """Send that a reload has started; the next `beat` with another state ends it."""
         self._state = ""
         self._send(["RELOADING=1", f"MONOTONIC_USEC={now * 1e6:.0f}"])
 

@@ -1,4 +1,4 @@
-"""`simulate`: the simulator alone, as a stand-in for Alpaca to develop against."""
+"""`simulate`: run the simulator alone, to develop against."""
 
 from __future__ import annotations
 

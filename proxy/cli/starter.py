@@ -1,6 +1,7 @@
-"""The configuration that `init` writes: small, commented, and good as soon as Alpaca's key is in the environment.
+"""The configuration that `init` writes.
 
-Every setting that is not in it has a default; the reference (`schema --markdown`) has them all.
+It is small, commented, and valid as soon as the environment has Alpaca's key and secret. Settings that are not in the
+file have defaults; the reference (`schema --markdown`) lists them all.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ START = """\
 # alpaca-proxy: one Alpaca connection per feed, shared by every algorithm that you run.
 #
 {calls}
-#   {command} schema > {schema_path}     for editors: the file that the first line names
+#   {command} schema > {schema_path}     for editors: the file named in the first line
 #
-# What is not written here has a default: algorithms connect to ws://127.0.0.1:8765, the status page is at
+# Other settings have defaults: algorithms connect to ws://127.0.0.1:8765, the status page is at
 # http://127.0.0.1:8766/. In any value ${{NAME}} is an environment variable and ${{file:PATH}} the text of a file.
 
 accounts:
@@ -35,8 +36,8 @@ accounts:
     secret: ${{APCA_API_SECRET_KEY}}
     trading: {trading}{remark}
 
-# `allow` says what a client may see: feed, channel, symbols. A symbol is exact (AAPL), a prefix (SPY*), or "*" for all.
-# What is not listed is refused. Under trading, entries are patterns of the client_order_id of its orders.
+# `allow` lists what a client may see: feed, channel, symbols. A symbol is exact (AAPL), a prefix (SPY*) or "*" for all.
+# Everything else is refused. Under trading, entries are patterns of the client_order_id of its orders.
 clients:
 """
 
@@ -54,7 +55,7 @@ _PLAIN = re.compile("[A-Za-z0-9][A-Za-z0-9./_-]*")
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What `init` asks for. No symbols: those that suit the feed."""
+    """Answers to `init`; without symbols the feed's examples are used."""
 
     trading: str = "paper"
     feed: str = "iex"
@@ -63,24 +64,24 @@ class Answers:
 
 
 def symbols_of(feed: str) -> tuple[str, ...]:
-    """Symbols that a feed is likely to know, for an example."""
-    known = endpoint(feed)
-    if known is not None and known.options:
+    """Return example symbols of a feed."""
+    target = endpoint(feed)
+    if target is not None and target.options:
         return ("AAPL*",)
     return ("BTC/USD", "ETH/USD") if feed.startswith("crypto") else ("AAPL", "MSFT")
 
 
 def starter(answers: Answers, clients: Sequence[NewClient], path: Path) -> str:
-    """The text of the file that is to be at `path`."""
-    known = endpoint(answers.feed)
+    """Return the text of the file at `path`."""
+    target = endpoint(answers.feed)
     entries = ", ".join(_entry(symbol) for symbol in answers.symbols or symbols_of(answers.feed))
-    channels = [name for name in CHANNELS if known is not None and name in known.channels]
+    channels = [name for name in CHANNELS if target is not None and name in target.channels]
     remark = "" if answers.trading == "live" else "       # where its orders go: paper or live"
     start = START.format(
         schema=SCHEMA_FILE,
         schema_path=path.with_name(SCHEMA_FILE),
         command=command(),
-        calls=_calls(path),
+        calls=_commands(path),
         trading=answers.trading,
         remark=remark,
     )
@@ -97,17 +98,17 @@ def starter(answers: Answers, clients: Sequence[NewClient], path: Path) -> str:
     )
 
 
-def _calls(path: Path) -> str:
-    """What to call with the file, a comment a line."""
-    calls = {
-        f"check -c {path}": "what is wrong with this file, and who may see what",
-        f"-c {path}": "run it; SIGHUP reads this file again",
+def _commands(path: Path) -> str:
+    """Return the commands for the file, one comment line each."""
+    commands = {
+        f"check -c {path}": "validate this file and show what each client may see",
+        f"-c {path}": "run the proxy; SIGHUP reloads this file",
         "keygen NAME": "one more client: key, secret, and the lines to paste here",
     }
-    width = max(map(len, calls))
-    return "\n".join(f"#   {command()} {call:{width}}     {what}" for call, what in calls.items())
+    width = max(map(len, commands))
+    return "\n".join(f"#   {command()} {arguments:{width}}     {what}" for arguments, what in commands.items())
 
 
 def _entry(symbol: str) -> str:
-    """A symbol as YAML has it, in quotes unless it is plainly a word; a `${` in it is no reference."""
+    """Return a symbol as YAML, quoted unless it is a plain word; `${` is escaped."""
     return symbol if _PLAIN.fullmatch(symbol) else json.dumps(symbol.replace("${", "$${"))

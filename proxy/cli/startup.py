@@ -1,4 +1,7 @@
-"""What the proxy says once it has started: at most ten lines, of which the last is the address of the status page."""
+"""Summary that the proxy logs at its start.
+
+It has at most ten lines; the last is the address of the status page.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +19,20 @@ NAMES = 8
 
 
 def announce(config: Config, path: Path, *, listening: tuple[str, int], admin: tuple[str, int]) -> None:
-    """Logs the summary. The addresses are those that were really taken."""
+    """Log the summary; the addresses are those that the listeners are bound to."""
     log = Log("proxy")
     log.info("started", version=describe(), config=path)
-    found = configuration.warnings(config, path)
-    for warning in found[:WARNINGS]:
+    warnings = configuration.warnings(config, path)
+    for warning in warnings[:WARNINGS]:
         log.warning("config", warning=warning)
-    if len(found) > WARNINGS:
-        log.warning("config", warning=f"{len(found) - WARNINGS} more; the verb `check` has them all")
+    if len(warnings) > WARNINGS:
+        log.warning("config", warning=f"{len(warnings) - WARNINGS} more; the verb `check` lists them all")
     scheme = "ws" if config.listen.tls is None else "wss"
-    names = {"accounts": _some(list(config.accounts)), "clients": _some(list(config.clients))}
+    names = {"accounts": _shortened(list(config.accounts)), "clients": _shortened(list(config.clients))}
     log.info("listening", at=f"{scheme}://{authority(listening)}", **names)
     log.info("admin", at=f"http://{authority(admin)}/")
 
 
-def _some(names: Sequence[str]) -> str:
+def _shortened(names: Sequence[str]) -> str:
     more = len(names) - NAMES
     return ", ".join(names[:NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""`status`: what the running proxy does, as a table, once or again and again."""
+"""`status`: the running proxy as tables, once or repeatedly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 
-from proxy.cli.config_file import complain, config_path
+from proxy.cli.config_file import config_path, report_config_error
 from proxy.cli.overview import overview
 from proxy.cli.running import NotRunning, Running, running
 from proxy.cli.terminal import Exit, fail, plain
@@ -18,7 +18,7 @@ from proxy.observe.style import Style
 
 WATCH_SECONDS = 2.0
 NO_HISTORY = 1 << 53
-"""A second that never comes: of the history, which only the page draws, nothing is asked for."""
+"""A time in the far future, so that the response has no history; only the status page uses it."""
 
 
 def run(options: argparse.Namespace) -> Exit:
@@ -26,19 +26,19 @@ def run(options: argparse.Namespace) -> Exit:
     try:
         proxy = running(path, os.environ)
     except ConfigError as error:
-        return complain(error, path)
+        return report_config_error(error, path)
     if options.watch:
         return _watch(proxy, as_json=options.json)
     try:
-        print(_answer(proxy, as_json=options.json))
+        print(_fetch(proxy, as_json=options.json))
     except NotRunning as error:
         return fail(str(error))
     return Exit.GOOD
 
 
-def _answer(proxy: Running, *, as_json: bool) -> str:
-    """What there is to print. Raises NotRunning."""
-    status, body = proxy.ask("/status.json" if as_json else f"/status.json?since={NO_HISTORY}")
+def _fetch(proxy: Running, *, as_json: bool) -> str:
+    """Return the text to print. Raises NotRunning."""
+    status, body = proxy.get("/status.json" if as_json else f"/status.json?since={NO_HISTORY}")
     try:
         if status != 200:
             raise ValueError(status)
@@ -46,22 +46,25 @@ def _answer(proxy: Running, *, as_json: bool) -> str:
         return body.rstrip() if as_json else overview(document, Style.of(sys.stdout, os.environ))
     except (ValueError, LookupError, TypeError, AttributeError):
         raise NotRunning(
-            f"what answers at {proxy} is no alpaca-proxy of this version; see what has that address"
+            f"the program at {proxy} is not an alpaca-proxy of this version; check which program listens there"
         ) from None
 
 
 def _watch(proxy: Running, *, as_json: bool) -> Exit:
-    """Until Ctrl-C. A proxy that is away is waited for; on a terminal each table takes the place of the last one."""
-    still = sys.stdout.isatty() and not as_json
+    """Print until Ctrl-C.
+
+    On a terminal each table overwrites the last one, and an unreachable proxy is tried again.
+    """
+    overwrite = sys.stdout.isatty() and not as_json
     try:
         while True:
             try:
-                shown = _answer(proxy, as_json=as_json)
+                text = _fetch(proxy, as_json=as_json)
             except NotRunning as error:
-                if not still:
+                if not overwrite:
                     return fail(str(error))
-                shown = plain(f"{error}\n(looking again every {WATCH_SECONDS:.0f} s; Ctrl-C ends it)")
-            print(_in_place(shown) if still else shown if as_json else f"{shown}\n", end="" if still else "\n")
+                text = plain(f"{error}\n(trying again every {WATCH_SECONDS:.0f} s; Ctrl-C stops)")
+            print(_in_place(text) if overwrite else text if as_json else f"{text}\n", end="" if overwrite else "\n")
             sys.stdout.flush()
             time.sleep(WATCH_SECONDS)
     except KeyboardInterrupt:
@@ -69,6 +72,6 @@ def _watch(proxy: Running, *, as_json: bool) -> Exit:
 
 
 def _in_place(text: str) -> str:
-    """A text from the upper left corner of the terminal on, as far as it fits; what was there before is erased."""
+    """Return control sequences that overwrite the terminal with the text, cut to fit."""
     lines = text.splitlines()[: shutil.get_terminal_size().lines - 1]
     return "\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J"

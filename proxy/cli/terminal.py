@@ -1,7 +1,7 @@
-"""How the verbs speak: exit codes, sentences on standard error, tables, and the command that the user would type.
+"""Output of the verbs: exit codes, messages on standard error, tables.
 
-What a verb was asked for goes to standard output; what is said about it, to standard error. Words of others (Alpaca's,
-a peer's) may be in it, so nothing that could steer a terminal gets out.
+The result of a verb goes to standard output, remarks and errors to standard error. Both may contain text from Alpaca or
+from a peer, so characters that could control a terminal are replaced.
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ CONFIG_VARIABLE = "ALPACA_PROXY_CONFIG"
 
 
 class Exit(IntEnum):
-    """The exit codes, and all of them."""
+    """Exit codes of all verbs."""
 
     GOOD = 0
     FAILED = 1
     """The check found problems, or a run failed."""
     USAGE = 2
     CANNOT_WORK = 78
-    """The configuration of a run cannot work; EX_CONFIG of sysexits.h, after which nobody need try again."""
+    """The configuration of a run is invalid: EX_CONFIG of sysexits.h, so that systemd does not restart it."""
 
 
 def fail(sentence: str, code: Exit = Exit.FAILED) -> Exit:
-    """Says why there is no more, and gives the exit code back."""
-    say(sentence)
+    """Print an error and return the exit code."""
+    print_err(sentence)
     return code
 
 
-def say(sentence: str) -> None:
-    """What a verb is about to do, when that may take more than a second; or a remark."""
+def print_err(sentence: str) -> None:
+    """Print a remark, or the next step if it may take more than a second."""
     print(plain(sentence), file=sys.stderr, flush=True)
 
 
 def warn(sentence: str) -> None:
-    """What is no reason to stop, but to think."""
+    """Print a warning."""
     label = Style.of(sys.stderr, os.environ).paint("warning:", Color.WARNING)
     print(f"{label} {plain(sentence)}", file=sys.stderr, flush=True)
 
 
 def plain(text: str) -> str:
-    """A text of which every character is seen; line breaks stay."""
+    """Return text with unprintable characters replaced; line breaks stay."""
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
 Cell = str | tuple[str, Color | None]
 
 
-def table(heading: Sequence[str], rows: Sequence[Sequence[Cell]], ink: Style) -> str:
-    """Rows in aligned columns below their heading. A cell is a text, or a text and its colour."""
+def table(heading: Sequence[str], rows: Sequence[Sequence[Cell]], style: Style) -> str:
+    """Return aligned columns below a heading; a cell is a text, or text and colour."""
     lines: list[list[tuple[str, Color | None]]] = [[(name, Color.HEADING) for name in heading]]
     for row in rows:
         cells = [cell if isinstance(cell, tuple) else (cell, None) for cell in row]
@@ -63,7 +63,7 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[Cell]], ink: Style) ->
     widths = [max(len(line[column][0]) for line in lines) for column in range(len(heading) - 1)] + [0]
     return "\n".join(
         "  ".join(
-            ink.paint(text, colour) + " " * (width - len(text))
+            style.paint(text, colour) + " " * (width - len(text))
             for (text, colour), width in zip(line, widths, strict=True)
         ).rstrip()
         for line in lines
@@ -71,9 +71,12 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[Cell]], ink: Style) ->
 
 
 def command(file: str | None = None) -> str:
-    """How to call this program again: the single file by its path, of which pex tells in `PEX`, else the module."""
+    """Return the command that starts this program.
+
+    It names the .pyz file, whose path pex sets in `PEX`, or else the module.
+    """
     path = os.environ.get("PEX", "") if file is None else file
     if not path.endswith(".pyz"):
         return "python3 -m proxy"
-    near = os.path.relpath(path)
-    return f"python3 {shlex.quote(path if near.startswith(os.pardir) else near)}"
+    relative = os.path.relpath(path)
+    return f"python3 {shlex.quote(path if relative.startswith(os.pardir) else relative)}"

@@ -1,15 +1,15 @@
 """The configuration: one frozen, typed value, complete before anything starts and replaced whole by a reload.
 
-Whatever is wrong comes at once, as one ConfigError whose problems have their place. Only `model` imports pydantic,
-which is half of the program's start; verbs that need no more than a part do without it.
+All problems are reported together, in one ConfigError, each with its place in the file. Only `model` imports pydantic,
+which takes half of the program's start-up time; commands that need only a part of the configuration avoid it.
 
     yamlfile      YAML as located text
     references    `${…}` in values, resolved after parsing
-    values        the type of one setting
-    addresses     settings that are addresses
-    secret        how secrets are held
-    model         the sections, and the reading of a file
-    consistency   what settings demand of each other
-    reload_plan   what a new configuration changes
+    values        decoders for single settings
+    addresses     decoders for addresses, origins and URLs
+    secret        secrets, and the settings that hold one
+    model         the sections, and the loading of a file
+    consistency   checks that involve several settings
+    reload_plan   the differences between two configurations
     errors        ConfigError and its problems
 """

@@ -1,6 +1,6 @@
-"""What a setting that is an address may be: where the proxy listens, where Alpaca is, which pages and names come in.
+"""Decoders for addresses: listening hosts, Alpaca's URLs, and the origins and host names that requests may carry.
 
-As in `settings`, each function takes a value of the file's tree and raises `Unsuitable`.
+As in `values`, each decoder takes a value of the file's tree and raises `Unsuitable`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ LOOPBACK = "127.0.0.1"
 
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL}){{0,31}}\.?", re.IGNORECASE)
-# Whoever takes the scheme of the stream for that of the page means this one.
-_PAGES = {"": "", "http": "http", "https": "https", "ws": "http", "wss": "https"}
+# An origin written with a WebSocket scheme is read as the page's HTTP scheme.
+_PAGE_SCHEMES = {"": "", "http": "http", "https": "https", "ws": "http", "wss": "https"}
 
 
 def host(value: object) -> str:
@@ -31,7 +31,7 @@ def host(value: object) -> str:
 
 
 def ip_address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that a host is, or None for a name."""
+    """Parse an IP address; None for a host name."""
     try:
         return ipaddress.ip_address(name)
     except ValueError:
@@ -39,57 +39,59 @@ def ip_address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
 
 
 def is_loopback(name: str) -> bool:
-    """Whether a host is this machine for sure."""
+    """Whether a host is certainly this machine: a loopback address or `localhost`."""
     address = ip_address(name)
     return name.lower() == "localhost" if address is None else address.is_loopback
 
 
 def origin(value: object) -> str:
-    """Where a browser's page may come from: a host, whatever its scheme and port, or exactly scheme, host and port."""
+    """The origin of a web page: a host (any scheme and port), or exactly scheme, host and port."""
     written = text(value)
-    found = _place(written)
-    if found is not None and found.host == "null":
-        raise Unsuitable(Fault('cannot be listed: "null" is any page that hides where it comes from'))
-    if found is None or found.scheme not in _PAGES:
-        raise _nowhere(written, "a host such as app.example.com, or an origin such as https://app.example.com:8443")
-    meant = found._replace(scheme=_PAGES[found.scheme] or ("https" if found.port else ""))
-    if parse(written.removesuffix("/")) != meant:
-        hint = str(meant) if getattr(value, "literal", True) else None
+    parsed = _parse_leniently(written)
+    if parsed is not None and parsed.host == "null":
+        raise Unsuitable(Fault('cannot be listed: "null" stands for every page that hides its origin'))
+    if parsed is None or parsed.scheme not in _PAGE_SCHEMES:
+        raise _not_an_address(
+            written, "a host such as app.example.com, or an origin such as https://app.example.com:8443"
+        )
+    normal = parsed._replace(scheme=_PAGE_SCHEMES[parsed.scheme] or ("https" if parsed.port else ""))
+    if parse(written.removesuffix("/")) != normal:
+        hint = str(normal) if getattr(value, "literal", True) else None
         raise Unsuitable(
             Fault(f"should be a host alone, or scheme, host and port of a page, not {quoted(written)}", hint)
         )
-    return str(meant)
+    return str(normal)
 
 
 def host_name(value: object) -> str:
-    """A host name by which a request may ask for this machine, whatever its port."""
+    """A name that a request's Host header may have, without a port."""
     written = text(value)
-    found = _place(written)
-    if found is None:
-        raise _nowhere(written, "a host name such as proxy.example.com")
-    alone = Origin("", found.host, None)
-    if parse(written) != alone:
-        hint = str(alone) if getattr(value, "literal", True) else None
+    parsed = _parse_leniently(written)
+    if parsed is None:
+        raise _not_an_address(written, "a host name such as proxy.example.com")
+    host_only = Origin("", parsed.host, None)
+    if parse(written) != host_only:
+        hint = str(host_only) if getattr(value, "literal", True) else None
         raise Unsuitable(Fault(f"should be a host name alone, without scheme and port, not {quoted(written)}", hint))
-    return found.host
+    return parsed.host
 
 
-def _place(written: str) -> Origin | None:
-    """What somebody names who wrote this, perhaps with a path behind it; None if there is no host in it."""
-    scheme, mark, rest = written.rpartition("://")
-    found = parse(scheme + mark + re.split("[/?#]", rest)[0])
-    if found is None or not (_HOST.fullmatch(found.host) or is_literal(found.host)):
+def _parse_leniently(written: str) -> Origin | None:
+    """Parse an origin leniently: a path after it is ignored; None if it has no valid host or port."""
+    scheme, separator, rest = written.rpartition("://")
+    parsed = parse(scheme + separator + re.split("[/?#]", rest)[0])
+    if parsed is None or not (_HOST.fullmatch(parsed.host) or is_literal(parsed.host)):
         return None
-    return found if found.port is None or 0 < found.port < 65536 else None
+    return parsed if parsed.port is None or 0 < parsed.port < 65536 else None
 
 
-def _nowhere(written: str, form: str) -> Unsuitable:
+def _not_an_address(written: str, form: str) -> Unsuitable:
     form = form if written.isascii() else "written as browsers send it, in ASCII (xn--…)"
     return Unsuitable(Fault(f"should be {form}, not {quoted(written)}"))
 
 
 def url(value: object) -> str:
-    """Where a WebSocket server is: ws:// or wss://, without a slash at its end."""
+    """The URL of a WebSocket server: ws:// or wss://, without a trailing slash."""
     written = text(value)
     try:
         parts = urlsplit(written)
@@ -99,9 +101,9 @@ def url(value: object) -> str:
     if "@" in written or parts.query or parts.fragment:
         raise Unsuitable(Fault("should be scheme, host, port and path alone"))
     if parts.scheme not in ("ws", "wss"):
-        swapped = {"http": "ws", "https": "wss"}.get(parts.scheme)
-        shown = swapped and len(written) < 64 and written.isprintable() and getattr(value, "literal", True)
-        hint = f"{swapped}://{parts.netloc}{parts.path}" if shown else None
+        scheme = {"http": "ws", "https": "wss"}.get(parts.scheme)
+        suggest = scheme and len(written) < 64 and written.isprintable() and getattr(value, "literal", True)
+        hint = f"{scheme}://{parts.netloc}{parts.path}" if suggest else None
         raise Unsuitable(Fault("should begin with wss:// or ws://", hint))
     if not parts.hostname or number == 0 or not re.fullmatch("[!-~]+", written):
         raise Unsuitable(Fault("should name a host, as in wss://stream.data.alpaca.markets"))

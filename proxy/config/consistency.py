@@ -1,8 +1,8 @@
-"""What settings demand of each other, checked on a file's tree.
+"""Checks that involve several settings, made on the file's tree.
 
-The tree is checked rather than the typed configuration, because that exists only when every type is right: a misspelt
-port must not hide that a client names an account which does not exist. A setting that is not valid by itself is left
-out here; whoever gives it its type complains.
+The tree is checked rather than the typed configuration, which exists only when every type is right: a misspelt port
+must not hide that a client names an account which does not exist. A setting that is invalid by itself is skipped here;
+its decoder reports it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from proxy.routing.allowlists import DEFAULT
 
 T = TypeVar("T")
 
+OAUTH_KEY = "oauth"  # as an account's key: the secret is its token
+
 
 def check(document: YamlDocument) -> Iterator[Problem | None]:
-    """The contradictions in a configuration; None stands for one in a value that is reported already."""
+    """Yield the contradictions in a configuration; None for one in a value that is already reported."""
     yield from _addresses(document)
     yield from _outboxes(document)
     yield from _keys(document)
+    yield from _account_keys(document)
     yield from _accounts(document)
 
 
@@ -35,37 +38,37 @@ def _addresses(document: YamlDocument) -> Iterator[Problem | None]:
     plaintext = not document.find(("listen", "tls"))
     insecure = _valid(document, ("listen", "insecure"), settings.flag, False)
     if host and not addresses.is_loopback(host) and plaintext and insecure is False:
-        reason = "is beyond this machine, where plaintext can be read; set listen.tls, or insecure: true"
+        reason = "is not a loopback address, so plaintext can be read on the network; set listen.tls, or insecure: true"
         yield document.problem(("listen", "host"), reason)
     admin_host = _valid(document, ("admin", "host"), addresses.host, addresses.LOOPBACK)
     admin_port = _valid(document, ("admin", "port"), settings.port, settings.ADMIN_PORT)
     if admin_host and not addresses.is_loopback(admin_host) and document.find(("admin", "token")) is None:
-        yield document.problem(("admin", "host"), "is beyond this machine; set admin.token as well")
+        yield document.problem(("admin", "host"), "is not a loopback address; set admin.token as well")
     if host and admin_host and port and port == admin_port and _overlap(host, admin_host):
         section = "admin" if document.find(("admin", "port")) is not None else "listen"
         yield document.problem((section, "port"), "is taken by both listen and admin; choose another port for one")
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Whether two hosts cannot have the same port: they are one, or one of them stands for every address."""
-    same = {"localhost": addresses.LOOPBACK}
-    one, other = same.get(one, one), same.get(other, other)
+    """Whether two hosts cannot share a port: they are equal, or one of them is the unspecified address."""
+    aliases = {"localhost": addresses.LOOPBACK}
+    one, other = aliases.get(one, one), aliases.get(other, other)
     return one == other or any((address := addresses.ip_address(of)) and address.is_unspecified for of in (one, other))
 
 
 def _outboxes(document: YamlDocument) -> Iterator[Problem | None]:
-    together = _valid(document, ("limits", "outboxes"), settings.outboxes_size, settings.OUTBOXES)
-    if together is None:
+    total = _valid(document, ("limits", "outboxes"), settings.outboxes_size, settings.OUTBOXES)
+    if total is None:
         return
-    standard = False
+    uses_default = False
     for name in _entries(document, "clients"):
         path = ("clients", name, "outbox")
         outbox = _valid(document, path, settings.outbox_size, None)
-        if outbox is not None and outbox > together:
-            yield document.problem(path, f"is more than all outboxes together may hold ({in_units(together)})")
-        standard = standard or document.find(path) is None
-    if standard and together < settings.OUTBOX:
-        reason = f"is less than one client's outbox, which is {in_units(settings.OUTBOX)} unless given"
+        if outbox is not None and outbox > total:
+            yield document.problem(path, f"is more than all outboxes together may hold ({in_units(total)})")
+        uses_default = uses_default or document.find(path) is None
+    if uses_default and total < settings.OUTBOX:
+        reason = f"is less than one client's outbox, which is {in_units(settings.OUTBOX)} by default"
         yield document.problem(("limits", "outboxes"), reason)
 
 
@@ -75,29 +78,44 @@ def _keys(document: YamlDocument) -> Iterator[Problem | None]:
         path = ("clients", name, "key")
         key = document.find(path)
         if isinstance(key, Text) and key and (holder := holders.setdefault(key, name)) != name:
-            yield document.problem(path, f'is the key of the client "{holder}" already')
+            yield document.problem(path, f'is already the key of the client "{holder}"')
+
+
+def _account_keys(document: YamlDocument) -> Iterator[Problem | None]:
+    """Yield the accounts that are another account's: their connections would refuse each other with 406."""
+    holders: dict[tuple[str, str], str] = {}
+    for name in _entries(document, "accounts"):
+        key, secret = (document.find(("accounts", name, setting)) for setting in ("key", "secret"))
+        if not isinstance(key, Text) or not key:
+            continue
+        oauth = str(key) == OAUTH_KEY
+        identity = (OAUTH_KEY, str(secret)) if oauth else ("", str(key))
+        if (holder := holders.setdefault(identity, name)) != name:
+            setting = "secret" if oauth else "key"
+            reason = f'is already the {setting} of the account "{holder}"; let its clients use that one'
+            yield document.problem(("accounts", name, setting), reason)
 
 
 def _accounts(document: YamlDocument) -> Iterator[Problem | None]:
-    known = _entries(document, "accounts")
-    for client in _entries(document, "clients") if known else ():
+    accounts = _entries(document, "accounts")
+    for client in _entries(document, "clients") if accounts else ():
         path: tuple[Step, ...] = ("clients", client, "account")
         chosen = document.find(path)
         if isinstance(chosen, Table):
             for feed, name in chosen.items():
-                if isinstance(name, Text) and name and name not in known:
-                    yield document.problem((*path, feed), f"unknown account {quoted(name)}", nearest(name, known))
-            if DEFAULT not in chosen and len(known) > 1:
+                if isinstance(name, Text) and name and name not in accounts:
+                    yield document.problem((*path, feed), f"unknown account {quoted(name)}", nearest(name, accounts))
+            if DEFAULT not in chosen and len(accounts) > 1:
                 yield from _unserved(document, client, chosen)
         elif chosen and isinstance(chosen, Text):
-            if chosen not in known:
-                yield document.problem(path, f"unknown account {quoted(chosen)}", nearest(chosen, known))
-        elif not chosen and len(known) > 1:
-            yield document.problem(path, "is missing; there are several accounts, so say which")
+            if chosen not in accounts:
+                yield document.problem(path, f"unknown account {quoted(chosen)}", nearest(chosen, accounts))
+        elif not chosen and len(accounts) > 1:
+            yield document.problem(path, "is missing; it is required when there are several accounts")
 
 
 def _unserved(document: YamlDocument, client: str, chosen: Table) -> Iterator[Problem | None]:
-    """The feeds that a client may use, but for which it has no account."""
+    """Yield the feeds that a client may use but has no account for."""
     allowed = document.find(("clients", client, "allow"))
     for feed in allowed if isinstance(allowed, Table) else ():
         if feed not in chosen and endpoint(feed) is not None:
@@ -106,12 +124,12 @@ def _unserved(document: YamlDocument, client: str, chosen: Table) -> Iterator[Pr
 
 
 def _entries(document: YamlDocument, section: str) -> Table:
-    found = document.find((section,))
-    return found if isinstance(found, Table) else Table()
+    table = document.find((section,))
+    return table if isinstance(table, Table) else Table()
 
 
 def _valid(document: YamlDocument, path: tuple[Step, ...], decode: Callable[[object], T], default: T) -> T | None:
-    """A setting's value, its default if it is left out, None if it is not valid."""
+    """A setting's value: its default if it is left out, None if it is invalid."""
     node = document.find(path)
     if node is None:
         return default

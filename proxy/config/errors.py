@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, each problem with its place."""
+"""The errors of a configuration, each with its place in the file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from proxy.transport.errors import ProxyError
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with a configuration, and where.
+    """One error in a configuration, and its place.
 
     `line` and `column` count from 1; line 0 means the file as a whole. `path` names the setting, as in
-    `clients.momentum.key`; it is empty for what concerns the syntax. `hint` is the nearest known name. No field ever
-    holds a secret.
+    `clients.momentum.key`; it is empty for a syntax error. `hint` is the nearest valid name. No field ever holds a
+    secret.
     """
 
     file: str
@@ -26,12 +26,12 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
-        where = f"{place}: {self.path}" if self.path else place
-        return f"{where}: {self.reason}" + (f'; did you mean "{self.hint}"?' if self.hint else "")
+        prefix = f"{place}: {self.path}" if self.path else place
+        return f"{prefix}: {self.reason}" + (f'; did you mean "{self.hint}"?' if self.hint else "")
 
 
 class ConfigError(ProxyError):
-    """A configuration that cannot work. `problems` holds all that is wrong with it, in the order of the file."""
+    """A configuration that cannot be used; `problems` are all its errors, in the order of the file."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)

@@ -1,7 +1,7 @@
-"""The sections of the configuration, and their reading.
+"""The sections of the configuration, and the loading of a file.
 
-The docstrings of the attributes are the reference: `schema` shows them in editors. pydantic ends here:
-`Config.directory` gives the clients as the values that the rest of the program knows.
+The docstrings of the attributes are the reference documentation; `schema` shows them in editors. No other module uses
+pydantic: `Config.directory` returns the clients as plain values for the rest of the program.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def _readable(value: object, info: ValidationInfo) -> Path:
     return path
 
 
-def _blank_is(absent: object) -> BeforeValidator:
-    return BeforeValidator(lambda value: absent if value == "" else value)
+def _blank_is(default: object) -> BeforeValidator:
+    return BeforeValidator(lambda value: default if value == "" else value)
 
 
 _SCALAR = WithJsonSchema({"type": ["string", "number", "boolean"]})
@@ -66,7 +66,7 @@ Allow = Annotated[Entries, BeforeValidator(settings.allow), WithJsonSchema(setti
 
 
 class Section(BaseModel):
-    """A group of settings; one that is left blank has its defaults."""
+    """A group of settings; a blank one has its defaults."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -83,7 +83,7 @@ class Section(BaseModel):
 
 
 class Tls(Section):
-    """The certificate of the client port. A relative path starts at the folder of the configuration."""
+    """The certificate of the client port. A relative path starts at the configuration's folder."""
 
     cert: File
     """The certificate with its chain, PEM."""
@@ -91,135 +91,135 @@ class Tls(Section):
     """Its private key, PEM, not encrypted."""
 
     @model_validator(mode="after")
-    def _fit(self) -> Tls:
+    def _matching(self) -> Tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             context.load_cert_chain(self.cert, self.key, password=lambda: b"")
         except (OSError, ValueError) as error:
             mismatch = getattr(error, "reason", None) == "KEY_VALUES_MISMATCH"
-            reason = "the key is not that of the certificate" if mismatch else "cert and key are not both plain PEM"
+            reason = "the key does not belong to the certificate" if mismatch else "cert and key are not both plain PEM"
             raise Unsuitable(Fault(reason)) from None
         return self
 
 
 class Listen(Section):
-    """Where the algorithms connect."""
+    """The port for the algorithms."""
 
     host: Host = addresses.LOOPBACK
-    """The address to listen on; beyond this machine it takes `tls`, or `insecure: true`."""
+    """The address to listen on; any but a loopback address requires `tls`, or `insecure: true`."""
     port: Port = settings.LISTEN_PORT
     """The TCP port; 0 takes any free one."""
     tls: Annotated[Tls | None, _blank_is(None)] = None
     """The certificate and its key, for wss://."""
     insecure: Flag = False
-    """true allows plaintext beyond this machine; secrets and data are then readable on the network."""
+    """true allows plaintext on any address; secrets and data can then be read on the network."""
     origins: Origins = ()
-    """Web pages that may connect, besides those of IP literals and localhost: app.example.com, by any scheme and port,
-    or exactly https://app.example.com:8443."""
+    """Origins of web pages that may connect, besides IP literals and localhost: app.example.com for any scheme and
+    port, or exactly https://app.example.com:8443."""
 
 
 class Admin(Section):
-    """Where the status page, the metrics and the health checks are."""
+    """The port for the status page, the metrics and the health checks."""
 
     host: Host = addresses.LOOPBACK
-    """The address to listen on; beyond this machine it takes a `token`."""
+    """The address to listen on; any but a loopback address requires a `token`."""
     port: Port = settings.ADMIN_PORT
     """The TCP port; 0 takes any free one."""
     token: Token | None = None
-    """The bearer token that every request must carry; optional on this machine."""
+    """The bearer token that every request must carry; optional on a loopback address."""
     hosts: HostNames = ()
-    """Host names that requests may ask for, without a port, besides IP literals and localhost."""
+    """Names that a request's Host header may have, without a port, besides IP literals and localhost."""
 
 
 class Log(Section):
-    """What is logged to standard error."""
+    """The log, which goes to standard error."""
 
     format: Literal["auto", "human", "json"] = "auto"
-    """auto is human on a terminal, else json."""
+    """auto: human on a terminal, otherwise json."""
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe level that is logged."""
 
 
 class Limits(Section):
-    """Bounds on what clients can make the proxy hold."""
+    """Bounds on the memory that clients can make the proxy use."""
 
     message: Annotated[int, BeforeValidator(settings.message_size)] = 1024 * 1024
     """The largest message that a client may send; 64KiB to 16MiB."""
     outboxes: Annotated[int, BeforeValidator(settings.outboxes_size)] = settings.OUTBOXES
-    """What all outboxes together may hold."""
+    """The largest total size of all outboxes."""
 
 
 class Account(Section):
     """One Alpaca identity."""
 
     key: AccountSecret
-    """The key that Alpaca gave."""
+    """The key from Alpaca."""
     secret: AccountSecret
-    """The secret that Alpaca gave; best as ${ENV} or ${file:PATH}."""
+    """The secret from Alpaca; best as ${ENV} or ${file:PATH}."""
     trading: Literal["paper", "live"] = "paper"
-    """Which trading host the account belongs to."""
+    """The trading environment that the account belongs to."""
     codec: Annotated[Mapping[str, Literal["msgpack", "json"]], BeforeValidator(settings.codecs)] = {}
-    """The upstream codec by feed; msgpack unless given (options always msgpack, trading always JSON)."""
+    """The upstream codec by feed; msgpack by default (options always msgpack, trading always JSON)."""
     data_url: Url = "wss://stream.data.alpaca.markets"
-    """Where the market data comes from."""
+    """The server of the market data."""
     trading_url: Url | None = None
-    """Where the order updates come from; by default the host that `trading` says."""
+    """The server of the order updates; by default the host that belongs to `trading`."""
 
     def url(self, feed: str) -> str:
-        """Where a feed of this account is. Raises LookupError for what is no feed."""
-        known = endpoint(feed)
-        if known is None:
+        """The URL of a feed of this account. Raises LookupError if there is no such feed."""
+        found = endpoint(feed)
+        if found is None:
             raise LookupError(f"no such feed: {feed}")
-        if known.dialect is Dialect.TRADING:
+        if found.dialect is Dialect.TRADING:
             paper = "paper-" if self.trading == "paper" else ""
-            return (self.trading_url or f"wss://{paper}api.alpaca.markets") + known.path
-        return self.data_url + known.path
+            return (self.trading_url or f"wss://{paper}api.alpaca.markets") + found.path
+        return self.data_url + found.path
 
     def speaks(self, feed: str) -> str:
         """The codec of a feed's upstream connection: `msgpack` or `json`."""
-        known = endpoint(feed)
-        return self.codec.get(feed) or (known.codecs[0] if known else "json")
+        found = endpoint(feed)
+        return self.codec.get(feed) or (found.codecs[0] if found else "json")
 
 
 class ClientEntry(Section):
-    """One algorithm: its own key and secret, and what it may see."""
+    """One algorithm: its own key and secret, and the data that it may receive."""
 
     key: Key
-    """What the algorithm passes as its Alpaca key; a name, not a secret."""
+    """The value that the algorithm passes as its Alpaca key; a name, not a secret."""
     secret: ClientSecret
-    """What it passes as its secret: sha256:HEX (`keygen` makes one), a text, or ${ENV}."""
+    """The value that it passes as its secret: sha256:HEX (`keygen` makes one), a text, or ${ENV}."""
     account: Annotated[Mapping[str, str], BeforeValidator(settings.accounts_by_feed)] = {}
     """The account that serves it: a name, or names by feed with a `default`; may be left out if there is only one."""
     allow: Allow = {}
-    """What it may see, by feed and channel: symbols, PREFIX* or "*". Nothing unless given."""
-    max_connections: Annotated[int, BeforeValidator(settings.whole(1, 10_000))] = 4
-    """Its authenticated sessions at once per feed; more are refused with 406."""
+    """The data that it may receive, by feed and channel: symbols, PREFIX* or "*". Nothing by default."""
+    max_connections: Annotated[int, BeforeValidator(settings.whole(1, 10_000))] = 16
+    """Its largest number of sessions per feed at the same time; more are refused with 406."""
     when_slow: Literal["disconnect", "conflate"] = "disconnect"
-    """What happens when its outbox overflows: disconnect (407), or keep the newest where that is correct."""
+    """The action when its outbox overflows: disconnect (407), or keep the newest messages where that is correct."""
     outbox: Annotated[int, BeforeValidator(settings.outbox_size)] = settings.OUTBOX
-    """What may wait for one of its sessions."""
+    """The largest size of the outbox of each of its sessions."""
 
 
 class Config(Section):
     """The configuration of alpaca-proxy."""
 
     listen: Listen = Listen()
-    """Where the algorithms connect."""
+    """The port for the algorithms."""
     admin: Admin = Admin()
-    """Where the status page, the metrics and the health checks are."""
+    """The port for the status page, the metrics and the health checks."""
     log: Log = Log()
-    """What is logged."""
+    """The log, which goes to standard error."""
     limits: Limits = Limits()
-    """Bounds on what clients can make the proxy hold."""
+    """Bounds on the memory that clients can make the proxy use."""
     default_feed: Annotated[str, BeforeValidator(settings.market_feed)] = "iex"
-    """What the path / and the legacy stream names mean."""
+    """The feed of the path / and of the legacy stream names."""
     accounts: Annotated[Mapping[Name, Account], BeforeValidator(settings.some)]
     """The Alpaca accounts, by a name of your own; at least one."""
     clients: Annotated[Mapping[Name, ClientEntry], BeforeValidator(settings.some)]
     """The algorithms, by name; at least one."""
 
     def directory(self) -> Directory:
-        """The clients as the rest of the program knows them."""
+        """The clients as values that do not depend on pydantic."""
         only = {DEFAULT: next(iter(self.accounts))} if len(self.accounts) == 1 else {}
         return Directory(
             Client(
@@ -237,36 +237,36 @@ class Config(Section):
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Config:
-    """The configuration in a file. Raises ConfigError with everything that is wrong with it."""
+    """Load a configuration file. Raises ConfigError with all its errors."""
     return parse(yamlfile.read(path), str(path), environ, path.parent)
 
 
 def parse(text: str, name: str, environ: Mapping[str, str], folder: Path) -> Config:
-    """The configuration in a text; `name` stands for its file in problems, `folder` is where relative paths start."""
+    """Parse a configuration; problems show `name` as its file, and relative paths start at `folder`."""
     return _typed(yamlfile.parse(text, name=name, environ=environ, folder=folder), folder)
 
 
 def explain(path: Path, environ: Mapping[str, str], client: str, feed: str, channel: str, symbol: str) -> str | None:
-    """The line that lets a client see a topic, as `FILE:LINE:COL: PATH: ENTRY`; None if no line does.
+    """The line that allows a topic to a client, as `FILE:LINE:COL: PATH: ENTRY`; None if no line does.
 
-    Raises ConfigError for the file, LookupError for a client that it does not name.
+    Raises ConfigError for an invalid file, LookupError for an unknown client.
     """
     document = yamlfile.parse(yamlfile.read(path), name=str(path), environ=environ, folder=path.parent)
     entry = _typed(document, path.parent).clients[client]
     granted = Allowlist(entry.allow).granted_by(feed, channel, symbol)
     if granted is None:
         return None
-    listed, pattern = granted
-    place: tuple[Step, ...] = ("clients", client, "allow", feed)
-    if isinstance(document.find(place), Table):
-        place = (*place, listed)
-    if isinstance(entries := document.find(place), Items):
-        place = (*place, entries.index(Text(pattern)))
-    return str(document.problem(place, pattern))
+    listed_channel, pattern = granted
+    setting: tuple[Step, ...] = ("clients", client, "allow", feed)
+    if isinstance(document.find(setting), Table):
+        setting = (*setting, listed_channel)
+    if isinstance(entries := document.find(setting), Items):
+        setting = (*setting, entries.index(Text(pattern)))
+    return str(document.problem(setting, pattern))
 
 
 def warnings(config: Config, path: Path) -> list[str]:
-    """What works but is unwise, a sentence each. No secret is in them."""
+    """Sentences about settings that work but are unsafe; none contains a secret."""
     found = []
     try:
         mode = path.stat().st_mode & 0o777
@@ -283,22 +283,22 @@ def warnings(config: Config, path: Path) -> list[str]:
                 found.append(f"accounts.{name}.{setting} sends the account's secret unencrypted; use wss://")
     for name, entry in config.clients.items():
         if entry.secret.literal and not entry.secret.is_digest():
-            found.append(f"clients.{name}.secret {plain}, or the sha256:… that the verb `keygen` prints")
+            found.append(f"clients.{name}.secret {plain}, or the sha256:… that `keygen` prints")
     if config.admin.token is not None and config.admin.token.literal:
         found.append(f"admin.token {plain}")
     return [f"{path}: {warning}" for warning in found]
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of the file, for editors. Where a number or a flag is due, `${…}` will do as well."""
-    found = Config.model_json_schema()
-    found["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    found["$defs"]["ClientEntry"]["properties"]["account"]["type"] = ["string", "object"]
-    for section in (found, *found["$defs"].values()):
+    """The JSON schema of the file, for editors. Numbers and flags may also be strings, because of `${…}`."""
+    document = Config.model_json_schema()
+    document["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    document["$defs"]["ClientEntry"]["properties"]["account"]["type"] = ["string", "object"]
+    for section in (document, *document["$defs"].values()):
         for setting in section["properties"].values():
             if setting.get("type") in ("integer", "boolean"):
                 setting["type"] = [setting["type"], "string"]
-    return found
+    return document
 
 
 _SECTIONS: dict[Step, type[Section]] = {"listen": Listen, "tls": Tls, "admin": Admin, "log": Log, "limits": Limits}
@@ -318,25 +318,25 @@ def _typed(document: YamlDocument, folder: Path) -> Config:
         config = Config.model_validate(document.root, context={"folder": folder})
     except ValidationError as error:
         for details in error.errors(include_url=False, include_input=False):
-            problems.extend(_worded(document, details))
+            problems.extend(_problems(document, details))
     problems.extend(consistency.check(document))
     found = [problem for problem in problems if problem is not None]
-    # Raised out here, so that pydantic's error, which holds the values, is not its context.
+    # Raised outside the `except` block: pydantic's error contains values, so it must not become this one's context.
     if config is None or found:
         raise ConfigError(sorted(found, key=lambda problem: (problem.line, problem.column)))
     return config
 
 
-def _worded(document: YamlDocument, details: ErrorDetails) -> Iterator[Problem | None]:
-    """What pydantic found, in sentences of our own and with its place."""
+def _problems(document: YamlDocument, details: ErrorDetails) -> Iterator[Problem | None]:
+    """Translate an error of pydantic into problems with this product's sentences and positions in the file."""
     path, context = details["loc"], details.get("ctx", {})
     cause = context.get("error")
     if isinstance(cause, Unsuitable):
-        about_name = path[-1:] == ("[key]",)  # which is how pydantic says that it means the name
+        about_name = path[-1:] == ("[key]",)  # pydantic's mark for an error in a mapping's key
         path = path[:-1] if about_name else path
         for fault in cause.faults:
-            place = document.name_problem if fault.name or about_name else document.problem
-            yield place((*path, *fault.path), fault.reason, fault.hint)
+            problem = document.name_problem if fault.name or about_name else document.problem
+            yield problem((*path, *fault.path), fault.reason, fault.hint)
     elif details["type"] == "extra_forbidden":
         depth = 2 if path[0] in ("accounts", "clients") else 1
         section = _SECTIONS["tls" if path[1:2] == ("tls",) else path[0]] if len(path) > depth else Config

@@ -1,7 +1,7 @@
-"""What a new configuration changes, as a plan that can be printed, logged and carried out.
+"""The differences between two configurations, as a plan that can be printed, logged and carried out.
 
-Pure: two configurations in, a plan out. What no line of the plan names does not notice the reload. An address cannot be
-changed while it is in use; a configuration that does so is refused whole, and the old one stays.
+Pure: two configurations in, a plan out. A reload does not affect anything that the plan does not list. An address
+cannot be changed while it is in use; a configuration that does so is refused whole, and the old one stays.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from proxy.routing.allowlists import Client
 
 @dataclass(frozen=True, slots=True)
 class ReloadPlan:
-    """`restart` names the settings that a reload cannot change; if there are any, nothing else is done.
+    """The steps of a reload. `restart` are changed settings that need a restart; if there are any, nothing is done.
 
-    `gone` maps the clients whose sessions are to be closed to the reason; `changed` are those whose sessions go on
-    under new rules, `accounts` those whose feeds have to log in anew, `settings` whatever else takes effect at once.
+    `gone` maps each client whose sessions are closed to the reason. The sessions of `changed` clients continue under
+    the new rules. The feeds of changed `accounts` reconnect. Changed `settings` take effect at once.
     """
 
     restart: tuple[str, ...]
@@ -29,13 +29,13 @@ class ReloadPlan:
     settings: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """The plan in sentences; a single one if it is empty."""
+        """The plan as sentences; one sentence if it is empty."""
         if self.restart:
-            return [f"{name} changed: restart to make it so; nothing was reloaded" for name in self.restart]
+            return [f"{name} changed: restart to apply it; nothing was reloaded" for name in self.restart]
         lines = [
             *(f"client {name}: {reason}, its sessions are closed" for name, reason in self.gone.items()),
             *(f"client {name}: new" for name in self.added),
-            *(f"client {name}: changed, its sessions go on under the new rules" for name in self.changed),
+            *(f"client {name}: changed, its sessions continue under the new rules" for name in self.changed),
             *(f"account {name}: changed, its feeds reconnect" for name in self.accounts),
             *(f"{name}: changed" for name in self.settings),
         ]
@@ -43,21 +43,21 @@ class ReloadPlan:
 
 
 def make_plan(old: Config, new: Config) -> ReloadPlan:
-    """What it takes to get from one configuration to the other."""
+    """Compare two configurations; the plan leads from the old one to the new one."""
     before = {client.name: client for client in old.directory()}
     after = {client.name: client for client in new.directory()}
-    gone = {name: reason for name, client in before.items() if (reason := _why_gone(client, after.get(name)))}
+    gone = {name: reason for name, client in before.items() if (reason := _close_reason(client, after.get(name)))}
     return ReloadPlan(
-        restart=tuple(_immovable(old, new)),
+        restart=tuple(_needing_restart(old, new)),
         gone=gone,
         added=tuple(name for name in after if name not in before),
         changed=tuple(name for name in after if name in before and name not in gone and after[name] != before[name]),
         accounts=tuple(name for name in old.accounts if old.accounts[name] != new.accounts.get(name)),
-        settings=tuple(_settings(old, new)),
+        settings=tuple(_changed_settings(old, new)),
     )
 
 
-def _why_gone(before: Client, after: Client | None) -> str:
+def _close_reason(before: Client, after: Client | None) -> str:
     if after is None:
         return "removed"
     if after.key != before.key:
@@ -65,7 +65,7 @@ def _why_gone(before: Client, after: Client | None) -> str:
     return "secret changed" if after.digest != before.digest else ""
 
 
-def _immovable(old: Config, new: Config) -> Iterator[str]:
+def _needing_restart(old: Config, new: Config) -> Iterator[str]:
     for name in ("listen.host", "listen.port", "admin.host", "admin.port"):
         section, _, setting = name.partition(".")
         if getattr(getattr(old, section), setting) != getattr(getattr(new, section), setting):
@@ -74,8 +74,8 @@ def _immovable(old: Config, new: Config) -> Iterator[str]:
         yield "listen.tls"
 
 
-def _settings(old: Config, new: Config) -> Iterator[str]:
-    """Settings that take effect at once, by name. The files of `listen.tls` are read again at every reload."""
+def _changed_settings(old: Config, new: Config) -> Iterator[str]:
+    """The changed settings that take effect at once. The files of `listen.tls` are read again at every reload."""
     for name in ("listen.origins", "admin.token", "admin.hosts", "log", "limits", "default_feed"):
         section, _, setting = name.partition(".")
         a, b = getattr(old, section), getattr(new, section)

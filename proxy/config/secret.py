@@ -1,7 +1,8 @@
-"""Secrets: how they are held, and the settings that hold one.
+"""Secrets, and the decoders of settings that hold one.
 
-A secret can be compared and revealed; its repr never shows it. It remembers whether it stands in the configuration file
-itself, since that deserves a warning. Clients' secrets are better given as `sha256:HEX`, which needs no hiding.
+A secret can be compared and revealed; its repr never shows it. `literal` records that it is written in the
+configuration file itself, which causes a warning. A client's secret is better given as `sha256:HEX`, which need not be
+kept secret.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _DIGEST = "sha256:"
 
 
 class Secret:
-    """A secret: compared and revealed, never shown. `literal` tells that it stands in the file itself."""
+    """A secret whose repr does not show it. `literal`: it is written in the configuration file itself."""
 
     __slots__ = ("_text", "literal")
 
@@ -26,15 +27,15 @@ class Secret:
         self.literal = literal
 
     def reveal(self) -> str:
-        """The secret itself, for the one place that sends it."""
+        """The secret itself, for the code that sends it."""
         return self._text
 
     def tail(self) -> str:
-        """As much of an account's key as may be shown: its last four characters, unless that were half of it."""
+        """The part of an account's key that may be shown: its last four characters if it has more than eight."""
         return "…" + (self._text[-4:] if len(self._text) > 8 else "")
 
     def digest(self) -> bytes:
-        """The SHA-256 digest of the secret, which a client's may be given as (`sha256:HEX`) in its place."""
+        """The SHA-256 digest of the secret, which the file may give in its place (`sha256:HEX`)."""
         return bytes.fromhex(self._text[len(_DIGEST) :]) if self.is_digest() else digest(self._text)
 
     def is_digest(self) -> bool:
@@ -52,38 +53,36 @@ class Secret:
 
 
 def secret(value: object) -> Secret:
-    """A secret, and whether it stands in the file in plain text."""
+    """Any secret: printable, without a space at an end, at most 4,096 characters."""
     written = text(value)
     if not written.isprintable() or written != written.strip():
-        raise Unsuitable(Fault("holds a line break, a control character, or a space at an end"))
+        raise Unsuitable(Fault("contains a line break, a control character, or a space at an end"))
     if len(written) > LONGEST:
         raise Unsuitable(Fault(f"is longer than {LONGEST} characters"))
     return Secret(str(written), literal=getattr(value, "literal", True))
 
 
 def account_secret(value: object) -> Secret:
-    """An account's key or secret, which is needed itself since it is sent to Alpaca."""
-    held = secret(value)
-    if held.is_digest():
+    """An account's key or secret. It is sent to Alpaca, so its digest is not enough."""
+    decoded = secret(value)
+    if decoded.is_digest():
         raise Unsuitable(Fault("is sent to Alpaca, so it must be the text itself and not its digest"))
-    return held
+    return decoded
 
 
 def client_secret(value: object) -> Secret:
     """A client's secret, or its SHA-256 digest as `sha256:HEX`."""
-    held = secret(value)
-    if held.is_digest() and not re.fullmatch(f"{_DIGEST}[0-9a-f]{{64}}", held.reveal()):
+    decoded = secret(value)
+    if decoded.is_digest() and not re.fullmatch(f"{_DIGEST}[0-9a-f]{{64}}", decoded.reveal()):
         raise Unsuitable(Fault(f'should have 64 lower-case hexadecimal digits after "{_DIGEST}"; `keygen` makes one'))
-    return held
+    return decoded
 
 
 def token(value: object) -> Secret:
-    """A secret that travels in an HTTP header."""
-    held = secret(value)
-    if held.is_digest():
-        raise Unsuitable(
-            Fault("must be the text itself and not its digest; the verbs `status` and `healthcheck` send it")
-        )
-    if not re.fullmatch("[!-~]+", held.reveal()):
-        raise Unsuitable(Fault("should be ASCII without spaces, since it travels in an HTTP header"))
-    return held
+    """A secret that is sent in an HTTP header."""
+    decoded = secret(value)
+    if decoded.is_digest():
+        raise Unsuitable(Fault("must be the text itself and not its digest; `status` and `healthcheck` send it"))
+    if not re.fullmatch("[!-~]+", decoded.reveal()):
+        raise Unsuitable(Fault("should be ASCII without spaces, since it is sent in an HTTP header"))
+    return decoded

@@ -1,8 +1,8 @@
-"""What one setting may be: each function here takes a value of the file's tree and gives it its type.
+"""Decoders for single settings: each function takes a value of the file's tree and returns it with its type.
 
-They raise `Unsuitable` with sentences of their own, several at once where a value has parts (an allowlist, say). What
-came through `${…}` is never quoted, nor is anything that may be a secret. Where a value may be left out, it may be
-left blank.
+A decoder raises `Unsuitable` with one or more faults; a value that has parts (an allowlist, say) may have several.
+Faults never quote text that came through `${…}`, nor a value that may be a secret. A value that may be left out may
+also be left blank.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is wrong with a value, or with the part of it at `path`; `name` says that the path's last name is meant."""
+    """An error in a value, or in its part at `path`; `name`: the error is in the path's last name, not its value."""
 
     reason: str
     hint: str | None = None
@@ -42,7 +42,7 @@ class Fault:
 
 
 class Unsuitable(ValueError):
-    """A value that a setting cannot take, and all that is wrong with it."""
+    """A value that a setting cannot have; `faults` are all its errors."""
 
     def __init__(self, *faults: Fault) -> None:
         super().__init__(*(fault.reason for fault in faults))
@@ -50,14 +50,14 @@ class Unsuitable(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that somebody who wrote `name` most likely meant, if any."""
+    """The known name that is closest to a misspelt one, or None if none is close; case is ignored."""
     by_lower = {candidate.lower(): candidate for candidate in known}
-    found = get_close_matches(name.lower()[:64], by_lower, n=1)
-    return by_lower[found[0]] if found else None
+    matches = get_close_matches(name.lower()[:64], by_lower, n=1)
+    return by_lower[matches[0]] if matches else None
 
 
 def text(value: object) -> str:
-    """Any text but an empty one."""
+    """Any text except an empty one."""
     if not isinstance(value, str):
         raise Unsuitable(Fault("should be a single value"))
     if not value:
@@ -67,7 +67,7 @@ def text(value: object) -> str:
 
 
 def whole(low: int, high: int) -> Callable[[object], int]:
-    """A whole number within bounds."""
+    """A decoder for whole numbers within bounds."""
 
     def number(value: object) -> int:
         digits = text(value)
@@ -79,7 +79,7 @@ def whole(low: int, high: int) -> Callable[[object], int]:
 
 
 def size(low: int, high: int) -> Callable[[object], int]:
-    """A size in bytes within bounds: plain, or in KB, MB, GB (thousands) or KiB, MiB, GiB."""
+    """A decoder for sizes within bounds, in bytes: plain, or in KB, MB, GB (powers of 1000) or KiB, MiB, GiB."""
 
     def octets(value: object) -> int:
         written = text(value)
@@ -95,7 +95,7 @@ def size(low: int, high: int) -> Callable[[object], int]:
 
 
 def flag(value: object) -> bool:
-    """true or false, as YAML has always let people write them."""
+    """true or false, in the spellings of YAML 1.1: yes, no, on and off as well."""
     written = text(value).lower()
     if written not in ("true", "yes", "on", "false", "no", "off"):
         raise Unsuitable(Fault("should be true or false"))
@@ -109,7 +109,7 @@ outboxes_size = size(64 * KIB, 1024 * GIB)
 
 
 def in_units(count: int) -> str:
-    """A size as people write it."""
+    """Format a size in the largest unit that divides it."""
     for unit, of in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
         if count and count % of == 0:
             return f"{count // of}{unit}"
@@ -117,7 +117,7 @@ def in_units(count: int) -> str:
 
 
 def key(value: object) -> str:
-    """What an algorithm passes as its key: a name rather than a secret."""
+    """The key of an algorithm: a name, not a secret."""
     written = text(value)
     if len(written) > 128 or not written.isprintable() or written != written.strip():
         raise Unsuitable(Fault("should be at most 128 printable characters without a space at an end"))
@@ -127,16 +127,16 @@ def key(value: object) -> str:
 def market_feed(value: object) -> str:
     """The name of a feed of market data."""
     written = text(value)
-    known = endpoint(written)
-    if known is None:
+    feed = endpoint(written)
+    if feed is None:
         raise Unsuitable(Fault(f"unknown feed {quoted(written)}", nearest(written, feed_names())))
-    if known.dialect is not Dialect.MARKET:
+    if feed.dialect is not Dialect.MARKET:
         raise Unsuitable(Fault("should be a feed of market data"))
     return str(written)
 
 
 def name(value: object) -> str:
-    """The name of an account or a client, which appears in paths, logs and metrics."""
+    """The name of an account or a client, as it appears in setting paths, logs and metrics."""
     written = text(value)
     if not _NAME.fullmatch(written):
         raise Unsuitable(Fault("cannot be a name; use letters, digits, dots, dashes and underscores, 64 at most"))
@@ -144,14 +144,14 @@ def name(value: object) -> str:
 
 
 def some(value: object) -> object:
-    """Accounts or clients: at least one of them."""
+    """The accounts or the clients: at least one entry."""
     if value in ("", {}):
         raise Unsuitable(Fault("is empty; at least one is needed"))
     return value
 
 
 def codecs(value: object) -> object:
-    """Codecs by feed, each one that its feed speaks."""
+    """Codecs by feed; the feed must support the codec."""
     if isinstance(value, Table):
         _refuse(_codec_faults(value))
     return {} if value == "" else value
@@ -159,17 +159,17 @@ def codecs(value: object) -> object:
 
 def _codec_faults(value: Table) -> Iterator[Fault]:
     for feed, codec in value.items():
-        known = endpoint(feed)
-        if known is None:
+        found = endpoint(feed)
+        if found is None:
             yield Fault("unknown feed", nearest(feed, feed_names()), (feed,), True)
-        elif codec not in known.codecs:
-            choice = " or ".join(f'"{name}"' for name in known.codecs)
-            hint = nearest(codec, known.codecs) if isinstance(codec, str) else None
-            yield Fault(f"should be {choice}, which is what this feed speaks", hint, (feed,))
+        elif codec not in found.codecs:
+            choice = " or ".join(f'"{name}"' for name in found.codecs)
+            hint = nearest(codec, found.codecs) if isinstance(codec, str) else None
+            yield Fault(f"should be {choice}, which this feed supports", hint, (feed,))
 
 
 def accounts_by_feed(value: object) -> object:
-    """One account's name, or names by feed with a default; whether the accounts exist is not known here."""
+    """One account's name, or names by feed with a default. `consistency` checks that the accounts exist."""
     if not isinstance(value, Table):
         return {} if value == "" else {DEFAULT: text(value)}
     _refuse(_accounts_faults(value))
@@ -185,7 +185,7 @@ def _accounts_faults(value: Table) -> Iterator[Fault]:
 
 
 def allow(value: object) -> dict[str, dict[str, tuple[str, ...]]]:
-    """An allowlist as `{feed: {channel: (entry, …)}}`; a feed or a channel given as "*" is everything in it."""
+    """An allowlist as `{feed: {channel: (entry, …)}}`; "*" for a feed or a channel allows everything in it."""
     if value == "":
         return {}
     if not isinstance(value, Table):
@@ -204,10 +204,10 @@ def allow_schema() -> dict[str, object]:
     everything = {"const": WILDCARD}
     entries = {"anyOf": [everything, {"type": "array", "items": {"type": ["string", "number", "boolean"]}}]}
     feeds = {}
-    for known in filter(None, map(endpoint, feed_names())):
-        channels = dict.fromkeys((*known.channels, WILDCARD), entries)
-        listed = {"type": "object", "properties": channels, "additionalProperties": False}
-        feeds[known.feed] = {"anyOf": [everything, listed]}
+    for feed in filter(None, map(endpoint, feed_names())):
+        channels = dict.fromkeys((*feed.channels, WILDCARD), entries)
+        by_channel = {"type": "object", "properties": channels, "additionalProperties": False}
+        feeds[feed.feed] = {"anyOf": [everything, by_channel]}
     locations = {"^crypto-[a-z]{2}-[0-9]{1,2}$": feeds["crypto"]}
     return {"type": "object", "properties": feeds, "patternProperties": locations, "additionalProperties": False}
 
@@ -218,8 +218,8 @@ def _entries(value: object) -> tuple[str, ...]:
 
 def _allow_faults(value: Table) -> Iterator[Fault]:
     for feed, channels in value.items():
-        known = endpoint(feed)
-        if known is None:
+        found = endpoint(feed)
+        if found is None:
             yield Fault("unknown feed", nearest(feed, feed_names()), (feed,), True)
         if not isinstance(channels, Table):
             if channels != WILDCARD:
@@ -228,8 +228,8 @@ def _allow_faults(value: Table) -> Iterator[Fault]:
         for channel, entries in channels.items():
             if channel in FOLLOWERS:
                 yield Fault("follows trades and cannot be listed; list trades", None, (feed, channel), True)
-            elif known is not None and channel not in (WILDCARD, *known.channels):
-                hint = nearest(channel, known.channels)
+            elif found is not None and channel not in (WILDCARD, *found.channels):
+                hint = nearest(channel, found.channels)
                 yield Fault(f"unknown channel of {feed}", hint, (feed, channel), True)
             if isinstance(entries, Items):
                 yield from _entry_faults((feed, channel), entries)
@@ -238,17 +238,17 @@ def _allow_faults(value: Table) -> Iterator[Fault]:
 
 
 def _entry_faults(path: tuple[Step, ...], entries: Items) -> Iterator[Fault]:
-    """What is wrong with the entries of a channel: symbols, `PREFIX*` or `*`, or the same of order ids."""
+    """The faults in a channel's entries: symbols, `PREFIX*` or `*`; on the trading feed, client order ids."""
     orders = path[0] == "trading"
-    longest = LONGEST_ORDER_ID if orders else LONGEST_SYMBOL
+    max_length = LONGEST_ORDER_ID if orders else LONGEST_SYMBOL
     for index, entry in enumerate(entries):
         reason = None
         if not isinstance(entry, str):
             reason = "should be one symbol"
         elif not entry:
             reason = "must not be empty"
-        elif len(entry.removesuffix(WILDCARD)) > longest:
-            reason = f"is longer than {longest} characters"
+        elif len(entry.removesuffix(WILDCARD)) > max_length:
+            reason = f"is longer than {max_length} characters"
         elif WILDCARD in entry[:-1]:
             reason = f'{quoted(entry)} has a "*" elsewhere than at its end'
         elif not entry.isprintable() or (not orders and not re.fullmatch("[!-+.-~-]+", entry)):
@@ -258,5 +258,5 @@ def _entry_faults(path: tuple[Step, ...], entries: Items) -> Iterator[Fault]:
 
 
 def _refuse(faults: Iterable[Fault]) -> None:
-    if found := tuple(faults):
-        raise Unsuitable(*found)
+    if all_faults := tuple(faults):
+        raise Unsuitable(*all_faults)

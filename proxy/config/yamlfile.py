@@ -1,12 +1,12 @@
-"""YAML as located text.
+"""YAML as a tree of text, with the position of every node.
 
-A file becomes a tree of plain Python values that remember where they stood: `Text` (a str), `Items` (a list) and
-`Table` (a dict). Nothing is interpreted, so ON, NO, TRUE, 1E5 and 7203 stay the texts that they are; whoever reads the
-tree decides what is a number. What makes YAML surprising is refused with its place: duplicate keys (the first stands),
-anchors and aliases, tags, keys that are no text, several documents.
+A file becomes a tree of plain Python values that carry their position in the file: `Text` (a str), `Items` (a list)
+and `Table` (a dict). Scalars are not interpreted: ON, NO, TRUE, 1E5 and 7203 stay text, and the decoders in `values`
+decide which of them are numbers. Surprising features of YAML are refused, with their position: duplicate keys (the
+first one is kept), anchors and aliases, tags, keys that are not text, several documents.
 
-References such as `${NAME}` are resolved inside of values, after parsing, so that what they bring can never be YAML; a
-name, which stands before the colon, is taken as it is written.
+References such as `${NAME}` are resolved in values after parsing, so a resolved text is never parsed as YAML. They are
+not resolved in names (the part before the colon).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from proxy.config.errors import ConfigError, Problem
 MAX_FILE = 2 * 1024 * 1024
 MAX_DEPTH = 32
 
-# libyaml is some 30 times faster: a reload of 10,000 symbols must not hold up the market data for a third of a second.
+# libyaml is about 30 times faster: without it, a reload of 10,000 symbols delays market data by a third of a second.
 _LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 _PLAIN_TAGS = (None, "!", "tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
@@ -36,9 +36,9 @@ Step = str | int
 
 
 class Text(str):
-    """A scalar. `written` is what the file says, before `${…}`; `literal` tells that nothing came from elsewhere.
+    """A scalar. `written` is the file's text, before `${…}` is resolved; `literal`: no part came from outside the file.
 
-    `broken` marks a value whose problem is already reported, so that nobody need complain about it again.
+    `broken` marks a value whose problem is already reported; later checks skip it.
     """
 
     __slots__ = ("broken", "column", "line", "literal", "written")
@@ -50,7 +50,7 @@ class Text(str):
 
 
 class Items(list["Node"]):
-    """A sequence, and where it begins."""
+    """A sequence, and its position."""
 
     __slots__ = ("column", "line")
     line: int
@@ -58,7 +58,7 @@ class Items(list["Node"]):
 
 
 class Table(dict[str, "Node"]):
-    """A mapping, where it begins, and where each of its names stands."""
+    """A mapping, its position, and the position of each name."""
 
     __slots__ = ("column", "line", "names_at")
     line: int
@@ -70,7 +70,7 @@ Node = Text | Items | Table
 
 
 def dotted(path: tuple[Step, ...]) -> str:
-    """A path as people write it: `clients.momentum.allow.iex.trades[1]`."""
+    """Format a path: `clients.momentum.allow.iex.trades[1]`."""
     text = ""
     for step in path:
         if isinstance(step, int):
@@ -83,7 +83,7 @@ def dotted(path: tuple[Step, ...]) -> str:
 
 
 def quoted(value: str, longest: int = 32) -> str:
-    """A value as a message may show it: short, one line, as the file has it (what `${…}` brought may be a secret)."""
+    """Quote a value for a message: short, one line, as written in the file (`${…}` may resolve to a secret)."""
     text = value.written if isinstance(value, Text) else value
     if len(text) > longest:
         return f"a text of {len(text)} characters"
@@ -92,19 +92,19 @@ def quoted(value: str, longest: int = 32) -> str:
 
 @dataclass(frozen=True, slots=True)
 class YamlDocument:
-    """A parsed file: its tree, and the problems that did not keep it from being read."""
+    """A parsed file: its tree, and the problems that did not stop the parser."""
 
     name: str
     root: Node
     problems: tuple[Problem, ...] = ()
 
     def find(self, path: tuple[Step, ...]) -> Node | None:
-        """What stands at a path, or None."""
+        """The node at a path, or None."""
         trail = self._trail(path)
         return trail[-1][2] if len(trail) > len(path) else None
 
     def problem(self, path: tuple[Step, ...], reason: str, hint: str | None = None) -> Problem | None:
-        """A problem with the value at a path, as near as the file allows; None if that value is reported already."""
+        """A problem with the value at a path, placed at its nearest existing node; None if already reported."""
         line, column, node = self._trail(path)[-1]
         if isinstance(node, Text):
             if node.broken:
@@ -114,12 +114,12 @@ class YamlDocument:
         return Problem(self.name, line, column, dotted(path), reason, hint)
 
     def name_problem(self, path: tuple[Step, ...], reason: str, hint: str | None = None) -> Problem:
-        """A problem with the name that a path ends in."""
+        """A problem with the last name of a path."""
         line, column, _ = self._trail(path)[-1]
         return Problem(self.name, line, column, dotted(path), reason, hint)
 
     def _trail(self, path: tuple[Step, ...]) -> list[tuple[int, int, Node]]:
-        """The nodes on the way down a path as far as it exists, each with the place of its name (or its own)."""
+        """The existing nodes along a path from the root, each with the position of its name (or its own)."""
         node = self.root
         trail = [(node.line, node.column, node)]
         for step in path:
@@ -135,7 +135,7 @@ class YamlDocument:
 
 
 def read(path: Path) -> str:
-    """The text of a file. Raises ConfigError with one sentence if there is none to be had."""
+    """Read a file as UTF-8 text. Raises ConfigError with one problem if that is not possible."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE + 1)
@@ -152,9 +152,10 @@ def read(path: Path) -> str:
 
 
 def parse(text: str, *, name: str, environ: Mapping[str, str], folder: Path) -> YamlDocument:
-    """The tree of a YAML text. `folder` is where a relative `${file:PATH}` starts.
+    """Parse a YAML text. A relative `${file:PATH}` starts at `folder`.
 
-    Raises ConfigError where the text cannot be read further; what can be told besides is in `Document.problems`.
+    Raises ConfigError at a syntax error, with the problems found before it; other problems are in
+    `YamlDocument.problems`.
     """
     if (match := _UNPRINTABLE.search(text)) is not None:
         reason = f"the character U+{ord(match[0]):04X} cannot stand in a YAML file"
@@ -173,7 +174,7 @@ def parse(text: str, *, name: str, environ: Mapping[str, str], folder: Path) -> 
 
 @dataclass(slots=True)
 class _Reader:
-    """Turns parser events into the tree. Events are taken one by one, so that depth is bounded before it is built."""
+    """Builds the tree from parser events, one by one, so that depth is checked before a node is built."""
 
     name: str
     events: Iterator[yaml.Event]
@@ -186,20 +187,22 @@ class _Reader:
         empty = isinstance(next(self.events), yaml.StreamEndEvent)
         root = None if empty else self._node(next(self.events), ())
         if root is None or (isinstance(root, Text) and not root.written):
-            raise self._fatal(1, 1, "the file is empty; the verb `init` writes a commented one to start from")
+            raise self._fatal(1, 1, "the file is empty; `init` writes a commented one to start from")
         next(self.events)  # the document's end
         following = next(self.events)
         if not isinstance(following, yaml.StreamEndEvent):
-            raise self._fatal(*_place(following.start_mark), "a second document starts here; a configuration is one")
+            raise self._fatal(
+                *_mark_position(following.start_mark), "a second document starts here; only one is allowed"
+            )
         return root
 
     def _node(self, event: yaml.Event, path: tuple[Step, ...]) -> Node:
-        line, column = _place(event.start_mark)
+        line, column = _mark_position(event.start_mark)
         if len(path) > MAX_DEPTH:
             raise self._fatal(line, column, f"is nested deeper than {MAX_DEPTH} levels")
-        refused = _refused(event)
-        if refused:
-            self._report(line, column, path, _needs_quotes(refused))
+        refused_sign = _refused_sign(event)
+        if refused_sign:
+            self._report(line, column, path, _needs_quotes(refused_sign))
         node: Node
         if isinstance(event, yaml.SequenceStartEvent):
             node = Items()
@@ -211,16 +214,16 @@ class _Reader:
             while not isinstance(event := next(self.events), yaml.MappingEndEvent):
                 self._entry(node, event, path)
         else:
-            node = self._text(event, path, broken=bool(refused))
+            node = self._text(event, path, broken=bool(refused_sign))
         node.line, node.column = line, column
         return node
 
     def _entry(self, table: Table, event: yaml.Event, path: tuple[Step, ...]) -> None:
-        place, name = _place(event.start_mark), None
-        if isinstance(event, yaml.ScalarEvent) and not _refused(event):
+        place, name = _mark_position(event.start_mark), None
+        if isinstance(event, yaml.ScalarEvent) and not _refused_sign(event):
             name = event.value
         else:
-            if not _refused(event):
+            if not _refused_sign(event):
                 self._report(*place, path, "a name must be a plain text; put it in quotes if it starts with a sign")
             self._node(event, path)
         value = self._node(next(self.events), path if name is None else (*path, name))
@@ -235,17 +238,17 @@ class _Reader:
 
     def _text(self, event: yaml.Event, path: tuple[Step, ...], *, broken: bool) -> Text:
         written = event.value if isinstance(event, yaml.ScalarEvent) else ""
-        value, foreign = written, False
+        value, external = written, False
         if "${" in written and not broken:
-            value, foreign, faults = references.resolve(written, self.environ, self.folder)
-            for fault in faults:
-                self._report(*_place(event.start_mark), path, fault)
-            broken = bool(faults)
+            value, external, errors = references.resolve(written, self.environ, self.folder)
+            for error in errors:
+                self._report(*_mark_position(event.start_mark), path, error)
+            broken = bool(errors)
         if not value.isascii() and _has_surrogates(value):
-            self._report(*_place(event.start_mark), path, "is not valid Unicode")
+            self._report(*_mark_position(event.start_mark), path, "is not valid Unicode")
             value, broken = "", True
         text = Text(value)
-        text.written, text.literal, text.broken = written, not foreign, broken
+        text.written, text.literal, text.broken = written, not external, broken
         return text
 
     def _report(self, line: int, column: int, path: tuple[Step, ...], reason: str) -> None:
@@ -255,8 +258,8 @@ class _Reader:
         return ConfigError([*self.problems, Problem(self.name, line, column, "", reason)])
 
 
-def _refused(event: yaml.Event) -> str:
-    """The sign of what is not used here (aliases, which can multiply a text without end, anchors, tags), or ""."""
+def _refused_sign(event: yaml.Event) -> str:
+    """The sign of a refused YAML feature, or "": aliases (which can expand a text without bound), anchors and tags."""
     if isinstance(event, yaml.AliasEvent):
         return "*"
     if getattr(event, "anchor", None) is not None:
@@ -269,11 +272,11 @@ def _has_surrogates(text: str) -> bool:
 
 
 def _position(before: str) -> tuple[int, int]:
-    """Line and column, from 1, of what comes after a text."""
+    """Line and column, from 1, of the position after a text."""
     return before.count("\n") + 1, len(before) - before.rfind("\n")
 
 
-def _place(mark: Any) -> tuple[int, int]:
+def _mark_position(mark: Any) -> tuple[int, int]:
     return (mark.line + 1, mark.column + 1) if mark is not None else (0, 0)
 
 
@@ -281,14 +284,14 @@ def _needs_quotes(sign: str) -> str:
     return f'a text that starts with "{sign}" needs quotes' + (', as in ["*"]' if sign == "*" else "")
 
 
-# What the parsers of PyYAML (its own and libyaml) say, and what people are told: a part of the context, a part of the
-# problem, whether the place is where the construct began, and the sentence. The first that fits is taken.
+# Maps errors of PyYAML's parsers (its own and libyaml) to this product's sentences: a part of the error's context, a
+# part of its problem, whether the position is the start of the construct, and the sentence; the first match is used.
 _SENTENCES = (
     ("alias", "", True, _needs_quotes("*")),
     ("anchor", "", True, _needs_quotes("&")),
     ("tag", "", True, _needs_quotes("!")),
     ("", "tag handle", False, _needs_quotes("!")),
-    ("", "mapping values are not allowed", False, 'a ":" too many, or the indentation; a text with ": " needs quotes'),
+    ("", "mapping values are not allowed", False, 'an extra ":" or wrong indentation; a text with ": " needs quotes'),
     ("", "sequence entries are not allowed", False, 'a "- " cannot stand here; start the list on the next line'),
     ("simple key", "", True, 'a ":" is missing after this name'),
     ("quoted scalar", "end of stream", True, "this quote is never closed"),
@@ -299,7 +302,7 @@ _SENTENCES = (
     ("block scalar", "", True, 'nothing may follow "|" or ">" on its line'),
     ("", "node content", False, "a value is missing here"),
     ("block", "", False, "does not fit the lines above; check the indentation and the quotes"),
-    ("", "document start", False, "a configuration is one document; remove what follows its end"),
+    ("", "document start", False, "only one document is allowed; remove the text after its end"),
     ("directive", "", False, 'a line that starts with "%" needs quotes'),
 )
 
@@ -307,14 +310,15 @@ _SENTENCES = (
 def _syntax_problem(name: str, text: str, error: yaml.MarkedYAMLError) -> Problem:
     context, problem = error.context or "", error.problem or ""
     mark, reason = error.problem_mark, "is not YAML that can be read; check the quotes and the indentation"
-    upto = "" if mark is None else "".join(text.splitlines(keepends=True)[mark.line : mark.line + 1])[: mark.column + 1]
+    line = "" if mark is None else "".join(text.splitlines(keepends=True)[mark.line : mark.line + 1])
+    before = line[: mark.column + 1] if mark is not None else ""
     if "cannot start any token" in problem:
-        reason = "a tab cannot indent; use spaces" if upto.endswith("\t") else _needs_quotes(upto[-1:])
-    elif "flow" in context and upto.endswith("${"):
+        reason = "a tab cannot indent; use spaces" if before.endswith("\t") else _needs_quotes(before[-1:])
+    elif "flow" in context and before.endswith("${"):
         reason = 'a text with "${" needs quotes inside of [ ] and { }'
     else:
         for in_context, in_problem, from_start, sentence in _SENTENCES:
             if in_context in context and in_problem in problem:
                 mark, reason = (from_start and error.context_mark) or mark, sentence
                 break
-    return Problem(name, *_place(mark), "", reason)
+    return Problem(name, *_mark_position(mark), "", reason)

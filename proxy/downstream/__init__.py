@@ -1,9 +1,10 @@
 """Toward the algorithms: the client port and its sessions.
 
-server           which requests are upgraded, and the sessions that are open
+server           accepts or refuses upgrade requests; the set of open sessions
 client_session   one client's session: its greenlet, its requests, its liveness
-subscriber       a session at one feed, and the queue of its replies
-outbox           a session's bounded outbox, and its one writer
-auth_throttle    how long a refused log-in waits for its answer
-credentials      key and secret in a request's headers
+subscriber       a session's subscription to one feed, and the queue of its replies
+outbox           a session's bounded queue of frames, and the greenlet that sends them
+hub_budget       a bounded share of the hub's time for work that peers can cause
+auth_throttle    the delay of the reply to a failed log-in
+credentials      the key and secret in a request's headers
 """

@@ -1,7 +1,7 @@
-"""How long a refused log-in waits for its answer.
+"""The delay of the reply to a failed log-in.
 
-Some SDKs reconnect at once, hundreds of times a second, when they are refused at once. So a refusal takes a second,
-and longer for an address that goes on, but never as long as makes an SDK give up waiting (Go's: 3 seconds).
+Some SDKs that are refused at once reconnect hundreds of times a second. So a refusal takes a second, and longer for an
+address that is refused again and again, but less than the time after which an SDK stops waiting (Go's: 3 seconds).
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ ADDRESSES = 4096
 
 
 class AuthThrottle:
-    """The refusals of late, by address; bounded. `now` is in seconds of any steady clock."""
+    """The recent refusals by address, at most ADDRESSES.
+
+    `now` is in seconds of any monotonic clock.
+    """
 
     def __init__(self) -> None:
         self._refusals: OrderedDict[str, tuple[int, float]] = OrderedDict()
@@ -23,7 +26,7 @@ class AuthThrottle:
         return f"<AuthThrottle for {len(self._refusals)} addresses>"
 
     def refuse(self, address: str, now: float) -> float:
-        """One more refusal; how many seconds its answer waits."""
+        """Count a refusal of the address and return the delay of its reply in seconds."""
         count, last = self._refusals.pop(address, (0, now))
         if now - last >= FORGET_SECONDS:
             count = 0
@@ -33,5 +36,5 @@ class AuthThrottle:
         return min(FIRST + STEP * count, MOST)
 
     def reset_address(self, address: str) -> None:
-        """Someone there has proved who they are."""
+        """Clear the count of an address from which a client has authenticated."""
         self._refusals.pop(address, None)

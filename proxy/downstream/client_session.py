@@ -1,23 +1,27 @@
-"""One algorithm at work: its greenlet, its connection, its outbox, its place at a feed.
+"""One client's session: its greenlet, connection, outbox and subscribers.
 
-The greenlet reads; frames become messages, the pure `Session` turns them into outcomes, and each outcome is performed
-here. Everything that is sent goes through the outbox, whose writer is the only one to write, and which is ended before
-the greenlet returns.
+The greenlet reads frames and joins them to messages; the pure `ServerProtocol` turns each message into outcomes, which
+are performed here. Everything is sent through the outbox: its writer greenlet alone writes to the connection, and it is
+ended before the session's greenlet returns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
 
 import gevent
 
-from proxy.alpaca import server_protocol as talk
+from proxy.alpaca import server_protocol
 from proxy.alpaca.codec import Codec, Raw
+from proxy.alpaca.cooperative import chunks
 from proxy.alpaca.endpoints import WILDCARD, Dialect
 from proxy.alpaca.market import is_too_much
-from proxy.alpaca.server_protocol import LONG_MESSAGE, LoginState, ServerProtocol
-from proxy.alpaca.topics import NO_TOPICS, Subscription
+from proxy.alpaca.server_protocol import LoginState, ServerProtocol
+from proxy.alpaca.topics import NO_TOPICS, Subscription, Topic
+from proxy.downstream.hub_budget import SLICE_SECONDS, HubBudget
 from proxy.downstream.outbox import CLOSE_FLUSH_SECONDS, Outbox, Outboxes
 from proxy.downstream.subscriber import PendingReply, ReplyQueue, Subscriber
 from proxy.observe.logs import Log
@@ -29,293 +33,362 @@ from proxy.routing.reconciler import ACK_SECONDS
 from proxy.transport import frames
 from proxy.transport.connection import ClientConnection
 from proxy.transport.errors import ConnectionLost
-from proxy.transport.time_slice import YIELD_SECONDS
 
 LOGIN_SECONDS = 10.0
 PING_SECONDS = 10.0
 GONE_SECONDS = 20.0
 LINGER_SECONDS = 1.0
-# Who sends faster than a message in so many seconds, or a ping, is read more slowly.
-MESSAGE_PACE, CONTROL_PACE = 0.001, 0.00005
-MAX_PENDING_REPLIES, PENDING_POLL_SECONDS = (
-    64,
-    0.01,
-)  # answers that a session may wait for; how soon it is looked whether they are fewer
+MAX_PENDING_REPLIES = 64  # of one session; at this number it reads no further request
+PENDING_POLL_SECONDS = 0.01  # the interval at which such a session checks the number again
 UNAUTHENTICATED_MESSAGE_BYTES = 64 * 1024
 UNAUTHENTICATED_OUTBOX_BYTES = 256 * 1024
 
 
 class ClientHost(Protocol):
-    """Whom a conversation asks what it cannot decide."""
+    """The part of `server.Server` that a session uses."""
 
     outboxes: Outboxes
     message_limit: int
     default_feed: str
 
-    def identify(self, conversation: ClientSession, key: str, secret: str) -> Client | int:
-        """The client, now counted as here, or the code that refuses it."""
+    def identify(self, session: ClientSession, key: str, secret: str) -> Client | int:
+        """Return the client, or the code of the refusal.
 
-    def auth_delay(self, conversation: ClientSession) -> float:
-        """How many seconds a refusal waits."""
+        A session whose client is returned counts as one of the client's.
+        """
+
+    def auth_delay(self, session: ClientSession) -> float:
+        """Return the seconds to wait before a refusal is sent."""
+
+    def budget(self, client: str) -> HubBudget:
+        """Return the hub budget of a client.
+
+        The empty name has the budget of all unauthenticated sessions together.
+        """
 
     def upstream(self, client: Client, feed: str) -> Feed:
-        """The connection that serves this client's feed."""
+        """Return the upstream connection that serves this feed to the client."""
 
     def clock(self) -> float:
-        """Steady time in seconds."""
+        """Return monotonic time in seconds."""
 
 
 class ClientSession:
-    """A session with everything that it needs to be held. `client` is None until it has authenticated."""
+    """A client's WebSocket connection and the state of its session.
 
-    def __init__(self, connection: ClientConnection, session: ServerProtocol, desk: ClientHost) -> None:
-        self.session = session
-        self.codec: Codec = session.codec
+    `client` is None until it has authenticated, `ended` is the reason for the end once there is one.
+    """
+
+    def __init__(self, connection: ClientConnection, protocol: ServerProtocol, host: ClientHost) -> None:
+        self.protocol = protocol
+        self.codec: Codec = protocol.codec
         self.client: Client | None = None
         self.name = ""
-        self.opened = desk.clock()
-        opcode = frames.TEXT if session.text else frames.BINARY
+        self.opened = host.clock()
+        opcode = frames.TEXT if protocol.text else frames.BINARY
         self.outbox = Outbox(
-            connection, desk.outboxes, opcode=opcode, limit=UNAUTHENTICATED_OUTBOX_BYTES, slow_words=session.slow()
+            connection, host.outboxes, opcode=opcode, limit=UNAUTHENTICATED_OUTBOX_BYTES, slow_words=protocol.slow()
         )
         self.replies = ReplyQueue(
-            prepare=session.prepare, acked=self._state, refused=session.refused, send=self.outbox.reply
+            prepare=protocol.prepare, acked=self._acked, refused=protocol.refused, send=self.outbox.reply
         )
         self.subscribers: list[Subscriber] = []
         self._market: Subscriber | None = None
         self._trading: Subscriber | None = None
-        self.ended = ""  # why, once it is over
+        self.ended = ""
         self._connection = connection
-        self._desk = desk
+        self._host = host
         self._inbound = frames.Inbound(UNAUTHENTICATED_MESSAGE_BYTES)
-        self._tried = False
+        self._budget = host.budget("")
+        self._slice_began = self.opened
+        self._auth_tried = False
         self._pinged_at = self._pong_at = self.opened
-        self._closing_at = 0.0
-        self._log = Log("session", feed=session.endpoint.feed, address=connection.address)
+        self._closing_since = 0.0
+        self._log = Log("session", feed=protocol.endpoint.feed, address=connection.address)
 
     def __repr__(self) -> str:
-        return f"<ClientSession {self.name or 'stranger'} {self.session.endpoint.feed} {self._connection.address}>"
+        name = self.name or "unauthenticated"
+        return f"<ClientSession {name} {self.protocol.endpoint.feed} {self._connection.address}>"
 
     @property
     def address(self) -> str:
-        """The peer, as host:port."""
+        """The peer's address, as host:port."""
         return self._connection.address
 
     # The greenlet
 
     def run(self, credentials: tuple[str, str] | None) -> None:
-        """The whole conversation. `credentials` are those of the request's headers, if it had any."""
+        """Serve the session until it ends.
+
+        `credentials` are those in the headers of the upgrade request, if it had any.
+        """
         writer = gevent.spawn(self.outbox.run)
         try:
-            for payload in self.session.opening():
+            for payload in self.protocol.opening():
                 self.outbox.reply(payload)
             if credentials is not None:
                 self._authenticate(*credentials)
-            self._listen()
+            self._read()
         except ConnectionLost as error:
             self.ended = self.ended or str(error)
-        except frames.FrameError as fault:
-            self.close(fault.code, fault.reason)
+        except frames.FrameError as error:
+            self.close(error.code, error.reason)
         except Exception:
             self._log.error("internal_error", client=self.name)
-            self.outbox.reply(self.session.refused(500))
+            self.outbox.reply(self.protocol.refused(500))
             self.close(frames.INTERNAL_ERROR, "internal error")
         finally:
-            for place in self.subscribers:
-                place.leave()
+            for subscriber in self.subscribers:
+                subscriber.leave()
             self.close(frames.NORMAL, "")
             writer.join(CLOSE_FLUSH_SECONDS)
             writer.kill()
             self._connection.linger(LINGER_SECONDS)
-            self._let_go()
+            self._break_cycles()
             if self.client is not None:
                 outbox = self.outbox
                 log = self._log.warning if outbox.slow else self._log.info
                 reason = "slow client" if outbox.slow else self.ended
                 log("closed", client=self.name, reason=reason, delivered=outbox.delivered, lost=outbox.lost or None)
 
-    def _let_go(self) -> None:
-        """Of whatever refers back here. What ends in a circle waits for the collector, which seldom comes this far
-        (`gateway.GARBAGE`): a kilobyte of each session would stay."""
+    def _break_cycles(self) -> None:
+        """Clear the references back to this session, so that reference counting frees it.
+
+        The garbage collector seldom visits old objects (`gateway.GARBAGE`), and a cycle would keep about a kilobyte of
+        each session until then.
+        """
         self.replies.end()
         self.outbox.conflate = None
 
-    def _listen(self) -> None:
+    def _read(self) -> None:
+        """Handle what the client sends, within the hub budget, until it closes."""
         while data := self._connection.receive(self._inbound.missing):
-            pause = 0.0
+            self._slice_began = self._budget.reserve()
             for event in self._inbound.receive(data):
-                pause += CONTROL_PACE
                 match event:
                     case frames.Message(payload):
-                        pause += MESSAGE_PACE
                         self._message(payload)
                     case frames.Ping(payload):
                         self.outbox.pong(payload)
                     case frames.Pong():
-                        self._pong_at = self._desk.clock()
+                        self._pong_at = self._host.clock()
                     case frames.Closed(code):
                         self.close(frames.NORMAL if code == frames.NO_CODE else code, "client closed")
                         return
-            gevent.sleep(pause)
+                self._pace()
+            self._budget.charge(self._slice_began)
         self.ended = self.ended or "client went away"
 
+    def _pace(self) -> None:
+        """Wait for the budget if the current slice of the hub's time is used up."""
+        if self._host.clock() - self._slice_began >= SLICE_SECONDS:
+            self._budget.charge(self._slice_began)
+            self._slice_began = self._budget.reserve()
+
+    @contextmanager
+    def _idle(self) -> Iterator[None]:
+        """Do not charge the time of a wait to the budget."""
+        self._budget.charge(self._slice_began)
+        yield
+        self._slice_began = self._budget.reserve()
+
     def _message(self, payload: bytes) -> None:
-        for outcome in self.session.receive(payload):
-            if len(payload) > LONG_MESSAGE:  # to read it has taken a turn, and so will what follows
-                gevent.sleep(YIELD_SECONDS)
-            while (
-                len(self.replies) >= MAX_PENDING_REPLIES and self.outbox.closing is None
-            ):  # who asks faster is read more slowly
-                gevent.sleep(PENDING_POLL_SECONDS)
-            if self.outbox.closing is not None:  # one message may ask for much that waits
+        for outcome in self.protocol.receive(payload):
+            self._pace()
+            # Throttle a client that sends requests faster than they are answered.
+            while len(self.replies) >= MAX_PENDING_REPLIES and self.outbox.closing is None:
+                with self._idle():
+                    gevent.sleep(PENDING_POLL_SECONDS)
+            if self.outbox.closing is not None:  # the rest of a message with many requests is dropped
                 return
             match outcome:
-                case talk.Reply(reply):
+                case server_protocol.Reply(reply):
                     self.replies.reply(reply)
-                case talk.Authenticate(key, secret):
+                case server_protocol.Authenticate(key, secret):
                     self._authenticate(key, secret)
-                case talk.Subscribe(topics):
+                case server_protocol.Subscribe(topics):
                     self._subscribe(topics)
-                case talk.Unsubscribe(topics):
-                    self._ask((self._market, NO_TOPICS, topics))
-                case talk.Listen(trading, market):
-                    self._listen_to(trading, market)
-                case talk.Unlisten(trading, market):
-                    self._ask((self._trading, NO_TOPICS, trading), (self._market, NO_TOPICS, market))
+                case server_protocol.Unsubscribe(topics):
+                    self._request_changes((self._market, NO_TOPICS, topics))
+                case server_protocol.Listen(trading, market):
+                    self._listen(trading, market)
+                case server_protocol.Unlisten(trading, market):
+                    self._request_changes((self._trading, NO_TOPICS, trading), (self._market, NO_TOPICS, market))
 
     def _authenticate(self, key: str, secret: str) -> None:
-        self._tried = True
-        found = self.session.refused_code or self._desk.identify(self, key, secret)
-        if isinstance(found, int):
-            wait = self._desk.auth_delay(self)
-            self._log.info("refused", code=found, wait=wait)
-            gevent.sleep(wait)
-            self.outbox.reply(self.session.denied(found))
+        self._auth_tried = True
+        client_or_code = self.protocol.refused_code or self._host.identify(self, key, secret)
+        if isinstance(client_or_code, int):
+            wait = self._host.auth_delay(self)
+            self._log.info("refused", code=client_or_code, wait=wait)
+            with self._idle():
+                gevent.sleep(wait)
+            self.outbox.reply(self.protocol.denied(client_or_code))
             return
-        self.name = found.name
-        self._adopt(found)
-        self._inbound.limit = self._desk.message_limit
+        self.name = client_or_code.name
+        self._apply_settings(client_or_code)
+        self._inbound.limit = self._host.message_limit
+        self._budget = self._host.budget(self.name)
         self._log.info("authenticated", client=self.name)
-        self.outbox.reply(self.session.granted())
+        self.outbox.reply(self.protocol.granted())
 
-    def _adopt(self, client: Client) -> None:
-        """The client's own bounds hold from now on, and it has a place at each feed that it may use here."""
+    def _apply_settings(self, client: Client) -> None:
+        """Apply the client's settings, and add a subscriber at each feed it may use."""
         self.client = client
         self.outbox.limit = client.outbox
         conflates = client.when_slow is WhenSlow.CONFLATE
         self.outbox.conflate = partial(conflate, codec=self.codec, whole_book=self._whole_book) if conflates else None
-        feed, data_codec = self.session.endpoint.feed, self.session.data_codec
-        if self.session.endpoint.dialect is Dialect.MARKET:
+        feed, data_codec = self.protocol.endpoint.feed, self.protocol.data_codec
+        if self.protocol.endpoint.dialect is Dialect.MARKET:
             self._market = self._market or self._subscriber_at(client, feed, data_codec)
         else:
             self._trading = self._trading or self._subscriber_at(client, feed, self.codec)
-            self._market = self._market or self._subscriber_at(client, self._desk.default_feed, data_codec)
+            self._market = self._market or self._subscriber_at(client, self._host.default_feed, data_codec)
 
     def _whole_book(self, symbol: str) -> Raw | bytes | None:
         return None if self._market is None else self._market.whole_book(symbol)
 
     def _subscriber_at(self, client: Client, feed: str, codec: Codec) -> Subscriber | None:
-        """A place at the feed, if the client's allowlist names it; none for who is leaving and would not give it up."""
+        """Add a subscriber at the feed, if the client's allowlist names it.
+
+        None for a session that is closing: it would never remove the subscriber again.
+        """
         if self.outbox.closing is not None or not client.allow.names(feed):
             return None
-        place = Subscriber(client, self._desk.upstream(client, feed), codec, self.outbox.put, self.replies)
-        self.subscribers.append(place)
-        return place
+        subscriber = Subscriber(client, self._host.upstream(client, feed), codec, self.outbox.put, self.replies)
+        self.subscribers.append(subscriber)
+        return subscriber
 
     def _subscribe(self, topics: Subscription) -> None:
         if not self._refuse(self._market, topics):
-            self._ask((self._market, topics, NO_TOPICS))
+            self._request_changes((self._market, topics, NO_TOPICS))
 
-    def _listen_to(self, trading: Subscription | None, market: Subscription) -> None:
-        """All or nothing: the trading streams are changed once the market feed, if it is asked too, has agreed."""
+    def _listen(self, trading: Subscription | None, market: Subscription) -> None:
+        """Change both feeds or neither.
+
+        The trading streams are changed after the market feed has accepted its part.
+        """
         if market and self._refuse(self._market, market):
             return
-        place = self._trading
-        if trading is None or place is None:
-            self._ask((self._market, market, NO_TOPICS))
+        subscriber = self._trading
+        if trading is None or subscriber is None:
+            self._request_changes((self._market, market, NO_TOPICS))
             return
         allowed = self._allowed_streams(trading)
         if self._market is None or not market:
-            self._ask((place, allowed, place.requests.holds - allowed))
+            self._request_changes((subscriber, allowed, subscriber.requests.holds - allowed))
             return
-        due, began = PendingReply(2), self._desk.clock()
-        self.replies.add(due)
-        self._market.request_change(market, NO_TOPICS, due)
-        due.resolved.wait(ACK_SECONDS)
-        if due.error is None:
-            allowed = self._allowed_streams(trading)  # as of now: a reload may have come in between
-            place.request_change(allowed, place.requests.holds - allowed, due, began)
+        reply, began = PendingReply(2), self._host.clock()
+        self.replies.add(reply)
+        self._market.request_change(market, NO_TOPICS, reply)
+        with self._idle():
+            reply.resolved.wait(ACK_SECONDS)
+        if reply.error is None:
+            allowed = self._allowed_streams(trading)  # computed again, since a reload may have changed the allowlist
+            subscriber.request_change(allowed, subscriber.requests.holds - allowed, reply, began)
         else:
-            due.resolve(None)
+            reply.resolve(None)
             self.replies.advance()
 
-    def _refuse(self, place: Subscriber | None, topics: Subscription) -> bool:
-        """Whether the allowlist denies any of these topics, or they are too many; the client is told."""
+    def _refuse(self, subscriber: Subscriber | None, topics: Subscription) -> bool:
+        """Reply with an error if the topics are not permitted or too many.
+
+        Return whether it did.
+        """
         assert self.client is not None
-        refused = topics if place is None else self.client.allow.refused(place.upstream.endpoint.feed, topics)
+        refused = topics if subscriber is None else self._not_permitted(subscriber.upstream.endpoint.feed, topics)
         if refused:
-            self.replies.reply(self.session.insufficient(refused))
-        elif place is not None and is_too_much(place.requests.holds, topics):
-            self.replies.reply(self.session.refused(405))
+            self.replies.reply(self.protocol.insufficient(refused))
+        elif subscriber is not None and is_too_much(subscriber.requests.holds, topics):
+            self.replies.reply(self.protocol.refused(405))
         else:
             return False
         return True
 
-    def _ask(self, *changes: tuple[Subscriber | None, Subscription, Subscription]) -> None:
-        """One request, of as many places as it concerns: what to add and what to give up at each. One answer."""
-        concerned = [(place, add, remove) for place, add, remove in changes if place and (add or remove)]
-        due = PendingReply(len(concerned))
-        self.replies.add(due)
-        for place, add, remove in concerned:
-            place.request_change(add, remove, due)
+    def _not_permitted(self, feed: str, topics: Subscription) -> list[Topic]:
+        """Return the topics that the allowlist denies, pausing between chunks."""
+        while (client := self.client) is not None:
+            denied: list[Topic] = []
+            for chunk in chunks(topics):
+                denied += client.allow.refused(feed, chunk)
+                self._pace()
+            if client is self.client:  # else a reload during a pause has replaced the allowlist: start again
+                return denied
+        raise AssertionError("a session without a client cannot subscribe")
+
+    def _request_changes(self, *changes: tuple[Subscriber | None, Subscription, Subscription]) -> None:
+        """Request what to add and to remove at each subscriber.
+
+        One reply follows when all have answered.
+        """
+        requested = [(subscriber, add, remove) for subscriber, add, remove in changes if subscriber and (add or remove)]
+        reply = PendingReply(len(requested))
+        self.replies.add(reply)
+        for subscriber, add, remove in requested:
+            subscriber.request_change(add, remove, reply)
 
     def _allowed_streams(self, topics: Subscription) -> Subscription:
-        """Those streams of which the client may hear anything; whose updates it hears is decided update by update."""
+        """Return the streams for which the allowlist has any entry.
+
+        Whether the client receives an update is decided for each update (`routing.order_ownership`).
+        """
         assert self.client is not None
-        entries = self.client.allow.entries(self.session.endpoint.feed)
+        entries = self.client.allow.entries(self.protocol.endpoint.feed)
         return frozenset(topic for topic in topics if entries.get(topic[0]) or entries.get(WILDCARD))
 
-    def _state(self) -> bytes:
-        return self.session.acked(self._held())
+    def _acked(self) -> bytes:
+        return self.protocol.acked(self._held())
 
     def _held(self) -> Subscription:
-        held = [place.held for place in self.subscribers]
+        held = [subscriber.held for subscriber in self.subscribers]
         return held[0] if len(held) == 1 else NO_TOPICS.union(*held)
 
-    # What a reload does
+    # Reload
 
-    def reconfigure(self, client: Client) -> None:
-        """The client's entry has changed: what it may no longer have is taken away, and it is told its new state."""
-        self._adopt(client)
-        changes = []
-        for place in self.subscribers:
-            feed = place.upstream.endpoint.feed
-            upstream = self._desk.upstream(client, feed)
-            if upstream is not place.upstream:
-                place.move(upstream)
-            held = place.requests.holds
-            if place is self._trading:
-                pruned = held - self._allowed_streams(held)
+    def reconfigure(self, client: Client) -> Iterator[None]:
+        """Apply the client's changed configuration, yielding between chunks of topics.
+
+        Topics that are no longer permitted are revoked, and the client is sent its new state.
+        """
+        self._apply_settings(client)
+        revoked = []
+        for subscriber in self.subscribers:
+            feed = subscriber.upstream.endpoint.feed
+            upstream = self._host.upstream(client, feed)
+            if upstream is not subscriber.upstream:
+                subscriber.move(upstream)
+            held = subscriber.requests.holds
+            if subscriber is self._trading:
+                denied = held - self._allowed_streams(held)
             else:
-                pruned = frozenset(client.allow.refused(feed, held))
-            if pruned:
-                changes.append((place, NO_TOPICS, pruned))
-            place.refresh_permissions(client)
-        if changes:
-            self._ask(*changes)
+                denied = NO_TOPICS
+                for chunk in chunks(held):
+                    yield
+                    denied |= frozenset(client.allow.refused(feed, chunk))
+            subscriber.refresh_permissions(client)
+            if denied:
+                subscriber.upstream.router.revoke(subscriber, denied)
+                revoked.append((subscriber, denied))
+        if revoked:
+            reply = PendingReply(len(revoked))
+            self.replies.add(reply)
+            for subscriber, denied in revoked:
+                yield
+                if not subscriber.left:
+                    subscriber.revoke(denied, reply)
 
-    # What time and others do
+    # Called by the server and the gateway
 
     def tick(self, now: float) -> None:
-        """Whatever is due: a log-in that took too long, a ping, a peer that is gone, a close that is not answered."""
+        """Send a ping when due; enforce the time limits of log-in, pong and close."""
         if self.outbox.closing is not None:
-            self._closing_at = self._closing_at or now
-            if now - self._closing_at >= CLOSE_FLUSH_SECONDS:
+            self._closing_since = self._closing_since or now
+            if now - self._closing_since >= CLOSE_FLUSH_SECONDS:
                 self._connection.shut()
             return
-        if self.session.state is LoginState.GREETED and now - self.opened >= LOGIN_SECONDS:
-            if not self._tried:
-                self.outbox.reply(self.session.timed_out())
+        if self.protocol.state is LoginState.GREETED and now - self.opened >= LOGIN_SECONDS:
+            if not self._auth_tried:
+                self.outbox.reply(self.protocol.timed_out())
             self.close(frames.POLICY, "auth timeout")
         elif now - self._pong_at >= GONE_SECONDS:
             self.ended = f"no pong for {GONE_SECONDS:.0f} s"
@@ -325,14 +398,14 @@ class ClientSession:
             self.outbox.ping()
 
     def state(self) -> SessionState:
-        """For the snapshot."""
+        """Return the session's state for the snapshot."""
         outbox = self.outbox
         return SessionState(
             self.name,
-            self.session.endpoint.feed,
+            self.protocol.endpoint.feed,
             self.address,
             self.codec.name,
-            self._desk.clock() - self.opened,
+            self._host.clock() - self.opened,
             self._held(),
             outbox.pending,
             outbox.limit,
@@ -343,12 +416,15 @@ class ClientSession:
         )
 
     def count(self, totals: Totals) -> None:
-        """Adds what this session got to its client's totals."""
+        """Add this session's counts to its client's totals."""
         outbox = self.outbox
-        outages = sum(place.outages for place in self.subscribers)
+        outages = sum(subscriber.outages for subscriber in self.subscribers)
         totals.add(outbox.delivered, outbox.conflated, outbox.lost, "slow" if outbox.slow else "closed", outages)
 
     def close(self, code: int, reason: str) -> None:
-        """Flush, say why, and end; the first reason stands."""
+        """Flush the outbox, send a close frame and end.
+
+        Of several reasons the first is kept.
+        """
         self.ended = self.ended or reason
         self.outbox.close(code, reason)

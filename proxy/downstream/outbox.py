@@ -1,12 +1,12 @@
-"""A session's bounded outbox, and the writer greenlet that empties it.
+"""A session's bounded queue of outgoing frames, and the greenlet that sends it.
 
-Whoever has something for a client calls `put` (or `reply`, `ping`, `pong`, `close`); that never blocks nor raises.
-One greenlet, `run`, owns the connection's sends. It takes all that has piled up and sends it at once, so an idle client
-gets each frame as it comes and a busy one gets many in one call; there is no timer. When nothing is pending and the
-writer waits, `put` writes at once without blocking, which saves the switch to it.
+`put`, `reply`, `ping`, `pong` and `close` queue a frame; they never block and never raise. One greenlet, `run`, owns
+the connection's sends. It sends all pending frames in one call, so an idle client gets each frame as it comes and a
+busy one gets many at once; there is no timer. When nothing is pending and the writer waits, `put` writes the frame
+itself without blocking, which saves a greenlet switch.
 
-The bound is in bytes. A client that lets its outbox overflow, or a send wait for SEND_SECONDS, is *slow*. With
-conflation its pending messages are thinned out; else, or if that does not help, it is told 407 and closed.
+The bound is in bytes. A client is *slow* if its outbox overflows or a send waits for SEND_SECONDS. With conflation, its
+outdated pending messages are dropped; otherwise, or if that is not enough, it is sent 407 and closed.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from proxy.transport.connection import ClientConnection
 from proxy.transport.errors import ConnectionLost
 
 SEND_SECONDS = 10.0
-CLOSE_FLUSH_SECONDS = 4.5  # and two ticks until a close is noticed, and its end: 5 at most
+CLOSE_FLUSH_SECONDS = 4.5  # plus up to two ticks, to detect the close and its end: 5 s at most
 WRITE_BYTES = 64 * 1024
-CONFLATE_BYTES = 1024 * 1024  # conflation begins here, so that it never has much to read at once
+CONFLATE_BYTES = 1024 * 1024  # conflation starts here, so that one run never has to decode much
 
 Conflate = Callable[[Sequence[bytes]], tuple[list[bytes], int]]
 
 
 class Outboxes:
-    """All outboxes together, and the bound on what is pending in them, in bytes. Over it, the fullest gives way."""
+    """All open outboxes, and the bound on their pending bytes in total."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -40,8 +40,11 @@ class Outboxes:
         return f"<Outboxes {len(self.open)} with {self.pending} of {self.limit} bytes>"
 
     def enforce_limit(self) -> None:
-        """The fullest one gives way. What is on its way to it stays pending until it is sent or the time for that is
-        over; if that alone is too much, the fullest is not waited for."""
+        """Disconnect the slowest clients until the total is within the limit.
+
+        The slowest client is the one with the most pending bytes. Bytes that are being sent stay pending until they are
+        sent or the send times out. If they alone exceed the limit, the fullest connection is aborted.
+        """
         while self.pending > self.limit and self.open:
             fullest = max(self.open, key=lambda outbox: outbox.pending)
             if fullest.closing is None:
@@ -51,10 +54,10 @@ class Outboxes:
 
 
 class Outbox:
-    """What is pending for one session.
+    """The pending frames of one session.
 
-    `opcode` is that of its data frames, `slow_words` the payload that tells a slow client so (empty for none). `limit`
-    (bytes) and `conflate` may be set once the client is known.
+    `opcode` is that of its data frames, `slow_words` the payload of the last message to a slow client (empty for none).
+    `limit` (bytes) and `conflate` may be changed later, when the client has authenticated.
     """
 
     def __init__(
@@ -62,9 +65,9 @@ class Outbox:
     ) -> None:
         self.limit = limit
         self.conflate: Conflate | None = None
-        self.pending = 0  # bytes, those that are being sent included
+        self.pending = 0  # bytes, including those that are being sent
         self.delivered = 0  # messages
-        self.lost = 0  # messages dropped here, thinned out ones not included
+        self.lost = 0  # messages dropped here, without those that conflation drops
         self.conflated = 0
         self.slow = False
         self.closing: tuple[int, str] | None = None
@@ -73,10 +76,10 @@ class Outbox:
         self._opcode = opcode
         self._slow_words = slow_words
         self._queue: Queue[tuple[bytes, int]] = Queue()
-        self._rest = b""  # of a frame that went out in part: nothing may come before it
-        self._sending = 0  # the messages of that frame, then those of all that is being sent
-        self._urgent: dict[int, bytes] = {}  # the newest ping and pong, ahead of everything else
-        self._waiting = False  # the writer waits for something to do
+        self._rest = b""  # of a frame that was sent in part: no other bytes may come before it
+        self._sending = 0  # the number of messages in `_rest`, or in the batch that is being sent
+        self._urgent: dict[int, bytes] = {}  # the newest ping and pong, sent before everything else
+        self._waiting = False  # whether the writer waits for a frame
         self._conflate_at = CONFLATE_BYTES
         outboxes.open.add(self)
 
@@ -85,7 +88,10 @@ class Outbox:
         return f"<Outbox {self._connection.address} {self.pending} of {self.limit} bytes{state}>"
 
     def put(self, frame: bytes, messages: int) -> None:
-        """A data frame that carries so many messages; its bytes may be shared with other outboxes."""
+        """Queue a data frame with this number of messages.
+
+        Its bytes may be shared with other outboxes.
+        """
         if self.closing is not None:
             self.lost += messages
             return
@@ -106,30 +112,36 @@ class Outbox:
                 self._outboxes.enforce_limit()
                 return
         self._append(frame, messages)
-        self._check()
+        self._check_limits()
 
     def reply(self, payload: bytes) -> None:
-        """A control message: in order with the data, a frame of its own. Nothing, for an empty one."""
+        """Queue a control message in a frame of its own, in order with the data.
+
+        An empty payload is not sent.
+        """
         if payload and self.closing is None:
             self._append(frames.encode(self._opcode, payload), 0)
-            self._check()
+            self._check_limits()
 
     def ping(self) -> None:
-        """A keep-alive ping, ahead of what is pending."""
+        """Queue a keep-alive ping ahead of the pending frames."""
         self._put_urgent(frames.PING, b"")
 
     def pong(self, payload: bytes) -> None:
-        """The answer to a ping, ahead of what is pending. Only the newest ping counts (RFC 6455 §5.5.3)."""
+        """Queue a pong ahead of the pending frames.
+
+        It replaces a pending one (RFC 6455 §5.5.3).
+        """
         self._put_urgent(frames.PONG, payload)
 
     def close(self, code: int, reason: str) -> None:
-        """What is pending is still sent, then a close frame; from now on nothing is taken."""
+        """Queue a close frame after the pending frames; nothing is accepted afterwards."""
         if self.closing is None:
             self._append(frames.encode_close(code, reason), 0)
             self.closing = (code, reason)
 
     def disconnect_slow(self) -> None:
-        """The client is slow: what is pending is lost, and it is told so."""
+        """Drop the pending frames and close the connection of a slow client with 407."""
         if self.closing is None:
             self.slow = True
             self._discard()
@@ -137,18 +149,21 @@ class Outbox:
             self.close(frames.POLICY, "slow client")
 
     def abort(self) -> None:
-        """Ends the connection without another word; nothing is pending any more."""
+        """Shut the connection down without a close frame; nothing is pending afterwards."""
         self._discard()
         self._count(-self.pending)
         self._connection.shut()
 
     def reply_unbounded(self, payload: bytes) -> None:
-        """A control message that no bound keeps back, right before a close."""
+        """Queue a control message without a check of the limits, right before a close."""
         if payload:
             self._append(frames.encode(self._opcode, payload), 0)
 
     def run(self) -> None:
-        """The writer: until the close frame is out, the client is gone, or a send has waited too long."""
+        """Send pending frames until the session ends.
+
+        It ends when the close frame is sent, the client is gone, or a send times out.
+        """
         try:
             while self.closing is None or self.pending:
                 data, pending = self._gather()
@@ -165,14 +180,17 @@ class Outbox:
             self._connection.shut()
         finally:
             self._waiting = False
-            self.closing = self.closing or (frames.NORMAL, "the client is gone")  # nothing is taken any more
+            self.closing = self.closing or (frames.NORMAL, "the client is gone")  # nothing is accepted any more
             self._discard()
             self.lost += self._sending
             self._count(-self.pending)
             self._outboxes.open.discard(self)
 
     def _gather(self) -> tuple[bytes, int]:
-        """Waits for something; then all that has piled up, and how much of `pending` it is. Its messages have begun."""
+        """Wait for a frame; return a batch of the pending frames and its bytes.
+
+        The bytes are the batch's share of `pending`. The batch's messages are counted in `_sending`.
+        """
         self._waiting = True
         frame, messages = self._queue.get()
         self._waiting = False
@@ -205,8 +223,11 @@ class Outbox:
         self.pending += size
         self._outboxes.pending += size
 
-    def _check(self) -> None:
-        """Over a bound? Then the slow one is this one, or the fullest of all."""
+    def _check_limits(self) -> None:
+        """Enforce the limit of this outbox, then that of all outboxes.
+
+        Over its own limit, it is conflated or disconnected.
+        """
         if self.conflate is not None and self.pending > min(self._conflate_at, self.limit):
             self._conflate_pending(self.conflate)
         if self.pending > self.limit:
@@ -225,18 +246,18 @@ class Outbox:
                 payloads.append(frames.payload_of(frame))
         try:
             kept, dropped = conflate(payloads)
-        except Exception:  # a bug: nothing is left out, and the bound will do its work
+        except Exception:  # an internal error: nothing is dropped, and the limit still applies
             Log("outbox", address=self._connection.address).error("internal_error")
             kept, dropped = payloads, 0
         self.conflated += dropped
         left = messages - dropped
         for payload in kept:
             self._append(frames.encode(self._opcode, payload), left)
-            left = 0  # counted with the first: they go out together or not at all
+            left = 0  # all are counted with the first frame: they are sent together or not at all
         self._conflate_at = max(CONFLATE_BYTES, 2 * self.pending)
 
     def _discard(self) -> None:
-        """Drops what waits; what is being sent, or was sent in part, goes on."""
+        """Drop the queued frames, except the rest of a frame that was sent in part."""
         while not self._queue.empty():
             frame, messages = self._queue.get_nowait()
             self._count(-len(frame))

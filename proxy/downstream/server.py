@@ -1,7 +1,7 @@
-"""The client port: who is let in, and the conversations that are held.
+"""The client port: upgrade requests and open sessions.
 
-A request's path names its feed; its Origin and path may refuse it before it is a WebSocket. What stays is a
-`Conversation` in the greenlet that the WSGI server gave it.
+A request's path names its feed. A request with an unknown path or a foreign Origin is refused before the upgrade. An
+accepted one becomes a `ClientSession`, which runs in the greenlet that the listener started for the connection.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from proxy.alpaca.server_protocol import server_protocol_for
 from proxy.downstream.auth_throttle import AuthThrottle
 from proxy.downstream.client_session import ClientSession
 from proxy.downstream.credentials import header_credentials
+from proxy.downstream.hub_budget import HubBudget
 from proxy.downstream.outbox import Outboxes
 from proxy.observe.logs import Log
 from proxy.observe.snapshot import SessionState, Totals
@@ -22,11 +23,14 @@ from proxy.routing.allowlists import Client, Directory
 from proxy.routing.feed import Feed
 from proxy.transport.connection import ClientConnection
 from proxy.transport.listener import Environ, HttpResponse, Listener
-from proxy.transport.origins import may_come
+from proxy.transport.origins import may_connect
+
+UNAUTHENTICATED_SHARE = 1 / 3  # of the hub's time, for all unauthenticated sessions together
+CLIENT_SHARE = 1 / 3  # of the hub's time, for all sessions of one client
 
 _NOT_FOUND = (
     "404 Not Found",
-    "This path is no stream, and streams are all that this proxy carries: send REST calls to Alpaca, with its own key.",
+    "There is no stream at this path. This proxy serves streams only: send REST calls to Alpaca, with an Alpaca key.",
 )
 _UPGRADE = ("426 Upgrade Required", "This is a WebSocket stream: point an Alpaca SDK here.")
 _ORIGIN = ("403 Forbidden", "This web page's origin is not listed in listen.origins.")
@@ -34,10 +38,10 @@ _DRAINING = ("503 Service Unavailable", "The proxy is shutting down.")
 
 
 class Server:
-    """Serves the algorithms at one address.
+    """The server of the client port, and the `ClientHost` of its sessions.
 
-    `find_upstream` gives the connection that serves a client's feed. Raises OSError from `start` if the address cannot
-    be had.
+    `find_upstream` returns the connection that serves a client's feed. `start` raises OSError if the address cannot be
+    bound.
     """
 
     def __init__(
@@ -63,88 +67,97 @@ class Server:
         self.sessions: set[ClientSession] = set()
         self.totals: dict[tuple[str, str], Totals] = {}
         self._auth_throttle = AuthThrottle()
+        self._budgets: dict[str, HubBudget] = {}
         self._find_upstream = find_upstream
-        self._requests: dict[ClientSession, Environ] = {}
-        self._of_client: defaultdict[tuple[str, str], set[ClientSession]] = defaultdict(set)
+        self._environs: dict[ClientSession, Environ] = {}
+        self._by_client: defaultdict[tuple[str, str], set[ClientSession]] = defaultdict(set)  # and feed
         self._listener = Listener(
             address, serve=self._serve, refuse=self._refuse, answer=self._answer, log=Log("listener"), tls=tls
         )
 
     def __repr__(self) -> str:
-        return f"<Server {self.address[0]}:{self.address[1]} {len(self.sessions)} conversations>"
+        return f"<Server {self.address[0]}:{self.address[1]} {len(self.sessions)} sessions>"
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where it listens; the real port, once it has started."""
+        """The address that it listens on; with the real port once it has started."""
         host, port = self._listener.address[:2]
         return host, port
 
     @property
     def unauthenticated(self) -> int:
-        """How many sockets' clients are not known yet."""
+        """The number of sockets whose client has not authenticated."""
         return self._listener.unauthenticated
 
     def start(self) -> None:
         self._listener.start()
 
     def stop_accepting(self) -> None:
-        """No new conversations; those that are held go on."""
+        """Refuse new sessions; the open ones continue."""
         self.draining = True
         self._listener.close()
 
     def states(self) -> list[SessionState]:
-        """The sessions that are held, as far as their clients are known."""
-        return [conversation.state() for conversation in self.sessions if conversation.client is not None]
+        """Return the states of the authenticated sessions."""
+        return [session.state() for session in self.sessions if session.client is not None]
 
     def totals_now(self) -> dict[tuple[str, str], Totals]:
-        """What each client got of each feed, the open sessions included."""
-        now = {of: totals.copy() for of, totals in self.totals.items()}
-        for conversation in self.sessions:
-            if conversation.client is not None:
-                conversation.count(now[conversation.name, conversation.session.endpoint.feed])
+        """Return the totals by client and feed, including the open sessions."""
+        now = {key: totals.copy() for key, totals in self.totals.items()}
+        for session in self.sessions:
+            if session.client is not None:
+                session.count(now[session.name, session.protocol.endpoint.feed])
         return now
 
     def delivered_now(self) -> dict[tuple[str, str], int]:
-        """Of that, the messages delivered, which are looked at every second."""
-        now = {of: totals.delivered for of, totals in self.totals.items()}
-        for conversation in self.sessions:
-            if conversation.client is not None:
-                now[conversation.name, conversation.session.endpoint.feed] += conversation.outbox.delivered
+        """Return the numbers of delivered messages alone, which are sampled every second."""
+        now = {key: totals.delivered for key, totals in self.totals.items()}
+        for session in self.sessions:
+            if session.client is not None:
+                now[session.name, session.protocol.endpoint.feed] += session.outbox.delivered
         return now
 
-    # What a conversation asks
+    # ClientHost
 
-    def identify(self, conversation: ClientSession, key: str, secret: str) -> Client | int:
+    def identify(self, session: ClientSession, key: str, secret: str) -> Client | int:
         client = self.directory.authenticate(key, secret)
         if client is None:
             return 402
-        feed = conversation.session.endpoint.feed
-        trading = conversation.session.endpoint.dialect is Dialect.TRADING
+        feed = session.protocol.endpoint.feed
+        trading = session.protocol.endpoint.dialect is Dialect.TRADING
         if not (client.allow.names(feed) or (trading and client.allow.names(self.default_feed))):
             return 409
-        here = self._of_client[client.name, feed]
-        most = client.max_connections
-        if len(here) >= most and sum(other.outbox.closing is None for other in here) >= most:
+        sessions = self._by_client[client.name, feed]
+        limit = client.max_connections
+        if len(sessions) >= limit and sum(other.outbox.closing is None for other in sessions) >= limit:
             return 406
-        here.add(conversation)
+        sessions.add(session)
         self.totals.setdefault((client.name, feed), Totals()).sessions += 1
-        self._auth_throttle.reset_address(_host(conversation))
-        self._listener.admit(self._requests[conversation])
+        self._auth_throttle.reset_address(_host(session))
+        self._listener.admit(self._environs[session])
         return client
 
-    def auth_delay(self, conversation: ClientSession) -> float:
-        return self._auth_throttle.refuse(_host(conversation), self.clock())
+    def budget(self, client: str) -> HubBudget:
+        budget = self._budgets.get(client)
+        if budget is None:
+            share = CLIENT_SHARE if client else UNAUTHENTICATED_SHARE
+            budget = self._budgets[client] = HubBudget(share, self.clock)
+        return budget
+
+    def auth_delay(self, session: ClientSession) -> float:
+        return self._auth_throttle.refuse(_host(session), self.clock())
 
     def upstream(self, client: Client, feed: str) -> Feed:
         return self._find_upstream(client, feed)
 
-    # What a request gets
+    # Called by the listener
 
     def _refuse(self, environ: Environ) -> HttpResponse | None:
         if self.draining:
             return _DRAINING
-        origin = environ.get("HTTP_ORIGIN")  # browsers say it, programs do not
-        if origin is not None and not may_come(origin, self.origins):
+        origin = environ.get("HTTP_ORIGIN")
+        from_browser = any(name.startswith("HTTP_SEC_FETCH_") for name in environ)
+        if origin is not None and not may_connect(origin, environ.get("HTTP_HOST", ""), from_browser, self.origins):
             return _ORIGIN
         return None if feed_of_path(environ["PATH_INFO"], self.default_feed) else _NOT_FOUND
 
@@ -153,21 +166,21 @@ class Server:
 
     def _serve(self, connection: ClientConnection, environ: Environ) -> None:
         feed = feed_of_path(environ["PATH_INFO"], self.default_feed)
-        found = endpoint(feed or "")
-        assert found is not None  # `_refuse` has looked
-        session = server_protocol_for(found, environ["PATH_INFO"], environ.get("CONTENT_TYPE", ""))
-        conversation = ClientSession(connection, session, self)
-        self.sessions.add(conversation)
-        self._requests[conversation] = environ
+        served = endpoint(feed or "")
+        assert served is not None  # `_refuse` refuses other paths
+        protocol = server_protocol_for(served, environ["PATH_INFO"], environ.get("CONTENT_TYPE", ""))
+        session = ClientSession(connection, protocol, self)
+        self.sessions.add(session)
+        self._environs[session] = environ
         try:
-            conversation.run(header_credentials(environ, session))
+            session.run(header_credentials(environ, protocol))
         finally:
-            self.sessions.discard(conversation)
-            del self._requests[conversation]
-            if conversation.client is not None:
-                self._of_client[conversation.name, found.feed].discard(conversation)
-                conversation.count(self.totals[conversation.name, found.feed])
+            self.sessions.discard(session)
+            del self._environs[session]
+            if session.client is not None:
+                self._by_client[session.name, served.feed].discard(session)
+                session.count(self.totals[session.name, served.feed])
 
 
-def _host(conversation: ClientSession) -> str:
-    return conversation.address.rpartition(":")[0]
+def _host(session: ClientSession) -> str:
+    return session.address.rpartition(":")[0]

@@ -1,10 +1,10 @@
-"""A conversation's place at a feed, and the order of its answers.
+"""A session's subscription to one feed, and the queue of its replies.
 
-A `Place` is what the feed's router and ledger know of a session: who it is, which codec it takes, where its messages
-go. A conversation on market data has one; one on `/stream` may have two, trading and the default feed.
+A `Subscriber` is a session as the feed's router and reconciler see it: the client's name, its codec, and where its
+messages go. A session on market data has one; a session on `/stream` may have two, for trading and the default feed.
 
-Alpaca answers requests in their order. Here one may have to wait for Alpaca while the next could be answered at once,
-so answers stand in a line, `Answers`, and leave it from the front.
+Alpaca answers requests in their order. In the proxy one request may wait for Alpaca while the next could be answered at
+once, so replies pass through a `ReplyQueue`, which sends them from the front.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ from proxy.routing.pending_requests import RequestOutcome, SubscriberRequests
 
 @dataclass(slots=True, eq=False)
 class PendingReply:
-    """One answer in the line. It is ready when `left` feeds have still to be heard, none; `payload` is set if what it
-    says is known already, `error` if a feed refused, `heard` once a feed has answered."""
+    """A reply in the queue; ready when `left` is 0.
+
+    `left` is the number of feeds that have not answered yet. `payload` is set if its bytes need no answer of a feed,
+    `error` if a feed has refused, `resolved` once a feed has answered.
+    """
 
     left: int
     payload: bytes | None = None
@@ -35,15 +38,18 @@ class PendingReply:
     resolved: Event = field(default_factory=Event)
 
     def resolve(self, error: tuple[int, str] | None) -> None:
-        """One feed has answered."""
+        """Record the answer of one feed; the first error is kept."""
         self.left -= 1
         self.error = self.error or error
         self.resolved.set()
 
 
 class ReplyQueue:
-    """The line. `acked` and `refused` make the bytes of an answer, `send` sends them; `prepare` makes those of a long
-    acknowledgement beforehand, with pauses."""
+    """The pending replies of one session, in the order of its requests.
+
+    `acked` and `refused` return the bytes of a reply, and `send` sends them. `prepare` computes a long acknowledgement
+    in advance, yielding between chunks.
+    """
 
     def __init__(
         self,
@@ -65,41 +71,47 @@ class ReplyQueue:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def add(self, due: PendingReply) -> None:
-        """One more at the end; it may leave at once."""
-        self._queue.append(due)
+    def add(self, reply: PendingReply) -> None:
+        """Queue a reply; send it now if it is ready and first."""
+        self._queue.append(reply)
         self.advance()
 
     def reply(self, payload: bytes) -> None:
-        """An answer that waits for nobody but those before it."""
+        """Queue a reply that is ready now."""
         self.add(PendingReply(0, payload))
 
     def advance(self) -> None:
-        """Sends those at the front that are ready."""
+        """Send the replies at the front that are ready."""
         while self._queue and not self._queue[0].left:
-            due = self._queue.popleft()
-            if due.payload is not None:
-                self._send(due.payload)
+            reply = self._queue.popleft()
+            if reply.payload is not None:
+                self._send(reply.payload)
             else:
-                self._send(self._acked() if due.error is None else self._refused(*due.error))
+                self._send(self._acked() if reply.error is None else self._refused(*reply.error))
 
     def end(self) -> None:
-        """Nobody is there to be answered any more; whoever made the answers is let go of."""
+        """Drop all replies, and the references to the session's callbacks."""
         self._queue.clear()
-        self.prepare = self._acked = self._refused = self._send = _nothing
+        self.prepare = self._acked = self._refused = self._send = _empty
 
     def refuse_late(self, error: tuple[int, str]) -> None:
-        """A refusal of what was acknowledged already: the error, then the state as it now is."""
+        """Refuse a request that was acknowledged already.
+
+        The error is sent first, then the current state.
+        """
         self._send(self._refused(*error))
         self._send(self._acked())
 
 
-def _nothing(*_: object) -> Any:
+def _empty(*_: object) -> Any:
     return b""
 
 
 class Subscriber:
-    """A session at one feed. `put` takes its data frames; `held` is the state that it was last told."""
+    """A session at one feed.
+
+    `put` takes its data frames, `held` is the subscription that was last acknowledged.
+    """
 
     def __init__(
         self,
@@ -117,62 +129,81 @@ class Subscriber:
         self.requests = SubscriberRequests(self)
         self.upstream = upstream
         self.held: Subscription = NO_TOPICS
-        self._answers = replies
-        self._asked: deque[PendingReply] = deque()
+        self._replies = replies
+        self._unresolved: deque[PendingReply] = deque()
 
     def __repr__(self) -> str:
         return f"<Subscriber {self.name} at {self.upstream.endpoint.feed}>"
 
-    def request_change(self, add: Subscription, remove: Subscription, due: PendingReply, since: float = inf) -> None:
-        """Asks the feed for a change, which the client asked for `since` or now; `due` becomes ready when it has
-        answered."""
-        self._asked.append(due)
+    def request_change(self, add: Subscription, remove: Subscription, reply: PendingReply, since: float = inf) -> None:
+        """Request a change from the feed; `reply` is resolved when the feed has answered.
+
+        `since` is when the client asked, if that was earlier.
+        """
+        self._unresolved.append(reply)
         self.upstream.change(self, add, remove, since)
 
-    def prepare(self, answer: RequestOutcome) -> Iterator[None]:
-        """Makes ready what the client will hear of it; pauses where others may have a turn."""
-        yield from self._answers.prepare(answer.state or NO_TOPICS)
+    def revoke(self, topics: Subscription, reply: PendingReply) -> None:
+        """Remove topics at once; `reply` is resolved in its order."""
+        self.held -= topics
+        self._unresolved.append(reply)
+        self.upstream.revoke(self, topics)
 
-    def answered(self, answer: RequestOutcome) -> None:
-        """The feed's answer to the oldest request that it has not answered, or a late refusal of an older one."""
-        if answer.state is not None:
-            self.held = answer.state
-        if answer.error is not None and answer.state is not None:
-            self._answers.refuse_late(answer.error)
+    def prepare(self, outcome: RequestOutcome) -> Iterator[None]:
+        """Compute the reply to an outcome in advance, yielding between chunks."""
+        yield from self._replies.prepare(outcome.state or NO_TOPICS)
+
+    def answered(self, outcome: RequestOutcome) -> None:
+        """Handle the feed's answer to its oldest unanswered request.
+
+        It may also be a late refusal of an older one.
+        """
+        if outcome.state is not None:
+            self.held = outcome.state
+        if outcome.error is not None and outcome.state is not None:
+            self._replies.refuse_late(outcome.error)
             return
-        self._asked.popleft().resolve(answer.error)
-        self._answers.advance()
+        self._unresolved.popleft().resolve(outcome.error)
+        self._replies.advance()
 
     def whole_book(self, symbol: str) -> Raw | bytes | None:
-        """A pair's order book in full, as this session's codec and its names have it; None if it is not known."""
+        """Return a pair's full order book in this session's codec, or None.
+
+        `symbol` is the codec's own name of the pair.
+        """
         return self.upstream.router.book(self.codec.to_alpaca_symbol(symbol), self.codec)
 
     def refresh_permissions(self, client: Client) -> None:
-        """The client's allowlist may have changed what unknown kinds it hears."""
+        """Apply the client's new allowlist to messages of unknown kinds."""
         self.accepts_unknown = client.allow.accepts_unknown(self.upstream.endpoint.feed)
         if not self.left:
             self.upstream.router.set_subscription(self, self.held)
 
     @property
     def left(self) -> bool:
-        """Whether the session has left for good, though its last words may still be on their way."""
+        """Whether the subscriber has left the feed for good.
+
+        Its last frames may still be in the outbox.
+        """
         return self.requests.member is None
 
     def leave(self) -> None:
-        """The session is gone. Its seat lets go of it, so that nothing refers back to it."""
+        """Leave the feed, and clear the reference of `requests` back to this subscriber."""
         self.upstream.leave(self)
         self.requests.member = None
 
     def move(self, upstream: Feed) -> None:
-        """The client's account for this feed is another now, which is asked for all that is held; what was still
-        waited for counts as held. If that account refuses something, the client hears so."""
+        """Move to another account's connection and request all held topics there.
+
+        Requests without an answer are acknowledged. If the new account refuses a topic, the client is sent the error.
+        """
         if self.left:
             return
         requests = [pending.holds for pending in self.requests.pending]
         self.held = self.requests.holds
         self.leave()
         self.upstream, self.requests = upstream, SubscriberRequests(self)
-        while self._asked:
-            self._asked.popleft().resolve(None)
-        self._answers.advance()
+        while self._unresolved:
+            self._unresolved.popleft().resolve(None)
+        self._replies.advance()
         upstream.adopt(self, requests)

@@ -1,7 +1,7 @@
-"""The admin port: health, readiness, the status page and what it shows, each from one snapshot. Nothing shows a secret.
+"""The admin port: health, readiness, metrics, the status page and its data. No answer contains a secret.
 
-The page itself is the same for everybody and needs no token; whatever it shows it asks for with the token. A long
-rendering is made piece by piece, with turns for the market data in between.
+Each answer is rendered from one snapshot. The status page itself contains no data and needs no token; its requests for
+data carry the token. A long rendering is made in pieces and yields between them, so that it does not delay market data.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from proxy.transport.time_slice import TimeSlice
 QUERY_FIELDS = 8
 
 Query = Mapping[str, str]
-Rendering = tuple[str, Iterable[bytes]]  # its type, and its pieces
+Rendering = tuple[str, Iterable[bytes]]  # content type, and the body in pieces
 Render = Callable[[Snapshot, Query], Rendering]
 
 PLAIN = "text/plain; charset=utf-8"
-EMPTY_POLICY = "default-src 'none'; frame-ancestors 'none'"  # a policy for what is no page
+EMPTY_POLICY = "default-src 'none'; frame-ancestors 'none'"  # for answers other than the page
 
 
 class HomePage(Protocol):
-    """The status page: its HTML, and the Content-Security-Policy that names its own script and style."""
+    """The status page: its HTML, and the Content-Security-Policy that allows its own script and style."""
 
     policy: str
 
@@ -42,10 +42,12 @@ class Tapping(Protocol):
 
 
 class Admin:
-    """Serves pages, by path. `token` is demanded as a bearer token, if there is one; `hosts` are the Host names that
-    are accepted besides IP literals and localhost, so that no web page can reach in by rebinding a name of its own.
+    """HTTP server of the admin port.
 
-    Raises OSError from `start` if the address cannot be had.
+    `token`, if any, is required as a bearer token. `hosts` are the Host names that are accepted besides IP literals
+    and localhost; other names are refused as a defence against DNS rebinding by a web page.
+
+    `start` raises OSError if the address cannot be bound.
     """
 
     def __init__(
@@ -64,9 +66,9 @@ class Admin:
         self._renderings = renderings
         self._taps = taps
         self.permit(token, hosts)
-        nothing: HttpResponse = ("404 Not Found", "No WebSocket here.")
+        no_websocket: HttpResponse = ("404 Not Found", "The admin port does not serve WebSockets.")
         self._listener = Listener(
-            address, serve=lambda *_: None, refuse=lambda _: nothing, answer=self._answer, log=Log("listener")
+            address, serve=lambda *_: None, refuse=lambda _: no_websocket, answer=self._answer, log=Log("listener")
         )
 
     def __repr__(self) -> str:
@@ -74,12 +76,12 @@ class Admin:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where it listens; the real port, once it has started."""
+        """The address that it listens on; after `start`, with the actual port."""
         host, port = self._listener.address[:2]
         return host, port
 
     def permit(self, token: str | None, hosts: Collection[str]) -> None:
-        """Whom it answers from now on."""
+        """Replace the token and the Host names that are accepted."""
         self._token = None if token is None else token.encode()
         self._hosts = frozenset(hosts)
 
@@ -90,21 +92,22 @@ class Admin:
         self._listener.stop(timeout=1)
 
     def _answer(self, environ: Environ) -> HttpResponse:
-        status, body, *more = self._found(environ)
-        kind = more[0] if more else PLAIN
-        assert isinstance(kind, str)
-        return status, body, kind, _headers(status, self._page.policy if kind.startswith("text/html") else EMPTY_POLICY)
+        status, body, *rest = self._route(environ)
+        content_type = rest[0] if rest else PLAIN
+        assert isinstance(content_type, str)
+        policy = self._page.policy if content_type.startswith("text/html") else EMPTY_POLICY
+        return status, body, content_type, _headers(status, policy)
 
-    def _found(self, environ: Environ) -> HttpResponse:
+    def _route(self, environ: Environ) -> HttpResponse:
         if not may_ask(environ.get("HTTP_HOST", ""), self._hosts):
             return "403 Forbidden", "This host name is not listed in admin.hosts."
         path = environ["PATH_INFO"]
         scheme, _, given = environ.get("HTTP_AUTHORIZATION", "").encode("latin-1", "replace").partition(b" ")
-        known = self._token is None or (scheme.lower() == b"bearer" and hmac.compare_digest(given, self._token))
-        if path != "/" and not known:
-            return "401 Unauthorized", "This address wants the admin token, as `Authorization: Bearer …`."
+        authorized = self._token is None or (scheme.lower() == b"bearer" and hmac.compare_digest(given, self._token))
+        if path != "/" and not authorized:
+            return "401 Unauthorized", "This address requires the admin token, as `Authorization: Bearer …`."
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            return "405 Method Not Allowed", "Everything here is read with GET."
+            return "405 Method Not Allowed", "The admin port supports only GET and HEAD."
         match path:
             case "/":
                 return "200 OK", self._page.html(self._token is not None), "text/html; charset=utf-8"
@@ -112,21 +115,23 @@ class Admin:
                 return "200 OK", "ok"
             case "/readyz":
                 return readyz(self._snapshot())
+            case "/tap" if environ.get("HTTP_SEC_FETCH_SITE", "none") not in ("none", "same-origin"):
+                return "403 Forbidden", "A tap is not opened for a page of another site."
             case "/tap":
                 return self._taps.answer(_query(environ))
         render = self._renderings.get(path)
         if render is None:
-            return "404 Not Found", f"There is /, /healthz, /readyz, {', '.join(self._renderings)} and /tap."
-        kind, pieces = render(self._snapshot(), _query(environ))
-        return "200 OK", _in_turns(pieces), kind
+            return "404 Not Found", f"The paths are /, /healthz, /readyz, {', '.join(self._renderings)} and /tap."
+        content_type, pieces = render(self._snapshot(), _query(environ))
+        return "200 OK", _joined(pieces), content_type
 
 
 def readyz(snapshot: Snapshot) -> HttpResponse:
-    """Every feed that somebody wants is live; else which is not, and why."""
+    """200 if the proxy serves and every needed feed is live; otherwise 503 and the feeds that are not."""
     if snapshot.ready:
         return "200 OK", "ready"
-    waiting = [f"{feed.account}/{feed.feed} {feed.phase} {feed.last_error}".rstrip() for feed in snapshot.unready]
-    return "503 Service Unavailable", "\n".join(waiting) if snapshot.state == "serving" else snapshot.state
+    unready = [f"{feed.account}/{feed.feed} {feed.phase} {feed.last_error}".rstrip() for feed in snapshot.unready]
+    return "503 Service Unavailable", "\n".join(unready) if snapshot.state == "serving" else snapshot.state
 
 
 def _headers(status: str, policy: str) -> list[Header]:
@@ -142,16 +147,16 @@ def _headers(status: str, policy: str) -> list[Header]:
 def _query(environ: Environ) -> Query:
     try:
         return dict(parse_qsl(environ.get("QUERY_STRING", ""), max_num_fields=QUERY_FIELDS))
-    except ValueError:  # more fields than any page here has
+    except ValueError:  # more than QUERY_FIELDS fields
         return {}
 
 
-def _in_turns(pieces: Iterable[bytes]) -> str:
-    """The pieces as one text; whatever else the process has to do gets its turn in between."""
+def _joined(pieces: Iterable[bytes]) -> str:
+    """Join the pieces to one text, yielding to the hub whenever the time slice is over."""
     parts = []
-    turn = TimeSlice()
+    time_slice = TimeSlice()
     for piece in pieces:
         parts.append(piece)
-        if turn.over():
-            turn.yield_to_hub()
+        if time_slice.over():
+            time_slice.yield_to_hub()
     return b"".join(parts).decode()

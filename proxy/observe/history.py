@@ -1,7 +1,7 @@
-"""The last minutes, second by second: rates and lag, all of it bounded.
+"""Rates and lag of the last minutes, second by second; bounded in memory.
 
-Pure: whoever has a clock tells the time. `Lags` takes the samples of one feed, `History` is told once a second what has
-been counted so far and keeps what the difference amounts to. What it hands out is never changed afterwards.
+Pure: callers pass the time. `Lags` takes the samples of one feed. `History` takes the counters once a second and keeps
+their rates. The values that it returns are never changed afterwards.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import NamedTuple
 from proxy.observe.snapshot import FeedSecond, Key, Lag, Second
 
 SECONDS = 300  # of history
-LAG_SECONDS = 60  # over which a feed's quantiles are taken
-RATE_SECONDS = 5  # over which a rate is taken
-MAX_SAMPLES = 100  # in one second; more are not kept
+LAG_SECONDS = 60  # window of a feed's quantiles
+RATE_SECONDS = 5  # window of a rate
+MAX_SAMPLES = 100  # kept of one second, the newest
 
 LAG_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 600.0, 1800.0)
-"""The upper bounds of the lag's histogram, in seconds; the last few are for feeds that are delayed on purpose."""
+"""The upper bounds of the lag histogram, in seconds; the last few are for feeds that Alpaca delays on purpose."""
 
 
 def quantile(ordered: Sequence[float], share: float) -> float | None:
-    """The smallest of the sorted values that at least this share of them does not exceed; None of nothing."""
+    """Nearest-rank quantile of sorted values; None if there are none."""
     return ordered[max(0, ceil(share * len(ordered)) - 1)] if ordered else None
 
 
@@ -35,7 +35,7 @@ class Lags:
     def __init__(self) -> None:
         self._counts = [0] * (len(LAG_BOUNDS) + 1)
         self._sum = 0.0
-        self._samples: deque[float] = deque(maxlen=MAX_SAMPLES)  # of the second that is not over
+        self._samples: deque[float] = deque(maxlen=MAX_SAMPLES)  # of the current second
         self._seconds: deque[list[float]] = deque(maxlen=LAG_SECONDS)
         self._p50: float | None = None
         self._p99: float | None = None
@@ -44,13 +44,13 @@ class Lags:
         return f"<Lags p50 {self._p50} p99 {self._p99}>"
 
     def add(self, lag: float) -> None:
-        """One sample. The sum counts one below 0 (the clocks differ) as 0, since it must never decrease."""
+        """Add a sample. A negative one (the clocks differ) counts as 0 in the sum, which must never decrease."""
         self._counts[bisect_left(LAG_BOUNDS, lag)] += 1
         self._sum += max(lag, 0.0)
         self._samples.append(lag)
 
     def turn(self) -> tuple[float | None, float | None]:
-        """A second is over: its p50 and p99."""
+        """End the current second; return its p50 and p99."""
         second = sorted(self._samples)
         self._samples.clear()
         self._seconds.append(second)
@@ -59,13 +59,13 @@ class Lags:
         return quantile(second, 0.5), quantile(second, 0.99)
 
     def state(self) -> Lag:
-        """For the snapshot; the quantiles as of the last turn."""
+        """The lag for the snapshot, with the quantiles as of the last `turn`."""
         samples = tuple(zip((*LAG_BOUNDS, inf), accumulate(self._counts), strict=True))
         return Lag(self._p50, self._p99, samples, self._sum)
 
 
 class History:
-    """What the counters amount to. `received` and `delivered` are rates over RATE_SECONDS, by the counters' keys."""
+    """Rates from counters. `received` and `delivered` are rates over RATE_SECONDS, by the counters' keys."""
 
     def __init__(self, now: float) -> None:
         self.seconds: deque[Second] = deque(maxlen=SECONDS)
@@ -86,12 +86,15 @@ class History:
         lags: Mapping[Key, Lags],
         delay: float,
     ) -> None:
-        """A second is over. What was counted by feed and by client since the start (a counter may begin anew), the
-        feeds' lags, and the worst delay of the second, in seconds."""
+        """End a second.
+
+        `received` (by feed) and `delivered` (by client and feed) are counters since the start; a counter may restart
+        at 0. `delay` is the longest delay of the event loop in this second, in seconds.
+        """
         last = self._readings[-1]
         rates = _rates(last.received, received, now - last.time)
-        quantiles = {of: lag.turn() for of, lag in lags.items()}
-        feeds = {of: FeedSecond(rate, *quantiles.get(of, (None, None))) for of, rate in rates.items()}
+        quantiles = {key: lag.turn() for key, lag in lags.items()}
+        feeds = {key: FeedSecond(rate, *quantiles.get(key, (None, None))) for key, rate in rates.items()}
         total = sum(_rates(last.delivered, delivered, now - last.time).values())
         self._number += 1
         self.seconds.append(Second(self._number, feeds, total, delay))
@@ -102,7 +105,7 @@ class History:
 
 
 class _Reading(NamedTuple):
-    """What the counters said at a time."""
+    """The counters at a point in time."""
 
     time: float
     received: Mapping[Key, int]
@@ -110,19 +113,19 @@ class _Reading(NamedTuple):
 
 
 def _rates(before: Mapping[Key, int], now: Mapping[Key, int], span: float) -> dict[Key, float]:
-    """By key; one that is new began at 0, one that has become smaller began anew."""
-    return {of: _grown(before.get(of, 0), count) / max(span, _INSTANT) for of, count in now.items()}
+    """Rates by key; a new counter started at 0, and one that has decreased was restarted at 0."""
+    return {key: _increase(before.get(key, 0), count) / max(span, _MIN_SPAN) for key, count in now.items()}
 
 
-def _grown(before: int, now: int) -> int:
+def _increase(before: int, now: int) -> int:
     return now - before if now >= before else now
 
 
 def columns(seconds: Iterable[Second], of: Key) -> tuple[list[float], list[float | None], list[float | None]]:
-    """One feed's rates, p50 and p99, second by second; a rate of 0 where it was not there yet."""
-    found = [second.feeds.get(of, _ABSENT) for second in seconds]
-    return [one.received for one in found], [one.p50 for one in found], [one.p99 for one in found]
+    """One feed's rates, p50 and p99, second by second; a rate of 0 in seconds before the feed existed."""
+    rows = [second.feeds.get(of, _ABSENT) for second in seconds]
+    return [row.received for row in rows], [row.p50 for row in rows], [row.p99 for row in rows]
 
 
-_INSTANT = 1e-9  # no span is shorter
+_MIN_SPAN = 1e-9  # avoids a division by zero
 _ABSENT = FeedSecond(0.0, None, None)

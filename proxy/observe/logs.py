@@ -1,11 +1,11 @@
-"""Logs: one event a line, with a stable name and named fields; for people on a terminal, JSON for machines.
+"""Logs: one event a line, with a stable name and named fields; text on a terminal, JSON elsewhere.
 
-`Log("upstream", feed="iex").warning("lost", reason=…)` is the event `upstream.lost`. Nothing on the data path logs.
-Fields are what an event is about (client, feed, account, reason), never a secret.
+`Log("upstream", feed="iex").warning("lost", reason=…)` is the event `upstream.lost`. Code on the data path does not
+log. Fields describe an event (client, feed, account, reason); none contains a secret.
 
-What happens again and again is folded: the first event is written at once, those like it within FOLD_SECONDS are only
-counted, and then the last of them is written with that count, as `repeated`. Like it means the same event with the same
-fields; but the port of an address is chance and a fraction is a measure (a wait, say), so neither makes a difference.
+Repeats are filtered: the first event is written at once, similar ones within REPEAT_SECONDS are only counted, and then
+the last of them is written with that count, as `repeated`. Two events are similar if their name and fields are equal.
+The port of an address and fields with fractions (measurements, such as a wait) are not compared.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from typing import Any, TextIO
 
 from proxy.observe.style import Color, Style
 
-FOLD_SECONDS = 5.0
-CHUNK_SIZE = 1024  # characters; at most 4 KiB, which a pipe takes whole if it takes any (POSIX: PIPE_BUF)
-REPEATS = 1024  # kinds of events that may be counted at once; more are written as they come
+REPEAT_SECONDS = 5.0
+CHUNK_SIZE = 1024  # characters; at most 4 KiB, which a pipe takes whole or not at all (POSIX: PIPE_BUF)
+MAX_KINDS = 1024  # kinds of events that are counted at the same time; events of further kinds are all written
 
 _COLORS = {logging.DEBUG: Color.ASIDE, logging.WARNING: Color.WARNING, logging.ERROR: Color.BAD}
 
 
 class Log:
-    """Events of one part, with the fields that all of them share. Fields that are None or empty are left out."""
+    """Logger of one part, with fields for all its events. Fields that are None or empty are left out."""
 
     def __init__(self, part: str, **fields: Any) -> None:
         self._logger = logging.getLogger(f"proxy.{part}")
@@ -50,17 +50,17 @@ class Log:
         self._log(logging.WARNING, event, fields)
 
     def error(self, event: str, **fields: Any) -> None:
-        """Within an `except` block the traceback goes along."""
+        """Log an error; within an `except` block, with its traceback."""
         self._log(logging.ERROR, event, fields, exc_info=sys.exc_info()[0] is not None)
 
     def _log(self, level: int, event: str, fields: dict[str, Any], exc_info: bool = False) -> None:
         if self._logger.isEnabledFor(level):
-            known = {name: value for name, value in {**self._fields, **fields}.items() if value not in (None, "")}
-            self._logger.log(level, f"{self._part}.{event}", exc_info=exc_info, extra={"fields": known})
+            given = {name: value for name, value in {**self._fields, **fields}.items() if value not in (None, "")}
+            self._logger.log(level, f"{self._part}.{event}", exc_info=exc_info, extra={"fields": given})
 
 
 class RepeatFilter:
-    """Which events are like one that was written just now, and how many of them there were. Time is in seconds."""
+    """Counts events that are similar to a recent one, instead of passing them on. `clock` is in seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -73,32 +73,33 @@ class RepeatFilter:
         return f"<RepeatFilter {len(self)}>"
 
     def take(self, record: logging.LogRecord) -> bool:
-        """Whether the event is to be written; else it is counted, and `due` will tell."""
-        key = _likeness(record)
+        """Whether to write the event; otherwise it is counted, and `due` returns the count later."""
+        key = _similarity_key(record)
         count = self._counts.get(key)
         if count is not None:
             count.repeated += 1
             count.last = record
             return False
-        if len(self._counts) < REPEATS:
-            self._counts[key] = _Count(self._clock() + FOLD_SECONDS)
+        if len(self._counts) < MAX_KINDS:
+            self._counts[key] = _Count(self._clock() + REPEAT_SECONDS)
         return True
 
     def due(self, *, all: bool = False) -> list[logging.LogRecord]:
-        """The counts whose time has come (or all there are): the last event of each, with `repeated` among its fields.
+        """The events to write now: the last of each kind whose REPEAT_SECONDS are over, with its count as `repeated`.
 
-        What is counted goes on being counted; what did not happen again is forgotten.
+        A kind that was repeated is counted for another REPEAT_SECONDS; one that was not is removed. `all` returns every
+        count, whatever its time.
         """
         now = self._clock()
-        found = []
+        repeats = []
         for key, count in [*self._counts.items()]:
             if not all and now < count.until:
-                break  # they are in the order of their time
+                break  # the rest is later still: the dict is ordered by `until`
             del self._counts[key]
             if count.last is not None:
-                found.append(_repeated(count.last, count.repeated))
-                self._counts[key] = _Count(now + FOLD_SECONDS)
-        return found
+                repeats.append(_repeated(count.last, count.repeated))
+                self._counts[key] = _Count(now + REPEAT_SECONDS)
+        return repeats
 
 
 class _Count:
@@ -110,39 +111,39 @@ class _Count:
         self.last: logging.LogRecord | None = None
 
 
-def _likeness(record: logging.LogRecord) -> object:
-    """What two events have in common that are told as one."""
+def _similarity_key(record: logging.LogRecord) -> object:
+    """A key that is equal for similar events: level, name, compared fields, and the lines of the traceback."""
     fields = []
     for name, value in _fields(record).items():
         if isinstance(value, float):
             continue
         fields.append((name, str(value).rpartition(":")[0] if name == "address" else str(value)))
-    trace = record.exc_info[2] if record.exc_info else None
-    places = []
-    while trace is not None:
-        places.append((trace.tb_frame.f_code, trace.tb_lineno))
-        trace = trace.tb_next
-    return record.levelno, record.getMessage(), tuple(fields), tuple(places)
+    traceback = record.exc_info[2] if record.exc_info else None
+    code_lines = []
+    while traceback is not None:
+        code_lines.append((traceback.tb_frame.f_code, traceback.tb_lineno))
+        traceback = traceback.tb_next
+    return record.levelno, record.getMessage(), tuple(fields), tuple(code_lines)
 
 
 def _repeated(record: logging.LogRecord, times: int) -> logging.LogRecord:
-    told = logging.makeLogRecord({**record.__dict__, "exc_info": None, "exc_text": None})
-    told.fields = {**_fields(record), "repeated": times}
-    return told
+    copy = logging.makeLogRecord({**record.__dict__, "exc_info": None, "exc_text": None})
+    copy.fields = {**_fields(record), "repeated": times}
+    return copy
 
 
 def _fields(record: logging.LogRecord) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = getattr(record, "fields", {})
-    return found
+    fields: Mapping[str, Any] = getattr(record, "fields", {})
+    return fields
 
 
 class _Human(logging.Formatter):
-    def __init__(self, ink: Style) -> None:
+    def __init__(self, style: Style) -> None:
         super().__init__()
-        self._ink = ink
+        self._paint = style.paint
 
     def format(self, record: logging.LogRecord) -> str:
-        paint = self._ink.paint
+        paint = self._paint
         words = [paint(time.strftime("%H:%M:%S", time.localtime(record.created)), Color.ASIDE)]
         if record.levelno != logging.INFO:
             words.append(paint(record.levelname.lower(), _COLORS.get(record.levelno)))
@@ -167,7 +168,7 @@ class _Json(logging.Formatter):
 
 
 def _word(value: Any) -> str:
-    """A value as a word, in quotes where that helps. Nothing in it reaches the terminal as a command."""
+    """Format a value as one word, quoted if needed. Unprintable characters are escaped: no terminal commands."""
     if isinstance(value, float):
         return f"{value:.1f}"
     text = str(value)
@@ -178,71 +179,73 @@ def _word(value: Any) -> str:
 
 
 class _Output(logging.Handler):
-    """Writes events, folded. The counts come with a timer, which runs while there is something to be counted."""
+    """Writes events through a RepeatFilter. A timer writes the counts; it runs while the filter holds any."""
 
     def __init__(self, stream: TextIO, formatter: logging.Formatter) -> None:
         super().__init__()
         self.setFormatter(formatter)
         self._stream = stream
-        self._folds = RepeatFilter(time.monotonic)
+        self._repeats = RepeatFilter(time.monotonic)
         self._timer: threading.Timer | None = None
         self._lost = 0  # events
-        self._cut = False  # the last line has no end
+        self._unfinished = False  # the last line was not written to its end
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self._folds.take(record):
+        if self._repeats.take(record):
             self._write(record)
-        self._keep_time()
+        self._start_timer()
 
     def close(self) -> None:
-        """Tells what was counted so far."""
-        self._tell(all=True)
+        """Write all remaining counts."""
+        self._write_repeats(all=True)
         if self._timer is not None:
             self._timer.cancel()
         super().close()
 
     def _write(self, record: logging.LogRecord) -> None:
-        """Writes the event if it can be done at once. Who reads the log may stop reading, and a full pipe would stop
-        the proxy with it; so what nobody takes is lost, and counted."""
-        try:
-            if self._lost and self._say(self.format(_lost(self._lost))):
-                self._lost = 0
-            self._lost += not self._say(self.format(record))
-        except (OSError, ValueError):
-            pass  # standard error is closed, which must not take the proxy along
+        """Write the event if that does not block; else it is lost, and counted.
 
-    def _say(self, line: str) -> bool:
-        """Whether the whole line could be written without waiting."""
-        text = ("\n" if self._cut else "") + line + "\n"
+        If the log's reader stops, a write to the full pipe would block the whole proxy.
+        """
+        try:
+            if self._lost and self._write_line(self.format(_lost(self._lost))):
+                self._lost = 0
+            self._lost += not self._write_line(self.format(record))
+        except (OSError, ValueError):
+            pass  # standard error is closed; the proxy goes on without a log
+
+    def _write_line(self, line: str) -> bool:
+        """Whether the whole line could be written without blocking."""
+        text = ("\n" if self._unfinished else "") + line + "\n"
         for start in range(0, len(text), CHUNK_SIZE):
-            if not _takes_more(self._stream):
-                self._cut = self._cut or start > 0
+            if not _writable(self._stream):
+                self._unfinished = self._unfinished or start > 0
                 return False
             self._stream.write(text[start : start + CHUNK_SIZE])
             self._stream.flush()
-        self._cut = False
+        self._unfinished = False
         return True
 
-    def _keep_time(self) -> None:
-        if self._timer is None and len(self._folds):
-            self._timer = threading.Timer(FOLD_SECONDS, self._tell)
+    def _start_timer(self) -> None:
+        if self._timer is None and len(self._repeats):
+            self._timer = threading.Timer(REPEAT_SECONDS, self._write_repeats)
             self._timer.daemon = True
             self._timer.start()
 
-    def _tell(self, all: bool = False) -> None:
+    def _write_repeats(self, all: bool = False) -> None:
         self.acquire()
         try:
-            for record in self._folds.due(all=all):
+            for record in self._repeats.due(all=all):
                 self._write(record)
             if not all:
                 self._timer = None
-                self._keep_time()
+                self._start_timer()
         finally:
             self.release()
 
 
-def _takes_more(stream: TextIO) -> bool:
-    """Whether a PIECE can be written now; a stream that is no file always takes it."""
+def _writable(stream: TextIO) -> bool:
+    """Whether CHUNK_SIZE characters can be written without blocking; always for a stream without a file descriptor."""
     try:
         return bool(select.select([], [stream.fileno()], [], 0)[1])
     except (OSError, ValueError):
@@ -250,13 +253,16 @@ def _takes_more(stream: TextIO) -> bool:
 
 
 def _lost(count: int) -> logging.LogRecord:
-    fields = {"events": count, "reason": "nobody read the log"}
+    fields = {"events": count, "reason": "the log was not read fast enough"}
     level = logging.WARNING
     return logging.makeLogRecord({"levelno": level, "levelname": "WARNING", "msg": "log.lost", "fields": fields})
 
 
 def set_up(style: str, level: str, stream: TextIO | None = None) -> None:
-    """Sends the proxy's events to `stream` (standard error); `style` is human, json, or auto: human on a terminal."""
+    """Send the proxy's events to `stream` (default: standard error).
+
+    `style` is human, json, or auto: human on a terminal, otherwise json.
+    """
     out = stream or sys.stderr
     human = style == "human" or (style == "auto" and out.isatty())
     root = logging.getLogger("proxy")
@@ -267,5 +273,6 @@ def set_up(style: str, level: str, stream: TextIO | None = None) -> None:
     output = _Output(out, _Human(Style.of(out, os.environ)) if human else _Json())
     output.setLevel(level.upper())
     root.addHandler(output)
-    root.setLevel(min(output.level, logging.INFO))  # the status page shows infos, whatever is written
+    # The status page shows events from level info up, whatever the level of the log.
+    root.setLevel(min(output.level, logging.INFO))
     root.propagate = False

@@ -1,7 +1,7 @@
-"""Prometheus metrics, read from a snapshot at the time of the scrape: nothing is counted twice on the data path.
+"""Prometheus metrics, rendered from a snapshot at each scrape, so the data path keeps no second set of counters.
 
-Names and units follow Prometheus' conventions. Labels are feed, channel, client and reason, and `account` where several
-are configured; never a symbol, of which there are too many. The process itself is described by the client library's own
+Names and units follow Prometheus' conventions. Labels are feed, channel, client and reason, and `account` if several
+are configured; never a symbol, whose number is unbounded. Process metrics come from the client library's own
 collectors, under their own names.
 """
 
@@ -21,8 +21,8 @@ from proxy.observe.version import __version__
 
 PREFIX = "alpaca_proxy_"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-TOGETHER = 50  # clients in one part of a metric
-REASONS = ("slow", "closed")  # of a loss; each is there from the beginning, so that its first rise is seen
+CLIENTS_PER_PART = 50  # of a metric
+REASONS = ("slow", "closed")  # of a loss; each series exists from the start, so that `increase` sees its first rise
 _REASONS = dict.fromkeys(REASONS)
 
 Samples = Iterable[tuple[list[str], float]]
@@ -31,12 +31,12 @@ Family = TypeVar("Family", GaugeMetricFamily, CounterMetricFamily)
 
 
 def render(snapshot: Snapshot) -> Iterator[bytes]:
-    """The exposition of one snapshot, in pieces, so that whoever has others waiting can let them have their turn."""
+    """The exposition of one snapshot, in pieces, so that the caller can yield between them."""
     return written(families(snapshot))
 
 
 def families(snapshot: Snapshot) -> Iterator[Metric]:
-    """Every metric, one after the other; one with many samples in several parts."""
+    """Yield every metric; a metric with many samples comes in several parts."""
     yield from _proxy(snapshot)
     yield from _feeds(snapshot)
     yield from _clients(snapshot)
@@ -45,13 +45,13 @@ def families(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 def written(families: Iterable[Metric]) -> Iterator[bytes]:
-    """Metrics in the text format 0.0.4. `prometheus_client.generate_latest` writes the same, in one long step."""
+    """Yield metrics in the text format 0.0.4. `prometheus_client.generate_latest` does the same, without pieces."""
     name = ""
     for family in families:
         if family.name != name:
             yield _head(family)
             name = family.name
-        yield "".join(map(_connection_, family.samples)).encode()
+        yield "".join(map(_sample_line, family.samples)).encode()
 
 
 def _head(family: Metric) -> bytes:
@@ -59,7 +59,7 @@ def _head(family: Metric) -> bytes:
     return f"# HELP {name} {_escaped(family.documentation)}\n# TYPE {name} {family.type}\n".encode()
 
 
-def _connection_(sample: Sample) -> str:
+def _sample_line(sample: Sample) -> str:
     labels = ",".join([f'{name}="{_escaped(value)}"' for name, value in sample.labels.items()])
     return f"{sample.name}{{{labels}}} {sample.value!r}\n" if labels else f"{sample.name} {sample.value!r}\n"
 
@@ -70,14 +70,17 @@ def _escaped(text: str) -> str:
 
 def _proxy(snapshot: Snapshot) -> Iterator[Metric]:
     yield _gauge("build_info", "The running version.", ["version"], [([__version__], 1)])
-    yield _gauge("start_time_seconds", "When it started.", [], [([], snapshot.time - snapshot.uptime)])
-    yield _gauge("ready", "Whether every feed that somebody wants is live.", [], [([], snapshot.ready)])
+    yield _gauge("start_time_seconds", "Unix time of the start.", [], [([], snapshot.time - snapshot.uptime)])
+    yield _gauge("ready", "Whether every needed feed is live.", [], [([], snapshot.ready)])
     yield _gauge("outbox_bytes", "Bytes pending in all outboxes.", [], [([], snapshot.outboxes)])
     yield _gauge("outbox_limit_bytes", "Bytes that all outboxes may hold.", [], [([], snapshot.outboxes_limit)])
     yield _gauge(
-        "unauthenticated_connections", "Sockets whose client is not known yet.", [], [([], snapshot.unauthenticated)]
+        "unauthenticated_connections",
+        "Client connections that have not authenticated yet.",
+        [],
+        [([], snapshot.unauthenticated)],
     )
-    yield _gauge("delay_seconds", "The longest wait for a turn in the last minute.", [], [([], snapshot.delay)])
+    yield _gauge("delay_seconds", "Longest delay of the event loop in the last minute.", [], [([], snapshot.delay)])
 
 
 def _feeds(snapshot: Snapshot) -> Iterator[Metric]:
@@ -92,19 +95,22 @@ def _feeds(snapshot: Snapshot) -> Iterator[Metric]:
 
     wanted = [([*names(f), channel], count) for f in snapshot.feeds for channel, count in f.wanted.items()]
     yield _gauge("feed_live", "Whether the upstream connection is live.", labels, each(lambda f: f.phase == "live"))
-    yield _gauge("feed_needed", "Whether somebody wants the feed.", labels, each(lambda f: f.needed))
-    yield _gauge("feed_wanted_topics", "Topics that sessions asked for.", [*labels, "channel"], wanted)
+    yield _gauge("feed_needed", "Whether any session needs the feed.", labels, each(lambda f: f.needed))
+    yield _gauge("feed_wanted_topics", "Topics that sessions subscribed to.", [*labels, "channel"], wanted)
     yield _gauge("feed_acked_topics", "Topics that Alpaca confirmed.", labels, each(lambda f: f.acked))
     yield _counter("feed_connects", "Upstream connections that became live.", labels, each(lambda f: f.connects))
     yield _counter("feed_messages", "Messages received from Alpaca.", labels, each(lambda f: f.received))
     yield _counter(
-        "feed_unrouted_messages", "Of them, those that no session holds.", labels, each(lambda f: f.unrouted)
+        "feed_unrouted_messages", "Messages for which no session had subscribed.", labels, each(lambda f: f.unrouted)
     )
-    yield _counter("feed_malformed_frames", "Frames that could not be read.", labels, each(lambda f: f.malformed))
-    yield _counter("feed_outages", "Times that a needed feed was lost.", labels, each(lambda f: f.outages))
-    yield _counter("feed_outage_seconds", "Time until it was live again.", labels, each(lambda f: f.outage_seconds))
+    yield _counter("feed_malformed_frames", "Frames that could not be decoded.", labels, each(lambda f: f.malformed))
+    irregular = [([*names(f), reason], count) for f in snapshot.feeds for reason, count in f.irregular.items()]
+    text = "Messages that could not be passed on as they came."
+    yield _counter("feed_irregular_messages", text, [*labels, "reason"], irregular)
+    yield _counter("feed_outages", "Outages of the feed while it was needed.", labels, each(lambda f: f.outages))
+    yield _counter("feed_outage_seconds", "Total time of its outages.", labels, each(lambda f: f.outage_seconds))
     ages = [(names(f), snapshot.time - f.age) for f in snapshot.feeds if f.age is not None]
-    yield _gauge("feed_last_message_timestamp_seconds", "When the last message came.", labels, ages)
+    yield _gauge("feed_last_message_timestamp_seconds", "Unix time of the last message.", labels, ages)
     lag = HistogramMetricFamily(
         f"{PREFIX}feed_lag_seconds", "Receive time minus message time, of sampled messages.", labels=labels
     )
@@ -119,33 +125,39 @@ def _clients(snapshot: Snapshot) -> Iterator[Metric]:
     sessions, pending = dict.fromkeys(totals, 0), dict.fromkeys(totals, 0)
     fullest = dict.fromkeys(totals, 0.0)
     for session in snapshot.sessions:
-        of = session.client, session.feed
-        sessions[of] += 1
-        pending[of] += session.pending
-        fullest[of] = max(fullest[of], session.pending / session.limit)
+        key = session.client, session.feed
+        sessions[key] += 1
+        pending[key] += session.pending
+        fullest[key] = max(fullest[key], session.pending / session.limit)
 
     def each(make: Make, name: str, text: str, read: Callable[[Key], float]) -> Iterator[Metric]:
         for part in _parts(totals):
-            yield make(f"client_{name}", text, ["client", "feed"], [([*of], read(of)) for of in part])
+            yield make(f"client_{name}", text, ["client", "feed"], [([*key], read(key)) for key in part])
 
     yield from each(_gauge, "sessions", "Open sessions.", sessions.__getitem__)
-    yield from each(_gauge, "pending_bytes", "Bytes pending.", pending.__getitem__)
+    yield from each(_gauge, "pending_bytes", "Bytes pending in the client's outboxes.", pending.__getitem__)
     yield from each(
-        _gauge, "outbox_ratio", "How full the fullest outbox is: at 1 its session is slow.", fullest.__getitem__
+        _gauge, "outbox_ratio", "Fill of the fullest outbox; at 1 its session is slow.", fullest.__getitem__
     )
-    yield from each(_counter, "connects", "Sessions that authenticated.", lambda of: totals[of].sessions)
-    yield from each(_counter, "messages", "Messages delivered.", lambda of: totals[of].delivered)
-    yield from each(_counter, "conflated_messages", "Left out for newer.", lambda of: totals[of].conflated)
-    yield from each(_counter, "outages", "Outages of the feed while it had sessions.", lambda of: totals[of].outages)
+    yield from each(_counter, "connects", "Sessions that authenticated.", lambda key: totals[key].sessions)
+    yield from each(_counter, "messages", "Messages delivered.", lambda key: totals[key].delivered)
+    yield from each(
+        _counter, "conflated_messages", "Messages replaced by newer ones.", lambda key: totals[key].conflated
+    )
+    yield from each(_counter, "outages", "Outages of the feed while it had sessions.", lambda key: totals[key].outages)
     for part in _parts(totals):
-        lost = [([*of, why], totals[of].lost.get(why, 0)) for of in part for why in {**_REASONS, **totals[of].lost}]
-        yield _counter("client_lost_messages", "Messages lost, and why.", ["client", "feed", "reason"], lost)
+        lost = [
+            ([*key, reason], totals[key].lost.get(reason, 0))
+            for key in part
+            for reason in {**_REASONS, **totals[key].lost}
+        ]
+        yield _counter("client_lost_messages", "Messages lost, by reason.", ["client", "feed", "reason"], lost)
 
 
 def _parts(keys: Iterable[Key]) -> Iterator[list[Key]]:
-    """So few clients at a time that their samples take no more than a moment."""
+    """The keys in parts small enough that the samples of one take little time."""
     rest = iter(keys)
-    while part := [*islice(rest, TOGETHER)]:
+    while part := [*islice(rest, CLIENTS_PER_PART)]:
         yield part
 
 

@@ -1,6 +1,6 @@
-"""The newest events for the status page: what the log says from info upwards, whatever level the log itself has.
+"""The newest log events for the status page, from level info up, whatever the level of the log itself.
 
-What happens again and again is folded as in the log, so that a storm of one kind leaves the others in sight.
+Repeats are filtered as in the log, so that many events of one kind do not displace the others.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from proxy.observe.logs import RepeatFilter
 from proxy.observe.snapshot import LogEvent
 
 KEPT = 100
-FIELD = 200  # characters that are kept of a field
+FIELD = 200  # characters kept of a field
 
 
 class RecentEvents(logging.Handler):
-    """The ring of them. It listens between `open` and `close`; `clock` is in steady seconds."""
+    """A ring buffer of the newest events, filled between `open` and `close`. `clock` is monotonic, in seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__(logging.INFO)
-        self._folds = RepeatFilter(clock)
+        self._repeats = RepeatFilter(clock)
         self._events: deque[LogEvent] = deque(maxlen=KEPT)
 
     def __repr__(self) -> str:
-        return f"<Recent {len(self._events)} events>"
+        return f"<RecentEvents {len(self._events)}>"
 
     def open(self) -> None:
         logger = logging.getLogger("proxy")
@@ -39,17 +39,17 @@ class RecentEvents(logging.Handler):
         super().close()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._unfold()  # here too: nobody may ever look
-        if self._folds.take(record):
+        self._add_repeats()  # here as well as in `events`, which may never be called
+        if self._repeats.take(record):
             self._events.append(_event(record))
 
     def events(self) -> tuple[LogEvent, ...]:
-        """Oldest first."""
-        self._unfold()
+        """The events, oldest first."""
+        self._add_repeats()
         return tuple(sorted(self._events, key=lambda event: event.time))
 
-    def _unfold(self) -> None:
-        self._events.extend(_event(record) for record in self._folds.due())
+    def _add_repeats(self) -> None:
+        self._events.extend(_event(record) for record in self._repeats.due())
 
 
 def _event(record: logging.LogRecord) -> LogEvent:

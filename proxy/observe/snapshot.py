@@ -1,7 +1,7 @@
-"""What the proxy knows of itself at one moment: plain values, from which every page and metric is rendered.
+"""The state of the proxy at one moment, as plain values; every page and metric is rendered from it.
 
-Taking one is quick and happens in one go, so that its numbers agree with each other; nothing in it changes afterwards,
-so that rendering it may take its time. No value in it is a secret.
+A snapshot is taken quickly and without yielding, so its numbers are consistent. It never changes afterwards, so
+rendering may yield. No value in it is a secret.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ Key = tuple[str, str]  # account and feed, or client and feed
 class Lag:
     """Receive time minus message time, of messages sampled from one feed; in seconds, below 0 if the clocks differ.
 
-    `p50` and `p99` are those of the last minute, None if it had no samples. The rest counts since the start: `samples`
-    by upper bound (the last one is infinity) and cumulative, as a Prometheus histogram wants them, and their `sum`.
+    `p50` and `p99` are of the last minute, None without samples. The rest counts since the start: `samples` are
+    cumulative counts by upper bound (the last one is infinity), as in a Prometheus histogram, and `sum` is their sum.
     """
 
     p50: float | None = None
@@ -29,11 +29,12 @@ class Lag:
 
 @dataclass(frozen=True, slots=True)
 class FeedState:
-    """One upstream connection. Times are in seconds; `age` is that of the last message, None before the first.
+    """One upstream connection. Times are in seconds; `age` is the time since the last message, None before the first.
 
-    `wanted` counts topics by channel, `acked` those that Alpaca has confirmed. `received` are messages, `unheard` those
-    of them that nobody wanted, `malformed` frames. `needed`: somebody wants something of it; `outages` are how often it
-    was lost then, and `away` how many seconds that took together.
+    `wanted` counts topics by channel, `acked` those that Alpaca has confirmed. `received` counts messages, `unrouted`
+    the messages among them that no session had subscribed to, `malformed` frames, and `irregular` by reason the
+    messages that could not be passed on as they came. `needed`: some session wants a topic of the feed. `outages`
+    counts the outages while it was needed, `outage_seconds` is their total time.
     """
 
     account: str
@@ -47,6 +48,7 @@ class FeedState:
     received: int
     unrouted: int
     malformed: int
+    irregular: Mapping[str, int]
     age: float | None
     outages: int
     outage_seconds: float
@@ -56,8 +58,11 @@ class FeedState:
 
 @dataclass(slots=True)
 class Totals:
-    """What one client got of one feed since the start, over all its sessions. `lost` is by reason; what it missed in
-    the `outages` of the feed that its sessions lived through, nobody knows."""
+    """Counts of one client and feed since the start, over all its sessions.
+
+    `lost` is by reason. `outages` counts the outages of the feed while it had sessions; the messages missed in them
+    cannot be counted.
+    """
 
     sessions: int = 0
     delivered: int = 0
@@ -76,10 +81,10 @@ class Totals:
         return Totals(self.sessions, self.delivered, self.conflated, dict(self.lost), self.outages)
 
 
-class SessionState(NamedTuple):  # made by the thousand, for which a frozen dataclass takes four times as long
-    """One session of a client: `pending` of at most `limit` bytes wait in its outbox; `age` is in seconds.
+class SessionState(NamedTuple):  # thousands in a snapshot; a frozen dataclass takes four times as long to create
+    """One session of a client: its outbox holds `pending` of at most `limit` bytes; `age` is in seconds.
 
-    `held` are its topics, by channel and symbol. `delivered`, `conflated` and `lost` are messages.
+    `held` are its topics, as (channel, symbol). `delivered`, `conflated` and `lost` count messages.
     """
 
     client: str
@@ -98,7 +103,7 @@ class SessionState(NamedTuple):  # made by the thousand, for which a frozen data
 
 @dataclass(frozen=True, slots=True)
 class FeedSecond:
-    """One feed in one second: messages a second, and the lag of its samples, None if it had none."""
+    """One feed in one second: messages a second, and the lag of its samples, None without samples."""
 
     received: float
     p50: float | None
@@ -107,8 +112,11 @@ class FeedSecond:
 
 @dataclass(frozen=True, slots=True)
 class Second:
-    """What happened in one second; `number` counts them. `delivered` is in messages a second, to all clients together;
-    `delay` how long, at worst, whatever was due then had to wait for its turn, in seconds."""
+    """One second of the history; `number` counts them from the start.
+
+    `delivered` is messages a second to all clients together. `delay` is the longest delay of the event loop, in
+    seconds.
+    """
 
     number: int
     feeds: Mapping[Key, FeedSecond]
@@ -118,7 +126,7 @@ class Second:
 
 @dataclass(frozen=True, slots=True)
 class LogEvent:
-    """Something that was logged: `time` in seconds since 1970, `name` as in `upstream.lost`, what it is about."""
+    """A logged event: `time` in seconds since 1970, `name` as in `upstream.lost`, and its fields."""
 
     time: float
     level: str
@@ -128,11 +136,11 @@ class LogEvent:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything. `accounts` is how many are configured; `totals` is by client and feed.
+    """The whole state. `accounts` is the number of configured accounts; `totals` is by client and feed.
 
-    `time` is in seconds since 1970. Rates are messages a second over the last few seconds, `received` by account and
-    feed, `delivered` by client and feed. `outboxes` are the bytes that wait in all of them, at most `outboxes_limit`.
-    `seconds` are the last few minutes and `events` the newest, oldest first.
+    `time` is in seconds since 1970. `received` (by account and feed) and `delivered` (by client and feed) are rates in
+    messages a second over the last few seconds. `outboxes` is the number of bytes pending in all outboxes, at most
+    `outboxes_limit`. `seconds` are the last few minutes, `events` the newest log events; both oldest first.
     """
 
     state: str
@@ -152,15 +160,15 @@ class Snapshot:
 
     @property
     def unready(self) -> tuple[FeedState, ...]:
-        """The feeds that somebody wants and that are not live."""
+        """The feeds that are needed and not live."""
         return tuple(feed for feed in self.feeds if feed.needed and feed.phase != "live")
 
     @property
     def ready(self) -> bool:
-        """Whether it serves, and every feed that somebody wants is live."""
+        """Whether the proxy serves and every needed feed is live."""
         return self.state == "serving" and not self.unready
 
     @property
     def delay(self) -> float:
-        """How long anything had to wait for its turn in the last seconds, at worst; in seconds."""
+        """The longest delay of the event loop in the last 60 seconds, in seconds."""
         return max((second.delay for second in self.seconds[-60:]), default=0.0)

@@ -1,18 +1,18 @@
-"""/status.json: the snapshot as plain JSON, for the status page, `status` and anybody's own programs.
+"""/status.json: the snapshot as JSON, for the status page, the command `status` and other programs.
 
-`version` is that of this form: it counts up when something changes its meaning or goes away; what is added does not
-count. Times are seconds since 1970, spans seconds, sizes bytes; a number that nobody knows yet is null.
+`version` is the version of this format: it increases when a key changes its meaning or is removed, not when one is
+added. Times are seconds since 1970, durations are seconds, sizes are bytes; a number that is not known yet is null.
 
     version proxy state ready time started uptime delay strangers
     outboxes  {pending limit}
     feeds     [{account feed phase since trouble needed connects received unheard malformed outages away age rate
-                wanted acked lag: {p50 p99} topics: {CHANNEL: wanted}}]
+                wanted acked irregular: {REASON: messages} lag: {p50 p99} topics: {CHANNEL: wanted}}]
     clients   [{client feed connects delivered conflated rate outages lost: {REASON: messages}
                 sessions: [{address codec since topics holds pending limit delivered conflated lost slow}]}]
     events    [{time level event fields: {NAME: text}}], the newest last
     history   {first feeds: [{account feed received p50 p99: one number a second}] delivered delay}
 
-`history.first` is the number of its first second; who has seen seconds may ask for `?since=NUMBER` and gets only newer.
+`history.first` is the number of its first second. `?since=NUMBER` limits the history to seconds after that number.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from proxy.observe.version import __version__
 
 CONTENT_TYPE = "application/json; charset=utf-8"
 VERSION = 1
-SHOWN_TOPICS = 12  # of a session; the rest is counted
+SHOWN_TOPICS = 12  # of a session; of the others only their number is shown
 
 
 def render(snapshot: Snapshot, since: int = 0) -> Iterator[bytes]:
-    """The document, in pieces, so that whoever has others waiting can let them have their turn."""
+    """The document, in pieces, so that the caller can yield between them."""
     head = {
         "version": VERSION,
         "proxy": __version__,
@@ -52,21 +52,21 @@ def render(snapshot: Snapshot, since: int = 0) -> Iterator[bytes]:
     yield b',"history":' + JSON.encode(_history(snapshot, since))
     yield b',"clients":['
     comma = b""
-    sessions: dict[Key, list[SessionState]] = {of: [] for of in snapshot.totals}
+    sessions: dict[Key, list[SessionState]] = {key: [] for key in snapshot.totals}
     for session in snapshot.sessions:
         sessions[session.client, session.feed].append(session)
-    for of, totals in sorted(snapshot.totals.items()):
-        client = _client(of, totals, snapshot.delivered.get(of, 0.0))
+    for key, totals in sorted(snapshot.totals.items()):
+        client = _client(key, totals, snapshot.delivered.get(key, 0.0))
         yield comma + JSON.encode(client)[:-1] + b',"sessions":['
-        yield from _joined(sessions[of])
+        yield from _sessions(sessions[key])
         yield b"]}"
         comma = b","
     yield b"]}"
 
 
-def _joined(sessions: Sequence[SessionState], together: int = 20) -> Iterator[bytes]:
-    for first in range(0, len(sessions), together):
-        part = [_session(session) for session in sessions[first : first + together]]
+def _sessions(sessions: Sequence[SessionState], part_size: int = 20) -> Iterator[bytes]:
+    for first in range(0, len(sessions), part_size):
+        part = [_session(session) for session in sessions[first : first + part_size]]
         yield (b"," if first else b"") + JSON.encode(part)[1:-1]
 
 
@@ -85,6 +85,7 @@ def _feed(feed: FeedState, rate: float) -> dict[str, Any]:
         "received": feed.received,
         "unheard": feed.unrouted,
         "malformed": feed.malformed,
+        "irregular": dict(feed.irregular),
         "outages": feed.outages,
         "away": round(feed.outage_seconds, 3),
         "age": None if feed.age is None else round(feed.age, 3),
@@ -93,8 +94,8 @@ def _feed(feed: FeedState, rate: float) -> dict[str, Any]:
     }
 
 
-def _client(of: Key, totals: Totals, rate: float) -> dict[str, Any]:
-    client, feed = of
+def _client(key: Key, totals: Totals, rate: float) -> dict[str, Any]:
+    client, feed = key
     return {
         "client": client,
         "feed": feed,
@@ -109,7 +110,7 @@ def _client(of: Key, totals: Totals, rate: float) -> dict[str, Any]:
 
 def _session(session: SessionState) -> dict[str, Any]:
     topics = len(session.held)
-    shown = words(islice(session.held, SHOWN_TOPICS))  # which ones is left to chance: sorting thousands takes time
+    shown = words(islice(session.held, SHOWN_TOPICS))  # an arbitrary selection: sorting thousands takes time
     return {
         "address": session.address,
         "codec": session.codec,

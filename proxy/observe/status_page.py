@@ -1,6 +1,6 @@
-"""The status page: one HTML file that carries its own style and script, and the policy that allows nothing else.
+"""The status page: one HTML file with its own style and script, and the policy that allows nothing else.
 
-It is read with `importlib.resources`, so that it is found wherever the package is, in a zip file too.
+It is read with `importlib.resources`, which also works when the package is in a zip file.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import hashlib
 import re
 from importlib.resources import files
 
-_TOKEN_WANTED = 'data-token=""'  # where the page reads whether to ask for one
+_TOKEN_WANTED = 'data-token=""'  # the attribute that tells the script whether a token is required
 
 
 class Page:
-    """`policy` is its Content-Security-Policy: its own script and style, by their hashes, requests to where it came
-    from, and nothing else. Text may become markup nowhere (`require-trusted-types-for`)."""
+    """The page and its Content-Security-Policy, `policy`.
+
+    The policy allows the page's own script and style, by their hashes, and requests to its own origin, and nothing
+    else. Text cannot become markup (`require-trusted-types-for`).
+    """
 
     def __init__(self) -> None:
         self._html = files("proxy.observe").joinpath("status.html").read_text("utf-8")

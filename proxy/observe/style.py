@@ -1,4 +1,4 @@
-"""Color in what people read: on a terminal alone, and nowhere if the environment has NO_COLOR (no-color.org)."""
+"""Colour in text output: only on a terminal, and never if the environment has NO_COLOR (no-color.org)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TextIO
 
 
 class Color(Enum):
-    """What a colour means, and the parameter of its escape sequence (ECMA-48 §8.3.117)."""
+    """Colours by meaning; a value is the parameter of the escape sequence (ECMA-48 §8.3.117)."""
 
     HEADING = "1"
     ASIDE = "2"
@@ -18,19 +18,19 @@ class Color(Enum):
 
 
 class Style:
-    """Paints text, if it is on."""
+    """Adds colour to text, if it is on."""
 
     def __init__(self, on: bool) -> None:
         self.on = on
 
     @classmethod
     def of(cls, stream: TextIO, environ: Mapping[str, str]) -> Style:
-        """The ink for a stream: on for a terminal that knows colours, of somebody who did not ask for none."""
+        """The style for a stream: on for a terminal, unless NO_COLOR is set or TERM is `dumb`."""
         return cls(stream.isatty() and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb")
 
     def paint(self, text: str, colour: Color | None) -> str:
-        """The text in a colour, as it is if there is none or if the ink is off."""
+        """The text in a colour; unchanged without a colour, or if the style is off."""
         return f"\x1b[{colour.value}m{text}\x1b[0m" if self.on and colour and text else text
 
     def __repr__(self) -> str:
-        return f"Ink(on={self.on})"
+        return f"Style(on={self.on})"

@@ -1,8 +1,8 @@
-"""A look at one topic as it flows: a bounded sample of its newest messages, for the status page.
+"""Taps: a bounded sample of the newest messages of one topic, for the status page.
 
-A tap hears through the router like a session, so whatever is nobody's tap costs nothing. The ledger does not know it:
-it wants nothing of Alpaca and shows only what flows already. It lasts as long as somebody asks for it. Order updates
-are their clients' own business and are not shown.
+A tap subscribes at the router like a session, so topics without a tap cost nothing. It is not registered with the
+reconciler: it requests nothing from Alpaca and shows only messages that sessions receive already. A tap is closed when
+it is not requested any more. Order updates are not shown, because they are private to their clients.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ from proxy.alpaca.codec import JSON, Codec, Malformed
 from proxy.alpaca.endpoints import WILDCARD, Dialect, Endpoint
 from proxy.alpaca.topics import MAX_SYMBOL, Topic
 from proxy.alpaca.transcode import transcode
+from proxy.routing.allowlists import SymbolPatterns
 from proxy.routing.router import Routing
 from proxy.transport import frames
 from proxy.transport.listener import HttpResponse
 
 KEPT = 20  # messages
-SPACING_SECONDS = 0.1  # between two that are kept
-IDLE_SECONDS = 5.0  # without anybody asking, then it is over
-MOST = 4  # at once
-TEXT = 2000  # characters of a message that are shown
+SPACING_SECONDS = 0.1  # between two messages that are kept
+IDLE_SECONDS = 5.0  # without a request, after which a tap is closed
+MAX_TAPS = 4  # open at the same time
+TEXT = 2000  # characters shown of a message
 
 _JSON = "application/json; charset=utf-8"
 
 
 class Tappable(Protocol):
-    """A feed that taps may listen to."""
+    """A feed that can be tapped."""
 
     endpoint: Endpoint
     codec: Codec
@@ -37,46 +38,46 @@ class Tappable(Protocol):
 
     @property
     def acked(self) -> Set[Topic]:
-        """The topics that Alpaca sends."""
+        """The topics that Alpaca has confirmed."""
 
 
 class Tap:
-    """One topic of one upstream. `seen` counts all its messages, shown or not."""
+    """A subscriber to one topic of one upstream. `seen` counts all its messages, kept or not."""
 
     def __init__(self, upstream: Tappable, topic: Topic, clock: Callable[[], float]) -> None:
         self.name = ""  # no client
         self.codec = upstream.codec
-        self.accepts_unknown = False
+        self.accepts_unknown: SymbolPatterns | None = None
         self.outages = 0
         self.upstream = upstream
         self.topic = topic
         self.put: Callable[[bytes, int], None] = self._take
-        self.asked_at = clock()
+        self.requested_at = clock()
         self.seen = 0
         self.messages: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._clock = clock
-        self._open_at = self.asked_at
+        self._keep_from = self.requested_at
         upstream.router.set_subscription(self, frozenset([topic]))
 
     def __repr__(self) -> str:
         return f"<Tap {' '.join(self.topic)} of {self.upstream!r}>"
 
     def _take(self, frame: bytes, messages: int) -> None:
-        """A frame that carries so many messages; its last one is kept, if it is time for another."""
+        """Count the messages of a frame; keep the last one if SPACING_SECONDS have passed."""
         self.seen += messages
         now = self._clock()
-        if now < self._open_at:
+        if now < self._keep_from:
             return
-        self._open_at = now + SPACING_SECONDS
+        self._keep_from = now + SPACING_SECONDS
         try:
-            raws, heads = self.codec.split(frames.payload_of(frame))
-            text = bytes(transcode(heads[-1].T, raws[-1], self.codec, JSON) or b"").decode()
+            bodies, heads = self.codec.split(frames.payload_of(frame))
+            text = bytes(transcode(heads[-1].T, bodies[-1], self.codec, JSON) or b"").decode()
         except (Malformed, UnicodeDecodeError):
             return
         self.messages.append({"number": self.seen, "text": text if len(text) <= TEXT else f"{text[:TEXT]}…"})
 
     def flows(self) -> bool:
-        """Whether Alpaca sends any of it."""
+        """Whether Alpaca sends any message of the topic."""
         channel, symbol = self.topic
         acked = self.upstream.acked
         if symbol == WILDCARD:
@@ -88,7 +89,7 @@ class Tap:
 
 
 class Taps:
-    """Those that are open. `find` gives an account's upstream of a feed, if there is one."""
+    """The open taps. `find(account, feed)` returns the upstream, if there is one."""
 
     def __init__(self, find: Callable[[str, str], Tappable | None], clock: Callable[[], float]) -> None:
         self._find = find
@@ -99,33 +100,33 @@ class Taps:
         return f"<Taps {len(self._open)} open>"
 
     def answer(self, query: Mapping[str, str]) -> HttpResponse:
-        """What `/tap?account=…&feed=…&channel=…&symbol=…` gets; asking opens the tap and keeps it open."""
+        """Answer `/tap?account=…&feed=…&channel=…&symbol=…`; a request opens the tap or keeps it open."""
         account, feed, channel, symbol = (query.get(name, "") for name in ("account", "feed", "channel", "symbol"))
         upstream = self._find(account, feed)
         if upstream is None:
-            return "404 Not Found", "No client has asked for this feed yet, so nothing flows."
+            return "404 Not Found", "No client has subscribed to this feed yet, so there are no messages."
         if upstream.endpoint.dialect is Dialect.TRADING:
-            return "403 Forbidden", "Order updates are shown to their clients alone."
+            return "403 Forbidden", "Order updates are private to their clients."
         if channel not in upstream.endpoint.channels or not 0 < len(symbol) <= MAX_SYMBOL:
-            return "400 Bad Request", f"A tap has a symbol and one of {', '.join(upstream.endpoint.channels)}."
-        place = (account, feed, (channel, symbol))
-        tap = self._open.get(place)
+            return "400 Bad Request", f"A tap needs a symbol and one of {', '.join(upstream.endpoint.channels)}."
+        key = (account, feed, (channel, symbol))
+        tap = self._open.get(key)
         if tap is not None and (tap.upstream is not upstream or tap.codec is not upstream.codec):
-            self._close(place)  # the feed has been reconfigured
+            self._close(key)  # the feed has been reconfigured
             tap = None
         if tap is None:
-            if len(self._open) >= MOST:
-                return "503 Service Unavailable", f"There are {MOST} taps open; one closes when nobody looks at it."
-            tap = self._open[place] = Tap(upstream, (channel, symbol), self._clock)
-        tap.asked_at = self._clock()
-        found = {"version": 1, "flows": tap.flows(), "seen": tap.seen, "messages": [*tap.messages]}
-        return "200 OK", JSON.encode(found).decode(), _JSON
+            if len(self._open) >= MAX_TAPS:
+                return "503 Service Unavailable", f"All {MAX_TAPS} taps are open; an unused one closes within seconds."
+            tap = self._open[key] = Tap(upstream, (channel, symbol), self._clock)
+        tap.requested_at = self._clock()
+        document = {"version": 1, "flows": tap.flows(), "seen": tap.seen, "messages": [*tap.messages]}
+        return "200 OK", JSON.encode(document).decode(), _JSON
 
     def tick(self, now: float) -> None:
-        """Closes those that nobody looks at any more."""
-        for place, tap in [*self._open.items()]:
-            if now - tap.asked_at >= IDLE_SECONDS:
-                self._close(place)
+        """Close the taps without a request in the last IDLE_SECONDS."""
+        for key, tap in [*self._open.items()]:
+            if now - tap.requested_at >= IDLE_SECONDS:
+                self._close(key)
 
-    def _close(self, place: tuple[str, str, Topic]) -> None:
-        self._open.pop(place).close()
+    def _close(self, key: tuple[str, str, Topic]) -> None:
+        self._open.pop(key).close()

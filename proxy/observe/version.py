@@ -1,10 +1,10 @@
-"""Which alpaca-proxy this is: the version, the commit it was built from and the Python it runs on.
+"""The version of the program, the commit that it was built from, and the Python that it runs on.
 
-A built alpaca-proxy.pyz carries its commit in `proxy/commit.txt`, stamped there by build_zipapp.py; a
-checkout asks git. Neither is needed to run: a commit that nobody can tell is "unknown".
+build_zipapp.py writes the commit to `proxy/commit.txt` in alpaca-proxy.pyz; in a checkout it comes from git. If neither
+is available, the commit is "unknown".
 
-`import proxy` imports this module, before gevent has patched anything; so what brings in threading and selectors
-(`subprocess`, and on some Pythons `platform`) is imported where it is used.
+`import proxy` imports this module before gevent patches the standard library, so modules that import threading or
+selectors (`subprocess`, and on some Pythons `platform`) are imported where they are used.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def commit(package: Path = _PACKAGE) -> str:
 
 
 def _checked_out_commit(root: Path) -> str:
-    if not (root / ".git").exists():  # never the commit of some other repository that happens to enclose this one
+    if not (root / ".git").exists():  # else git may answer for another repository that contains this folder
         return "unknown"
     import subprocess
 
     command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
     try:
-        answer = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True)
+        result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True)
     except (OSError, ValueError, subprocess.SubprocessError):
         return "unknown"
-    return answer.stdout.strip() or "unknown"
+    return result.stdout.strip() or "unknown"

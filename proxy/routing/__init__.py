@@ -1,14 +1,14 @@
-"""Who receives a message, pure: no gevent, no socket, no clock.
+"""Routing of messages and of requests, pure: no gevent, no socket, no clock.
 
-allowlists         clients, what each may subscribe to, and how it authenticates
+allowlists         clients, the topics that each may subscribe to, and authentication
 router             topic → groups of sessions: the data path
-route_cache        the routes that have been computed, by kind and symbol
-order_books        books kept in full, for sessions that join late
-order_ownership    whose order an update is about
-conflation         what may be left out for a slow client
+route_cache        a cache of routes, by kind and symbol
+order_books        current order books, for sessions that join late
+order_ownership    the clients that receive an order update
+conflation         drops the outdated pending messages of a slow client
 reconciler         wanted and acked topics, and the next request to Alpaca
-pending_requests   what each session has requested and been told
+pending_requests   the requests of each session, and their answers
 request_builder    one request to Alpaca, bounded in bytes
-topic_ref_counts   how many requests hold each topic
-feed               what a session needs of a feed: the seam between upstream and downstream
+topic_ref_counts   the number of requests that hold each topic
+feed               the interface between upstream and downstream
 """

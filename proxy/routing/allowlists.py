@@ -1,11 +1,13 @@
-"""Who may see what: clients, their allowlists, and how a client proves who it is.
+"""Clients, the topics that each may subscribe to, and their authentication.
 
-An `Allowlist` is a set of patterns by feed and channel; what no pattern names is denied. A pattern is an exact symbol,
-`PREFIX*` (any symbol with that prefix) or `*` (any symbol, and the right to ask for `*` itself). The channel `*` stands
-for every channel, those that nobody knows yet included. Corrections and cancel errors follow the trades, as at Alpaca.
+An `Allowlist` holds patterns by feed and channel; a topic that no pattern matches is denied. A pattern is an exact
+symbol, `PREFIX*` (any symbol with that prefix) or `*` (any symbol, and the wildcard subscription `*` itself). The
+channel `*` stands for every channel, including undocumented ones. Corrections and cancel errors follow the trades, as
+at Alpaca.
 
-A `Client` is one configured algorithm; the `Directory` holds them all and authenticates. A secret is known here only by
-its SHA-256 digest. That is enough for random secrets, and a slow password hash would hold up the market data of all.
+A `Client` is one configured algorithm; the `Directory` holds all clients and authenticates them. Only the SHA-256
+digest of a secret is kept. That is enough for random secrets, and a slow password hash would delay the market data of
+all clients.
 """
 
 from __future__ import annotations
@@ -20,19 +22,22 @@ from proxy.alpaca.endpoints import FOLLOWERS, WILDCARD
 from proxy.alpaca.topics import channel_of
 
 DEFAULT = "default"
-"""In the accounts of a client: the account of every feed that is not named."""
+"""The key in a client's `accounts` for every feed that has no key of its own."""
 
-# A digest that no secret is known to have: an unknown key is compared with it, and so takes as long as a wrong secret.
-_NOBODY = bytes(hashlib.sha256().digest_size)
+# The digest of no known secret. An unknown key is compared with it, so that it takes as long as a wrong secret.
+_UNKNOWN_KEY_DIGEST = bytes(hashlib.sha256().digest_size)
 
 
 def digest(secret: str) -> bytes:
-    """The SHA-256 digest of a secret's UTF-8; of any text, lone surrogates (JSON can carry them) included."""
+    """Return the SHA-256 digest of a secret in UTF-8.
+
+    Lone surrogates, which JSON can carry, are encoded too, so that any string has a digest.
+    """
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
-class _Patterns:
-    """The patterns of one channel, those of the channel `*` included."""
+class SymbolPatterns:
+    """The patterns of one channel. Two are equal if their sets of patterns are."""
 
     __slots__ = ("everything", "exact", "prefixes")
 
@@ -42,17 +47,33 @@ class _Patterns:
         self.exact = frozenset(entry for entry in entries if not entry.endswith(WILDCARD))
         self.prefixes = tuple(sorted(entry[:-1] for entry in entries - {WILDCARD} if entry.endswith(WILDCARD)))
 
+    def __eq__(self, other: object) -> bool:
+        return self._comparable() == other._comparable() if isinstance(other, SymbolPatterns) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._comparable())
+
+    def _comparable(self) -> tuple[bool, frozenset[str], tuple[str, ...]]:
+        return self.everything, self.exact, self.prefixes
+
     def permit(self, symbol: str) -> bool:
+        """Whether a pattern permits the symbol.
+
+        The symbol `*` is permitted only by the pattern `*`.
+        """
         if self.everything or symbol in self.exact:
             return True
         return symbol != WILDCARD and symbol.startswith(self.prefixes)
 
 
-_NOTHING = _Patterns(())
+_NO_PATTERNS = SymbolPatterns(())
 
 
 class Allowlist:
-    """What a client may ask for, from `{feed: {channel: (entry, …)}}`; equal when its entries are."""
+    """The topics that a client may subscribe to.
+
+    It is made from `{feed: {channel: (entry, …)}}`. Two are equal if their entries are, in any order.
+    """
 
     __slots__ = ("_channels", "_rules")
 
@@ -64,58 +85,72 @@ class Allowlist:
         self._channels = {feed: _by_channel(channels) for feed, channels in self._rules.items()}
 
     def names(self, feed: str) -> bool:
-        """Whether the feed is mentioned at all; a client that asks for another is refused as it authenticates."""
+        """Whether the feed is listed.
+
+        A client that connects to another feed is refused when it authenticates.
+        """
         return feed in self._rules
 
     def feeds(self) -> tuple[str, ...]:
-        """The feeds that are mentioned, in the order of the configuration."""
+        """Return the listed feeds, in the order of the configuration."""
         return tuple(self._rules)
 
     def entries(self, feed: str) -> Mapping[str, tuple[str, ...]]:
-        """The entries of a feed by channel, as they were configured."""
+        """Return the entries of a feed by channel, as configured."""
         return self._rules.get(feed, {})
 
     def permits(self, feed: str, channel: str, symbol: str) -> bool:
-        """Whether the symbol may be asked for and seen on the channel. `*` is permitted by an entry `*` alone."""
+        """Whether a client may subscribe to the topic.
+
+        The symbol `*` is permitted only by the entry `*`.
+        """
         return self._patterns(feed, channel).permit(symbol)
 
     def refused(self, feed: str, topics: Collection[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Those of the topics (channel, symbol) that are not permitted, in their order."""
-        listed = self._channels.get(feed, {})
-        if listed and all(known.everything for known in listed.values()):
+        """Return the topics (channel, symbol) that are not permitted, in their order."""
+        by_channel = self._channels.get(feed, {})
+        if by_channel and all(patterns.everything for patterns in by_channel.values()):
             return []
-        patterns = {channel: self._patterns(feed, channel) for channel in set(map(channel_of, topics))}
-        if all(known.everything for known in patterns.values()):
+        requested = {channel: self._patterns(feed, channel) for channel in set(map(channel_of, topics))}
+        if all(patterns.everything for patterns in requested.values()):
             return []
-        exact = {channel: known.exact for channel, known in patterns.items()}
-        doubtful = [topic for topic in topics if topic[1] not in exact[topic[0]]]
-        return [topic for topic in doubtful if not patterns[topic[0]].permit(topic[1])]
+        # Two comprehensions that call no Python function for a topic: a client may subscribe to thousands.
+        exact = {channel: patterns.exact for channel, patterns in requested.items() if not patterns.everything}
+        prefixes = {channel: patterns.prefixes for channel, patterns in requested.items()}
+        not_exact = [topic for topic in topics if topic[0] in exact and topic[1] not in exact[topic[0]]]
+        return [topic for topic in not_exact if topic[1] == WILDCARD or not topic[1].startswith(prefixes[topic[0]])]
 
-    def accepts_unknown(self, feed: str) -> bool:
-        """Whether a channel that this proxy does not know may be passed on (the feed `*`, or the channel `*`)."""
-        return WILDCARD in self._rules.get(feed, {})
+    def accepts_unknown(self, feed: str) -> SymbolPatterns | None:
+        """Return the patterns for messages of undocumented kinds, or None.
+
+        They are those of the channel `*`, if it is listed.
+        """
+        return self._channels[feed][WILDCARD] if WILDCARD in self._rules.get(feed, {}) else None
 
     def explain(self, feed: str, channel: str, symbol: str) -> str | None:
-        """The entry that permits a topic, the most exact one first; None if none does."""
+        """Return the most exact entry that permits a topic, or None."""
         granted = self.granted_by(feed, channel, symbol)
         return granted and granted[1]
 
     def granted_by(self, feed: str, channel: str, symbol: str) -> tuple[str, str] | None:
-        """The channel (as listed) and the entry that permit a topic, the most exact one first; None if none does."""
+        """Return the listed channel and the most exact entry that permit a topic.
+
+        None if there is none.
+        """
         rules = self._rules.get(feed, {})
         granting = [
             (listed, entry)
-            for listed in (_leader(channel), WILDCARD)
+            for listed in (_governing_channel(channel), WILDCARD)
             for entry in rules.get(listed, ())
-            if _Patterns((entry,)).permit(symbol)
+            if SymbolPatterns((entry,)).permit(symbol)
         ]
         return max(granting, key=lambda grant: (grant[1] == symbol, len(grant[1])), default=None)
 
-    def _patterns(self, feed: str, channel: str) -> _Patterns:
+    def _patterns(self, feed: str, channel: str) -> SymbolPatterns:
         by_channel = self._channels.get(feed)
         if by_channel is None:
-            return _NOTHING
-        return by_channel.get(_leader(channel)) or by_channel[WILDCARD]
+            return _NO_PATTERNS
+        return by_channel.get(_governing_channel(channel)) or by_channel[WILDCARD]
 
     def __eq__(self, other: object) -> bool:
         return self._comparable() == other._comparable() if isinstance(other, Allowlist) else NotImplemented
@@ -124,27 +159,33 @@ class Allowlist:
         return hash(frozenset(self._rules))
 
     def _comparable(self) -> dict[str, dict[str, frozenset[str]]]:
-        return {feed: {name: frozenset(of) for name, of in channels.items()} for feed, channels in self._rules.items()}
+        return {
+            feed: {channel: frozenset(entries) for channel, entries in channels.items()}
+            for feed, channels in self._rules.items()
+        }
 
     def __repr__(self) -> str:
         feeds = (f"{feed}: {' '.join(channels)}" for feed, channels in self._rules.items())
         return f"Allowlist({', '.join(feeds) or 'nothing'})"
 
 
-def _by_channel(channels: Mapping[str, tuple[str, ...]]) -> dict[str, _Patterns]:
-    everywhere = channels.get(WILDCARD, ())
-    patterns = {channel: _Patterns((*entries, *everywhere)) for channel, entries in channels.items()}
-    patterns.setdefault(WILDCARD, _NOTHING)
+def _by_channel(channels: Mapping[str, tuple[str, ...]]) -> dict[str, SymbolPatterns]:
+    on_every_channel = channels.get(WILDCARD, ())
+    patterns = {channel: SymbolPatterns((*entries, *on_every_channel)) for channel, entries in channels.items()}
+    patterns.setdefault(WILDCARD, _NO_PATTERNS)
     return patterns
 
 
-def _leader(channel: str) -> str:
-    """The channel whose permission counts: corrections and cancel errors follow the trades."""
+def _governing_channel(channel: str) -> str:
+    """Return the channel whose patterns apply.
+
+    Corrections and cancel errors follow the trades.
+    """
     return "trades" if channel in FOLLOWERS else channel
 
 
 class WhenSlow(str, Enum):
-    """What happens to a session whose outbox overflows."""
+    """The action on a session whose outbox overflows."""
 
     DISCONNECT = "disconnect"
     CONFLATE = "conflate"
@@ -152,9 +193,10 @@ class WhenSlow(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A configured algorithm. `key` is a name that may be shown; of the secret only the SHA-256 digest is held.
+    """A configured algorithm.
 
-    `accounts` says which account serves a feed (`default`: the rest), `max_connections` is per feed, `outbox` in bytes.
+    `key` is not secret; of the secret, only the SHA-256 digest is kept. `accounts` maps feeds to accounts (`default`:
+    all other feeds), `max_connections` is per feed, `outbox` in bytes.
     """
 
     name: str
@@ -167,7 +209,10 @@ class Client:
     outbox: int = 8 * 1024 * 1024
 
     def account(self, feed: str) -> str:
-        """The account whose connection serves this client's feed. Raises LookupError for a feed that has none."""
+        """Return the account that serves this feed to the client.
+
+        Raises LookupError if there is none.
+        """
         account = self.accounts.get(feed) or self.accounts.get(DEFAULT)
         if account is None:
             raise LookupError(f"the client {self.name} has no account for the feed {feed}")
@@ -175,28 +220,30 @@ class Client:
 
 
 class Directory:
-    """All clients, by key. Raises ValueError if two of them share one."""
+    """All clients, by key. Raises ValueError if two of them have the same key."""
 
-    __slots__ = ("_by_key",)
+    __slots__ = ("_by_key", "_by_name")
 
     def __init__(self, clients: Iterable[Client]) -> None:
         self._by_key: dict[str, Client] = {}
+        self._by_name: dict[str, Client] = {}
         for client in clients:
-            if (holder := self._by_key.setdefault(client.key, client)) is not client:
-                raise ValueError(f"the clients {holder.name} and {client.name} share the key {client.key!r}")
+            self._by_name[client.name] = client
+            if (other := self._by_key.setdefault(client.key, client)) is not client:
+                raise ValueError(f"the clients {other.name} and {client.name} share the key {client.key!r}")
 
     def authenticate(self, key: str, secret: str) -> Client | None:
-        """The client whose key and secret these are, or None.
+        """Return the client with this key and secret, or None.
 
         An unknown key takes the same steps as a wrong secret: one digest, one comparison in constant time.
         """
         client = self._by_key.get(key)
-        same = hmac.compare_digest(digest(secret), _NOBODY if client is None else client.digest)
+        same = hmac.compare_digest(digest(secret), _UNKNOWN_KEY_DIGEST if client is None else client.digest)
         return client if same else None
 
     def named(self, name: str) -> Client | None:
-        """The client of a name, or None."""
-        return next((client for client in self if client.name == name), None)
+        """Return the client with this name, or None."""
+        return self._by_name.get(name)
 
     def __iter__(self) -> Iterator[Client]:
         return iter(self._by_key.values())

@@ -1,9 +1,9 @@
-"""Conflation: what may be left out of a slow client's pending messages without telling it a lie.
+"""Conflation: drop the outdated ones of a slow client's pending messages.
 
-Of quotes, updated bars and daily bars only the newest of a symbol counts; the older ones are dropped. An order book's
-differences build on each other: of several of a pair, the last gives way to the whole book and the others are dropped.
-Trades, bars, corrections, statuses and news are facts of their own: none of them is ever dropped. Control messages stay
-where they are. Pure: payloads in, payloads out.
+Of quotes, updated bars and daily bars only the newest of each symbol is kept. Updates of an order book build on each
+other: if several of a pair are pending, the last is replaced by the whole book and the others are dropped. Trades,
+bars, corrections, statuses and news are never dropped, since a later one does not replace them. Control messages keep
+their position. Pure: payloads in, payloads out.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ WholeBook = Callable[[str], Body | None]
 
 
 def conflate(payloads: Sequence[bytes], codec: Codec, whole_book: WholeBook) -> tuple[list[bytes], int]:
-    """The frames that say the same in less, in order, and how many messages were left out.
+    """Return the conflated frames, in order, and the number of messages dropped.
 
-    `whole_book` gives the body that tells a pair's order book as it is after the last of these payloads, or None.
+    `whole_book` returns the body of a pair's order book as it is after the last of these payloads, or None. If a
+    payload cannot be split into messages, all payloads are returned unchanged.
     """
     messages: list[tuple[str, str, Body]] = []
     for payload in payloads:
@@ -35,13 +36,13 @@ def conflate(payloads: Sequence[bytes], codec: Codec, whole_book: WholeBook) -> 
             return list(payloads), 0
         messages.extend((head.T, head.S, raw) for head, raw in zip(heads, raws, strict=True))
     newest = {(kind, symbol): at for at, (kind, symbol, _) in enumerate(messages) if kind in CONFLATED}
-    for pair, changes in Counter(symbol for kind, symbol, _ in messages if kind == books.KIND).items():
-        whole = whole_book(pair) if changes > 1 else None
-        if whole is None:  # nothing to gain, or nothing to tell in their place
+    for pair, updates in Counter(symbol for kind, symbol, _ in messages if kind == books.KIND).items():
+        whole = whole_book(pair) if updates > 1 else None
+        if whole is None:  # a single update, or there is no book to replace the updates with
             del newest[books.KIND, pair]
         else:
             messages[newest[books.KIND, pair]] = (books.KIND, pair, whole)
-    kept: list[bytes] = []
+    frames: list[bytes] = []
     batch: list[Body] = []
     dropped = 0
     for at, (kind, symbol, body) in enumerate(messages):
@@ -49,16 +50,16 @@ def conflate(payloads: Sequence[bytes], codec: Codec, whole_book: WholeBook) -> 
             dropped += 1
             continue
         if kind in CONTROL or len(batch) >= FRAME_MESSAGES:
-            _flush(batch, kept, codec)
+            _flush(batch, frames, codec)
         if kind in CONTROL:
-            kept.append(codec.join([body]))
+            frames.append(codec.join([body]))
         else:
             batch.append(body)
-    _flush(batch, kept, codec)
-    return kept, dropped
+    _flush(batch, frames, codec)
+    return frames, dropped
 
 
-def _flush(batch: list[Body], kept: list[bytes], codec: Codec) -> None:
+def _flush(batch: list[Body], frames: list[bytes], codec: Codec) -> None:
     if batch:
-        kept.extend(payload for payload, _ in codec.batches(batch))
+        frames.extend(payload for payload, _ in codec.batches(batch))
         batch.clear()

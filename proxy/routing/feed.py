@@ -1,4 +1,7 @@
-"""What a session needs of a feed: the seam between `downstream`, whose sessions subscribe, and `upstream`."""
+"""The interface of a feed, between `downstream` and `upstream`.
+
+Sessions in `downstream` subscribe; `upstream` serves the feeds.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,25 @@ from proxy.routing.router import Routing
 
 
 class Feed(Protocol):
-    """One feed of one account, as its sessions use it. `member` is a session's `downstream.subscriber.Subscriber`."""
+    """One feed of one account.
+
+    `member` is a session's `downstream.subscriber.Subscriber`.
+    """
 
     endpoint: Endpoint
     router: Routing
 
     def change(self, member: Any, add: Subscription, remove: Subscription = NO_TOPICS, since: float = inf) -> None:
-        """Request `add` and give up `remove`; `since` is when the client asked, if that was earlier."""
+        """Request the topics `add` and give up `remove`.
+
+        `since` is when the client asked, if that was earlier.
+        """
+
+    def revoke(self, member: Any, topics: Subscription) -> None:
+        """Remove topics at once; the member's answer comes in order."""
 
     def adopt(self, member: Any, requests: list[Subscription]) -> None:
-        """Take over a member from another account, with what it has requested there."""
+        """Add a member that comes from another account, with its requests there."""
 
     def leave(self, member: Any) -> None:
-        """Remove a member, and all that it holds."""
+        """Remove a member and all its topics."""

@@ -1,9 +1,9 @@
-"""Order books as they stand, so that whoever joins late begins with a whole one.
+"""Current order books, for sessions that join late.
 
-Alpaca tells a pair's book once in full (`r` is true), when the pair is subscribed, and from then on by differences: a
-level replaces the one at its price, a size of 0 takes it away. Who subscribes through the proxy to a pair that flows
-already would hear differences alone. So each book that flows is kept, and can be told in full at any time, in the same
-form. A book that cannot be followed is forgotten rather than told wrongly.
+Alpaca sends a pair's book once in full (`r` is true), when the pair is subscribed, and then its differences: a level
+replaces the one at its price, a size of 0 removes it. A session that subscribes to a pair that is already subscribed
+upstream would receive only differences. So each book is kept, and can be sent in full at any time, in the same form. A
+book is removed when a difference cannot be applied, so that no wrong book is sent.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import msgspec
 
 from proxy.alpaca.codec import JSON, MSGPACK, Codec, Raw
 from proxy.alpaca.topics import Topic, covers
+from proxy.routing.route_cache import MAX_NAME
 
 CHANNEL, KIND = "orderbooks", "o"
 
 MAX_BOOKS = 4096
 MAX_LEVELS = 10_000  # of one side of one book
+MAX_ALL_LEVELS = 250_000  # of all books together, about 150 bytes each
+MAX_UPDATE = 512 * 1024  # bytes of one message: a full book of MAX_LEVELS, which takes about 10 ms to apply
 
-# Whole numbers beyond 2**53 are no prices, and could be chosen so that they collide as keys: the hashes of numbers are
-# not salted.
+# Integers beyond 2**53 are not prices. They could be chosen to collide as keys, since hashes of numbers are not salted.
 Number = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)] | float
 
 
@@ -45,7 +47,10 @@ _DECODE = {
 
 
 class Book:
-    """One pair's bids and asks, price → size, and the time of its last update as it was written."""
+    """One pair's bids and asks, price → size, and the time of its last update.
+
+    The time is kept undecoded.
+    """
 
     __slots__ = ("asks", "bids", "time")
 
@@ -57,8 +62,13 @@ class Book:
     def __repr__(self) -> str:
         return f"<Book {len(self.bids)} bids, {len(self.asks)} asks>"
 
+    @property
+    def levels(self) -> int:
+        """The number of levels of both sides."""
+        return len(self.bids) + len(self.asks)
+
     def apply(self, update: _Update) -> None:
-        """Takes an update in."""
+        """Apply a full book or its differences."""
         self.time = bytes(update.t)
         for side, levels in ((self.bids, update.b), (self.asks, update.a)):
             for level in levels or ():
@@ -69,47 +79,67 @@ class Book:
 
 
 class Books:
-    """The books of one feed, whose upstream speaks `codec`."""
+    """The books of one feed, whose upstream connection uses `codec`."""
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
         self._decode = _DECODE[codec]
         self._books: dict[str, Book] = {}
+        self._levels = 0  # of all books
 
     def __repr__(self) -> str:
-        return f"<Books of {len(self._books)} pairs>"
+        return f"<Books of {len(self._books)} pairs, {self._levels} levels>"
 
     def __len__(self) -> int:
         return len(self._books)
 
     def apply(self, symbol: str, body: Raw | bytes) -> None:
-        """An order book message has come. One that only changes a book which nobody knows is nothing to begin with."""
+        """Apply an order book message.
+
+        Differences of a book that is not kept are ignored.
+        """
+        if len(body) > MAX_UPDATE or len(symbol) > MAX_NAME:
+            self._remove(symbol)
+            return
         try:
             update = self._decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            self._books.pop(symbol, None)
+            self._remove(symbol)
             return
+        if update.r:
+            self._remove(symbol)
+            if len(self._books) == MAX_BOOKS:
+                return
+            self._books[symbol] = Book()
         book = self._books.get(symbol)
-        if update.r and (book is not None or len(self._books) < MAX_BOOKS):
-            book = self._books[symbol] = Book()
-        if book is not None:
-            book.apply(update)
-            if max(len(book.bids), len(book.asks)) > MAX_LEVELS:
-                del self._books[symbol]
+        if book is None:
+            return
+        before = book.levels
+        book.apply(update)
+        self._levels += book.levels - before
+        if max(len(book.bids), len(book.asks)) > MAX_LEVELS or self._levels > MAX_ALL_LEVELS:
+            self._remove(symbol)
+
+    def _remove(self, symbol: str) -> None:
+        if (book := self._books.pop(symbol, None)) is not None:
+            self._levels -= book.levels
 
     def keep(self, acked: Set[Topic]) -> None:
-        """Forgets the books of what Alpaca no longer sends."""
+        """Remove the books of pairs that Alpaca no longer sends."""
         for symbol in [symbol for symbol in self._books if not covers(acked, (CHANNEL, symbol))]:
-            del self._books[symbol]
+            self._remove(symbol)
 
     def gained(self, before: Set[Topic], now: Set[Topic]) -> Iterable[str]:
-        """The symbols whose books who holds `now` hears, and did not with `before`."""
+        """Return the symbols of books that `now` covers and `before` does not."""
         return [
             symbol for symbol in self._books if covers(now, (CHANNEL, symbol)) and not covers(before, (CHANNEL, symbol))
         ]
 
     def whole(self, symbol: str) -> bytes | None:
-        """The body of a message that tells a book in full, best prices first; None if it is not known."""
+        """Return the body of a message with the whole book, best prices first.
+
+        None if the book is not kept.
+        """
         book = self._books.get(symbol)
         if book is None:
             return None

@@ -1,9 +1,9 @@
-"""Whose order is it: the trading feed's updates go to the clients that the order belongs to.
+"""Order ownership: which clients receive an update of the trading feed.
 
-A client's patterns name the `client_order_id`s that its algorithm gives its orders. Alpaca invents ids for what it
-derives from them (a replacement, the legs of a bracket), so ownership is also learned: an order belongs to whoever owns
-an order that it replaces, that replaces it, or that it is a leg of or has as a leg. What was learned is kept for a day,
-and for a bounded number of orders.
+A client's allowlist patterns match the `client_order_id`s that its algorithm gives to its orders. Alpaca generates ids
+for orders that it derives from them (a replacement, the legs of a bracket), so ownership is also inherited: an order
+belongs to the owners of an order that it replaces, of one that replaces it, of its legs and of the order that it is a
+leg of. Owners are kept for a day, and for a bounded number of orders.
 """
 
 from __future__ import annotations
@@ -12,72 +12,101 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from itertools import islice
 
-from proxy.alpaca.codec import JSON, Codec, Raw
+from proxy.alpaca.codec import BODY_BYTES, JSON, Codec, Raw
 from proxy.alpaca.endpoints import WILDCARD, Endpoint
 from proxy.alpaca.topics import Subscription, Topic
 from proxy.routing.router import Delivery, Member
 
 ORDERS = "trade_updates"
 KEEP_SECONDS = 24 * 3600.0
-KEEP_ORDERS = 100_000
+KEEP_ORDERS = 50_000  # of about 1 KB each at most
 MAX_ID = 256  # characters; Alpaca's own ids have 36, a client_order_id up to 128
-MAX_FAMILY, MAX_DEPTH = 64, 2  # orders of an update that are looked at, and legs of legs
+MAX_FAMILY = 64  # orders of an update that are considered
+MAX_DEPTH = 2  # of legs of legs
 
 
 class Orders:
-    """Owners by order id. `matches(client_order_id)` gives the names of the clients whose patterns name it."""
+    """Owners by order id.
+
+    `matches(client_order_id)` returns the names of the clients whose patterns match it.
+    """
 
     def __init__(self, matches: Callable[[str], Iterable[str]]) -> None:
         self.matches = matches
-        # By order: each owner, and the client_order_id that made it one; and when that was learned.
+        self.long_ids = 0  # ids over MAX_ID, which are ignored
+        # By order id: its owners, each with the client_order_id that its pattern matched; and the time of the update.
         self._owners: OrderedDict[str, tuple[dict[str, str], float]] = OrderedDict()
 
     def __repr__(self) -> str:
-        return f"<Orders {len(self._owners)} known>"
+        return f"<Orders {len(self._owners)} kept>"
 
     def owners(self, update: Raw | bytes, now: float) -> frozenset[str]:
-        """The clients that an update's `data` belongs to; learns from it. `now` is in seconds of any steady clock.
+        """Return the clients that own the order in an update's `data`.
 
-        What was learned holds for as long as the client's patterns name the id that it was learned from.
+        They are also kept as owners of its related orders. `now` is in seconds of any monotonic clock. An inherited
+        owner counts only while the client's patterns match the client_order_id that it was inherited from.
         """
         order = JSON.fields_of((JSON.fields_of(update) or {}).get("order"))
         if order is None:
-            return frozenset(self.matches(""))  # nobody's: whose pattern is `*` sees it
-        family = [*islice(_family(order), MAX_FAMILY)]
+            return frozenset(self.matches(""))  # an update without an order: only the pattern `*` permits it
+        family = [*islice(self._family(order), MAX_FAMILY)]
         owners: dict[str, str] = {}
-        for order_id, given in family:
-            known, _ = self._owners.get(order_id, ({}, now))
-            owners |= {name: learned for name, learned in known.items() if name in self.matches(learned)}
-            owners |= dict.fromkeys(self.matches(given), given)
+        for order_id, client_order_id in family:
+            stored, _ = self._owners.get(order_id, ({}, now))
+            owners |= {name: matched for name, matched in stored.items() if name in self.matches(matched)}
+            owners |= dict.fromkeys(self.matches(client_order_id), client_order_id)
         if owners:
             for order_id, _ in family:
                 if order_id:
-                    self._learn(order_id, owners, now)
-        self._forget(now)
+                    self._store(order_id, owners, now)
+        self._prune(now)
         return frozenset(owners)
 
-    def _learn(self, order: str, owners: dict[str, str], now: float) -> None:
-        known, _ = self._owners.pop(order, ({}, now))
-        self._owners[order] = (known | owners, now)
+    def _family(self, order: Mapping[str, Raw], depth: int = 0) -> Iterator[tuple[str, str]]:
+        """Yield the ids of an order, of its legs and of the orders it refers to.
 
-    def _forget(self, now: float) -> None:
+        Each is a pair of an id and a client_order_id. A missing one is empty.
+        """
+        yield self._id(order, "id"), self._id(order, "client_order_id")
+        for relation in ("replaces", "replaced_by"):
+            if relative := self._id(order, relation):
+                yield relative, ""
+        for leg in JSON.items_of(order.get("legs")) if depth < MAX_DEPTH else ():
+            if (fields := JSON.fields_of(leg)) is not None:
+                yield from self._family(fields, depth + 1)
+
+    def _id(self, order: Mapping[str, Raw], key: str) -> str:
+        """Return an id of the order; empty if it is missing or too long."""
+        value = JSON.text_of(order.get(key)) or ""
+        if len(value) > MAX_ID:
+            self.long_ids += 1
+            return ""
+        return value
+
+    def _store(self, order_id: str, owners: dict[str, str], now: float) -> None:
+        stored, _ = self._owners.pop(order_id, ({}, now))
+        self._owners[order_id] = (stored | owners, now)
+
+    def _prune(self, now: float) -> None:
         while self._owners:
-            order, (_, learned) = next(iter(self._owners.items()))
-            if len(self._owners) <= KEEP_ORDERS and now - learned < KEEP_SECONDS:
+            order_id, (_, stored_at) = next(iter(self._owners.items()))
+            if len(self._owners) <= KEEP_ORDERS and now - stored_at < KEEP_SECONDS:
                 return
-            del self._owners[order]
+            del self._owners[order_id]
 
 
 class OrderRouter:
-    """Who hears which update on the trading feed; the counterpart of `router.Router`, one object a frame.
+    """Routes the updates of the trading feed.
 
-    Updates of the account as a whole (`account_updates`) reach everyone who hears their stream.
+    The counterpart of `router.Router`; each frame holds one object. Updates of the account (`account_updates`) are sent
+    to every member that listens to that stream.
     """
 
     def __init__(self, endpoint: Endpoint, orders: Orders, clock: Callable[[], float]) -> None:
         self.endpoint = endpoint
         self.received = 0  # updates
-        self.unrouted = 0  # of them, those that nobody wanted
+        self.unrouted = 0  # updates that no session received
+        self._oversized = 0
         self._orders = orders
         self._clock = clock
         self._members: dict[Member, Subscription] = {}
@@ -86,27 +115,47 @@ class OrderRouter:
     def __repr__(self) -> str:
         return f"<OrderRouter {len(self._members)} members>"
 
+    @property
+    def irregular(self) -> Mapping[str, int]:
+        """The numbers of updates that were dropped or had an id ignored, by reason."""
+        return {"oversized": self._oversized, "long_id": self._orders.long_ids}
+
     def set_subscription(self, member: Member, subscription: Subscription) -> list[Delivery]:
-        """From now on the member hears these streams, and nothing else; there is nothing that it begins with."""
+        """Replace the streams that the member receives.
+
+        There are no order books to send first.
+        """
         self._members[member] = subscription
         return []
 
+    def revoke(self, member: Member, topics: Subscription) -> None:
+        """Remove these streams from the member's subscription."""
+        if member in self._members:
+            self._members[member] -= topics
+
     def remove(self, member: Member) -> None:
-        """The member hears nothing any more."""
+        """Remove a member."""
         self._members.pop(member, None)
 
     def subscriptions(self) -> list[tuple[Member, Subscription]]:
-        """Who hears what."""
+        """Return each member's subscription."""
         return [*self._members.items()]
 
     def prune_books(self, acked: Set[Topic]) -> None:
-        """Nothing is remembered by topic."""
+        """Do nothing: the trading feed has no order books."""
 
     def book(self, symbol: str, codec: Codec) -> None:
-        """There are no order books here."""
+        """Return None: the trading feed has no order books."""
+
+    def pieces(self, frame: bytes) -> Iterator[bytes | None]:
+        """Yield the frame, which holds one object and is not split."""
+        yield frame
 
     def take(self, frame: bytes) -> bytes | None:
-        """Gathers an update for those who hear it; any other frame is given back. Raises Malformed."""
+        """Gather an update for its members, and return any other frame. Raises Malformed."""
+        if len(frame) > BODY_BYTES:
+            self._oversized += 1
+            return None
         message = JSON.envelope(frame)
         stream = JSON.text_of(message.stream)
         if stream not in self.endpoint.channels:
@@ -123,24 +172,6 @@ class OrderRouter:
         return None
 
     def flush(self) -> list[Delivery]:
-        """The updates that `take` gathered; binary frames, as Alpaca's."""
+        """Return the updates that `take` gathered, in binary frames as Alpaca's."""
         deliveries, self._deliveries = self._deliveries, []
         return deliveries
-
-
-def _family(order: Mapping[str, Raw], depth: int = 0) -> Iterator[tuple[str, str]]:
-    """The id and client_order_id of the order, of those that it names as its relatives, and of its legs; empty for one
-    that it lacks."""
-    yield _id(order, "id"), _id(order, "client_order_id")
-    for relation in ("replaces", "replaced_by"):
-        if relative := _id(order, relation):
-            yield relative, ""
-    for leg in JSON.items_of(order.get("legs")) if depth < MAX_DEPTH else ():
-        if (found := JSON.fields_of(leg)) is not None:
-            yield from _family(found, depth + 1)
-
-
-def _id(order: Mapping[str, Raw], key: str) -> str:
-    """Empty if the order has none, or one that is too long to be remembered."""
-    found = JSON.text_of(order.get(key)) or ""
-    return found if len(found) <= MAX_ID else ""

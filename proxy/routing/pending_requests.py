@@ -1,8 +1,8 @@
-"""What sessions have asked one feed for, and been told.
+"""The requests of each session at one feed, and their answers.
 
-A *claim* is one accepted request of one session, kept while the session holds any topic of it. A *seat* is a session's
-place at the feed: its claims, the state that it was last told, and the requests that it waits for. The `ledger` decides
-what becomes of them.
+`SubscriberRequests` is the state of one session at the feed: its accepted requests, the state that it was last sent,
+and the requests without an answer. A `PendingRequest` is one accepted request, kept while the session holds any topic
+of it. The reconciler changes both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from proxy.alpaca.topics import NO_TOPICS, Subscription, Topic
 
 @dataclass(frozen=True, slots=True)
 class RequestOutcome:
-    """What a seat is told: an error, its whole state, or (refused after an acknowledgement) one and then the other."""
+    """The answer to a request: an error, or all topics that the subscriber holds.
+
+    With both `error` and `state` set, a request that was acknowledged already has been refused: the error is sent
+    first, then the state.
+    """
 
     requests: SubscriberRequests
     error: tuple[int, str] | None
@@ -26,51 +30,57 @@ class RequestOutcome:
 
 @dataclass(slots=True, eq=False)
 class PendingRequest:
-    """One request of a seat. `holds` shrinks as the seat gives topics up."""
+    """One request of a subscriber. `holds` shrinks as the subscriber gives topics up."""
 
     requests: SubscriberRequests
     add: Subscription
     remove: Subscription
-    asked: float
+    requested_at: float
     holds: Subscription
     answered: bool = False
-    remembered: bool = False  # answered before Alpaca was heard
+    provisional: bool = False  # acknowledged before Alpaca had confirmed it
     error: tuple[int, str] | None = None
-    times_sent: int = 0  # how many requests carried a part of it
+    times_sent: int = 0  # upstream requests that carried a part of it
 
 
 @dataclass(slots=True, eq=False)
 class SubscriberRequests:
-    """One session's place at a feed. `member` is whom answers are for; `shown` the state that it was last told;
-    `waiting` what it has asked since."""
+    """The requests of one session at a feed.
+
+    `member` receives the answers; `acknowledged` is the state that it was last sent; `pending` are the requests that
+    hold topics, answered or not; `unanswered` are those without an answer, in order.
+    """
 
     member: Any
     acknowledged: Subscription = NO_TOPICS
     pending: list[PendingRequest] = field(default_factory=list)
-    waiting: deque[PendingRequest] = field(default_factory=deque)
+    unanswered: deque[PendingRequest] = field(default_factory=deque)
 
     def __repr__(self) -> str:
-        return f"<SubscriberRequests {self.member} {len(self.acknowledged)} topics, {len(self.waiting)} waiting>"
+        return f"<SubscriberRequests {self.member} {len(self.acknowledged)} topics, {len(self.unanswered)} waiting>"
 
     @property
     def holds(self) -> Subscription:
-        """Everything that the seat wants, confirmed or not."""
+        """All topics that the subscriber has requested and not given up."""
         return NO_TOPICS.union(*(pending.holds for pending in self.pending))
 
-    def recall(self, acked: Set[Topic]) -> None:
-        """Sees which of its claims Alpaca has confirmed since they were acknowledged."""
+    def update_provisional(self, acked: Set[Topic]) -> None:
+        """Clear `provisional` of the requests that Alpaca has confirmed in the meantime."""
         for pending in self.pending:
-            pending.remembered = pending.remembered and not pending.holds <= acked
+            pending.provisional = pending.provisional and not pending.holds <= acked
 
     def confirmed(self, acked: Set[Topic]) -> Subscription:
-        """What Alpaca has confirmed for the seat since it asked, be it for an older connection, and stays."""
-        self.recall(acked)
+        """Return the topics that Alpaca has confirmed for this subscriber.
+
+        A confirmation on an earlier connection counts. Topics that an unanswered request removes are left out.
+        """
+        self.update_provisional(acked)
         confirmed = NO_TOPICS.union(
-            *(pending.holds for pending in self.pending if pending.answered and not pending.remembered)
+            *(pending.holds for pending in self.pending if pending.answered and not pending.provisional)
         )
-        return confirmed.difference(*(pending.remove for pending in self.waiting))
+        return confirmed.difference(*(pending.remove for pending in self.unanswered))
 
     def acknowledge(self, pending: PendingRequest) -> None:
-        """The state that it is told next; without a copy, where the request is all of it."""
+        """Update `acknowledged`, without a copy if the request is all of it."""
         acknowledged = self.acknowledged | pending.add if self.acknowledged else pending.add
         self.acknowledged = acknowledged - pending.remove if pending.remove else acknowledged

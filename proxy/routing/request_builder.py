@@ -1,7 +1,7 @@
-"""One request to Alpaca: a piece of what is to be asked for or given up, small enough to be taken.
+"""One request to Alpaca: a part of the topics to add or remove, bounded in bytes.
 
-Alpaca closes connections that send large messages, so a request has a bound in bytes; what has no room in it goes with
-the next one.
+Alpaca closes connections that send large messages, so a request has at most REQUEST_BYTES; topics that do not fit are
+left for the next request.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from proxy.alpaca.codec import JSON
 from proxy.alpaca.topics import Topic
 
 REQUEST_BYTES = 16 * 1024
-RUN = 256  # topics that are measured together
+BATCH_TOPICS = 256  # measured together
 
 _ENVELOPE = len('{"action":"unsubscribe"}')
 _CHANNEL = len(",:[]")
 _SYMBOL = len('"",')
-_PLAIN = re.compile("[A-Z0-9./]+").fullmatch  # is encoded as it is, which takes half the time to see
+_UNESCAPED = re.compile("[A-Z0-9./]+").fullmatch  # JSON encodes these as they are; the match takes half as long
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamRequest:
-    """One piece of the difference between wanted and acked, to be sent upstream."""
+    """A request to Alpaca that adds or removes these topics."""
 
     add: bool
     topics: tuple[Topic, ...]
 
 
 class RequestBuilder:
-    """The topics of a request in the making; counted in JSON, which is the longer codec."""
+    """Collects the topics of one request. Sizes are those in JSON, the longer codec."""
 
     __slots__ = ("_channels", "_room", "full", "topics")
 
@@ -46,35 +46,37 @@ class RequestBuilder:
         return f"<RequestBuilder {len(self.topics)} topics, room for {self._room} bytes>"
 
     def fill(self, topics: Iterable[Topic]) -> None:
-        """Adds those that are not in it yet, while there is room. It takes them by the run: there may be thousands."""
+        """Add the topics that are not included yet, up to the first that does not fit.
+
+        They are measured in batches, since there may be thousands.
+        """
         if self.full:
             return
         rest = filterfalse(self.topics.__contains__, topics) if self.topics else iter(topics)
-        while run := dict.fromkeys(islice(rest, RUN)):
-            size, channels = self._measure(run)
+        while batch := dict.fromkeys(islice(rest, BATCH_TOPICS)):
+            size, channels = self._measure(batch)
             if size > self._room:
-                self._fill_up(run)
+                self._fill_one_by_one(batch)
                 return
-            self._take(run, size, channels)
+            self._add(batch, size, channels)
 
-    def _fill_up(self, topics: Iterable[Topic]) -> None:
-        """Adds them one by one, up to the first that there is no room for."""
+    def _fill_one_by_one(self, topics: Iterable[Topic]) -> None:
         for topic in topics:
             size, channels = self._measure((topic,))
             if size > self._room:
                 self.full = True
                 return
-            self._take({topic: None}, size, channels)
+            self._add({topic: None}, size, channels)
 
-    def _take(self, topics: dict[Topic, None], size: int, channels: set[str]) -> None:
+    def _add(self, topics: dict[Topic, None], size: int, channels: set[str]) -> None:
         self._room -= size
         self._channels |= channels
         self.topics |= topics
 
     def _measure(self, topics: Collection[Topic]) -> tuple[int, set[str]]:
-        """How many bytes these would add, and which channels."""
+        """Return the bytes that the topics would add, and the channels that are new."""
         text = "".join([symbol for _, symbol in topics])
-        # JSON escapes each character by itself, so all at once take what they take one by one.
-        size = (len(text) if _PLAIN(text) else len(JSON.encode(text)) - 2) + len(topics) * _SYMBOL
+        # JSON escapes each character on its own, so the joined symbols are as long as the separate ones together.
+        size = (len(text) if _UNESCAPED(text) else len(JSON.encode(text)) - 2) + len(topics) * _SYMBOL
         channels = {channel for channel, _ in topics} - self._channels
         return size + sum(len(JSON.encode(channel)) + _CHANNEL for channel in channels), channels

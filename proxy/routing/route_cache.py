@@ -1,13 +1,16 @@
-"""The routes that are known: who hears a message of this kind and symbol.
+"""A cache of routes: the groups that receive a message of a kind and symbol.
 
-A route is computed when the first such message comes, which asks each large group, and kept until a subscription that
-names it comes or goes. That takes an entry per topic; where so many topics change that most routes would go, all of
-them are let go of instead, and freed a few at a time as new ones come: Python takes a tenth of a second to free a
-million objects.
+A route is computed for the first such message, which checks each large group, and is kept until a subscription with its
+topic is added or removed. Its removal then costs a look-up for each topic. If so many topics change that most routes
+would be removed, all routes of the kind are dropped instead, and freed a few at a time as new ones are computed: Python
+takes a tenth of a second to free a million objects.
+
+The cache is bounded in bytes. A symbol or kind over MAX_NAME characters is treated as if the message had none.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from itertools import islice
 from typing import Generic, TypeVar
@@ -15,76 +18,96 @@ from typing import Generic, TypeVar
 from proxy.alpaca.endpoints import CHANNEL_OF_KIND, WILDCARD
 from proxy.alpaca.topics import Subscription
 
-# Of some 320 bytes each; options have more symbols than memory wants routes. Over it, the oldest of them give way.
-MAX_ROUTES = 1 << 17
-EVICTED = 1 << 10
-FREED = 16  # with each new one
+MAX_NAME = 256  # characters; the longest symbol of Alpaca's has 21
+MAX_BYTES = 48 * 1024 * 1024  # about 140,000 routes; options have more symbols than that
+ROUTE_BYTES = 300  # of a route, without its symbol
+EVICTED = 1 << 10  # routes that are evicted at a time, the oldest first
+FREED = 16  # dropped routes that are freed with each new one
 MAX_KINDS = 64
-KEEP_RATIO = (
-    2  # times as many routes of a kind as topics that change: then the others are worth an entry for each of those
-)
+KEEP_RATIO = 2  # the routes of a kind are dropped at once if there are fewer than this many for each changed topic
 
 R = TypeVar("R")
 
 
 class RouteCache(dict[str, "KindRoutes[R]"], Generic[R]):
-    """By kind, then by symbol; `find` computes the route of both."""
+    """Routes by kind, then by symbol; `find` computes a route that is not cached."""
 
     def __init__(self, find: Callable[[str, str], R]) -> None:
         super().__init__()
+        self.long_names = 0  # messages whose symbol or kind was too long
         self._find = find
-        self._freed: list[dict[str, R]] = []
+        self._dropped: list[dict[str, R]] = []
 
     def __missing__(self, kind: str) -> KindRoutes[R]:
+        if len(kind) > MAX_NAME:
+            self.long_names += 1
+            return self[""]
         if len(self) >= MAX_KINDS:
-            for strange in [*self.keys() - CHANNEL_OF_KIND.keys()]:
-                self._freed.append(self.pop(strange))
-        found = self[kind] = KindRoutes(self, kind)
-        return found
+            for unknown in [*self.keys() - CHANNEL_OF_KIND.keys()]:
+                self._dropped.append(self.pop(unknown))
+        routes = self[kind] = KindRoutes(self, kind)
+        return routes
 
     def __repr__(self) -> str:
-        return f"<RouteCache of {self.count()} topics>"
+        return f"<RouteCache {sum(map(len, self.values()))} routes, {self.bytes()} bytes>"
 
-    def count(self) -> int:
-        """How many are known."""
-        return sum(map(len, self.values()))
+    def bytes(self) -> int:
+        """Return the estimated memory of the routes."""
+        return sum(routes.bytes for routes in self.values())
 
-    def learn(self, kind: str, symbol: str) -> R:
-        """One that is new, or was let go of."""
-        if self.count() >= MAX_ROUTES:
-            largest = max(self.values(), key=len)
+    def compute(self, kind: str, symbol: str) -> R:
+        """Compute a route that is not cached, and make room for it."""
+        if self.bytes() >= MAX_BYTES:
+            largest = max(self.values(), key=lambda routes: routes.bytes)
             for old in [*islice(largest, EVICTED)]:
-                del largest[old]
-        if self._freed:
-            freed = self._freed[-1]
-            for _ in range(min(FREED, len(freed))):
-                freed.popitem()
-            if not freed:
-                self._freed.pop()
+                largest.discard(old)
+        if self._dropped:
+            dropped = self._dropped[-1]
+            for _ in range(min(FREED, len(dropped))):
+                dropped.popitem()
+            if not dropped:
+                self._dropped.pop()
         return self._find(kind, symbol)
 
     def change(self, subscription: Subscription) -> None:
-        """Somebody hears these topics from now on, or nobody does any more."""
-        for kind, known in [*self.items()]:
+        """Remove the routes affected by a group with this subscription.
+
+        Call it when such a group is added or removed.
+        """
+        for kind, routes in [*self.items()]:
             channel = CHANNEL_OF_KIND.get(kind)
-            if channel is None or (channel, WILDCARD) in subscription or len(known) < KEEP_RATIO * len(subscription):
-                self._freed.append(self.pop(kind))
+            if channel is None or (channel, WILDCARD) in subscription or len(routes) < KEEP_RATIO * len(subscription):
+                self._dropped.append(self.pop(kind))
             else:
                 for topic in subscription:
                     if topic[0] == channel:
-                        known.pop(topic[1], None)
+                        routes.discard(topic[1])
 
 
 class KindRoutes(dict[str, R]):
     """The routes of one kind."""
 
-    __slots__ = ("_kind", "_routes")
+    __slots__ = ("_cache", "_kind", "bytes")
 
-    def __init__(self, routes: RouteCache[R], kind: str) -> None:
+    def __init__(self, cache: RouteCache[R], kind: str) -> None:
         super().__init__()
-        self._routes = routes
+        self.bytes = 0
+        self._cache = cache
         self._kind = kind
 
     def __missing__(self, symbol: str) -> R:
-        route = self[symbol] = self._routes.learn(self._kind, symbol)
+        if len(symbol) > MAX_NAME:
+            self._cache.long_names += 1
+            return self[""]
+        route = self[symbol] = self._cache.compute(self._kind, symbol)
+        self.bytes += _size(symbol)
         return route
+
+    def discard(self, symbol: str) -> None:
+        """Remove the route of a symbol, if it is cached."""
+        if self.pop(symbol, None) is not None:
+            self.bytes -= _size(symbol)
+
+
+def _size(symbol: str) -> int:
+    return ROUTE_BYTES + sys.getsizeof(symbol)

@@ -1,30 +1,32 @@
-"""Topic → who hears it: the data path of one feed, pure.
+"""Topic → groups of sessions: the data path of one feed, pure.
 
-Sessions that hold the same subscription in the same codec form a *group*: a batch is joined once a group, however many
-members share the bytes. `routes` know the groups that hear a message of some kind and symbol, wildcards folded in, so a
-message costs a look-up, whatever the number of symbols. Order is kept: bodies are appended in upstream's order and
-flushed before anything else happens.
+Sessions with the same subscription and codec form a *group*: a batch is joined once for a group, and all members share
+its bytes. The route of a kind and symbol is the tuple of groups that receive it, including those with a wildcard. It is
+cached, so a message costs one look-up, whatever the number of symbols. Bodies are appended in the order in which they
+were received, and flushed before any subscription changes.
 
-A few kinds are looked into on their way: news goes by its `symbols`, and order books are kept (`books`), so that who
-joins late hears a whole one first.
+The content of two kinds is inspected: news is routed by its `symbols`, and order books are kept (`order_books`), so
+that a session that joins late receives the whole book first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple, Protocol
 
-from proxy.alpaca.codec import FRAME_BYTES, Codec, Malformed, Raw
+from proxy.alpaca import large_frames
+from proxy.alpaca.codec import BODY_BYTES, FRAME_BYTES, Codec, Malformed, Raw
 from proxy.alpaca.endpoints import CHANNEL_OF_KIND, WILDCARD, Endpoint
 from proxy.alpaca.market import CONTROL
 from proxy.alpaca.topics import NO_TOPICS, Subscription, Topic, channel_of, covers, known
 from proxy.alpaca.transcode import transcode
 from proxy.routing import order_books as books
+from proxy.routing.allowlists import SymbolPatterns
 from proxy.routing.order_books import Books
 from proxy.routing.route_cache import RouteCache
 
-# A group of more topics is asked one topic at a time, when a route is made, instead of being entered under each: so a
-# join with thousands of symbols does not hold up everybody's data.
+# A group with more topics is not indexed by topic; instead, its set is checked when a route is computed. So a subscribe
+# to thousands of symbols does not block the hub.
 LARGE = 500
 
 _NEWS = "n"
@@ -33,22 +35,25 @@ _INSPECTED = frozenset((_NEWS, books.KIND))
 
 
 class Member(Protocol):
-    """A session, as far as routing knows it. `name` is its client's; `curious` that its allowlist has `*` for channels,
-    those that this code does not know included; `outages` counts those of its feed that it lived through."""
+    """The part of a session's `Subscriber` that routing uses.
+
+    `name` is the client's. `accepts_unknown` are the patterns of the allowlist's channel `*`, which apply to kinds
+    without a documented channel; None if the allowlist has no channel `*`. `outages` counts the outages of the feed.
+    """
 
     name: str
     codec: Codec
-    accepts_unknown: bool
+    accepts_unknown: SymbolPatterns | None
     outages: int
     put: Callable[[bytes, int], None]
 
 
 class Group:
-    """The members that hear the same messages in the same codec, and the bodies gathered for them."""
+    """The members with the same subscription and codec, and bodies for them."""
 
     __slots__ = ("_channels", "accepts_unknown", "bodies", "codec", "members", "subscription")
 
-    def __init__(self, subscription: Subscription, codec: Codec, accepts_unknown: bool) -> None:
+    def __init__(self, subscription: Subscription, codec: Codec, accepts_unknown: SymbolPatterns | None) -> None:
         self.subscription = subscription
         self.codec = codec
         self.accepts_unknown = accepts_unknown
@@ -61,22 +66,30 @@ class Group:
 
     @property
     def channels(self) -> frozenset[str]:
-        """Those in which it may hear kinds that no documented channel carries. Seldom asked for, and thousands of
-        topics are looked at to find them."""
+        """The channels of the subscription.
+
+        They are computed once, since there may be thousands of topics.
+        """
         if self._channels is None:
-            self._channels = frozenset(map(channel_of, self.subscription)) if self.accepts_unknown else frozenset()
+            self._channels = frozenset(map(channel_of, self.subscription))
         return self._channels
 
 
 class Route(NamedTuple):
-    """The groups that hear a message: those of the feed's own codec, and those it must be transcoded for."""
+    """The groups that receive a message, by codec.
+
+    `same` use the feed's own codec, for `other` the message must be transcoded.
+    """
 
     same: tuple[Group, ...]
     other: tuple[Group, ...]
 
 
 class Delivery(NamedTuple):
-    """A data frame's payload, how many messages are in it, and who gets it. `text`: it travels in a text frame."""
+    """A data frame's payload, its number of messages, and its receivers.
+
+    `text`: it is sent in a text frame.
+    """
 
     members: Sequence[Member]
     text: bool
@@ -85,45 +98,64 @@ class Delivery(NamedTuple):
 
 
 class Routing(Protocol):
-    """Who hears what: `Router` on market data, `orders.OrderRouter` on trading."""
+    """`Router` for market data, `order_ownership.OrderRouter` for trading."""
 
     received: int
     unrouted: int
 
+    @property
+    def irregular(self) -> Mapping[str, int]: ...
+
     def set_subscription(self, member: Member, subscription: Subscription) -> list[Delivery]: ...
     def subscriptions(self) -> list[tuple[Member, Subscription]]: ...
+    def revoke(self, member: Member, topics: Subscription) -> None: ...
     def remove(self, member: Member) -> None: ...
     def prune_books(self, acked: Set[Topic]) -> None: ...
     def book(self, symbol: str, codec: Codec) -> Raw | bytes | None: ...
+    def pieces(self, frame: bytes) -> Iterator[bytes | None]: ...
     def take(self, frame: bytes) -> Raw | bytes | None: ...
     def flush(self) -> list[Delivery]: ...
 
 
 class Router:
-    """The groups of one feed, whose upstream speaks `codec`."""
+    """The groups of one feed, whose upstream connection uses `codec`."""
 
     def __init__(self, endpoint: Endpoint, codec: Codec) -> None:
         self.endpoint = endpoint
         self.codec = codec
         self.received = 0  # messages
-        self.unrouted = 0  # of them, those that nobody wanted
-        self.untranslatable = 0
-        self._groups: dict[tuple[Subscription, str, bool], Group] = {}
-        self._home: dict[Member, Group] = {}
-        self._holders: dict[Topic, dict[Group, None]] = {}
-        self._large: dict[Group, None] = {}
+        self.unrouted = 0  # messages that no session received
+        self._untranslatable = 0
+        self._oversized = 0
+        self._groups: dict[tuple[Subscription, str, SymbolPatterns | None], Group] = {}
+        self._group_of: dict[Member, Group] = {}
+        self._groups_by_topic: dict[Topic, dict[Group, None]] = {}
+        self._large_groups: dict[Group, None] = {}
         self._routes = RouteCache(self.find)
         self._books = Books(codec)
-        self._touched: list[Group] = []
+        # Between `take` and `flush`:
+        self._touched: list[Group] = []  # the groups with bodies
         self._frames: list[bytes] = []
-        self._count = 0
+        self._count = 0  # messages
 
     def __repr__(self) -> str:
-        return f"<Router {self.endpoint.feed} {len(self._home)} members in {len(self._groups)} groups>"
+        return f"<Router {self.endpoint.feed} {len(self._group_of)} members in {len(self._groups)} groups>"
+
+    @property
+    def irregular(self) -> Mapping[str, int]:
+        """The numbers of messages that could not be passed on regularly, by reason."""
+        return {
+            "untranslatable": self._untranslatable,
+            "oversized": self._oversized,
+            "long_symbol": self._routes.long_names,
+        }
 
     def set_subscription(self, member: Member, subscription: Subscription) -> list[Delivery]:
-        """From now on the member hears this subscription, and nothing else; the order books that it begins with."""
-        before = self._home[member].subscription if member in self._home else NO_TOPICS
+        """Replace the member's subscription.
+
+        Return the order books that must be sent to it first.
+        """
+        before = self._group_of[member].subscription if member in self._group_of else NO_TOPICS
         self._join(member, subscription)
         codec = member.codec
         gained = [self.book(symbol, codec) for symbol in self._books.gained(before, subscription)]
@@ -140,53 +172,73 @@ class Router:
         if group is None:
             group = self._groups[key] = Group(subscription, member.codec, member.accepts_unknown)
             if len(subscription) > LARGE:
-                self._large[group] = None
-            for topic in self._entered(group):
-                self._holders.setdefault(topic, {})[group] = None
+                self._large_groups[group] = None
+            for topic in self._indexed_topics(group):
+                self._groups_by_topic.setdefault(topic, {})[group] = None
             self._routes.change(subscription)
         group.members.append(member)
-        self._home[member] = group
+        self._group_of[member] = group
+
+    def revoke(self, member: Member, topics: Subscription) -> None:
+        """Remove these topics from the member's subscription."""
+        group = self._group_of.get(member)
+        if group is not None:
+            self._join(member, group.subscription - topics)
 
     def remove(self, member: Member) -> None:
-        """The member hears nothing any more."""
-        group = self._home.pop(member, None)
+        """Remove a member."""
+        group = self._group_of.pop(member, None)
         if group is None:
             return
         group.members.remove(member)
         if group.members:
             return
         del self._groups[group.subscription, group.codec.name, group.accepts_unknown]
-        for topic in self._entered(group):
-            holders = self._holders[topic]
-            del holders[group]
-            if not holders:
-                del self._holders[topic]
-        self._large.pop(group, None)
+        for topic in self._indexed_topics(group):
+            groups = self._groups_by_topic[topic]
+            del groups[group]
+            if not groups:
+                del self._groups_by_topic[topic]
+        self._large_groups.pop(group, None)
         self._routes.change(group.subscription)
 
-    def _entered(self, group: Group) -> Subscription:
-        """The topics under which the group is entered in `_holders`."""
-        return group.subscription & _WILDCARDS if group in self._large else group.subscription
+    def _indexed_topics(self, group: Group) -> Subscription:
+        """Return the topics under which the group is in `_groups_by_topic`."""
+        return group.subscription & _WILDCARDS if group in self._large_groups else group.subscription
 
     def subscriptions(self) -> list[tuple[Member, Subscription]]:
-        """Who hears what."""
-        return [(member, group.subscription) for member, group in self._home.items()]
+        """Return each member's subscription."""
+        return [(member, group.subscription) for member, group in self._group_of.items()]
 
     def prune_books(self, acked: Set[Topic]) -> None:
-        """Alpaca sends these topics and no more: what is remembered of others is of no use."""
+        """Remove the order books of topics that Alpaca no longer sends."""
         self._books.keep(acked)
 
     def book(self, symbol: str, codec: Codec) -> Raw | bytes | None:
-        """The body that tells a pair's order book in full, as it now is; None if it is not known."""
+        """Return the body of a message with a pair's whole order book, or None.
+
+        None if the book is not kept.
+        """
         body = self._books.whole(symbol)
         return body if body is None or codec is self.codec else self._translated(books.KIND, body, codec)
 
-    def take(self, frame: bytes) -> Raw | None:
-        """Gathers a data frame's messages for those who hear them; `flush` must follow before any `hold` or `drop`.
+    def pieces(self, frame: bytes) -> Iterator[bytes | None]:
+        """Split a large frame into small ones for `take`. Raises Malformed.
 
-        A control message is given back: Alpaca sends each alone in its frame. Raises Malformed.
+        None is a pause.
+        """
+        return large_frames.pieces(frame, self.codec)
+
+    def take(self, frame: bytes) -> Raw | None:
+        """Gather a data frame's messages by group. Raises Malformed.
+
+        `flush` must follow before `set_subscription` or `remove`. A control message is returned: Alpaca sends each
+        alone in its frame. Raises Malformed.
         """
         raws, heads = self.codec.split(frame)
+        if len(frame) > BODY_BYTES and len(raws) == 1:
+            self._oversized += 1
+            return None
         if len(heads) == 1 and heads[0].T in CONTROL:
             return raws[0]
         self._frames.append(frame)
@@ -206,7 +258,10 @@ class Router:
         return None
 
     def flush(self) -> list[Delivery]:
-        """The batches that `take` gathered, one a group (more if a frame would grow too large)."""
+        """Return the batches that `take` gathered.
+
+        There is one for each group, or several if a frame would be too large.
+        """
         deliveries: list[Delivery] = []
         whole = self._frames[0] if len(self._frames) == 1 and len(self._frames[0]) <= FRAME_BYTES else None
         for group in self._touched:
@@ -224,7 +279,7 @@ class Router:
         return deliveries
 
     def _transcoded(self, kind: str, raw: Raw, groups: Iterable[Group]) -> None:
-        """The message in the other codecs, once for each."""
+        """Append the message to groups with other codecs, transcoded once for each."""
         bodies: dict[Codec, Raw | bytes | None] = {}
         for group in groups:
             codec = group.codec
@@ -239,49 +294,60 @@ class Router:
         try:
             return transcode(kind, raw, self.codec, codec)
         except Malformed:
-            self.untranslatable += 1
+            self._untranslatable += 1
             return None
 
     def find(self, kind: str, symbol: str) -> Route:
-        """Who hears such a message, computed afresh."""
+        """Compute the route of a kind and symbol."""
         channel = CHANNEL_OF_KIND.get(kind)
         if channel is None:
             return _route(self._unknown_kind(kind, symbol), self.codec)
         return _route(self._receivers(channel, (symbol,)), self.codec)
 
     def _inspect(self, kind: str, symbol: str, raw: Raw) -> Route:
-        """Who hears a message that must be read on its way."""
+        """Return the route of a message of an inspected kind.
+
+        An order book message is applied to its book.
+        """
         if kind == _NEWS:
             return self._news(raw)
         self._books.apply(symbol, raw)
         return self._routes[kind][symbol]
 
     def _news(self, raw: Raw) -> Route:
-        """News goes by its `symbols`, once to each group; without any it reaches the wildcard alone."""
+        """Return the route of a news message, by its `symbols`.
+
+        Without any, it is sent to the groups with the wildcard.
+        """
         return _route(self._receivers("news", self.codec.news_symbols(raw)), self.codec)
 
     def _receivers(self, channel: str, symbols: Iterable[str]) -> Iterable[Group]:
-        """The groups that hold the channel's wildcard or any of these symbols, each once."""
-        found = {**self._holders.get((channel, WILDCARD), {})}
+        """Return the groups that hold the wildcard or any of the symbols, each once."""
+        groups = {**self._groups_by_topic.get((channel, WILDCARD), {})}
         for symbol in symbols:
             topic = known(channel, symbol)
-            found |= self._holders.get(topic, {})
-            found |= dict.fromkeys([group for group in self._large if topic in group.subscription])
-        return found
+            groups |= self._groups_by_topic.get(topic, {})
+            groups |= dict.fromkeys([group for group in self._large_groups if topic in group.subscription])
+        return groups
 
     def _unknown_kind(self, kind: str, symbol: str) -> Iterable[Group]:
-        """A kind that no documented channel carries: nothing in it tells which channel it belongs to. Those hear it who
-        hold its symbol, or everything, and whose allowlist has `*` for the feed or its channels."""
-        if kind in CONTROL:  # not alone in its frame, as it should be; SDKs would take it for an answer to themselves
+        """Return the groups that receive a kind without a documented channel.
+
+        They hold the symbol, or `*`, on any channel, and the patterns of their allowlist's channel `*` permit it.
+        """
+        if kind in CONTROL:  # a control message among data: an SDK would take it for a reply to its own request
             return []
         return [
             group
             for group in self._groups.values()
-            if any(covers(group.subscription, (channel, symbol)) for channel in group.channels)
+            if group.accepts_unknown is not None
+            and group.accepts_unknown.permit(symbol)
+            and any(covers(group.subscription, (channel, symbol)) for channel in group.channels)
         ]
 
 
 def _route(groups: Iterable[Group], codec: Codec) -> Route:
+    """Return the route to these groups, on a feed that uses `codec`."""
     same: list[Group] = []
     other: list[Group] = []
     for group in groups:

@@ -1,9 +1,8 @@
-"""How many hold each topic, for thousands of topics at a time.
+"""Reference counts of topics, fast for thousands of topics at a time.
 
-A client may ask for thousands while data flows. Python's sets keep the hashes of what is in them, so what is said of
-whole sets takes a tenth of what a loop over their topics would. So large sets, MOST_WHOLES of them, are not counted
-topic by topic, but as what they are, sets that somebody holds; and where hundreds hold the same one, who joins or
-leaves them is a look-up.
+A client may subscribe to thousands of topics while data flows. Python's sets store the hashes of their items, so an
+operation on whole sets takes a tenth of a loop over their topics. Up to MAX_WHOLE_SETS large sets are therefore counted
+as whole sets, not topic by topic; if hundreds of subscriptions are equal, adding or removing one is a single look-up.
 """
 
 from __future__ import annotations
@@ -12,70 +11,70 @@ from collections.abc import Set
 
 from proxy.alpaca.topics import MANY, NO_TOPICS, Subscription, Topic
 
-MAX_WHOLE_SETS = 16  # whoever gives up a large set has it compared with all others, which takes up to 0.3 ms for each
+MAX_WHOLE_SETS = 16  # removing the last copy of a large set compares it with all others, each up to 0.3 ms
 
 
 class TopicRefCounts:
-    """A multiset. `topics` are those that somebody holds."""
+    """A multiset of topics. `topics` are those with a count above zero."""
 
-    __slots__ = ("_counts", "_wholes", "topics")
+    __slots__ = ("_counts", "_whole_sets", "topics")
 
     def __init__(self) -> None:
         self.topics: set[Topic] = set()
-        self._counts: dict[Topic, int] = {}  # how many hold each, those of wholes aside
-        self._wholes: dict[Subscription, int] = {}  # how many hold exactly these
+        self._counts: dict[Topic, int] = {}  # by topic, without those in whole sets
+        self._whole_sets: dict[Subscription, int] = {}
 
     def __repr__(self) -> str:
         return f"<TopicRefCounts {len(self.topics)} topics, {len(self._counts)} of them counted>"
 
     def add(self, topics: Subscription) -> Set[Topic]:
-        """One more holds these; those that nobody held before."""
-        holders = self._wholes.get(topics, 0)
-        if holders or (len(topics) >= MANY and len(self._wholes) < MAX_WHOLE_SETS):
-            self._wholes[topics] = holders + 1
+        """Count one more reference to each topic; return the topics that had none."""
+        copies = self._whole_sets.get(topics, 0)
+        if copies or (len(topics) >= MANY and len(self._whole_sets) < MAX_WHOLE_SETS):
+            self._whole_sets[topics] = copies + 1
         else:
             counts = self._counts
             for topic in topics:
                 counts[topic] = counts.get(topic, 0) + 1
-        fresh = NO_TOPICS if holders else topics - self.topics
-        self.topics |= fresh
-        return fresh
+        new = NO_TOPICS if copies else topics - self.topics
+        self.topics |= new
+        return new
 
     def remove(self, topics: Subscription) -> Set[Topic]:
-        """One that held exactly these holds nothing any more; those that nobody holds any more."""
-        holders = self._wholes.get(topics)
-        if holders is None:
-            return self._gone(self._uncounted(topics))
-        if holders > 1:
-            self._wholes[topics] = holders - 1
+        """Undo one `add` of exactly these topics; return those without a reference now."""
+        copies = self._whole_sets.get(topics)
+        if copies is None:
+            return self._drop_unreferenced(self._decrement(topics))
+        if copies > 1:
+            self._whole_sets[topics] = copies - 1
             return NO_TOPICS
-        del self._wholes[topics]
-        return self._gone(topics.difference(self._counts))
+        del self._whole_sets[topics]
+        return self._drop_unreferenced(topics.difference(self._counts))
 
-    def shrink(self, topics: Subscription, given: Subscription) -> Set[Topic]:
-        """One that held exactly these has given some of them up; those that nobody holds any more."""
-        if topics in self._wholes:
+    def shrink(self, topics: Subscription, removed: Subscription) -> Set[Topic]:
+        """Undo a part of one `add` of exactly `topics`; return those without a reference."""
+        if topics in self._whole_sets:
             gone = self.remove(topics)
-            return gone - self.add(topics - given)
-        return self._gone(self._uncounted(given))
+            return gone - self.add(topics - removed)
+        return self._drop_unreferenced(self._decrement(removed))
 
-    def _uncounted(self, topics: Subscription) -> Subscription:
-        """Those of the topics that nobody holds any more whose holdings are counted."""
+    def _decrement(self, topics: Subscription) -> Subscription:
+        """Count one reference less to each topic; return those whose count is zero now."""
         counts = self._counts
-        last = []
+        zero = []
         for topic in topics:
             if left := counts[topic] - 1:
                 counts[topic] = left
             else:
                 del counts[topic]
-                last.append(topic)
-        return frozenset(last)
+                zero.append(topic)
+        return frozenset(zero)
 
-    def _gone(self, topics: Subscription) -> Subscription:
-        """Those of the topics that are in no whole, and so in nothing any more."""
-        for whole in self._wholes:
+    def _drop_unreferenced(self, topics: Subscription) -> Subscription:
+        """Remove uncounted topics that are in no whole set from `topics`; return them."""
+        for whole_set in self._whole_sets:
             if not topics:
                 break
-            topics -= whole
+            topics -= whole_set
         self.topics -= topics
         return topics

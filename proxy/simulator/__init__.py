@@ -1,24 +1,25 @@
-"""A stand-in for Alpaca: every stream's handshake, acknowledgements and limits, a synthetic market, scripted faults.
+"""Simulator of Alpaca's streams, for development and for the tests.
 
-It shares no code with the proxy's own reading of the protocol but the table of endpoints and the spelling of
-timestamps, so that each can prove the other wrong.
+It has every stream's handshake, acknowledgements and limits, a synthetic market, and scripted faults. The endpoint
+table and the timestamp format are the only code that it shares with the proxy's implementation of the protocol, so
+that each implementation checks the other.
 
-    conversation   the market dialect from Alpaca's side, pure
-    trading        the trading dialect from Alpaca's side, pure
-    outcomes       what a conversation decides
+    conversation   market-data session, server side, pure
+    trading        trading session, server side, pure
+    outcomes       results of a session's decisions
     account_plan   keys, limits and connection slots of an account, pure
-    wire           messages as bytes in the two codecs
-    market         the synthetic market: prices, bars
-    stocks         the tapes of stocks
-    crypto         the tapes of crypto pairs and perpetuals
-    options        the tapes of options
-    news           the tape of news
-    orders         the tape of orders
-    exchange       all tapes of a market
+    wire           encoding and decoding in the two codecs
+    market         synthetic market: prices, bars
+    stocks         message generator for stocks
+    crypto         message generators for crypto pairs and perpetuals
+    options        message generator for options
+    news           message generator for news
+    orders         message generator for order updates
+    exchange       one message generator per feed
     faults         scripted faults
-    upgrade        what an upgrade request asks for
-    peer           one connection
-    server         the simulator as a server
+    upgrade        parsing of upgrade requests
+    peer           one client connection
+    server         the server: listener, connections, publishing, faults
     serve          the simulator as a program
 """
 

@@ -1,8 +1,9 @@
-"""What Alpaca knows of an account: its keys, what it has paid for, and the places that it holds.
+"""Account state on Alpaca's side: keys, plan, and connection slots.
 
-A *place* is the right to one connection: an account has `Plan.connections` of them on each feed. The first to come
-keeps its place and nobody displaces it; it is free again when its connection ends, or `Plan.ghost_seconds` later when
-the connection ended without a word (Alpaca takes about 90 s to notice a peer that vanished).
+A *slot* is the right to one connection: an account has `AccountPlan.connections` of them on each feed. The first
+connection keeps its slot; a later one never displaces it. The slot is free again when the connection ends, or
+`AccountPlan.ghost_seconds` later when it ended without a close frame (Alpaca takes about 90 s to notice a peer that
+vanished).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hmac
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-# docs.alpaca.markets, "Streaming Market Data", the table of errors.
+# Source: docs.alpaca.markets, "Streaming Market Data", table of errors.
 ERRORS: Mapping[int, str] = {
     400: "invalid syntax",
     401: "not authenticated",
@@ -33,11 +34,11 @@ ERRORS: Mapping[int, str] = {
 
 @dataclass(frozen=True, slots=True)
 class AccountPlan:
-    """What an account may do, and how Alpaca treats its connections.
+    """Limits of an account, and timeouts of its connections.
 
     `feeds` are those that it may log in to (None: all). `symbol_limit` bounds the trades, quotes and order books that
-    one connection holds, for all feeds or by feed; bars are free, and `*` is over every limit. `connections` is the
-    number of places on each feed. `request_bytes` is the largest message that a client may send.
+    one connection subscribes to, for all feeds or by feed; bars are not counted, and `*` exceeds every limit.
+    `connections` is the number of slots on each feed. `request_bytes` is the largest message that a client may send.
     """
 
     feeds: Collection[str] | None = None
@@ -48,7 +49,7 @@ class AccountPlan:
     request_bytes: int = 16 * 1024
 
     def limit(self, feed: str) -> int | None:
-        """How many trades, quotes and order books a connection to this feed may hold; None: any number."""
+        """Return the symbol limit of one connection to this feed; None: no limit."""
         if isinstance(self.symbol_limit, Mapping):
             return self.symbol_limit.get(feed)
         return self.symbol_limit
@@ -56,10 +57,10 @@ class AccountPlan:
 
 @dataclass
 class AccountSlots:
-    """Decides who gets in. `clock` counts seconds.
+    """Checks logins and counts connection slots. `clock` returns seconds.
 
-    `auth_refusals` (by feed) and `symbol_refusals` (by symbol) are scripted: codes that are answered whatever the plan
-    says. No secret is ever shown.
+    `auth_refusals` (by feed) and `symbol_refusals` (by symbol) are scripted error codes that take precedence over the
+    plan. The repr contains no secret.
     """
 
     keys: Mapping[str, str] = field(repr=False)
@@ -67,33 +68,33 @@ class AccountSlots:
     clock: Callable[[], float]
     auth_refusals: dict[str, int] = field(default_factory=dict)
     symbol_refusals: dict[str, int] = field(default_factory=dict)
-    _places: dict[tuple[str, str], int] = field(default_factory=dict, repr=False)
+    _used: dict[tuple[str, str], int] = field(default_factory=dict, repr=False)
     _ghosts: dict[tuple[str, str], list[float]] = field(default_factory=dict, repr=False)
 
     def admit(self, feed: str, key: str, secret: str) -> int | None:
-        """Takes a place for this login, or says by its code why not."""
+        """Take a slot for this login and return None, or return the code of the refusal."""
         if (scripted := self.auth_refusals.get(feed)) is not None:
             return scripted
-        known = self.keys.get(key)
-        if known is None or not hmac.compare_digest(known.encode(), secret.encode()):
+        expected = self.keys.get(key)
+        if expected is None or not hmac.compare_digest(expected.encode(), secret.encode()):
             return 402
         if self.plan.feeds is not None and feed not in self.plan.feeds:
             return 409
-        place = (feed, key)
-        held = self._places.get(place, 0)
-        if held + self._haunted(place) >= self.plan.connections:
+        slot = (feed, key)
+        used = self._used.get(slot, 0)
+        if used + self._ghost_count(slot) >= self.plan.connections:
             return 406
-        self._places[place] = held + 1
+        self._used[slot] = used + 1
         return None
 
-    def leave(self, feed: str, key: str, *, farewell: bool) -> None:
-        """Gives a place back; without a `farewell` (a close frame from the client) its ghost may stay for a while."""
-        place = (feed, key)
-        self._places[place] -= 1
-        if not farewell and self.plan.ghost_seconds > 0:
-            self._ghosts.setdefault(place, []).append(self.clock() + self.plan.ghost_seconds)
+    def leave(self, feed: str, key: str, *, close_frame: bool) -> None:
+        """Free a slot; without a close frame, only after `ghost_seconds`."""
+        slot = (feed, key)
+        self._used[slot] -= 1
+        if not close_frame and self.plan.ghost_seconds > 0:
+            self._ghosts.setdefault(slot, []).append(self.clock() + self.plan.ghost_seconds)
 
-    def _haunted(self, place: tuple[str, str]) -> int:
+    def _ghost_count(self, slot: tuple[str, str]) -> int:
         now = self.clock()
-        self._ghosts[place] = [until for until in self._ghosts.get(place, ()) if until > now]
-        return len(self._ghosts[place])
+        self._ghosts[slot] = [until for until in self._ghosts.get(slot, ()) if until > now]
+        return len(self._ghosts[slot])

@@ -1,7 +1,7 @@
-"""The tapes of crypto pairs and of perpetuals: trades, quotes, bars, order books, pricing.
+"""Message generators for crypto pairs and perpetuals.
 
-A book is told whole once (`r` is true) and then by its differences: a level replaces the one at its price, a size of 0
-takes it away.
+They make trades, quotes, bars, order books and pricing. An order book is sent whole once (`r` is true) and then as
+differences: a level replaces the one at its price, and a size of 0 removes it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ PAIRS = {
 }
 PERPETUALS = {"BTC-PERP": 91790.0, "ETH-PERP": 3127.0, "SOL-PERP": 238.2}
 
-_FIRST_ID = 3_447_222_699_101_865_076  # 63 bits, as Alpaca's are
+_FIRST_ID = 3_447_222_699_101_865_076  # needs 63 bits, as Alpaca's trade numbers do
 _DEPTH = 15
 _FUNDING_PERIOD = 8 * 3600 * SECOND
 
 
 class Book:
-    """The bids and asks of one pair, as price → size."""
+    """Bids and asks of one pair, price → size."""
 
     def __init__(self) -> None:
         self.bids: dict[float, float] = {}
@@ -42,7 +42,7 @@ class Book:
 
 
 class Pair(Instrument):
-    """A pair and its book."""
+    """A pair with its order book."""
 
     def __init__(self, symbol: str, walk: Walk) -> None:
         super().__init__(symbol, walk, _FIRST_ID)
@@ -50,7 +50,7 @@ class Pair(Instrument):
 
 
 class CryptoTape(PriceTape):
-    """One crypto location."""
+    """Feed of one crypto location."""
 
     volatility = 0.0006
 
@@ -66,7 +66,11 @@ class CryptoTape(PriceTape):
         return self._size(100)
 
     def snapshots(self, symbol: str, now: int) -> list[JsonObject]:
-        pairs = self._order if symbol == WILDCARD else [each for each in self._order if each.symbol == symbol]
+        pairs = (
+            self._instrument_list
+            if symbol == WILDCARD
+            else [each for each in self._instrument_list if each.symbol == symbol]
+        )
         return [
             _orderbook(each, each.book.bids, each.book.asks, now) | {"r": True}
             for each in pairs
@@ -88,7 +92,10 @@ class CryptoTape(PriceTape):
         return round(self._rng.uniform(10, 5000) / price, 9)
 
     def _shift(self, pair: Pair, price: float) -> tuple[dict[float, float], dict[float, float]]:
-        """Moves the book to a price: levels on the wrong side and far ones go, near ones change. Returns what did."""
+        """Move the book to a price and return the changed levels.
+
+        Levels on the wrong side of the price and far from it are removed; near ones change.
+        """
         step = 10.0**-pair.walk.decimals
         gap = max(step, price * 0.0001)
         book = pair.book
@@ -119,7 +126,7 @@ class CryptoTape(PriceTape):
 
     def _trade(self, pair: Pair, price: float, now: int) -> JsonObject:
         size = self._size(price)
-        self._traded(pair, price, size, now)
+        self._add_trade(pair, price, size, now)
         return {
             "T": "t",
             "S": pair.symbol,
@@ -132,7 +139,7 @@ class CryptoTape(PriceTape):
 
 
 class PerpetualTape(CryptoTape):
-    """Perpetuals: what pairs have, and pricing."""
+    """Feed of perpetuals: as crypto pairs, with pricing."""
 
     def tick(self, instrument: Instrument, now: int) -> list[JsonObject]:
         messages = super().tick(instrument, now)

@@ -1,4 +1,7 @@
-"""All feeds' tapes: a tape begins when somebody asks its feed for something, and goes on while somebody is there."""
+"""Message generators (tapes) of all feeds.
+
+A tape starts at its feed's first subscription and advances while the feed has a client.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from proxy.simulator.stocks import STOCKS, TEST_STOCKS, StockTape
 
 
 class Tape(Protocol):
-    """What one feed says in the course of time (nanoseconds since 1970)."""
+    """Generator of one feed's messages. Times are nanoseconds since 1970."""
 
     def follow(self, symbol: str) -> None: ...
 
@@ -26,7 +29,7 @@ class Tape(Protocol):
 
 
 class Exchange:
-    """The market on every feed. The same seed and the same times make the same messages."""
+    """The synthetic market on every feed. Equal seeds and times make equal messages."""
 
     def __init__(self, market: Market, seed: int) -> None:
         self._market = market
@@ -34,7 +37,7 @@ class Exchange:
         self._tapes: dict[str, Tape] = {}
 
     def follow(self, feed: str, channel: str, symbol: str, now: int) -> list[JsonObject]:
-        """Somebody has subscribed to this topic. What is to be told at once: the order books."""
+        """Register a subscription; return the snapshots of order books to send."""
         tape = self._tapes.get(feed)
         if tape is None:
             tape = self._tapes[feed] = _tape(feed, self._market, Random(f"{self._seed}/{feed}"), now)
@@ -43,7 +46,7 @@ class Exchange:
         return tape.snapshots(symbol, now) if channel == "orderbooks" else []
 
     def advance(self, now: int, feeds: Collection[str]) -> Iterator[tuple[str, list[JsonObject]]]:
-        """What has happened on these feeds since the last time."""
+        """Yield each feed with its messages since the last call."""
         for feed in feeds:
             tape = self._tapes.get(feed)
             if tape is not None and (messages := tape.advance(now)):

@@ -1,7 +1,7 @@
-"""Scripted faults: the ways in which Alpaca has been seen to fail, on demand.
+"""Scripted faults: failures that Alpaca has shown, on demand.
 
-`Faults` is what a test has ordered so far, by feed; connections ask it. The tables at the end are what garbage and a
-dropped connection look like on the wire.
+`Faults` holds the active faults by feed; connections consult it. The table at the end holds the bytes of each kind of
+garbage.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from proxy.transport import frames
 
 
 class Step(Enum):
-    """The steps of a connection that can be made to hang."""
+    """Steps of a connection that can be stalled."""
 
     UPGRADE = "upgrade"
     GREETING = "greeting"
@@ -26,7 +26,7 @@ class Step(Enum):
 
 
 class Drop(Enum):
-    """How a connection is dropped: with a close frame, with a FIN alone, with a RST."""
+    """How a connection is dropped: with a close frame, a FIN alone, or a RST."""
 
     CLOSE = "close"
     FIN = "fin"
@@ -35,7 +35,7 @@ class Drop(Enum):
 
 @dataclass
 class Faults:
-    """What goes wrong from now on, until it is taken back. Seconds are seconds."""
+    """Active faults. `ack_seconds` is the delay of every subscribe and unsubscribe."""
 
     upgrades: dict[str, int] = field(default_factory=dict)  # feed → the HTTP status that answers an upgrade
     stalled: set[tuple[str, Step]] = field(default_factory=set)
@@ -45,18 +45,21 @@ class Faults:
         return (feed, step) in self.stalled
 
     def accept(self, feed: str) -> None:
-        """Nothing is refused or stalled on this feed any more."""
+        """Remove the refusals and stalls of this feed."""
         self.upgrades.pop(feed, None)
         self.stalled -= {(feed, step) for step in Step}
 
 
 def status_line(status: int) -> str:
-    """`502 Bad Gateway`. Raises ValueError for a status that HTTP does not know."""
+    """Return an HTTP status line, such as `502 Bad Gateway`.
+
+    Raises ValueError for an unknown status.
+    """
     return f"{status} {HTTPStatus(status).phrase}"
 
 
 def data_opcode(codec: str, trading: bool) -> int:
-    """The frame that data travels in: text for JSON, binary for msgpack, and binary for trading's JSON."""
+    """Return the opcode of data frames: text only for JSON outside of trading."""
     return frames.BINARY if trading or codec == wire.MSGPACK else frames.TEXT
 
 
@@ -70,7 +73,7 @@ def _truncated(codec: str) -> bytes:
 
 
 def _oversize(codec: str) -> bytes:
-    """The beginning of a frame that says it has 64 MiB."""
+    """Return the start of a frame whose header announces 64 MiB."""
     return struct.pack("!BBQ", 0x80 | data_opcode(codec, False), 127, 64 << 20) + bytes(1024)
 
 
@@ -79,7 +82,10 @@ def _unknown_kind(codec: str) -> bytes:
 
 
 def _masked(codec: str) -> bytes:
-    """Servers must not mask (RFC 6455 §5.1); a mask of zeros leaves the payload as it is."""
+    """Return a masked frame; servers must not mask (RFC 6455 §5.1).
+
+    A mask of zeros leaves the payload as it is.
+    """
     payload = wire.encode([{"T": "success", "msg": "masked"}], codec)
     return bytes((0x80 | data_opcode(codec, False), 0x80 | len(payload))) + bytes(4) + payload
 
@@ -88,7 +94,7 @@ def _bad_utf8(codec: str) -> bytes:
     return frames.encode(frames.TEXT, b'[{"T":"t","S":"AA\xff\xfe","p":1.5}]')
 
 
-# kind → the bytes that are written to a connection of this codec
+# kind → function from a codec to the bytes that are written
 GARBAGE: Mapping[str, Callable[[str], bytes]] = {
     "not-json": _not_json,
     "truncated": _truncated,

@@ -1,8 +1,8 @@
-"""A synthetic market: what it is like, how a price walks, and how trades add up to bars.
+"""Synthetic market: settings, random walks of prices, and bars.
 
-`Market` is the setting. The *tapes* of `stocks`, `crypto`, `options`, `news` and `orders` make messages out of it, one
-tape to a feed; `exchange` keeps them going. All of it is pure: time is nanoseconds given by the caller, chance a
-`random.Random`, so that the same seed and the same clock make the same market.
+`Market` holds the settings. The *tapes* of `stocks`, `crypto`, `options`, `news` and `orders` generate the messages,
+one tape for each feed; `exchange` advances them. All of it is pure: times are nanoseconds and are passed in, and so is
+the `random.Random`, so that equal seeds and times make equal markets.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ JsonObject = dict[str, Any]
 
 SECOND = 1_000_000_000
 DAY = 86_400 * SECOND
-MAX_SYMBOLS = 512  # walks of one tape; symbols asked for beyond them stay silent
+MAX_SYMBOLS = 512  # instruments of one tape; further symbols get no messages
 
 
 @dataclass(frozen=True, slots=True)
 class Market:
-    """How lively it is: `rate` ticks a second on each feed, a bar every `bar_seconds` (a minute at Alpaca), an article
-    every `news_seconds` and a step of some order every `order_seconds`, on average."""
+    """Activity of the market.
+
+    `rate` is ticks a second on each feed, `bar_seconds` the span of a bar (a minute at Alpaca), `news_seconds` the
+    average time between articles and `order_seconds` that between steps of an order.
+    """
 
     rate: float = 20
     bar_seconds: float = 60
@@ -34,7 +37,7 @@ class Market:
 
 
 class Walk:
-    """A price that wanders by a small fraction at each step and is drawn back to where it began."""
+    """Random walk of a price, with a drift back to its start."""
 
     def __init__(self, rng: Random, start: float, volatility: float, decimals: int) -> None:
         self.price = start
@@ -44,18 +47,18 @@ class Walk:
         self._volatility = volatility
 
     def move(self) -> float:
-        """One step; the new price."""
-        home = 0.002 * math.log(self._start / self.price)
-        self.price = self.price * math.exp(home + self._rng.gauss(0, self._volatility))
+        """Make one step and return the new price, rounded."""
+        drift = 0.002 * math.log(self._start / self.price)
+        self.price = self.price * math.exp(drift + self._rng.gauss(0, self._volatility))
         return self.rounded(self.price)
 
     def rounded(self, price: float) -> float:
-        """A price as it is quoted; never under one step."""
+        """Round a price to the quoted decimals; at least one unit of the last decimal."""
         return max(round(price, self.decimals), 10.0**-self.decimals)
 
 
 class Bar:
-    """Open, high, low, close, volume, number of trades and their average price, for one span of time."""
+    """One bar: open, high, low, close, volume, trade count and average price."""
 
     def __init__(self, start: int, price: float) -> None:
         self.start = start
@@ -65,7 +68,7 @@ class Bar:
         self._value = 0.0
 
     def add(self, price: float, size: float) -> None:
-        """Takes one trade in."""
+        """Add one trade."""
         if not self.count:
             self._open = self._high = self._low = price
         self._high = max(self._high, price)
@@ -76,7 +79,10 @@ class Bar:
         self.count += 1
 
     def message(self, kind: str, symbol: str) -> JsonObject:
-        """The bar as it stands: `b`, `d` or `u`. Alpaca's v is an integer where sizes are, and vw 0 without trades."""
+        """Return the bar as a message of kind `b`, `d` or `u`.
+
+        As at Alpaca, `v` is an integer where sizes are integers, and `vw` is 0 without trades.
+        """
         volume = self._volume if isinstance(self._volume, int) else round(self._volume, 9)
         return {
             "T": kind,
@@ -93,23 +99,23 @@ class Bar:
 
 
 class Instrument:
-    """One symbol on a tape: its walk, its bars, its trade numbers."""
+    """One symbol of a tape: its walk, its bars, its trade numbers."""
 
     def __init__(self, symbol: str, walk: Walk, first_id: int) -> None:
         self.symbol = symbol
         self.walk = walk
         self.bar: Bar | None = None
-        self.closed: Bar | None = None  # the last whole bar; a late trade still changes it
+        self.closed: Bar | None = None  # the last complete bar; a late trade can still change it
         self.day: Bar | None = None
         self._next_id = first_id
 
     def take_id(self) -> int:
-        """Trade numbers count up by ones: a reader can tell that none is missing."""
+        """Return the next trade number; a gap in the numbers shows a loss."""
         self._next_id += 1
         return self._next_id - 1
 
     def add(self, price: float, size: float, bar_start: int, day_start: int) -> None:
-        """A trade goes into the bars that are open."""
+        """Add a trade to the current bar and the daily bar."""
         if self.bar is None:
             self.bar = Bar(bar_start, price)
         if self.day is None or self.day.start != day_start:
@@ -119,43 +125,43 @@ class Instrument:
 
 
 class PriceTape:
-    """A feed of ticks and bars. What a tick is made of, the kinds of instruments say."""
+    """Tape of ticks and bars; subclasses define the messages of a tick."""
 
     volatility = 0.0004
-    day_offset = 0  # of the daily bar's start from midnight UTC
+    day_offset = 0  # nanoseconds from midnight UTC to the start of the daily bar
 
     def __init__(self, market: Market, rng: Random, now: int, universe: Mapping[str, float]) -> None:
         self._market = market
         self._rng = rng
         self._period = max(1, int(market.bar_seconds * SECOND))
-        self._ticked = now
+        self._last_tick = now
         self._bar_start = now - now % self._period
         self._revised = False
         self._instruments: dict[str, Instrument] = {}
         for symbol, price in universe.items():
             self._add(symbol, price)
-        self._order = list(self._instruments.values())
+        self._instrument_list = list(self._instruments.values())
 
     def follow(self, symbol: str) -> None:
-        """A symbol that somebody asked for and nobody knew gets a walk of its own."""
+        """Add an instrument for a symbol that has none, up to MAX_SYMBOLS."""
         if symbol not in self._instruments and len(self._instruments) < MAX_SYMBOLS:
             self._add(symbol, round(self._rng.uniform(5, 400), 2))
-            self._order = list(self._instruments.values())
+            self._instrument_list = list(self._instruments.values())
 
     def snapshots(self, symbol: str, now: int) -> list[JsonObject]:
-        """The whole order books that a new subscription to this symbol, or to `*`, begins with."""
+        """Return the whole order books that start a subscription to this symbol or `*`."""
         return []
 
     def advance(self, now: int) -> list[JsonObject]:
-        """What has happened since the last time."""
+        """Return the messages since the last call."""
         messages: list[JsonObject] = []
         step = SECOND / self._market.rate if self._market.rate > 0 else math.inf
-        if now - self._ticked > max(SECOND, 2 * step):  # nobody was here for a while, and nothing has happened
-            self._ticked = now
-        ticks = int((now - self._ticked) / step)
+        if now - self._last_tick > max(SECOND, 2 * step):  # the feed had no clients for a while: do not catch up
+            self._last_tick = now
+        ticks = int((now - self._last_tick) / step)
         for _ in range(ticks):
-            self._ticked += int(step)
-            messages += self.tick(self._rng.choice(self._order), self._ticked)
+            self._last_tick += int(step)
+            messages += self.tick(self._rng.choice(self._instrument_list), self._last_tick)
         if now - self._bar_start >= self._period:
             messages += self._close_bars(now)
         elif not self._revised and now - self._bar_start >= self._period // 2:
@@ -164,11 +170,11 @@ class PriceTape:
         return messages
 
     def tick(self, instrument: Instrument, now: int) -> list[JsonObject]:
-        """One movement of one instrument."""
+        """Return the messages of one price step of one instrument."""
         raise NotImplementedError
 
     def late_size(self) -> float:
-        """The size of a trade that is reported late."""
+        """Return the size of a trade that is reported late."""
         return 100
 
     def instrument(self, symbol: str, walk: Walk) -> Instrument:
@@ -181,25 +187,28 @@ class PriceTape:
         walk = Walk(self._rng, price, self.volatility, self.decimals(price))
         self._instruments[symbol] = self.instrument(symbol, walk)
 
-    def _traded(self, instrument: Instrument, price: float, size: float, now: int) -> None:
+    def _add_trade(self, instrument: Instrument, price: float, size: float, now: int) -> None:
         instrument.add(price, size, self._bar_start, now - (now - self.day_offset) % DAY)
 
     def _close_bars(self, now: int) -> list[JsonObject]:
-        """The bars of the period that is over, then the daily bars."""
+        """Close the period: return its bars, then the daily bars."""
         messages: list[JsonObject] = []
-        for instrument in self._order:
+        for instrument in self._instrument_list:
             instrument.closed, instrument.bar = instrument.bar, None
             if instrument.closed is not None:
                 messages.append(instrument.closed.message("b", instrument.symbol))
-        messages += [each.day.message("d", each.symbol) for each in self._order if each.day is not None]
+        messages += [each.day.message("d", each.symbol) for each in self._instrument_list if each.day is not None]
         self._bar_start = now - now % self._period
         self._revised = False
         return messages
 
     def _revise_bars(self) -> list[JsonObject]:
-        """Half a period on, some bars are told again with a trade that came late."""
+        """Return updates of some of the last bars, with a late trade added.
+
+        Called half a period after their close.
+        """
         messages = []
-        for instrument in self._order:
+        for instrument in self._instrument_list:
             if instrument.closed is not None and self._rng.random() < 0.3:
                 instrument.closed.add(instrument.walk.rounded(instrument.walk.price), self.late_size())
                 messages.append(instrument.closed.message("u", instrument.symbol))

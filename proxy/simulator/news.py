@@ -1,4 +1,4 @@
-"""The tape of news: articles about one stock, about two, or about none."""
+"""Message generator for news: articles about no stock, one or two."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HEADLINES = (
 
 
 class NewsTape:
-    """The news feed."""
+    """News feed."""
 
     def __init__(self, market: Market, rng: Random, now: int) -> None:
         self._mean = market.news_seconds * SECOND
@@ -29,7 +29,7 @@ class NewsTape:
         self._id = _FIRST_ID
 
     def follow(self, symbol: str) -> None:
-        """Articles may be about this symbol too from now on."""
+        """Add a symbol that articles can be about."""
         if symbol not in self._symbols and len(self._symbols) < MAX_SYMBOLS:
             self._symbols.append(symbol)
 
@@ -37,16 +37,16 @@ class NewsTape:
         return []
 
     def advance(self, now: int) -> list[JsonObject]:
-        """The article that is due, if one is."""
+        """Return the article that is due, if any."""
         if now < self._due:
             return []
         self._due = now + int(self._rng.expovariate(1) * self._mean)
         return [self._article(now)]
 
     def _article(self, now: int) -> JsonObject:
-        about = self._rng.sample(self._symbols, self._rng.choice((0, 1, 1, 1, 1, 2, 2)))
+        symbols = self._rng.sample(self._symbols, self._rng.choice((0, 1, 1, 1, 1, 2, 2)))
         self._id += 1
-        headline = self._rng.choice(_HEADLINES).format(" And ".join(about)) if about else _MARKET_WIDE
+        headline = self._rng.choice(_HEADLINES).format(" And ".join(symbols)) if symbols else _MARKET_WIDE
         created = now - self._rng.randrange(SECOND, 3 * SECOND)
         return {
             "T": "n",
@@ -58,6 +58,6 @@ class NewsTape:
             "updated_at": timestamps.rfc3339(now - now % SECOND),
             "url": f"https://news.example/{self._id}",
             "content": f"<p>{headline} &amp; more.</p>",
-            "symbols": about,
+            "symbols": symbols,
             "source": "simulator",
         }

@@ -1,4 +1,7 @@
-"""The tapes of options: trades and quotes, with conditions that are one letter and not a list."""
+"""Message generator for options: trades and quotes.
+
+Conditions are one letter and not a list.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _EXCHANGES = "ABCIMNPQUXZ"
 
 
 class OptionTape(PriceTape):
-    """One options feed. It has no bars."""
+    """One options feed, which has no bars."""
 
     volatility = 0.003
 

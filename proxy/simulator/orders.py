@@ -1,8 +1,8 @@
-"""The tape of orders: short stories of orders as the trading stream tells them.
+"""Message generator for order updates on the trading stream.
 
-A story is a generator: it is sent the time and yields the updates of that moment, with the seconds until its next.
-Strategies sign their orders with a prefix (`momentum-…`); the replacements and the legs of brackets carry ids that
-Alpaca invents, as they do in truth.
+A scenario is a generator that receives the time and yields the seconds until its next step with the updates of this
+one. Strategies prefix the client_order_id of their orders (`momentum-…`); replacements and legs of brackets have ids
+that Alpaca generates, as in production.
 """
 
 from __future__ import annotations
@@ -17,50 +17,50 @@ from proxy.alpaca import timestamps
 from proxy.simulator.market import SECOND, JsonObject, Market
 from proxy.simulator.stocks import STOCKS
 
-Story = Generator[tuple[float, list[JsonObject]], int, None]
+Scenario = Generator[tuple[float, list[JsonObject]], int, None]
 
 STRATEGIES = ("momentum", "meanrev")
 _BASE32 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
 class OrderTape:
-    """The trading stream of one account."""
+    """Trading stream of one account."""
 
     def __init__(self, market: Market, rng: Random, now: int) -> None:
-        self._pace = market.order_seconds
+        self._step_seconds = market.order_seconds
         self._rng = rng
-        self._stories = (self._filled, self._canceled, self._replaced, self._bracket)
-        self._told = 0
-        self._going: list[tuple[int, int, Story]] = []
+        self._scenarios = (self._filled, self._canceled, self._replaced, self._bracket)
+        self._started = 0
+        self._active: list[tuple[int, int, Scenario]] = []
         self._due = now
 
     def follow(self, symbol: str) -> None:
-        """Orders are about what the strategies trade, whoever listens."""
+        """Do nothing: the orders do not depend on the subscriptions."""
 
     def snapshots(self, symbol: str, now: int) -> list[JsonObject]:
         return []
 
     def advance(self, now: int) -> list[JsonObject]:
-        """The updates that are due."""
+        """Return the updates that are due."""
         messages: list[JsonObject] = []
         if now >= self._due:
-            self._due = now + int(self._rng.expovariate(1) * 4 * self._pace * SECOND)
-            story = self._stories[self._told % len(self._stories)]()
-            self._told += 1
-            next(story)
-            heapq.heappush(self._going, (now, self._told, story))
-        while self._going and self._going[0][0] <= now:
-            _, number, story = heapq.heappop(self._going)
+            self._due = now + int(self._rng.expovariate(1) * 4 * self._step_seconds * SECOND)
+            scenario = self._scenarios[self._started % len(self._scenarios)]()
+            self._started += 1
+            next(scenario)
+            heapq.heappush(self._active, (now, self._started, scenario))
+        while self._active and self._active[0][0] <= now:
+            _, number, scenario = heapq.heappop(self._active)
             try:
-                delay, updates = story.send(now)
+                delay, updates = scenario.send(now)
             except StopIteration:
                 continue
             messages += [{"stream": "trade_updates", "data": update} for update in updates]
-            heapq.heappush(self._going, (now + int(delay * self._pace * SECOND), number, story))
+            heapq.heappush(self._active, (now + int(delay * self._step_seconds * SECOND), number, scenario))
         return messages
 
-    def _filled(self) -> Story:
-        """A market order that is filled in two parts."""
+    def _filled(self) -> Scenario:
+        """Market order that is filled in two parts."""
         now = yield 0, []
         order = self._order(now)
         now = yield 1, [self._update("new", order, now)]
@@ -68,21 +68,21 @@ class OrderTape:
         now = yield 1, [self._fill(order, half, now)]
         yield 1, [self._fill(order, int(order["qty"]) - half, now)]
 
-    def _canceled(self) -> Story:
-        """A limit order that nobody takes."""
+    def _canceled(self) -> Scenario:
+        """Limit order that is canceled unfilled."""
         now = yield 0, []
         order = self._order(now, limit=True)
         now = yield 2, [self._update("new", order, now)]
         order["canceled_at"] = timestamps.rfc3339(now)
         yield 1, [self._update("canceled", order, now)]
 
-    def _replaced(self) -> Story:
-        """A limit order that is replaced twice, and filled at last."""
+    def _replaced(self) -> Scenario:
+        """Limit order that is replaced twice and then filled."""
         now = yield 0, []
         order = self._order(now, limit=True)
         now = yield 1, [self._update("new", order, now)]
         for _ in range(2):
-            successor = self._order(now, limit=True, invented=True, symbol=order["symbol"], qty=order["qty"])
+            successor = self._order(now, limit=True, generated_id=True, symbol=order["symbol"], qty=order["qty"])
             successor["replaces"] = order["id"]
             order["replaced_by"] = successor["id"]
             order["replaced_at"] = timestamps.rfc3339(now)
@@ -91,12 +91,12 @@ class OrderTape:
             now = yield 1, updates
         yield 1, [self._fill(order, int(order["qty"]), now)]
 
-    def _bracket(self) -> Story:
-        """An order with a profit and a loss leg: one of them is filled, and the other is canceled for it."""
+    def _bracket(self) -> Scenario:
+        """Bracket order: the profit leg is filled, so the loss leg is canceled."""
         now = yield 0, []
         order = self._order(now)
-        profit = self._order(now, limit=True, invented=True, symbol=order["symbol"], qty=order["qty"])
-        loss = self._order(now, invented=True, symbol=order["symbol"], qty=order["qty"])
+        profit = self._order(now, limit=True, generated_id=True, symbol=order["symbol"], qty=order["qty"])
+        loss = self._order(now, generated_id=True, symbol=order["symbol"], qty=order["qty"])
         loss |= {"type": "stop", "order_type": "stop", "stop_price": _price(STOCKS[order["symbol"]] * 0.97)}
         for leg in (profit, loss):
             leg |= {"side": "sell", "order_class": "bracket", "status": "held"}
@@ -113,21 +113,24 @@ class OrderTape:
         now: int,
         *,
         limit: bool = False,
-        invented: bool = False,
+        generated_id: bool = False,
         symbol: str | None = None,
         qty: str | None = None,
     ) -> JsonObject:
-        """A new order; its client_order_id is a strategy's or, `invented`, one of Alpaca's own making."""
+        """Return a new order.
+
+        Its client_order_id is a strategy's, or with `generated_id` one of Alpaca's.
+        """
         stamp = timestamps.rfc3339(now)
         symbol = symbol or self._rng.choice(list(STOCKS))
         kind = "limit" if limit else "market"
-        nobody = invented or self._rng.random() < 0.1
+        foreign = generated_id or self._rng.random() < 0.1
         return {
             "asset_class": "us_equity",
             "asset_id": self._uuid(),
             "cancel_requested_at": None,
             "canceled_at": None,
-            "client_order_id": self._uuid() if nobody else f"{self._rng.choice(STRATEGIES)}-{self._uuid()[:8]}",
+            "client_order_id": self._uuid() if foreign else f"{self._rng.choice(STRATEGIES)}-{self._uuid()[:8]}",
             "created_at": stamp,
             "expired_at": None,
             "extended_hours": False,
@@ -159,7 +162,7 @@ class OrderTape:
         }
 
     def _update(self, event: str, order: JsonObject, now: int, **more: Any) -> JsonObject:
-        """One update: the order as it is now, and what has happened to it."""
+        """Return an update: the event, and the order as it is now."""
         stamp = timestamps.rfc3339(now)
         order["updated_at"] = stamp
         if event in ("new", "canceled", "replaced"):

@@ -1,4 +1,4 @@
-"""What a session decides, for the connection and the simulator to do."""
+"""Outcomes of a session, which the connection and the server perform."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A request was read; this is what it said, without secrets."""
+    """A request was received; `request` has no secrets."""
 
     request: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Respond:
-    """A control message, alone in its frame."""
+    """Send a control message in a frame of its own."""
 
     document: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """The session has a place now; `key` says whose."""
+    """The session has logged in with `key` and has a connection slot."""
 
     key: str
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Topics that the session holds from now on and did not before, as (channel, symbol)."""
+    """Topics that were added to the subscriptions, as (channel, symbol)."""
 
     topics: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Hangup:
-    """The connection ends, as Alpaca ends it: with no close frame."""
+    """End the connection as Alpaca does: without a close frame."""
 
 
 Outcome = Received | Respond | Admitted | Joined | Hangup
@@ -46,7 +46,7 @@ SECRETS = frozenset(("secret", "secret_key", "oauth_token", "token", "password")
 
 
 def without_secrets(request: Mapping[Any, Any]) -> dict[str, Any]:
-    """The request as it may be shown."""
+    """Return the request without its secrets."""
     return {
         str(name): without_secrets(value) if isinstance(value, Mapping) else value
         for name, value in request.items()

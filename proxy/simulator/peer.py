@@ -1,8 +1,10 @@
-"""One connection to the simulator: a greenlet that reads, one that writes, and the session that decides between them.
+"""One client connection of the simulator.
 
-What is to be written waits in a queue, bounded in bytes, so that a client that does not read holds up nobody: over the
-bound it is told 407 and dropped. A *muted* peer is half open: its socket stays, but what comes is not heard and what is
-queued not written. A step that is *stalled* keeps what would be done until it is released.
+It has a reading greenlet and a writing greenlet; the session decides what is sent.
+
+Outgoing frames wait in a queue that is bounded in bytes, so that a client that does not read never blocks others: over
+the bound it gets error 407 and is disconnected. A *muted* peer is half open: its socket stays open, but input is not
+processed and the queue is not written. A *stalled* step keeps its actions until it is released.
 """
 
 from __future__ import annotations
@@ -32,22 +34,25 @@ WRITE_BYTES = 64 * 1024
 SEND_SECONDS = 30
 CLOSE_SECONDS = 1
 
-MUTED = 16  # reads that a muted peer takes in before it stops reading
+MAX_UNPROCESSED_READS = 16  # a muted peer stops reading after these
 
 Session = MarketSession | TradingSession
 
 
 @dataclass
-class _Held:
-    """Something to do at a step, once it is `ripe` and the step not stalled."""
+class _PendingAction:
+    """Action of a step; it runs once it is `due` and the step is not stalled."""
 
     step: Step
-    act: Callable[[], list[Outcome]]
-    ripe: bool
+    action: Callable[[], list[Outcome]]
+    due: bool
 
 
 class Peer:
-    """A client's connection. `report(peer, outcome)` hears of the outcomes that concern more than this connection."""
+    """One client connection.
+
+    `report(peer, outcome)` is called for outcomes that concern more than this connection.
+    """
 
     def __init__(
         self,
@@ -72,83 +77,86 @@ class Peer:
         self._inbound = frames.Inbound(request_bytes)
         self._opcode = data_opcode(self.codec, isinstance(session, TradingSession))
         self._queue: deque[bytes] = deque()
-        self._pending = 0
+        self._queued_bytes = 0
         self._wake = Event()
-        self._audible = Event()
-        self._audible.set()
-        self._muted: deque[bytes] = deque()
-        self._held: deque[_Held] = deque()
+        self._unmuted = Event()
+        self._unmuted.set()
+        self._unprocessed: deque[bytes] = deque()
+        self._held: deque[_PendingAction] = deque()
         self._finishing = False
-        self._close_deadline = False
+        self._close_received = False
         self._reset = False
         self._greenlets: list[Any] = []
 
     def __repr__(self) -> str:
-        return f"<Peer {self.number} {self.session!r} pending={self._pending}>"
+        return f"<Peer {self.number} {self.session!r} pending={self._queued_bytes}>"
 
     @property
     def live(self) -> bool:
-        """Logged in, and not at its end."""
+        """Whether the client is logged in and the connection is not ending."""
         return self.session.authenticated and not self._finishing
 
     def run(self, credentials: Credentials | None) -> None:
-        """Holds the conversation, and returns when it is over."""
+        """Serve the connection; return when it has ended."""
         writer = gevent.spawn(self._write)
         timer = gevent.spawn_later(self._auth_seconds, self._expire)
         self._greenlets += [writer, timer]
         try:
-            self._do(Step.GREETING, lambda: self.session.open(credentials))
+            self._schedule(Step.GREETING, lambda: self.session.open(credentials))
             self._read()
             if self._finishing:
                 writer.join(CLOSE_SECONDS)
         finally:
             self._finishing = True
-            self.session.end(farewell=self._close_deadline)
-            # The connection must have no writer left when its handler returns.
+            self.session.end(close_frame=self._close_received)
+            # The writer must have ended before the handler of the connection returns.
             gevent.killall(self._greenlets)
             if self._reset:
                 self._abort()
             self.ended.set()
 
     def put(self, frame: bytes) -> None:
-        """Queues a frame. Over the bound the client is told that it is slow, and dropped; a muted one misses it."""
+        """Queue a frame.
+
+        Over the bound, disconnect the client with error 407; if it is muted, discard the frame.
+        """
         if self._finishing:
             return
-        if self._pending + len(frame) > QUEUE_BYTES:
-            if self._audible.is_set():
+        if self._queued_bytes + len(frame) > QUEUE_BYTES:
+            if self._unmuted.is_set():
                 self._overflow()
             return
         self._queue.append(frame)
-        self._pending += len(frame)
+        self._queued_bytes += len(frame)
         self._wake.set()
 
     def put_payload(self, payload: bytes) -> None:
-        """Queues a payload in a frame of the kind that this connection's data has."""
+        """Queue a payload in a data frame of this connection's kind (text or binary)."""
         self.put(frames.encode(self._opcode, payload))
 
     def encode(self, messages: Sequence[dict[str, Any]]) -> bytes:
-        """Data messages as this connection's payload: an array, or on trading the one object."""
+        """Encode data messages: an array, or on trading the one object."""
         if isinstance(self.session, TradingSession):
             (message,) = messages
             return wire.encode(message, self.codec)
         return wire.encode_data(messages, self.codec)
 
     def mute(self) -> None:
-        """Is half open from now on. That the client has gone is still noticed."""
-        self._audible.clear()
+        """Make the connection half open; the end of the client is still detected."""
+        self._unmuted.clear()
 
     def unmute(self) -> None:
-        """Hears and says what has waited."""
-        self._audible.set()
-        self._listen()
+        """Process and write what has waited."""
+        self._unmuted.set()
+        self._process_input()
 
     def release(self) -> None:
-        """Does what was stalled, as far as it is so no longer."""
-        while self._held and self._held[0].ripe and not self._faults.stalls(self.feed, self._held[0].step):
-            self._perform(self._held.popleft().act())
+        """Run the pending actions whose steps are no longer stalled."""
+        while self._held and self._held[0].due and not self._faults.stalls(self.feed, self._held[0].step):
+            self._apply(self._held.popleft().action())
 
     def drop(self, how: Drop) -> None:
-        """Ends the connection; returns at once."""
+        """Start to end the connection; return at once."""
         if how is Drop.CLOSE:
             self.put(frames.encode_close(frames.GOING_AWAY, "going away"))
             self._finish()
@@ -157,10 +165,10 @@ class Peer:
         self._reset = how is Drop.RST
         self._queue.clear()
         self._wake.set()
-        self._audible.set()
+        self._unmuted.set()
         if self._reset:
-            with contextlib.suppress(OSError):  # the client was first
-                self._connection._raw.shutdown(socket.SHUT_RD)  # wakes the reader and says nothing to the client
+            with contextlib.suppress(OSError):  # the client has disconnected already
+                self._connection._raw.shutdown(socket.SHUT_RD)  # wakes the reader and sends nothing
         else:
             self._connection.shut()
 
@@ -172,21 +180,21 @@ class Peer:
                 return
             if not data:
                 return
-            self._muted.append(data)
-            if len(self._muted) >= MUTED:
-                self._audible.wait()
-            if self._audible.is_set():
-                self._listen()
+            self._unprocessed.append(data)
+            if len(self._unprocessed) >= MAX_UNPROCESSED_READS:
+                self._unmuted.wait()
+            if self._unmuted.is_set():
+                self._process_input()
 
-    def _listen(self) -> None:
-        """Reads what has come; never waits."""
+    def _process_input(self) -> None:
+        """Decode what was read; never waits."""
         try:
-            while self._muted:
-                for event in self._inbound.receive(self._muted.popleft()):
+            while self._unprocessed:
+                for event in self._inbound.receive(self._unprocessed.popleft()):
                     self._receive(event)
-        except frames.FrameError as fault:
-            self._muted.clear()
-            self.put(frames.encode_close(fault.code, fault.reason))
+        except frames.FrameError as frame_error:
+            self._unprocessed.clear()
+            self.put(frames.encode_close(frame_error.code, frame_error.reason))
             self._finish()
 
     def _receive(self, event: frames.FrameEvent) -> None:
@@ -195,28 +203,28 @@ class Peer:
         if isinstance(event, frames.Message):
             payload = event.payload
             step = Step.SUBSCRIBE if self.session.authenticated else Step.AUTH
-            self._do(step, lambda: self.session.receive(payload))
+            self._schedule(step, lambda: self.session.receive(payload))
         elif isinstance(event, frames.Ping):
             self.put(frames.encode(frames.PONG, event.payload))
         elif isinstance(event, frames.Closed):
-            self._close_deadline = True
+            self._close_received = True
             code = b"" if event.code == 1005 else struct.pack("!H", event.code)
             self.put(frames.encode(frames.CLOSE, code))
             self._finish()
 
-    def _do(self, step: Step, act: Callable[[], list[Outcome]]) -> None:
-        """Does it at once, or when its turn comes."""
-        late = self._faults.ack_seconds if step is Step.SUBSCRIBE else 0
-        self._held.append(_Held(step, act, ripe=late <= 0))
-        if late > 0:
-            self._greenlets.append(gevent.spawn_later(late, self._ripen, self._held[-1]))
+    def _schedule(self, step: Step, action: Callable[[], list[Outcome]]) -> None:
+        """Run an action after the pending ones and after the delay of slow acks."""
+        delay = self._faults.ack_seconds if step is Step.SUBSCRIBE else 0
+        self._held.append(_PendingAction(step, action, due=delay <= 0))
+        if delay > 0:
+            self._greenlets.append(gevent.spawn_later(delay, self._set_due, self._held[-1]))
         self.release()
 
-    def _ripen(self, held: _Held) -> None:
-        held.ripe = True
+    def _set_due(self, pending: _PendingAction) -> None:
+        pending.due = True
         self.release()
 
-    def _perform(self, outcomes: list[Outcome]) -> None:
+    def _apply(self, outcomes: list[Outcome]) -> None:
         for outcome in outcomes:
             if isinstance(outcome, Respond):
                 self.put_payload(wire.encode(outcome.document, self.codec))
@@ -227,21 +235,21 @@ class Peer:
 
     def _expire(self) -> None:
         if not self._held:
-            self._perform(self.session.expire())
+            self._apply(self.session.expire())
 
     def _overflow(self) -> None:
         self._queue.clear()
-        self._pending = 0
+        self._queued_bytes = 0
         if isinstance(self.session, MarketSession):
             self.put_payload(wire.encode(error(407), self.codec))
         self._finish()
 
     def _finish(self) -> None:
-        """What is queued is still written, for a moment, and then the connection ends."""
+        """End the connection after the queue is written, at most CLOSE_SECONDS later."""
         if not self._finishing:
             self._finishing = True
             self._wake.set()
-            self._audible.set()
+            self._unmuted.set()
             self._greenlets.append(gevent.spawn_later(CLOSE_SECONDS, self._connection.shut))
 
     def _write(self) -> None:
@@ -250,15 +258,15 @@ class Peer:
                 self._wake.wait()
                 self._wake.clear()
                 while self._queue:
-                    self._audible.wait()
-                    chunk = self._take()
+                    self._unmuted.wait()
+                    chunk = self._next_chunk()
                     if not self._connection.send(chunk, SEND_SECONDS):
                         break
-                    self._pending = max(0, self._pending - len(chunk))
+                    self._queued_bytes = max(0, self._queued_bytes - len(chunk))
         if not self._reset:
             self._connection.shut()
 
-    def _take(self) -> bytes:
+    def _next_chunk(self) -> bytes:
         parts: list[bytes] = []
         size = 0
         while self._queue and size < WRITE_BYTES:
@@ -267,7 +275,7 @@ class Peer:
         return b"".join(parts)
 
     def _abort(self) -> None:
-        """Closes the socket so that the kernel sends a RST: it has to happen before anyone says FIN."""
+        """Close the socket with a RST, before any shutdown, which would send a FIN."""
         raw = self._connection._raw
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         raw.close()

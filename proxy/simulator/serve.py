@@ -1,4 +1,4 @@
-"""The simulator as a program: serves until it is told to stop."""
+"""The simulator as a program, which serves until SIGINT or SIGTERM."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def run(
     tls: ssl.SSLContext | None = None,
     ready: Callable[[Simulator], None] = lambda simulator: None,
 ) -> None:
-    """Serves a synthetic market until SIGINT or SIGTERM; `ready` is called once it listens.
+    """Serve a synthetic market until SIGINT or SIGTERM; call `ready` once it listens.
 
-    Raises OSError when the address cannot be had.
+    Raises OSError if the address cannot be bound.
     """
     stopped = Event()
     watchers = [gevent.signal_handler(number, stopped.set) for number in (signal.SIGINT, signal.SIGTERM)]

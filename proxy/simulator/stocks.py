@@ -1,4 +1,7 @@
-"""The tapes of stocks: quotes, trades, bars; now and then a halt, a band, an imbalance, a correction, a cancel."""
+"""Message generator for stocks: quotes, trades and bars.
+
+Sometimes it sends a trading status, a LULD band, an imbalance, a correction or a cancel.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,14 @@ TEST_STOCKS = {"FAKEPACA": 134.56}
 _ARCA = ("SPY",)
 _NYSE = ("F",)
 _EXCHANGES = "QPZKBDVJ"
-_CORRECTED = 1_000_000_000  # what a corrected trade's number is its first one's plus
+_CORRECTED_ID_OFFSET = 1_000_000_000  # number of a corrected trade minus that of the original
 
 _HALT = ("H", "Trading Halt", "T12", "Trading Halted; For information requested by NASDAQ")
 _RESUME = ("T", "Trading Resumption", "T3", "News and Resumption Times")
 
 
 class Stock(Instrument):
-    """A stock: what it last traded at, and whether it is halted."""
+    """A stock with its last trade and its halt state."""
 
     def __init__(self, symbol: str, walk: Walk) -> None:
         super().__init__(symbol, walk, 1)
@@ -89,7 +92,7 @@ class StockTape(PriceTape):
 
     def _trade(self, stock: Stock, price: float, now: int) -> JsonObject:
         size = self._rng.choice((1, 5, 10, 50, 100, 100, 200, 500))
-        self._traded(stock, price, size, now)
+        self._add_trade(stock, price, size, now)
         stock.last = {
             "T": "t",
             "S": stock.symbol,
@@ -113,7 +116,7 @@ class StockTape(PriceTape):
             "op": trade["p"],
             "os": trade["s"],
             "oc": trade["c"],
-            "ci": trade["i"] + _CORRECTED,
+            "ci": trade["i"] + _CORRECTED_ID_OFFSET,
             "cp": stock.walk.rounded(trade["p"] + self._rng.choice((-0.01, 0.01))),
             "cs": trade["s"],
             "cc": trade["c"],

@@ -1,7 +1,7 @@
-"""The trading conversation from Alpaca's side: bytes in, outcomes out.
+"""Trading session, server side: bytes in, outcomes out.
 
-Alpaca does not greet here, knows no codes, and `listen` replaces what was listened to; streams that it does not know
-are absent from its answer. Both ways to log in are understood: `authenticate` with its data, and the flat `auth`
+On this stream there is no greeting and there are no error codes. `listen` replaces the streams listened to; unknown
+streams are absent from the reply. Both logins are accepted: `authenticate` with its data, and the flat `auth`
 (docs.alpaca.markets, "Websocket Streaming").
 """
 
@@ -17,20 +17,20 @@ from proxy.simulator.outcomes import Admitted, Hangup, Joined, Outcome, Received
 
 JsonObject = dict[str, Any]
 
-# How a login is refused here, by the code that the market feeds use. C#'s SDK knows the second word.
-_STATUS = {406: "exceeded"}
-_ALREADY = {"stream": "listening", "data": {"error": "your connection is already authenticated"}}
-_BROKEN = {"action": "error", "data": {"error_message": "internal server error"}}
+# Status of a refused login, by the market feeds' code; any other is "unauthorized". The C# SDK parses "exceeded".
+_REFUSAL_STATUS = {406: "exceeded"}
+_ALREADY_AUTHENTICATED = {"stream": "listening", "data": {"error": "your connection is already authenticated"}}
+_INTERNAL_ERROR = {"action": "error", "data": {"error_message": "internal server error"}}
 
 
 class TradingSession:
-    """One client's conversation on the trading stream."""
+    """One client's session on the trading stream."""
 
     codec = wire.JSON
 
     def __init__(self, endpoint: Endpoint, slots: AccountSlots) -> None:
         self.endpoint = endpoint
-        self.state = ConnectionState.STRANGER
+        self.state = ConnectionState.UNAUTHENTICATED
         self.key = ""
         self.streams: tuple[str, ...] = ()
         self._slots = slots
@@ -44,38 +44,38 @@ class TradingSession:
 
     @property
     def held(self) -> dict[str, set[str]]:
-        """The streams listened to; each is of every order."""
+        """Streams listened to, each with the wildcard."""
         return {stream: {"*"} for stream in self.streams}
 
     def open(self, credentials: Credentials | None) -> list[Outcome]:
-        """Nothing: the client speaks first."""
+        """Return no outcomes: the client sends first."""
         return []
 
     def receive(self, payload: bytes) -> list[Outcome]:
-        """A client's message and what it leads to. One that cannot be read ends the connection."""
+        """Handle a client's message; an undecodable one ends the connection."""
         try:
             request = wire.decode(payload, self.codec)
         except ValueError:
             request = None
         if not isinstance(request, dict):
-            return [Received({"unreadable": len(payload)}), Respond(_BROKEN), Hangup()]
-        return [Received(without_secrets(request)), *self._answer(request)]
+            return [Received({"unreadable": len(payload)}), Respond(_INTERNAL_ERROR), Hangup()]
+        return [Received(without_secrets(request)), *self._handle(request)]
 
     def expire(self) -> list[Outcome]:
-        """The time to log in is over."""
+        """Handle the login timeout."""
         return [] if self.authenticated else [Hangup()]
 
-    def end(self, *, farewell: bool) -> None:
-        """The connection is gone; its place is free, at once after a `farewell`."""
+    def end(self, *, close_frame: bool) -> None:
+        """Handle the end of the connection: free its slot, at once after a close frame."""
         if self.state is ConnectionState.AUTHENTICATED:
-            self._slots.leave(self.endpoint.feed, self.key, farewell=farewell)
-        self.state = ConnectionState.OVER
+            self._slots.leave(self.endpoint.feed, self.key, close_frame=close_frame)
+        self.state = ConnectionState.ENDED
 
     def wants(self, message: JsonObject) -> bool:
-        """Whether a message of a stream is for this session."""
+        """Return whether a message is of a stream that the session listens to."""
         return message.get("stream") in self.streams
 
-    def _answer(self, request: JsonObject) -> list[Outcome]:
+    def _handle(self, request: JsonObject) -> list[Outcome]:
         action = request.get("action")
         data = request.get("data")
         if action == "authenticate" and isinstance(data, dict):
@@ -86,17 +86,17 @@ class TradingSession:
             return self._authenticate(request.get("key"), request.get("secret"))
         if action == "listen" and isinstance(data, dict) and isinstance(data.get("streams"), list):
             return self._listen(data["streams"])
-        return [Respond(_BROKEN), Hangup()]
+        return [Respond(_INTERNAL_ERROR), Hangup()]
 
     def _authenticate(self, key: Any, secret: Any) -> list[Outcome]:
         if self.state is ConnectionState.AUTHENTICATED:
-            return [Respond(_ALREADY)]
+            return [Respond(_ALREADY_AUTHENTICATED)]
         code: int | None = 402
         if isinstance(key, str) and isinstance(secret, str):
             code = self._slots.admit(self.endpoint.feed, key, secret)
         if code is not None:
             self.state = ConnectionState.REFUSED
-            return [_authorization(_STATUS.get(code, "unauthorized"), "authenticate")]
+            return [_authorization(_REFUSAL_STATUS.get(code, "unauthorized"), "authenticate")]
         self.state = ConnectionState.AUTHENTICATED
         self.key = key
         return [Admitted(key), _authorization("authorized", "authenticate")]
@@ -104,10 +104,10 @@ class TradingSession:
     def _listen(self, streams: list[Any]) -> list[Outcome]:
         if self.state is not ConnectionState.AUTHENTICATED:
             return [_authorization("unauthorized", "listen")]
-        before = self.streams
+        previous = self.streams
         self.streams = tuple(dict.fromkeys(stream for stream in streams if stream in self.endpoint.channels))
-        fresh = tuple((stream, "*") for stream in self.streams if stream not in before)
-        joined: list[Outcome] = [Joined(fresh)] if fresh else []
+        added = tuple((stream, "*") for stream in self.streams if stream not in previous)
+        joined: list[Outcome] = [Joined(added)] if added else []
         return [Respond({"stream": "listening", "data": {"streams": list(self.streams)}}), *joined]
 
 

@@ -1,4 +1,4 @@
-"""What a request for a WebSocket asks for: which feed, in which codec, with which credentials."""
+"""Parsing of upgrade requests: feed, codec and credentials."""
 
 from __future__ import annotations
 
@@ -18,22 +18,25 @@ Environ = Mapping[str, Any]
 
 
 def endpoint(environ: Environ) -> Endpoint | None:
-    """The endpoint at a path of Alpaca's own, or None. The aliases that the proxy adds do not exist there."""
+    """Return the endpoint at one of Alpaca's paths, or None.
+
+    The aliases that the proxy adds do not exist at Alpaca.
+    """
     path = environ["PATH_INFO"]
     feed = feeds.feed_of_path(path, "")
-    found = feeds.endpoint(feed) if feed else None
-    return found if found is not None and path in (found.path, "/stream/") else None
+    endpoint = feeds.endpoint(feed) if feed else None
+    return endpoint if endpoint is not None and path in (endpoint.path, "/stream/") else None
 
 
 def session(environ: Environ, endpoint: Endpoint, slots: AccountSlots) -> MarketSession | TradingSession:
-    """The conversation that this request begins."""
+    """Return the session that this request starts."""
     if endpoint.dialect is Dialect.TRADING:
         return TradingSession(endpoint, slots)
     return MarketSession(endpoint, wire.codec(endpoint, environ.get("CONTENT_TYPE") or ""), slots)
 
 
 def credentials(environ: Environ) -> Credentials | None:
-    """What the headers log in with, if they do: a pair of their own, Basic, or a token."""
+    """Return the headers' credentials, if any: APCA-API-…, Basic or Bearer."""
     key, secret = environ.get("HTTP_APCA_API_KEY_ID"), environ.get("HTTP_APCA_API_SECRET_KEY")
     if key is not None and secret is not None:
         return Credentials(key, secret)

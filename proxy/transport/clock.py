@@ -1,7 +1,7 @@
-"""Steady time, as far as this process was there to live it.
+"""Monotonic clock that ignores gaps while the process was suspended.
 
-Who was stopped, or sat on a machine that was, wakes up to clients that seem to have been silent for as long. So a gap
-in which nothing here looked at the clock, which happens several times a second, counts as no time at all.
+After a suspend of the process or its machine, every peer looks timed out. A running proxy reads the clock several times
+a second, so a gap of at least GAP_SECONDS between two readings is taken for a suspend and counts as no time at all.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ GAP_SECONDS = 5.0
 
 
 class Clock:
-    """Calling it gives seconds. `steady` is the machine's own steady clock."""
+    """A callable that returns seconds. `steady` is the machine's monotonic clock."""
 
     def __init__(self, steady: Callable[[], float] = time.monotonic) -> None:
         self.steady = steady
-        self._looked_at = steady()
-        self._slept = 0.0
+        self._last_reading = steady()
+        self._suspended = 0.0  # seconds of all gaps
 
     def __repr__(self) -> str:
         return f"<Clock {self():.3f}>"
 
     def __call__(self) -> float:
         now = self.steady()
-        gap = now - self._looked_at
+        gap = now - self._last_reading
         if gap >= GAP_SECONDS:
-            self._slept += gap
-        self._looked_at = now
-        return now - self._slept
+            self._suspended += gap
+        self._last_reading = now
+        return now - self._suspended

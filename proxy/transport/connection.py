@@ -1,4 +1,4 @@
-"""An algorithm's connection as bytes: what the frames of `frames.py` travel on."""
+"""An accepted WebSocket as bytes; `frames` has its frames."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import gevent
 
 from proxy.transport.errors import ConnectionLost
 
-READ_BYTES = 2 * 1024  # so little that even the smallest frames in it are read within milliseconds
-MORE_BYTES = 64 * 1024  # of one frame, which is read in a moment
+READ_BYTES = 2 * 1024  # small: even if it is full of the smallest frames, they are parsed within milliseconds
+MORE_BYTES = 64 * 1024  # of the rest of one frame, which is parsed quickly
 
 
 class ClientConnection:
-    """An algorithm's WebSocket: bytes, one reader and one writer.
+    """The WebSocket of an algorithm: bytes, one reader and one writer.
 
-    Raises ConnectionLost when the peer is gone. `shut` may be called from any greenlet and wakes both.
+    Its methods raise ConnectionLost if the peer is gone. `shut` may be called from any greenlet and wakes both.
     """
 
     def __init__(self, sock: Any, rfile: Any, address: str) -> None:
@@ -27,25 +27,30 @@ class ClientConnection:
         self._socket = sock
         self._raw = sock._sock  # gevent's own name for the non-blocking socket under its cooperative one
         self._rfile = rfile
-        self._over = False
+        self._is_shut = False
         self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def __repr__(self) -> str:
         return f"<ClientConnection {self.address}{' tls' if self.tls else ''}>"
 
     def receive(self, missing: int = 0) -> bytes:
-        """What has come, at most READ_BYTES, or MORE_BYTES of a frame of which so much is `missing`; waits for some.
-        Empty at the end."""
-        if self._over:
-            return b""  # whatever the kernel still holds of a flood
+        """Return the bytes that have arrived; block until there are some.
+
+        Empty at the end of the stream. At most READ_BYTES, or up to MORE_BYTES if `missing` bytes of a frame are more.
+        """
+        if self._is_shut:
+            return b""  # bytes that the kernel still holds are dropped
         try:
             data: bytes = self._rfile.read1(max(READ_BYTES, min(missing, MORE_BYTES)))
-        except (OSError, ValueError) as error:  # ValueError: the file was closed under us
+        except (OSError, ValueError) as error:  # ValueError: another greenlet has closed the file
             raise ConnectionLost(str(error)) from error
         return data
 
     def try_send(self, data: bytes) -> int:
-        """Writes what the kernel takes now and says how much; never waits. Not for TLS."""
+        """Write as much as the kernel takes now; return the number of bytes.
+
+        Never blocks. Not for TLS.
+        """
         try:
             sent: int = self._raw.send(data)
         except BlockingIOError:
@@ -55,7 +60,10 @@ class ClientConnection:
         return sent
 
     def send(self, data: bytes, seconds: float) -> bool:
-        """Writes all of it; False if it did not get through in `seconds`, and then the connection is of no more use."""
+        """Write all of `data`; return False if that takes longer than `seconds`.
+
+        Part of a frame may have been sent then, so the connection can only be closed.
+        """
         try:
             if not self.tls:
                 sent = self.try_send(data)
@@ -70,15 +78,17 @@ class ClientConnection:
         return False
 
     def linger(self, seconds: float) -> None:
-        """After our last words: waits for the peer to hang up, and drops what it still says. A socket that is closed
-        with unread data resets the connection, and the last words would be lost."""
+        """After the last frame: wait for the peer to close, and drop what it still sends.
+
+        Closing a socket with unread data resets the connection, and the peer could lose the last frame.
+        """
         with contextlib.suppress(OSError, ConnectionLost), gevent.Timeout(seconds, False):
             self._raw.shutdown(socket.SHUT_WR)
             while self.receive():
                 gevent.sleep(0)
 
     def shut(self) -> None:
-        """Ends both directions at once; a greenlet that reads or writes is woken."""
-        self._over = True
-        with contextlib.suppress(OSError):  # the peer was first
+        """End both directions at once; a greenlet that reads or writes is woken."""
+        self._is_shut = True
+        with contextlib.suppress(OSError):  # the peer has closed already
             self._raw.shutdown(socket.SHUT_RDWR)

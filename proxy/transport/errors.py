@@ -1,6 +1,7 @@
-"""What can go wrong on purpose, beside a configuration (`config.errors`) and a log-in (`upstream.supervisor`).
+"""The root of the proxy's exceptions, and those of the transport.
 
-A refusal that is sent to a client is no exception: it is a reply (`alpaca.market`), and the session goes on.
+`config.errors` has those of the configuration, `upstream.supervisor` that of a log-in. A refusal that is sent to a
+client is not an exception but a reply (`alpaca.market`), and the session goes on.
 """
 
 from __future__ import annotations
@@ -9,25 +10,31 @@ import os
 
 
 class ProxyError(Exception):
-    """The root of what the proxy raises on purpose."""
+    """The root of the exceptions that the proxy raises itself."""
 
 
 class StartError(ProxyError):
-    """The proxy cannot start as things are; the text is a sentence with the next step."""
+    """The proxy cannot start; the text is a sentence that names the next step."""
 
     @classmethod
-    def cannot_listen(cls, place: str, error: OSError, remedy: str) -> StartError:
-        """An address that cannot be had. gevent adds the address to the system's words, so they are asked for anew."""
+    def cannot_listen(cls, address: str, error: OSError, remedy: str) -> StartError:
+        """An address that cannot be bound.
+
+        gevent appends the address to the error's text, so the text is looked up again by its errno.
+        """
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
-        return cls(f"cannot listen on {place}: {reason}; {remedy}")
+        return cls(f"cannot listen on {address}: {reason}; {remedy}")
 
 
 class ConnectionLost(ProxyError):
-    """The peer closed, the network broke, or what came broke RFC 6455 or a bound; the text says which."""
+    """The connection has ended; the text is the reason.
+
+    The peer closed, the network failed, or received data broke RFC 6455 or a limit.
+    """
 
 
 class UpgradeRefused(ProxyError):
-    """An HTTP answer in place of 101; `status` is its code."""
+    """An HTTP response other than 101 to an upgrade; `status` is its code."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"HTTP {status} in answer to the upgrade")

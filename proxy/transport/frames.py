@@ -1,9 +1,9 @@
-"""WebSocket frames of the client listener, as bytes (RFC 6455 §5): no socket here.
+"""WebSocket frames of the client listener, as bytes (RFC 6455 §5); no socket here.
 
-wsproto reads what clients send: it demands masks and minimal lengths, refuses reserved bits and opcodes, checks UTF-8
-and close codes. What it leaves to its caller is bounded here: the size of a message, by the lengths that its frames
-announce, and the number of its fragments. What the proxy sends needs no mask, so that one frame's bytes serve every
-client; `encode` writes it.
+wsproto parses the frames of clients: it requires masks and minimal lengths, refuses reserved bits and opcodes, and
+checks UTF-8 and close codes. Two limits are added here: the size of a message, by the lengths in its frames' headers,
+and the number of its fragments. Frames to clients have no mask, so the same bytes are sent to every client; `encode`
+builds them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FIN = 0x80
 
 
 class FrameError(Exception):
-    """What the client sent breaks RFC 6455 or a bound; `code` is the close code that says so."""
+    """A client broke RFC 6455 or a limit; `code` is the close code for it."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
@@ -37,7 +37,7 @@ class FrameError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A whole message, however fragmented: text, or binary."""
+    """A whole message, with its fragments joined: text or binary."""
 
     payload: bytes
     text: bool = True
@@ -55,7 +55,7 @@ class Pong:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The client's close frame; `code` is 1005 when it carried none."""
+    """The client's close frame; `code` is 1005 if the frame has none."""
 
     code: int
     reason: str = ""
@@ -65,7 +65,7 @@ FrameEvent = Message | Ping | Pong | Closed
 
 
 def encode(opcode: int, payload: bytes) -> bytes:
-    """One unfragmented server frame around `payload`."""
+    """Return one unfragmented server frame with this payload."""
     size = len(payload)
     if size < 126:
         return bytes((_FIN | opcode, size)) + payload
@@ -75,43 +75,49 @@ def encode(opcode: int, payload: bytes) -> bytes:
 
 
 def payload_of(frame: bytes) -> bytes:
-    """What `encode` put around, taken off again."""
+    """Return the payload of a frame that `encode` has built."""
     return frame[{126: 4, 127: 10}.get(frame[1], 2) :]
 
 
 def encode_close(code: int, reason: str) -> bytes:
-    """A close frame with its code; the reason is cut to the 123 bytes that a control frame has room for."""
-    room = reason.encode()[:123].decode(errors="ignore").encode()
-    return encode(CLOSE, struct.pack("!H", code) + room)
+    """Return a close frame.
+
+    The reason is cut to the 123 bytes that fit into a control frame.
+    """
+    fitting = reason.encode()[:123].decode(errors="ignore").encode()
+    return encode(CLOSE, struct.pack("!H", code) + fitting)
 
 
 class Inbound:
-    """The frames of one client: bytes in, events out.
+    """The frame parser of one client: bytes in, events out.
 
-    `limit` is the largest message in bytes; it may be raised once the client is known.
+    `limit` is the size of the largest message in bytes; it may be raised once the client is authenticated.
     """
 
     def __init__(self, limit: int) -> None:
-        self._announcements = _Announcements(limit)
-        self._protocol = FrameProtocol(client=False, extensions=[self._announcements])
+        self._size_limit = _SizeLimit(limit)
+        self._protocol = FrameProtocol(client=False, extensions=[self._size_limit])
         self._message = bytearray()
         self._fragments = 0
 
     @property
     def missing(self) -> int:
-        """How many bytes of a data frame have been announced and have not come."""
-        return self._announcements.expected - self._announcements.held
+        """The number of bytes of the current data frame that have not arrived."""
+        return self._size_limit.expected - self._size_limit.held
 
     @property
     def limit(self) -> int:
-        return self._announcements.limit
+        return self._size_limit.limit
 
     @limit.setter
     def limit(self, limit: int) -> None:
-        self._announcements.limit = limit
+        self._size_limit.limit = limit
 
     def receive(self, data: bytes) -> Iterator[FrameEvent]:
-        """The events that `data` completes. Raises FrameError; what came whole before the fault is still yielded."""
+        """Yield the events that `data` completes.
+
+        Raises FrameError, after the events of the frames before the invalid one.
+        """
         self._protocol.receive_bytes(data)
         try:
             for frame in self._protocol.received_frames():
@@ -133,7 +139,7 @@ class Inbound:
 
     def _collect(self, part: bytes, frame_finished: bool, message_finished: bool) -> bytes | None:
         self._message += part
-        self._announcements.held = len(self._message)
+        self._size_limit.held = len(self._message)
         self._fragments += frame_finished
         if self._fragments > MAX_FRAGMENTS:
             raise FrameError(TOO_BIG, f"message of more than {MAX_FRAGMENTS} fragments")
@@ -141,19 +147,21 @@ class Inbound:
             return None
         whole = bytes(self._message)
         self._message.clear()
-        self._announcements.held = self._announcements.expected = 0
+        self._size_limit.held = self._size_limit.expected = 0
         self._fragments = 0
         return whole
 
 
-class _Announcements(Extension):
-    """Not one that is negotiated: to its extensions wsproto shows each header as soon as it is there, and whoever waits
-    for the payload of a gigabyte has waited too long. A header that comes in pieces may be shown again.
+class _SizeLimit(Extension):
+    """Refuses a message over the limit as soon as a frame's header shows its size.
 
-    `held` are the bytes of the message that have come so far, `expected` those that its frames have announced.
+    It is never negotiated: wsproto passes each header to its extensions as soon as it is complete. It may pass a header
+    that arrives in parts more than once.
+
+    `held` are the bytes of the message that have arrived, `expected` those that the headers of its frames announce.
     """
 
-    name = "announcements"
+    name = "size-limit"
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

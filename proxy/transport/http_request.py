@@ -1,8 +1,8 @@
-"""One HTTP request of a stranger, bounded: what gevent's WSGI server leaves open.
+"""One HTTP request, within limits that gevent's WSGI server lacks.
 
-The head must come within HEAD_SECONDS and HEAD_BYTES, a body is not waited for, and the answer must be taken within
-ANSWER_SECONDS. Every answer closes the connection. A socket that breaks on the way is nobody's error, and nothing that
-was sent is ever logged.
+The head must arrive within HEAD_SECONDS and HEAD_BYTES, a body is not waited for, and the client must read the response
+within ANSWER_SECONDS. Every response closes the connection. A socket that breaks in between is not logged as an error,
+and nothing that the client sent is ever logged.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ ANSWER_SECONDS = 10
 def headers_for(
     status: str, content_type: str = "text/plain; charset=utf-8", more: Sequence[tuple[str, str]] = ()
 ) -> list[tuple[str, str]]:
-    """The headers of an answer; 426 says to what to upgrade (RFC 9110 §15.5.22, RFC 6455 §4.4)."""
+    """Return the headers of a response.
+
+    Those of 426 name the upgrade (RFC 9110 §15.5.22, RFC 6455 §4.4).
+    """
     headers = [("Content-Type", content_type), ("Connection", "close"), *more]
     if status.startswith("426"):
         headers += [("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")]
@@ -31,7 +34,7 @@ def headers_for(
 
 
 class BoundedHandler(WSGIHandler):  # type: ignore[misc]
-    """gevent's handler of a request, within those bounds."""
+    """gevent's handler of a request, with these limits."""
 
     rfile: Any
 
@@ -51,7 +54,7 @@ class BoundedHandler(WSGIHandler):  # type: ignore[misc]
         self._head_timeout.close()
         self.rfile = self.rfile.inner
         environ = super().get_environ()
-        self.wsgi_input = Input(self.rfile, None)  # else a body that never comes would be waited for
+        self.wsgi_input = Input(self.rfile, None)  # otherwise it would wait for a body that may never arrive
         return environ
 
     def _sendall(self, data: bytes) -> None:
@@ -59,7 +62,7 @@ class BoundedHandler(WSGIHandler):  # type: ignore[misc]
             super()._sendall(data)
 
     def handle_error(self, kind: Any, error: Any, traceback: Any) -> None:
-        """A socket that breaks is nobody's error; any other exception is a bug, and logged as one."""
+        """Ignore a socket that breaks; log any other exception as an internal error."""
         if isinstance(error, OSError):
             self.close_connection = True
         elif isinstance(error, Exception):
@@ -69,8 +72,11 @@ class BoundedHandler(WSGIHandler):  # type: ignore[misc]
             super().handle_error(kind, error, traceback)
 
     def _handle_client_error(self, ex: Exception) -> tuple[str, bytes]:
-        """Answers what is not HTTP in short, where the library would log what the client sent."""
-        too_big = isinstance(ex, (_HeadTooBig, HTTPException))  # the latter means more than a hundred headers
+        """Return a short response to invalid HTTP, and log nothing.
+
+        The library's own method logs the bytes that the client sent.
+        """
+        too_big = isinstance(ex, (_HeadTooBig, HTTPException))  # HTTPException: more than 100 headers
         status = "431 Request Header Fields Too Large" if too_big else "400 Bad Request"
         return status, f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode()
 
@@ -80,16 +86,16 @@ class _HeadTooBig(ValueError):
 
 
 class _BoundedHead:
-    """The request's head, line by line, within HEAD_BYTES."""
+    """The head of a request, read by lines, within HEAD_BYTES."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
-        self._left = HEAD_BYTES
+        self._bytes_left = HEAD_BYTES
 
     def readline(self, size: int = -1) -> bytes:
-        line: bytes = self.inner.readline(self._left + 1 if size < 0 else min(size, self._left + 1))
-        self._left -= len(line)
-        if self._left < 0:
+        line: bytes = self.inner.readline(self._bytes_left + 1 if size < 0 else min(size, self._bytes_left + 1))
+        self._bytes_left -= len(line)
+        if self._bytes_left < 0:
             raise _HeadTooBig
         return line
 

@@ -1,14 +1,15 @@
-"""The door: accepts sockets, bounds what strangers may take, and hands each request to its handler.
+"""A WSGI server with limits for unauthenticated sockets.
 
-A *stranger* is a socket whose client is not known yet. Strangers are bounded per address and in all, and each has a
-deadline for its TLS handshake and for its request's head, so that half a request costs one place of many for a while.
-`admit` takes a connection out of the count once it has proved who it is.
+Unauthenticated sockets are limited per address and in total. Each has a deadline for its TLS handshake and for the head
+of its request, so an incomplete request occupies one of many slots for a short time. `admit` takes a socket out of the
+count once its client is authenticated.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -28,32 +29,31 @@ PAUSE_SECONDS = 0.1
 
 Environ = dict[str, Any]
 Header = tuple[str, str]
-# An HTTP status, a text, its type if it is not plain, and further headers.
+# An HTTP status, a body, its content type if it is not plain text, and more headers.
 HttpResponse = tuple[str, str] | tuple[str, str, str] | tuple[str, str, str, Sequence[Header]]
 
-# gevent-websocket logs each refused handshake through `server.logger`; what matters is logged by name elsewhere.
+# gevent-websocket logs each refused handshake through `server.logger`; the proxy has log events of its own.
 _silent = logging.getLogger("proxy.handshake")
 _silent.addHandler(logging.NullHandler())
 _silent.propagate = False
 
 
 class EventLog(Protocol):
-    """Where events are logged by name, with fields; `error` adds the exception that is being handled."""
+    """A log of named events with fields; `error` adds the current exception."""
 
     def warning(self, event: str, **fields: object) -> None: ...
     def error(self, event: str, **fields: object) -> None: ...
 
 
 class Listener(WSGIServer):  # type: ignore[misc]
-    """Accepts WebSockets at one address.
+    """A server of WebSockets at one address.
 
-    `refuse(environ)` may answer a request instead of its upgrade; `serve(connection, environ)` holds the conversation
-    and returns when it is over; `answer(environ)` replies to plain HTTP. Raises OSError from `start` when the address
-    cannot be had.
+    `refuse(environ)` may return a response in place of an upgrade; `serve(connection, environ)` runs a session until it
+    ends; `answer(environ)` returns the response to plain HTTP. `start` raises OSError if the address cannot be bound.
     """
 
     logger = _silent
-    max_accept = 16  # in one turn of the hub; the others wait in the kernel for the next
+    max_accept = 16  # in one iteration of the hub's loop; further sockets wait in the kernel for the next
 
     def __init__(
         self,
@@ -66,71 +66,91 @@ class Listener(WSGIServer):  # type: ignore[misc]
         tls: ssl.SSLContext | None = None,
     ) -> None:
         options = {} if tls is None else {"ssl_context": tls}
-        environ = {"SERVER_NAME": address[0]}  # given, so that no name look-up happens at the start
+        environ = {"SERVER_NAME": address[0]}  # otherwise gevent looks up the host's name at the start
         super().__init__(address, log=None, error_log=None, handler_class=Handler, environ=environ, **options)
         self.application = self._application
         self.refuse = refuse
         self.log = log
         self._serve = serve
         self._answer = answer
-        self._unauthenticated: dict[tuple[Any, ...], str] = {}
+        self._unauthenticated: dict[tuple[Any, ...], Any] = {}  # by address, oldest first
         self._by_host: Counter[str] = Counter()
 
     @property
     def unauthenticated(self) -> int:
-        """How many sockets' clients are not known yet."""
+        """The number of sockets whose clients are not authenticated."""
         return len(self._unauthenticated)
 
     def admit(self, environ: Environ) -> None:
-        """The client behind this request is known now: it no longer takes a stranger's place."""
-        self._forget((environ["REMOTE_ADDR"], int(environ["REMOTE_PORT"])))
+        """Take the socket of this request out of the unauthenticated ones."""
+        self._remove((environ["REMOTE_ADDR"], int(environ["REMOTE_PORT"])))
 
     def do_read(self) -> Any:
-        """The next socket. While there is no descriptor left for one, they wait in the kernel."""
+        """Accept the next socket, or pause if no file descriptor is left.
+
+        Sockets wait in the kernel during the pause.
+        """
         try:
             return super().do_read()
         except OSError as error:
             if self.is_fatal_error(error):
                 raise
-            self.stop_accepting()  # it would be called again at once, for ever
+            self.stop_accepting()  # otherwise gevent calls this again at once, in a busy loop
             self._timer = self.loop.timer(PAUSE_SECONDS)
             self._timer.start(self._start_accepting_if_started)
             hint = "raise the limit of open files: ulimit -n, or LimitNOFILE in a systemd unit"
             warn = partial(self.log.warning, port=self.server_port)
-            gevent.spawn(warn, "starved", reason=str(error), hint=hint)  # this is the hub, which must not wait
+            gevent.spawn(warn, "starved", reason=str(error), hint=hint)  # this runs in the hub, which must not block
             return None
 
     def do_handle(self, sock: Any, address: tuple[Any, ...]) -> None:
         host = address[0]
-        self._forget(address[:2])  # a port comes back when its last socket is dead, perhaps before that one's greenlet
-        if len(self._unauthenticated) >= MAX_UNAUTHENTICATED or self._by_host[host] >= MAX_UNAUTHENTICATED_PER_ADDRESS:
-            sock.close()
-            return
-        self._unauthenticated[address[:2]] = host
+        self._remove(address[:2])  # a port may be reused before the greenlet of its last socket has ended
+        if self._by_host[host] >= MAX_UNAUTHENTICATED_PER_ADDRESS:
+            self._displace(host)
+        elif len(self._unauthenticated) >= MAX_UNAUTHENTICATED:
+            self._displace(max(self._by_host, key=self._by_host.__getitem__))
+        self._unauthenticated[address[:2]] = sock
         self._by_host[host] += 1
         super().do_handle(sock, address)
 
+    def _displace(self, host: str) -> None:
+        """Close the oldest unauthenticated socket of an address.
+
+        Otherwise idle sockets could lock out new ones of the same address.
+        """
+        oldest = next(address for address in self._unauthenticated if address[0] == host)
+        sock = self._unauthenticated[oldest]
+        self._remove(oldest)
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)  # its greenlet then reads the end and closes it
+
     def do_close(self, sock: Any, address: tuple[Any, ...]) -> None:
-        self._forget(address[:2])
+        self._remove(address[:2])
         super().do_close(sock, address)
 
     def handle(self, sock: Any, address: tuple[Any, ...]) -> None:
-        with contextlib.suppress(OSError):  # a socket that breaks is nobody's error
+        with contextlib.suppress(OSError):  # a socket that breaks is not an error of the proxy
             super().handle(sock, address)
 
     def wrap_socket_and_handle(self, client_socket: Any, address: tuple[Any, ...]) -> None:
-        """The TLS handshake, within its deadline; one that fails is nobody's error but the stranger's."""
+        """Do the TLS handshake within its deadline, then handle the socket.
+
+        A handshake that fails is not logged.
+        """
         wrap = partial(self.wrap_socket, do_handshake_on_connect=False, **self.ssl_args)
         with contextlib.suppress(OSError):
-            client_socket.getpeername()  # if it is gone already, the wrapping would fail and leak it
+            client_socket.getpeername()  # if the peer is gone already, `wrap` would fail and leak the socket
             with wrap(client_socket) as secured:
+                if address[:2] in self._unauthenticated:
+                    self._unauthenticated[address[:2]] = secured
                 with gevent.Timeout(HEAD_SECONDS, TimeoutError):
                     secured.do_handshake()
                 self.handle(secured, address)
 
-    def _forget(self, address: tuple[Any, ...]) -> None:
-        host = self._unauthenticated.pop(address, None)
-        if host is not None:
+    def _remove(self, address: tuple[Any, ...]) -> None:
+        if self._unauthenticated.pop(address, None) is not None:
+            host = address[0]
             self._by_host[host] -= 1
             if not self._by_host[host]:
                 del self._by_host[host]

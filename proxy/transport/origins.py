@@ -1,9 +1,10 @@
-"""Web pages: which of them a browser may bring to the proxy's ports.
+"""The permitted origins of the client port and host names of the admin port.
 
-A browser says where a page comes from (`Origin`: scheme, host, and the port unless it is the scheme's own) and which
-host it asks for (`Host`). Whoever owns a name can make it point at this machine (DNS rebinding), so a name counts only
-if it is listed; IP literals and localhost cannot be had that way. What is listed is a host, whatever its scheme and
-port, or an origin, which is exactly that one; both as `parse` writes them.
+A browser sends the origin of a page (`Origin`: scheme, host, and the port unless it is the scheme's default) and the
+host that it connects to (`Host`). With DNS rebinding (a name whose owner points it at this machine) both headers
+contain that name; an IP literal cannot be rebound. Some libraries that are not browsers send an Origin too: that of the
+address that they connect to. An entry of a list is a host, which permits any scheme and port, or an origin, which
+permits exactly this one; both in the form of `parse`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 _PARTS = re.compile(r"(?:([a-z][a-z0-9+.-]*)://)?(\[[^]]+\]|[^][/?#@:\s]+)(?::([0-9]{1,5}))?", re.IGNORECASE)
-_OWN_PORTS = {"http": 80, "https": 443}
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Origin(NamedTuple):
-    """A host in lower-case ASCII, without brackets and the root's dot; `scheme` is empty and `port` None if not said.
+    """A host with an optional scheme and port.
 
-    The text of it is as browsers write an origin.
+    `host` is in lower-case ASCII, without brackets and trailing dot; `scheme` may be empty and `port` None. `str`
+    returns it as browsers write an origin.
     """
 
     scheme: str
@@ -30,24 +32,24 @@ class Origin(NamedTuple):
     def __str__(self) -> str:
         scheme = f"{self.scheme}://" if self.scheme else ""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        port = "" if self.port in (None, _OWN_PORTS.get(self.scheme)) else f":{self.port}"
+        port = "" if self.port in (None, _DEFAULT_PORTS.get(self.scheme)) else f":{self.port}"
         return scheme + host + port
 
 
-def parse(written: str) -> Origin | None:
-    """An origin, or a host with or without a port; None for what is neither."""
-    match = _PARTS.fullmatch(written)
+def parse(text: str) -> Origin | None:
+    """Parse an origin, or a host with or without port; None for anything else."""
+    match = _PARTS.fullmatch(text)
     if match is None:
         return None
-    scheme, written_host, port = match.groups()
-    host = _ascii(written_host.lower().removesuffix(".").removesuffix("]").removeprefix("["))
-    if not host.strip(".") or host.endswith(".") or (written_host.startswith("[") and not is_literal(host)):
+    scheme, host_text, port = match.groups()
+    host = _ascii(host_text.lower().removesuffix(".").removesuffix("]").removeprefix("["))
+    if not host.strip(".") or host.endswith(".") or (host_text.startswith("[") and not is_literal(host)):
         return None
     return Origin((scheme or "").lower(), host, int(port) if port else None)
 
 
 def is_literal(host: str) -> bool:
-    """Whether a host is an IP address, which needs no look-up."""
+    """Return whether a host is an IP address, which needs no DNS look-up."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -55,28 +57,54 @@ def is_literal(host: str) -> bool:
     return True
 
 
-def may_come(origin: str, listed: Collection[str]) -> bool:
-    """Whether a page of this origin, a request's `Origin`, is from here or listed."""
-    found = parse(origin)
-    return found is not None and found.scheme != "" and (_is_ours(found.host, listed) or str(found) in listed)
+def may_connect(origin: str, authority: str, from_browser: bool, listed: Collection[str]) -> bool:
+    """Return whether a request with this `Origin` may open a WebSocket.
+
+    `authority` is its `Host` header; `from_browser` tells whether it has Sec-Fetch-* headers, which libraries do not
+    send.
+    """
+    page = parse(origin)
+    if page is None or not page.scheme:
+        return False
+    if _is_loopback(page.host) or page.host in listed or str(page) in listed:
+        return True
+    return _same_address(page, parse(authority)) and (is_literal(page.host) or not from_browser)
+
+
+def _same_address(page: Origin, target: Origin | None) -> bool:
+    """Return whether a page is from the host and port that the request is sent to."""
+    if target is None or target.scheme or page.host != target.host:
+        return False
+    default_port = _DEFAULT_PORTS.get(page.scheme)
+    return (page.port or default_port) == (target.port or default_port)
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or (is_literal(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def may_ask(authority: str, listed: Collection[str]) -> bool:
-    """Whether a request may call this machine so: by `Host`, with or without a port."""
-    found = parse(authority)
-    return found is not None and not found.scheme and _is_ours(found.host, listed)
+    """Return whether a request to the admin port may have this `Host` header.
+
+    The header may have a port.
+    """
+    target = parse(authority)
+    return target is not None and not target.scheme and _is_permitted(target.host, listed)
 
 
-def _is_ours(host: str, listed: Collection[str]) -> bool:
+def _is_permitted(host: str, listed: Collection[str]) -> bool:
     return host == "localhost" or host in listed or is_literal(host)
 
 
 def _ascii(host: str) -> str:
-    """A name as browsers send it; empty if Python's older rules would make another name of it than theirs (ß, say)."""
+    """Return a name as browsers send it, in ASCII.
+
+    Empty for a name that browsers encode differently: Python's IDNA rules are older than theirs (ß, for example).
+    """
     if host.isascii():
         return host
     try:
-        found = host.encode("idna")
-        return found.decode() if found.decode("idna") == host else ""
+        encoded = host.encode("idna")
+        return encoded.decode() if encoded.decode("idna") == host else ""
     except UnicodeError:
         return ""

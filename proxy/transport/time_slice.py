@@ -1,4 +1,7 @@
-"""A greenlet's turn. All greenlets share one thread: whoever has much to do passes the turn on from time to time."""
+"""The time that a greenlet runs before it yields.
+
+All greenlets share one thread, and gevent does not preempt them: long work must yield to the hub by itself.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ YIELD_SECONDS = 1e-6
 
 
 class TimeSlice:
-    """One greenlet's. It begins when the greenlet says so, and is over after TURN_SECONDS."""
+    """The time slice of one greenlet: over SLICE_SECONDS after it began."""
 
     __slots__ = ("_clock", "_ends")
 
@@ -25,14 +28,14 @@ class TimeSlice:
         return f"<TimeSlice until {self._ends}>"
 
     def begin(self, now: float) -> None:
-        """The greenlet has just waited for something, so the others have had their turns."""
+        """Begin anew, after the greenlet has waited for something and others have run."""
         self._ends = now + SLICE_SECONDS
 
     def over(self) -> bool:
-        """Whether it has taken long enough."""
+        """Return whether the greenlet should yield."""
         return self._clock() >= self._ends
 
     def yield_to_hub(self) -> None:
-        """Lets whoever is ready have a turn, then begins anew."""
+        """Let other greenlets run, then begin anew."""
         gevent.sleep(YIELD_SECONDS)
         self.begin(self._clock())

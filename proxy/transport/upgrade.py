@@ -1,7 +1,8 @@
-"""The upgrade of an HTTP request to a WebSocket: gevent-websocket's handler, with the checks that it lacks.
+"""The upgrade of an HTTP request to a WebSocket.
 
-Version 13 only, a strict key and Connection header, Origin and path asked of the server, answers that are bytes. The
-library's own WebSocket is replaced by `connection.ClientConnection`: its frame code blocks the hub, has no limits and
+It is gevent-websocket's handler, with checks that the library lacks. It accepts only version 13, checks the key and the
+Connection header strictly, leaves Origin and path to the server's `refuse`, and sends responses as bytes.
+`connection.ClientConnection` replaces the library's own WebSocket, whose frame code blocks the hub, has no limits and
 closes without a code.
 """
 
@@ -17,9 +18,9 @@ from proxy.transport.http_request import BoundedHandler, headers_for
 
 
 class Handler(BoundedHandler, WebSocketHandler):  # type: ignore[misc]
-    """One HTTP request on the client port: refuses it, upgrades it, or hands it to the application.
+    """The handler of one request: refuses, upgrades, or calls the application.
 
-    The server that it runs in offers `refuse(environ)`: None, or an HTTP status and one sentence.
+    Its server has a method `refuse(environ)`, which returns None, or an HTTP status and one sentence.
     """
 
     SUPPORTED_VERSIONS = ("13",)
@@ -30,12 +31,15 @@ class Handler(BoundedHandler, WebSocketHandler):  # type: ignore[misc]
             return None
         refusal = self._malformed() or self.server.refuse(environ)
         if refusal is None:
-            refused: list[bytes] | None = self.upgrade_connection()
-            return refused
+            response: list[bytes] | None = self.upgrade_connection()
+            return response
         return self._answer(refusal[0], refusal[1])
 
     def _malformed(self) -> tuple[str, str] | None:
-        """RFC 6455 §4.2.1, the checks that the library makes loosely or not at all."""
+        """Check the request as in RFC 6455 §4.2.1; return a refusal or None.
+
+        The library makes these checks loosely or not at all.
+        """
         environ = self.environ
         if environ["REQUEST_METHOD"] != "GET" or self.request_version != "HTTP/1.1":
             return "400 Bad Request", "A WebSocket is opened with GET and HTTP/1.1."
@@ -69,7 +73,7 @@ class Handler(BoundedHandler, WebSocketHandler):  # type: ignore[misc]
                 pass
         finally:
             connection.shut()
-            del self.websocket  # the library's own refers back to this handler: both would wait for the collector
+            del self.websocket  # refers back to this handler: a cycle, which only the garbage collector would free
 
     def log_request(self) -> None:
-        """Sessions are logged by name where they begin and end; requests are not."""
+        """Log nothing: sessions are logged where they begin and end."""

@@ -1,18 +1,21 @@
-"""Tells sessions their feed's answers, without holding anybody up.
+"""Deliver the outcomes of requests to sessions, without blocking the hub.
 
-To tell thousands of topics takes milliseconds, and when Alpaca confirms a request hundreds of sessions may have waited
-for it. So what is short is told at once, as long as that is a moment's work; the rest by a greenlet, one answer of each
-session after another. A session hears its own answers in their order, and no data of them before: `tell` does both.
+An outcome with thousands of topics takes milliseconds to deliver, and one confirmation of Alpaca can answer requests of
+hundreds of sessions. Short outcomes are delivered at once, for at most one time slice; a greenlet delivers the rest, in
+turn, one outcome of each session. Each session gets its outcomes in order, and no data of a topic before the outcome
+that acknowledges it: `deliver` sends the outcome before it adds the topics to the router.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import gevent
 
+from proxy.alpaca.topics import Subscription
 from proxy.observe.logs import Log
 from proxy.routing.pending_requests import RequestOutcome, SubscriberRequests
 from proxy.routing.router import Member
@@ -22,54 +25,66 @@ SHORT = 1000  # topics
 
 
 class AckReceiver(Member, Protocol):
-    """A session, as far as its feed knows it. `answered` is called once for each `change`, in their order, and once
-    more if something was refused after it had been acknowledged; before it, `prepare`, which pauses."""
+    """The part of a session that its feed uses.
+
+    `answered` is called once for each `change`, in order, and once more if a request is refused after it had been
+    acknowledged. `prepare` runs before it and yields between its steps.
+    """
 
     requests: SubscriberRequests
 
-    def prepare(self, answer: RequestOutcome) -> Iterator[None]: ...
-    def answered(self, answer: RequestOutcome) -> None: ...
+    def prepare(self, outcome: RequestOutcome) -> Iterator[None]: ...
+    def answered(self, outcome: RequestOutcome) -> None: ...
 
 
 class AckDispatcher:
-    """One feed's. `tell` pauses where others may have a turn, if it has much to say. Who has left is not told any
-    more."""
+    """The queue of outcomes of one feed.
 
-    def __init__(self, tell: Callable[[RequestOutcome], Iterator[None]], log: Log) -> None:
-        self._tell = tell
+    `deliver` yields where other greenlets may run. Outcomes of sessions that have left are dropped.
+    """
+
+    def __init__(self, deliver: Callable[[RequestOutcome], Iterator[None]], log: Log) -> None:
+        self._deliver = deliver
         self._log = log
-        self._due: dict[SubscriberRequests, deque[RequestOutcome]] = {}
+        self._queued: dict[SubscriberRequests, deque[RequestOutcome]] = {}
         self._greenlet: gevent.Greenlet | None = None
 
     def __repr__(self) -> str:
-        return f"<AckDispatcher {len(self._due)} sessions due>"
+        return f"<AckDispatcher {len(self._queued)} sessions queued>"
 
-    def take(self, answers: list[RequestOutcome]) -> None:
-        """These are to be told, after what is due already."""
-        turn = TimeSlice()
-        for answer in answers:
-            if answer.requests in self._due or len(answer.state or ()) > SHORT or turn.over():
-                self._due.setdefault(answer.requests, deque()).append(answer)
+    def revoke(self, requests: SubscriberRequests, topics: Subscription) -> None:
+        """Remove topics from the queued outcomes of a session."""
+        if (outcomes := self._queued.get(requests)) is not None:
+            for number, outcome in enumerate(outcomes):
+                if outcome.state is not None:
+                    outcomes[number] = replace(outcome, state=outcome.state - topics)
+
+    def take(self, outcomes: list[RequestOutcome]) -> None:
+        """Deliver short outcomes at once and queue the others."""
+        time_slice = TimeSlice()
+        for outcome in outcomes:
+            if outcome.requests in self._queued or len(outcome.state or ()) > SHORT or time_slice.over():
+                self._queued.setdefault(outcome.requests, deque()).append(outcome)
             else:
-                for _ in self._tell(answer):
+                for _ in self._deliver(outcome):
                     pass
-        if self._due and self._greenlet is None:
+        if self._queued and self._greenlet is None:
             self._greenlet = gevent.spawn(self._work)
 
     def _work(self) -> None:
-        turn = TimeSlice()
-        while self._due:
-            requests, answers = next(iter(self._due.items()))
+        time_slice = TimeSlice()
+        while self._queued:
+            requests, outcomes = next(iter(self._queued.items()))
             try:
-                for _ in self._tell(answers[0]) if requests.member is not None else ():
-                    if turn.over():
-                        turn.yield_to_hub()
-            except Exception:  # a bug costs this answer, not the others'
+                for _ in self._deliver(outcomes[0]) if requests.member is not None else ():
+                    if time_slice.over():
+                        time_slice.yield_to_hub()
+            except Exception:  # an internal error costs this outcome, not the others
                 self._log.error("internal_error", requests=repr(requests))
-            answers.popleft()
-            del self._due[requests]
-            if answers:  # more have come meanwhile: they stand behind the other sessions
-                self._due[requests] = answers
-            if turn.over():
-                turn.yield_to_hub()
+            outcomes.popleft()
+            del self._queued[requests]
+            if outcomes:  # the rest goes behind the other sessions
+                self._queued[requests] = outcomes
+            if time_slice.over():
+                time_slice.yield_to_hub()
         self._greenlet = None

@@ -1,4 +1,7 @@
-"""One open connection to Alpaca: the upstream greenlet reads it, one other greenlet writes it."""
+"""One open connection to Alpaca, with its reader and its writer.
+
+The supervisor's greenlet reads it, one other greenlet writes it.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,22 @@ PING_SECONDS = 10.0
 MUTE_SECONDS = 20.0
 CLOSE_FRAME_SECONDS = 1.0
 
+_KEEP_ALIVE = (frames.PING, frames.PONG)
+
 
 class AlpacaConnection:
-    """A WebSocket with its writer and its signs of life. Opening it waits; raises ConnectionLost or UpgradeRefused.
+    """A WebSocket with its writer and its keep-alive.
 
-    `cause` is why it was ended from here, if it was.
+    The constructor blocks until it is open; it raises ConnectionLost or UpgradeRefused. `cause` is the reason of `end`,
+    empty before that.
     """
 
     def __init__(self, url: str, content_type: str, clock: Callable[[], float]) -> None:
         self.cause = ""
         self._clock = clock
+        # Bounded in effect: one request is under way at a time, and at most one ping and one pong are queued.
         self._outgoing: Queue[tuple[int, bytes]] = Queue()
+        self._keep_alive: dict[int, bytes] = {}
         headers = {"Content-Type": content_type, "User-Agent": "alpaca-proxy"}
         self._connection: UpstreamConnection = dial(url, headers, self.send)
         self.received_at = self._pinged_at = self._ended_at = clock()
@@ -35,22 +43,33 @@ class AlpacaConnection:
         return f"<AlpacaConnection {self.cause or 'open'}>"
 
     def send(self, opcode: int, payload: bytes) -> None:
-        """Sends a frame in its turn; never waits."""
+        """Queue a frame; never block.
+
+        A newer ping or pong replaces a queued one (RFC 6455 §5.5.3).
+        """
+        if opcode in _KEEP_ALIVE:
+            queued = opcode in self._keep_alive
+            self._keep_alive[opcode] = payload
+            if queued:
+                return
         self._outgoing.put_nowait((opcode, payload))
 
     def receive(self) -> list[Frame]:
-        """The messages that are there; waits for the first. Raises ConnectionLost."""
+        """Return the messages that have arrived; block until there is one.
+
+        The list is empty after a ping or a pong. Raises ConnectionLost.
+        """
         try:
-            arrived = self._connection.receive()
+            received = self._connection.receive()
         except ConnectionLost as error:
             raise ConnectionLost(self.cause or str(error)) from error
         self.received_at = self._clock()
-        return arrived
+        return received
 
     def tick(self, now: float) -> None:
-        """Pings, and ends a connection whose peer gives no sign of life, pongs included."""
+        """Send pings, and end the connection if nothing arrives any more, not even a pong."""
         if self.cause:
-            if now - self._ended_at >= CLOSE_FRAME_SECONDS:  # the farewell does not get through
+            if now - self._ended_at >= CLOSE_FRAME_SECONDS:  # the close frame cannot be sent
                 self._connection.shut()
         elif now - self.received_at >= MUTE_SECONDS:
             self.end(f"no sign of life for {MUTE_SECONDS:.0f} s")
@@ -59,14 +78,17 @@ class AlpacaConnection:
             self.send(frames.PING, b"")
 
     def end(self, cause: str) -> None:
-        """Gives the connection up; whoever receives gets ConnectionLost with this cause."""
+        """Begin to close the connection; `receive` raises ConnectionLost with this cause."""
         if not self.cause:
             self.cause = cause
             self._ended_at = self._clock()
             self._connection.send_close()
 
     def close(self) -> None:
-        """Says farewell, since Alpaca keeps the place of who goes without a word for 90 s, and frees everything."""
+        """Send a close frame, and free the socket and the writer.
+
+        Without a close frame, Alpaca keeps the account's connection slot occupied for 90 s.
+        """
         self._connection.send_close()
         try:
             self._writer.join(CLOSE_FRAME_SECONDS)
@@ -80,6 +102,7 @@ class AlpacaConnection:
             opcode = None
             while opcode != frames.CLOSE:
                 opcode, payload = self._outgoing.get()
+                payload = self._keep_alive.pop(opcode, payload)
                 self._connection.write(opcode, payload)
         except ConnectionLost:
             pass

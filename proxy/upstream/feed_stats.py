@@ -1,8 +1,9 @@
-"""What is measured of one feed beside its data path: how late its messages come, when the last one came, and how often
-and how long it was away, for nobody can count what Alpaca would have sent meanwhile.
+"""Measurements of one feed: lag, age of the last message, outages.
 
-Both are looked at from time to time only: a sample of one message is taken many times a second, not of every message,
-and whether anything came is seen at the tick.
+Outages are measured because the messages that Alpaca would have sent meanwhile cannot be counted.
+
+Nothing is measured for every message: lag is sampled from one message every SAMPLE_SECONDS, and whether messages
+arrived is checked at each tick.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ SAMPLE_SECONDS = 0.05
 
 
 class FeedStats:
-    """`due` is when the next sample may be taken. `clock` is steady time in seconds, `wall` that since 1970."""
+    """The measurements of one feed.
+
+    `due` is when the next sample may be taken. `clock` is monotonic time, `wall` Unix time, both in seconds.
+    """
 
     def __init__(self, clock: Callable[[], float], wall: Callable[[], float] = time.time) -> None:
         self.lags = Lags()
@@ -26,7 +30,7 @@ class FeedStats:
         self._clock = clock
         self._wall = wall
         self.outages = 0
-        self._away = 0.0  # seconds, but for an outage that is not over
+        self._past_outages = 0.0  # seconds, without a current outage
         self._lost_at: float | None = None
         self._received = 0
         self._received_at: float | None = None
@@ -35,31 +39,37 @@ class FeedStats:
         return f"<FeedStats {self.lags!r}>"
 
     def sample(self, frame: bytes, codec: Codec, received_at: float) -> None:
-        """Looks how old a frame's first message was when it was heard."""
+        """Add the lag of a frame's first message: from its event time to `received_at`."""
         now = self._clock()
         self.due = now + SAMPLE_SECONDS
-        made = event_time(frame, codec)
-        if made is not None:
-            self.lags.add(self._wall() - (now - received_at) - made)
+        created = event_time(frame, codec)
+        if created is not None:
+            self.lags.add(self._wall() - (now - received_at) - created)
 
     def tick(self, received: int, now: float) -> None:
-        """How many messages have come so far."""
+        """Note whether `received`, the count of messages so far, has changed."""
         if received != self._received:
             self._received, self._received_at = received, now
 
-    def lost(self) -> None:
-        """The feed was live, and somebody wants it."""
+    def begin_outage(self) -> None:
+        """Begin an outage: the connection was live, and sessions want topics of it."""
         self.outages += 1
         self._lost_at = self._clock()
 
-    def found(self) -> None:
-        """It is live, or nobody wants it any more."""
-        self._away, self._lost_at = self.outage_seconds(), None
+    def end_outage(self) -> None:
+        """End the outage, if there is one.
+
+        The feed is live again, or no session wants it any more.
+        """
+        self._past_outages, self._lost_at = self.outage_seconds(), None
 
     def outage_seconds(self) -> float:
-        """Seconds of all outages since the start."""
-        return self._away + (0.0 if self._lost_at is None else self._clock() - self._lost_at)
+        """Return the seconds of all outages since the start, a current one included."""
+        return self._past_outages + (0.0 if self._lost_at is None else self._clock() - self._lost_at)
 
     def age(self, now: float) -> float | None:
-        """Seconds since the last message, as of the last tick; None before the first."""
+        """Return the seconds since the last message; None before the first.
+
+        The last message is dated by the tick that noticed it.
+        """
         return None if self._received_at is None else now - self._received_at

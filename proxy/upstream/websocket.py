@@ -1,8 +1,8 @@
-"""The WebSocket to Alpaca: websocket-client's, with a buffered reader in front of it.
+"""The WebSocket to Alpaca: websocket-client with a buffered reader.
 
-Many frames come with one recv, and whole frames are cut in user space. Everything but whole text and binary frames is
-the library's own code, fed from the same buffer. It never writes by itself: pongs and closes are handed to the
-connection's one writer.
+One recv reads many frames, and whole text and binary frames are cut from the buffer here. The library's own code
+handles everything else, reading from the same buffer. Reading never writes to the socket: pongs and close frames are
+handed to the connection's one writer.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ import websocket
 
 from proxy.transport import frames
 from proxy.transport.errors import ConnectionLost, UpgradeRefused
-from proxy.transport.time_slice import YIELD_SECONDS
+from proxy.transport.time_slice import YIELD_SECONDS, TimeSlice
 
 UPSTREAM_READ_BYTES = 256 * 1024
 UPSTREAM_MESSAGE_BYTES = 16 * 1024 * 1024
+UPSTREAM_FRAGMENTS = 4096  # of one message
 MERGE_FRAMES = 256  # measured: 2.3 times cheaper than 64 at one message a frame, 100 clients
 MERGE_BYTES = 256 * 1024
-ANSWER_HEAD_BYTES, ANSWER_BODY_BYTES = 16 * 1024, 64 * 1024  # of the HTTP answer to an upgrade
-ANSWER_READ_BYTES = 1024  # so little that the library's byte-by-byte reading of it takes a millisecond
+ANSWER_HEAD_BYTES, ANSWER_BODY_BYTES = 16 * 1024, 64 * 1024  # of the HTTP response to an upgrade
+ANSWER_READ_BYTES = 1024  # small: the library reads a head byte by byte, which takes a millisecond for so many
 DIAL_STEP_SECONDS = 8
 DIAL_SECONDS = 25
 
 
-class Frame(NamedTuple):  # made for every message, for which a frozen dataclass takes three times as long
+class Frame(NamedTuple):  # created for every message; a frozen dataclass takes three times as long
     """A whole message from Alpaca."""
 
     text: bool
@@ -44,39 +45,49 @@ class Frame(NamedTuple):  # made for every message, for which a frozen dataclass
 
 
 class UpstreamConnection(websocket.WebSocket):
-    """The WebSocket to Alpaca: one greenlet calls `receive`, one other calls `write`; `shut` wakes both.
+    """The WebSocket to Alpaca, with one reading and one writing greenlet.
 
-    Control frames that want an answer are put to `answer` as (opcode, payload), for the one that writes.
+    One greenlet calls `receive`, one other calls `write`; `shut` wakes both. `enqueue` is called with the (opcode,
+    payload) of each pong and close frame that the writer should send.
     """
 
-    def __init__(self, answer: Callable[[int, bytes], None]) -> None:
+    def __init__(self, enqueue: Callable[[int, bytes], None]) -> None:
         super().__init__(enable_multithread=False, skip_utf8_validation=True)
-        self.answer = answer
+        self.enqueue = enqueue
         self._data = b""
         self._at = 0
-        self._fragmented = 0  # bytes of a message that is not whole yet
+        self._fragments: list[bytes] = []  # of an incomplete message
+        self._fragments_text = False
+        self._fragments_bytes = 0
+        self._slice = TimeSlice()
 
     def begin(self, sock: socket.socket, data: bytes) -> None:
-        """The upgrade is done: frames travel on `sock` from now on, and their first bytes have been read."""
+        """Read frames from `sock` from now on, after the upgrade.
+
+        `data` are the bytes that were read beyond the head of the response.
+        """
         self.sock = sock
         self._data = data
         self.settimeout(None)
 
     def receive(self) -> list[Frame]:
-        """The whole messages that are there, at most MERGE_FRAMES or MERGE_BYTES of them; waits for the first.
+        """Return the whole messages that have arrived; block until there is one.
 
-        Empty when what came was a sign of life and no more: a ping or a pong. Raises ConnectionLost: the peer closed,
-        or broke RFC 6455 or a bound; what came whole before that is returned first.
+        At most MERGE_FRAMES messages, and no more after MERGE_BYTES. The list is empty for a ping or a pong, which only
+        show that the peer is alive. Yields to the hub by time. Raises ConnectionLost if the peer closed, or broke RFC
+        6455 or a limit; whole messages before that are returned first.
         """
         try:
-            while not (messages := self._plain_messages()):
+            while not (messages := self._whole_messages()):
                 head = self._head()
                 if head is None:
                     self._fill()
-                elif head[0] in _PLAIN and not self.cont_frame.recving_frames:
+                elif head[0] in _WHOLE and not self._fragments:
                     self._fill(head[2])
-                else:
-                    return self._other_message()
+                elif (other := self._other_message()) is not None:
+                    return other
+                elif self._slice.over():  # fragment after fragment, without a wait
+                    self._slice.yield_to_hub()
             return messages
         except (OSError, websocket.WebSocketException) as error:
             if (code := _CODES.get(type(error))) is not None:
@@ -84,34 +95,40 @@ class UpstreamConnection(websocket.WebSocket):
             raise ConnectionLost(str(error) or type(error).__name__) from error
 
     def write(self, opcode: int, payload: bytes) -> None:
-        """Sends one frame, masked; waits for the kernel. Raises ConnectionLost."""
+        """Send one masked frame; block until the kernel has taken it.
+
+        Raises ConnectionLost.
+        """
         try:
             self.send(payload, opcode)
         except (OSError, websocket.WebSocketException) as error:
             raise ConnectionLost(str(error) or type(error).__name__) from error
 
     def shut(self) -> None:
-        """Ends both directions at once; greenlets that read or write are woken. Nothing more is said."""
+        """End both directions at once, without a close frame.
+
+        Greenlets that read or write are woken.
+        """
         self.connected = False
         if self.sock is not None:
             with contextlib.suppress(OSError):
                 self.sock._sock.shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
 
     def free(self) -> None:
-        """Closes the socket."""
+        """Close the socket."""
         self.shutdown()  # type: ignore[no-untyped-call]
 
     def pong(self, payload: str | bytes = b"") -> None:
-        self.answer(frames.PONG, payload if isinstance(payload, bytes) else payload.encode())
+        self.enqueue(frames.PONG, payload if isinstance(payload, bytes) else payload.encode())
 
     def send_close(self, status: int = frames.NORMAL, reason: str | bytes = b"") -> None:
-        self.answer(frames.CLOSE, struct.pack("!H", status))
+        self.enqueue(frames.CLOSE, struct.pack("!H", status))
 
-    def _plain_messages(self) -> list[Frame]:
-        """The unfragmented text and binary messages that lie whole in the buffer; never waits."""
+    def _whole_messages(self) -> list[Frame]:
+        """Return the unfragmented messages that are whole in the buffer; never block."""
         messages: list[Frame] = []
         size = 0
-        if self.cont_frame.recving_frames:
+        if self._fragments:
             return messages
         try:
             while size < MERGE_BYTES and len(messages) < MERGE_FRAMES:
@@ -119,37 +136,52 @@ class UpstreamConnection(websocket.WebSocket):
                 if head is None:
                     break
                 first, start, end = head
-                if first not in _PLAIN or end > len(self._data):
+                if first not in _WHOLE or end > len(self._data):
                     break
-                messages.append(_checked(first == _PLAIN_TEXT, self._data[start:end]))
+                messages.append(_checked(first == _WHOLE_TEXT, self._data[start:end]))
                 size += end - start
                 self._at = end
         except websocket.WebSocketException:
             if not messages:
-                raise  # else at the next call: it lies where it lay
+                raise  # otherwise the next call raises it, since the position has not moved
         return messages
 
-    def _other_message(self) -> list[Frame]:
-        """What begins with a control frame or a fragment is the library's own business."""
-        opcode, frame = self.recv_data_frame(control_frame=True)
-        if opcode in (frames.TEXT, frames.BINARY):
-            return [_checked(opcode == frames.TEXT, frame.data)]
-        return []
+    def _other_message(self) -> list[Frame] | None:
+        """Read one control frame or fragment; return the message that it completes.
+
+        The list is empty for a control frame; None means that the message is not complete yet. Fragments are collected
+        in a list: the library would copy all previous ones with each of them.
+        """
+        frame = self.recv_frame()
+        if frame.opcode == frames.PING:
+            self.pong(frame.data)
+        if frame.opcode in (frames.PING, frames.PONG):
+            return []
+        if (frame.opcode == _CONTINUATION) is not bool(self._fragments):
+            raise websocket.WebSocketProtocolException("a fragment out of place")
+        if not self._fragments:
+            self._fragments_text = frame.opcode == frames.TEXT
+        self._fragments.append(frame.data)
+        self._fragments_bytes += len(frame.data)
+        if self._fragments_bytes > UPSTREAM_MESSAGE_BYTES:
+            raise _TooLarge(f"message over {UPSTREAM_MESSAGE_BYTES} bytes")
+        if len(self._fragments) > UPSTREAM_FRAGMENTS:
+            raise _TooLarge(f"message of more than {UPSTREAM_FRAGMENTS} fragments")
+        if not frame.fin:
+            return None
+        payload, self._fragments, self._fragments_bytes = b"".join(self._fragments), [], 0
+        return [_checked(self._fragments_text, payload)]
 
     def recv_frame(self) -> Any:
-        """One frame by the library's own code, within the bounds that it does not know. A close frame is answered with
-        its own code (RFC 6455 §5.5.1); the library would always say 1000."""
+        """Read one frame by the library's own code, within limits that the library lacks.
+
+        A close frame is answered with its own code (RFC 6455 §5.5.1); the library would always send 1000.
+        """
         while (head := self._head()) is None:
             self._fill()
         first, start, end = head
-        if first not in _KNOWN or (first in _CONTROL and end - start > 125):
+        if first not in _VALID or (first in _CONTROL and end - start > 125):
             raise websocket.WebSocketProtocolException("a frame that RFC 6455 does not allow")
-        if first not in _CONTROL:
-            self._fragmented += end - start
-            if self._fragmented > UPSTREAM_MESSAGE_BYTES:
-                raise _TooLarge("message", UPSTREAM_MESSAGE_BYTES)
-            if first & _FIN:
-                self._fragmented = 0
         frame = super().recv_frame()  # type: ignore[no-untyped-call]
         if frame.opcode == frames.CLOSE:
             code = struct.unpack("!H", frame.data[:2])[0] if frame.data else frames.NO_CODE
@@ -159,7 +191,10 @@ class UpstreamConnection(websocket.WebSocket):
         return frame
 
     def _head(self) -> _Head | None:
-        """Where the next frame begins and ends, if that much is there."""
+        """Return the first byte of the next frame and the bounds of its payload.
+
+        None if its header is incomplete.
+        """
         data, at = self._data, self._at
         if len(data) < at + 2:
             return None
@@ -174,11 +209,14 @@ class UpstreamConnection(websocket.WebSocket):
                 return None
             size = int.from_bytes(data[start - width : start], "big")
             if size > UPSTREAM_MESSAGE_BYTES:
-                raise _TooLarge("frame", UPSTREAM_MESSAGE_BYTES)
+                raise _TooLarge(f"frame over {UPSTREAM_MESSAGE_BYTES} bytes")
         return first, start, start + size
 
     def _fill(self, until: int = 0) -> None:
-        """Reads at least once, and until the buffer reaches `until`, a position of now."""
+        """Read at least once, and until the buffer reaches the position `until`.
+
+        The position counts from the start of the buffer before the call.
+        """
         if self.sock is None:
             raise ConnectionLost("closed here")
         parts = [self._data[self._at :]]
@@ -186,16 +224,18 @@ class UpstreamConnection(websocket.WebSocket):
         while True:
             chunk = self.sock.recv(UPSTREAM_READ_BYTES)
             if not chunk:
-                raise ConnectionLost("closed by the other side without a word" if self.connected else "closed here")
+                raise ConnectionLost("closed by the other side, no close frame" if self.connected else "closed here")
             parts.append(chunk)
             missing -= len(chunk)
             if missing <= 0:
                 break
+            if self._slice.over():  # `recv` does not yield while there is data
+                self._slice.yield_to_hub()
         self._data = b"".join(parts)
         self._at = 0
 
     def _recv(self, bufsize: int) -> bytes:
-        """The library's reads are served from the buffer."""
+        """Return bytes from the buffer; the library's own reads come here."""
         if self._at == len(self._data):
             self._fill()
         part = self._data[self._at : self._at + bufsize]
@@ -204,30 +244,33 @@ class UpstreamConnection(websocket.WebSocket):
 
 
 class _TooLarge(websocket.WebSocketException):
-    def __init__(self, what: str, limit: int) -> None:
-        super().__init__(f"{what} over {limit} bytes")
+    """A limit of the proxy itself is exceeded; the text names it."""
 
 
-# What is said to a peer that broke the protocol or a bound (RFC 6455 §7.4.1); nothing to one that is gone.
-_CODES = {
+# Close codes for a peer that broke the protocol or a limit (RFC 6455 §7.4.1); other errors mean that the peer is gone.
+_CODES: dict[type[Exception], int] = {
     websocket.WebSocketProtocolException: frames.PROTOCOL_ERROR,
     websocket.WebSocketPayloadException: frames.NOT_UTF8,
     _TooLarge: frames.TOO_BIG,
 }
 
 
-# A frame's first byte, where its payload starts and where it ends; plain, since one is made for every frame.
+# A frame's first byte, the start of its payload and its end; a plain tuple, since one is created for every frame.
 _Head = tuple[int, int, int]
 
 _FIN = 0x80
-_PLAIN_TEXT = _FIN | frames.TEXT
-_PLAIN = (_PLAIN_TEXT, _FIN | frames.BINARY)
+_CONTINUATION = 0
+_WHOLE_TEXT = _FIN | frames.TEXT
+_WHOLE = (_WHOLE_TEXT, _FIN | frames.BINARY)
 _CONTROL = (_FIN | frames.CLOSE, _FIN | frames.PING, _FIN | frames.PONG)
-_KNOWN = (*_PLAIN, *_CONTROL, frames.TEXT, frames.BINARY, _FIN, 0)
+_VALID = (*_WHOLE, *_CONTROL, frames.TEXT, frames.BINARY, _FIN, 0)
 
 
 def _checked(text: bool, payload: bytes) -> Frame:
-    """A message whose text is UTF-8 (RFC 6455 §8.1): the JSON decoder skips over what it need not read."""
+    """Return a message after a check that text is UTF-8 (RFC 6455 §8.1).
+
+    The JSON decoder does not check it, since it skips values that it does not need.
+    """
     if text and not payload.isascii():
         try:
             payload.decode()
@@ -236,100 +279,108 @@ def _checked(text: bool, payload: bytes) -> Frame:
     return Frame(text, payload)
 
 
-class _BoundedResponse:
-    """A socket whose peer answers an HTTP request: head and body within bounds, and others run while it is read.
+class BoundedResponse:
+    """A socket that reads an HTTP response within limits, and yields while it reads.
 
-    websocket-client reads a head byte by byte, with no bound, and gevent's `recv` does not yield while there is data.
-    `rest` is what has been read beyond the head.
+    websocket-client reads a head byte by byte, without a limit, and gevent's `recv` does not yield while there is data.
+    `rest` are the bytes that were read beyond the head.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
         self.rest = b""
         self._start = b""
-        self._left = {True: ANSWER_HEAD_BYTES, False: ANSWER_BODY_BYTES}
+        self._bytes_left = {True: ANSWER_HEAD_BYTES, False: ANSWER_BODY_BYTES}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.socket, name)
 
     @property
     def status(self) -> int | None:
-        """The status, if it has come and refuses the upgrade."""
+        """The HTTP status of a refusal; None for 101 and before it has arrived."""
         match = _STATUS.match(self._start)
         return int(match[1]) if match and match[1] != b"101" else None
 
     def recv(self, size: int) -> bytes:
-        """At most `size` bytes: 1 in the head, more in the body. Raises _TooBig when either is over its bound."""
+        """Return at most `size` bytes: 1 in the head, more in the body.
+
+        Raises _TooLarge if the head or the body is over its limit.
+        """
         if not self.rest:
             gevent.sleep(YIELD_SECONDS)
             self.rest = self.socket.recv(ANSWER_READ_BYTES)
             self._start = (self._start + self.rest)[: len(b"HTTP/1.1 101 ")]
         part, self.rest = self.rest[:size], self.rest[size:]
         head = size == 1
-        self._left[head] -= len(part)
-        if self._left[head] < 0:
-            raise _TooLarge("HTTP answer", ANSWER_HEAD_BYTES if head else ANSWER_BODY_BYTES)
+        self._bytes_left[head] -= len(part)
+        if self._bytes_left[head] < 0:
+            raise _TooLarge(f"HTTP response over {ANSWER_HEAD_BYTES if head else ANSWER_BODY_BYTES} bytes")
         return part
 
 
 _STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3}) ")
 
 
-def dial(url: str, headers: Mapping[str, str], answer: Callable[[int, bytes], None]) -> UpstreamConnection:
-    """Opens a WebSocket to Alpaca. Raises UpgradeRefused (an HTTP answer) or ConnectionLost (everything else).
+def dial(url: str, headers: Mapping[str, str], enqueue: Callable[[int, bytes], None]) -> UpstreamConnection:
+    """Open a WebSocket to Alpaca.
 
-    Each address of the host gets DIAL_STEP_SECONDS, so that a dead IPv6 route leaves time for IPv4. Redirects are not
-    followed: keys go only where the configuration says.
+    Raises UpgradeRefused (an HTTP response) or ConnectionLost (everything else). Each address of the host gets
+    DIAL_STEP_SECONDS, so that a dead IPv6 route leaves time for IPv4. Redirects are not followed: keys are sent only to
+    the configured host.
     """
-    connection = UpstreamConnection(answer)
-    reply: _BoundedResponse | None = None
+    connection = UpstreamConnection(enqueue)
+    response: BoundedResponse | None = None
     try:
         with gevent.Timeout(DIAL_SECONDS, TimeoutError(f"no connection within {DIAL_SECONDS} s")):
-            reply = _BoundedResponse(_reach(url))
+            response = BoundedResponse(_open_socket(url))
             connection.connect(  # type: ignore[no-untyped-call]
                 url,
                 timeout=DIAL_STEP_SECONDS,
-                socket=reply,
+                socket=response,
                 header=[f"{name}: {value}" for name, value in headers.items()],
                 suppress_origin=True,
                 redirect_limit=0,
             )
     except (OSError, websocket.WebSocketException, ValueError, CookieError) as error:
-        if reply is not None and (status := connection.getstatus() or reply.status):
+        if response is not None and (status := connection.getstatus() or response.status):
             raise UpgradeRefused(status) from error
         raise ConnectionLost(str(error) or type(error).__name__) from error
-    connection.begin(reply.socket, reply.rest)
+    connection.begin(response.socket, response.rest)
     return connection
 
 
-def _reach(url: str) -> socket.socket:
-    """A socket to the first of the host's addresses that answers; the library gives up at the first that does not.
+def _open_socket(url: str) -> socket.socket:
+    """Connect to the first of the host's addresses that accepts.
 
-    By way of the HTTP proxy that the environment names, which is never asked for this machine.
+    The library itself stops at the first address that does not. Connects through the HTTP proxy that the environment
+    names, except to this machine.
     """
-    place = urlsplit(url)
-    host, secure = place.hostname or "", place.scheme == "wss"
-    port = place.port or (443 if secure else 80)
-    way = None if host in _HERE or proxy_bypass(host) else getproxies().get("https" if secure else "http")
-    sock = socket.create_connection((host, port), DIAL_STEP_SECONDS) if way is None else _tunnel(way, host, port)
+    target = urlsplit(url)
+    host, secure = target.hostname or "", target.scheme == "wss"
+    port = target.port or (443 if secure else 80)
+    proxy = None if host in _LOCAL_HOSTS or proxy_bypass(host) else getproxies().get("https" if secure else "http")
+    sock = socket.create_connection((host, port), DIAL_STEP_SECONDS) if proxy is None else _tunnel(proxy, host, port)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return ssl.create_default_context().wrap_socket(sock, server_hostname=host) if secure else sock
 
 
 def _tunnel(proxy: str, host: str, port: int) -> socket.socket:
-    """A socket to the host through an HTTP proxy (RFC 9110 §9.3.6). Raises OSError or _TooBig."""
-    place = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    """Connect to the host through an HTTP proxy (RFC 9110 §9.3.6).
+
+    Raises OSError or _TooLarge.
+    """
+    proxy_url = urlsplit(proxy if "//" in proxy else f"//{proxy}")
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     request = f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n"
-    if place.username:
-        credentials = f"{unquote(place.username)}:{unquote(place.password or '')}"
+    if proxy_url.username:
+        credentials = f"{unquote(proxy_url.username)}:{unquote(proxy_url.password or '')}"
         request += f"Proxy-Authorization: Basic {base64.b64encode(credentials.encode()).decode()}\r\n"
-    sock = socket.create_connection((place.hostname or "", place.port or 80), DIAL_STEP_SECONDS)
+    sock = socket.create_connection((proxy_url.hostname or "", proxy_url.port or 80), DIAL_STEP_SECONDS)
     try:
         sock.sendall(f"{request}\r\n".encode())
-        reply, head = _BoundedResponse(sock), bytearray()
+        response, head = BoundedResponse(sock), bytearray()
         while not head.endswith((b"\n\r\n", b"\n\n")):
-            if not (byte := reply.recv(1)):
+            if not (byte := response.recv(1)):
                 raise ConnectionResetError("the HTTP proxy closed the connection")
             head += byte
         match = _STATUS.match(head)
@@ -341,4 +392,4 @@ def _tunnel(proxy: str, host: str, port: int) -> socket.socket:
     return sock
 
 
-_HERE = ("127.0.0.1", "::1", "localhost")
+_LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")

@@ -1,7 +1,8 @@
-"""Messages as wild as the two formats allow: strategies for their bytes, made without the proxy's own encoders.
+"""Hypothesis strategies for the bytes of messages.
 
-Numbers that no encoder would write, white space, escapes, msgpack's longer forms of short values: whatever a decoder
-must read, and the proxy must not touch.
+They do not use the proxy's encoders, and cover what the formats allow and encoders seldom write: unusual numbers, white
+space, escapes, msgpack's longer forms of short values. A decoder must read all of it, and the proxy must pass it on
+unchanged.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from contextlib import suppress
 
 from hypothesis import strategies as st
 
-# What `T` and `S` are in one message: absent, there, there twice, or no text.
+# The values of `T` and `S` in one message: none, one, two, or one that is not text.
 KINDS = st.lists(st.sampled_from(["t", "q", "o", "n", "z", "success", "", "é"]), max_size=2) | st.just([7])
 SYMBOLS = st.lists(st.sampled_from(["AAPL", "BTC/USD", "*", "", "é☃"]), max_size=2) | st.just([7])
 
 
 def other(key: str) -> bool:
-    """Whether it is no key of a head: of two `T`, one of which is no text, readers may think what they like."""
+    """Whether the key is not one of a head.
+
+    Decoders disagree on an object with two `T`, one of which is not text.
+    """
     return key not in ("T", "S")
 
 
@@ -62,7 +66,7 @@ JSON_VALUES = st.recursive(
 
 @st.composite
 def json_bodies(draw: st.DrawFn) -> bytes:
-    """An object with `T` and `S` or without, anywhere among its keys, once or twice."""
+    """An object with `T` and `S` or without, at any position, once or twice."""
     pairs = draw(st.lists(st.tuples(_NAMES, JSON_VALUES), max_size=4))
     for key, values in (('"T"', KINDS), ('"S"', SYMBOLS)):
         for value in draw(values):
@@ -74,25 +78,28 @@ def json_bodies(draw: st.DrawFn) -> bytes:
 
 
 def _int(value: int) -> st.SearchStrategy[bytes]:
-    """In every form that holds it: from 0xCC on unsigned, from 0xD0 on signed, of 1, 2, 4 and 8 bytes."""
-    found = [struct.pack(">b", value)] if -32 <= value < 128 else []
+    """The integer in every form that can hold it.
+
+    0xCC to 0xCF are unsigned, 0xD0 to 0xD3 signed, of 1, 2, 4 and 8 bytes.
+    """
+    forms = [struct.pack(">b", value)] if -32 <= value < 128 else []
     for first, form in enumerate("BHIQbhiq", start=0xCC):
         with suppress(struct.error):
-            found.append(struct.pack(">B" + form, first, value))
-    return st.sampled_from(found)
+            forms.append(struct.pack(">B" + form, first, value))
+    return st.sampled_from(forms)
 
 
 def _text(value: str) -> st.SearchStrategy[bytes]:
     data = value.encode()
     size = len(data)
-    found = [b"\xd9%c" % size, b"\xda" + struct.pack(">H", size), b"\xdb" + struct.pack(">I", size)]
+    heads = [b"\xd9%c" % size, b"\xda" + struct.pack(">H", size), b"\xdb" + struct.pack(">I", size)]
     if size < 32:
-        found.append(bytes((0xA0 | size,)))
-    return st.sampled_from([head + data for head in found])
+        heads.append(bytes((0xA0 | size,)))
+    return st.sampled_from([head + data for head in heads])
 
 
 def _counted(fix: int, first: int) -> Callable[[list[bytes]], st.SearchStrategy[bytes]]:
-    """An array or a map of so many items, in each of its three forms."""
+    """A function that builds an array or a map in each of its three forms."""
 
     def build(items: list[bytes]) -> st.SearchStrategy[bytes]:
         count = len(items)
@@ -130,7 +137,7 @@ MSGPACK_VALUES = st.recursive(
 
 @st.composite
 def msgpack_bodies(draw: st.DrawFn) -> bytes:
-    """A map with `T` and `S` or without, anywhere among its keys, once or twice."""
+    """A map with `T` and `S` or without, at any position, once or twice."""
     pairs = draw(_pairs(MSGPACK_VALUES))
     for key, values in (("T", KINDS), ("S", SYMBOLS)):
         for value in draw(values):

@@ -1,4 +1,4 @@
-"""A conversation with a pure session: what the client says, what it hears, what others have to decide."""
+"""A client of the pure server protocol, with codecs that are not the proxy's."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ from proxy.alpaca.server_protocol import Authenticate, Reply, server_protocol_fo
 MSGPACK = "application/msgpack"
 
 
-class Conversation:
-    """A client at a path. Its words are encoded, and what it hears is decoded, by other code than the proxy's."""
+class Client:
+    """A client that connects to a path with a Content-Type header."""
 
     def __init__(self, path: str = "/v2/iex", content_type: str = "") -> None:
-        found = endpoint(feed_of_path(path, "iex") or "")
-        assert found is not None
-        self.session = server_protocol_for(found, path, content_type)
-        self.msgpack = self.session.codec.name == "msgpack"
-        self.greeting = [self.reads(payload) for payload in self.session.opening()]
+        served = endpoint(feed_of_path(path, "iex") or "")
+        assert served is not None
+        self.protocol = server_protocol_for(served, path, content_type)
+        self.msgpack = self.protocol.codec.name == "msgpack"
+        self.greeting = [self.decode(payload) for payload in self.protocol.opening()]
 
-    def reads(self, payload: bytes) -> Any:
+    def decode(self, payload: bytes) -> Any:
         return msgpack.unpackb(payload) if self.msgpack else json.loads(payload)
 
-    def writes(self, request: Any) -> bytes:
+    def encode(self, request: Any) -> bytes:
         data: bytes = msgpack.packb(request) if self.msgpack else json.dumps(request).encode()
         return data
 
-    def sends(self, frame: bytes) -> list[Any]:
-        """What comes of a message: replies as they are heard, everything else for others to decide."""
+    def send(self, frame: bytes) -> list[Any]:
+        """Return the outcomes of a message; replies are decoded."""
         return [
-            self.reads(outcome.payload) if isinstance(outcome, Reply) else outcome
-            for outcome in self.session.receive(frame)
+            self.decode(outcome.payload) if isinstance(outcome, Reply) else outcome
+            for outcome in self.protocol.receive(frame)
             if outcome is not None
         ]
 
-    def says(self, request: Any) -> Any:
-        """The one outcome of one request."""
-        [outcome] = self.sends(self.writes(request))
+    def request(self, request: Any) -> Any:
+        """Return the one outcome of one request."""
+        [outcome] = self.send(self.encode(request))
         return outcome
 
-    def logs_in(self) -> Conversation:
-        """In the words of Alpaca's documentation, which every path understands."""
-        assert self.says({"action": "auth", "key": "K", "secret": "S"}) == Authenticate("K", "S")
-        self.session.granted()
+    def log_in(self) -> Client:
+        """Log in with the flat `auth` of the documentation, which all paths accept."""
+        assert self.request({"action": "auth", "key": "K", "secret": "S"}) == Authenticate("K", "S")
+        self.protocol.granted()
         return self
 
-    def subscribes(self, **channels: Any) -> Any:
-        return self.says({"action": "subscribe", **channels})
+    def subscribe(self, **channels: Any) -> Any:
+        return self.request({"action": "subscribe", **channels})
 
-    def unsubscribes(self, **channels: Any) -> Any:
-        return self.says({"action": "unsubscribe", **channels})
+    def unsubscribe(self, **channels: Any) -> Any:
+        return self.request({"action": "unsubscribe", **channels})
 
-    def listens(self, *streams: str) -> Any:
-        return self.says({"action": "listen", "data": {"streams": list(streams)}})
+    def listen(self, *streams: str) -> Any:
+        return self.request({"action": "listen", "data": {"streams": list(streams)}})
 
 
 def error(code: int, msg: str) -> list[dict[str, Any]]:

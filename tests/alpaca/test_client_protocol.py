@@ -1,4 +1,4 @@
-"""Conversations with Alpaca about one feed: what is heard of its messages, what is said, how long is waited."""
+"""The client protocol: events from Alpaca, requests to it, and the backoff."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ TRADES, QUOTES = ("trades", "AAPL"), ("quotes", "*")
 ORDERS, ACCOUNT = ("trade_updates", "*"), ("account_updates", "*")
 
 
-def feed_of(name: str, codec: Codec) -> ClientProtocol:
-    known = endpoint(name)
-    assert known is not None
-    return client_protocol_for(known, codec, LOGIN)
+def protocol_of(name: str, codec: Codec) -> ClientProtocol:
+    feed = endpoint(name)
+    assert feed is not None
+    return client_protocol_for(feed, codec, LOGIN)
 
 
-def reads(codec: Codec, payload: bytes) -> Any:
+def decode(codec: Codec, payload: bytes) -> Any:
     return json.loads(payload) if codec is JSON else msgpack.unpackb(payload)
 
 
 @CODECS
-def test_logging_in_to_market_data(codec: Codec) -> None:
-    """Alpaca speaks first."""
-    feed = feed_of("iex", codec)
+def test_log_in_to_market_data(codec: Codec) -> None:
+    """Alpaca sends the first message."""
+    feed = protocol_of("iex", codec)
     assert feed.opening() == []
     assert feed.text == (codec is JSON)
-    said = feed.receive(codec.encode({"T": "success", "msg": "connected"}))
-    assert isinstance(said, Send)
-    assert reads(codec, said.payload) == {"action": "auth", "key": "AKIA123456", "secret": "hush"}
+    event = feed.receive(codec.encode({"T": "success", "msg": "connected"}))
+    assert isinstance(event, Send)
+    assert decode(codec, event.payload) == {"action": "auth", "key": "AKIA123456", "secret": "hush"}
     assert feed.receive(codec.encode({"T": "success", "msg": "authenticated"})) == LoggedIn()
 
 
@@ -72,22 +72,22 @@ def test_logging_in_to_market_data(codec: Codec) -> None:
         (None, Ignored()),
     ],
 )
-def test_what_is_heard_of_market_data(codec: Codec, message: Any, event: object) -> None:
-    assert feed_of("iex", codec).receive(codec.encode(message)) == event
+def test_events_of_market_data(codec: Codec, message: Any, event: object) -> None:
+    assert protocol_of("iex", codec).receive(codec.encode(message)) == event
 
 
 @CODECS
-def test_what_is_asked_of_market_data(codec: Codec) -> None:
-    feed = feed_of("iex", codec)
-    asked = reads(codec, feed.request(True, (TRADES, ("trades", "A"), QUOTES), {("bars", "SPY")}))
-    assert asked == {"action": "subscribe", "trades": ["A", "AAPL"], "quotes": ["*"]}
-    asked = reads(codec, feed.request(False, (TRADES,), {TRADES, QUOTES}))
-    assert asked == {"action": "unsubscribe", "trades": ["AAPL"]}
+def test_requests_to_market_data(codec: Codec) -> None:
+    feed = protocol_of("iex", codec)
+    request = decode(codec, feed.request(True, (TRADES, ("trades", "A"), QUOTES), {("bars", "SPY")}))
+    assert request == {"action": "subscribe", "trades": ["A", "AAPL"], "quotes": ["*"]}
+    request = decode(codec, feed.request(False, (TRADES,), {TRADES, QUOTES}))
+    assert request == {"action": "unsubscribe", "trades": ["AAPL"]}
 
 
-def test_logging_in_to_the_trading_stream() -> None:
-    """We speak first, in text."""
-    feed = feed_of("trading", JSON)
+def test_log_in_to_the_trading_stream() -> None:
+    """The proxy sends the first message, in a text frame."""
+    feed = protocol_of("trading", JSON)
     login = {"action": "authenticate", "data": {"key_id": "AKIA123456", "secret_key": "hush"}}
     assert [json.loads(payload) for payload in feed.opening()] == [login]
     assert feed.text
@@ -117,13 +117,13 @@ def test_logging_in_to_the_trading_stream() -> None:
         (7, Ignored()),
     ],
 )
-def test_what_is_heard_of_the_trading_stream(message: Any, event: object) -> None:
-    assert feed_of("trading", JSON).receive(json.dumps(message).encode()) == event
+def test_events_of_the_trading_stream(message: Any, event: object) -> None:
+    assert protocol_of("trading", JSON).receive(json.dumps(message).encode()) == event
 
 
-def test_what_is_asked_of_the_trading_stream() -> None:
-    """`listen` names all that is wanted, every time."""
-    feed = feed_of("trading", JSON)
+def test_requests_to_the_trading_stream() -> None:
+    """`listen` always names all streams that are wanted."""
+    feed = protocol_of("trading", JSON)
 
     def streams(payload: bytes) -> list[str]:
         request = json.loads(payload)
@@ -138,25 +138,28 @@ def test_what_is_asked_of_the_trading_stream() -> None:
 
 @pytest.mark.parametrize(("name", "codec"), [("iex", JSON), ("iex", MSGPACK), ("trading", JSON)])
 @given(body=st.binary(max_size=30))
-def test_any_bytes_are_heard(name: str, codec: Codec, body: bytes) -> None:
-    feed_of(name, codec).receive(body)
+def test_any_bytes_can_be_received(name: str, codec: Codec, body: bytes) -> None:
+    protocol_of(name, codec).receive(body)
 
 
-def test_some_refusals_are_of_the_connection_and_not_of_a_request() -> None:
+def test_codes_that_refuse_the_connection_and_not_a_request() -> None:
     assert sorted(OF_THE_CONNECTION) == [401, 402, 403, 404, 406, 407]
 
 
-def test_a_login_shows_no_secret() -> None:
-    shown = repr(LOGIN)
-    assert shown == "<Login main …3456 at wss://127.0.0.1/v2/iex>"
-    assert "hush" not in shown
+def test_the_repr_of_a_login_has_no_secret() -> None:
+    text = repr(LOGIN)
+    assert text == "<Login main …3456 at wss://127.0.0.1/v2/iex>"
+    assert "hush" not in text
 
 
-# How long to wait
+# Backoff
 
 
-def _in_plain_words(failures: list[tuple[bool, float]]) -> list[float]:
-    """The bound is 1, 2, 4 … 30 s; a refusal makes it 2 s at least, and itself waits 1 s at least."""
+def _expected_waits(failures: list[tuple[bool, float]]) -> list[float]:
+    """The bound is 1, 2, 4 … 30 s.
+
+    A refusal raises the bound to at least 2 s, and is itself followed by a wait of at least 1 s.
+    """
     bound, waits = 1.0, []
     for refused, drawn in failures:
         if refused:
@@ -167,20 +170,20 @@ def _in_plain_words(failures: list[tuple[bool, float]]) -> list[float]:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), max_size=12))
-def test_full_jitter_under_a_bound_that_doubles(failures: list[tuple[bool, float]]) -> None:
+def test_backoff_is_full_jitter_under_a_bound_that_doubles(failures: list[tuple[bool, float]]) -> None:
     drawn = iter([number for _, number in failures])
     backoff = Backoff(lambda: next(drawn))
-    assert [backoff.next(refused=refused) for refused, _ in failures] == _in_plain_words(failures)
+    assert [backoff.next(refused=refused) for refused, _ in failures] == _expected_waits(failures)
 
 
-def test_waits_at_their_longest() -> None:
+def test_longest_waits() -> None:
     backoff = Backoff(lambda: 1.0)
     assert [backoff.next(refused=False) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
     backoff.reset()
     assert [backoff.next(refused=True) for _ in range(6)] == [2, 4, 8, 16, 30, 30]
 
 
-def test_waits_at_their_shortest() -> None:
+def test_shortest_waits() -> None:
     backoff = Backoff(lambda: 0.0)
     assert [backoff.next(refused=False) for _ in range(3)] == [0, 0, 0]
     assert [backoff.next(refused=True) for _ in range(3)] == [1, 1, 1]

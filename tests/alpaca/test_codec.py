@@ -1,4 +1,4 @@
-"""Frames split and joined, against `json` and the msgpack library. What a body's bytes are is nobody's business."""
+"""Frames split and joined, checked against `json` and the msgpack library."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ CODECS = pytest.mark.parametrize("codec", [JSON, MSGPACK], ids=repr)
 
 
 def plain(codec: Codec, data: bytes) -> Any:
-    """Decoded by a library that is not the proxy's own."""
+    """Decode with a library that the proxy does not use."""
     if codec is JSON:
         return json.loads(data)
     return msgpack.unpackb(data, strict_map_key=False, timestamp=0)
 
 
 def requests(codec: Codec, data: bytes) -> list[dict[str, Any]]:
-    """The objects that a client sent in one message, decoded."""
-    found = run_to_end(codec.requests(data))
-    return [{key: plain(codec, bytes(value)) for key, value in fields.items()} for fields in found]
+    """Return the objects in one message of a client, decoded."""
+    objects = run_to_end(codec.requests(data))
+    return [{key: plain(codec, bytes(value)) for key, value in fields.items()} for fields in objects]
 
 
 def header(codec: Codec, count: int) -> bytes:
@@ -37,14 +37,17 @@ def header(codec: Codec, count: int) -> bytes:
 
 
 def framed(codec: Codec, bodies: list[bytes], space: bytes = b"") -> bytes:
-    """A frame with white space where it may be; msgpack's in the longer form."""
+    """A frame with white space wherever JSON allows it.
+
+    In msgpack, the array has the longer form.
+    """
     if codec is JSON:
         return space + b"[" + space + (space + b"," + space).join(bodies) + space + b"]" + space
     return header(codec, len(bodies)) + b"".join(bodies)
 
 
 def head_of(message: Any) -> tuple[str, str]:
-    """`T` and `S` by the rule: a message in which either is no text counts as without both."""
+    """`T` and `S`; both empty if either is not text."""
     if not isinstance(message, dict):
         return "", ""
     kind, symbol = message.get("T", ""), message.get("S", "")
@@ -57,7 +60,7 @@ BODIES = {JSON: json_bodies() | JSON_VALUES.map(str.encode), MSGPACK: msgpack_bo
 @CODECS
 @given(data=st.data())
 def test_bodies_keep_their_bytes(codec: Codec, data: st.DataObject) -> None:
-    """All of them, and any subset, in their order."""
+    """All bodies of a frame, and any subset in their order."""
     bodies = data.draw(st.lists(BODIES[codec], max_size=5))
     frame = framed(codec, bodies, data.draw(st.sampled_from([b"", b" ", b"\r\n\t"])))
     raws, heads = codec.split(frame)
@@ -67,7 +70,9 @@ def test_bodies_keep_their_bytes(codec: Codec, data: st.DataObject) -> None:
     chosen = [raw for raw in raws if data.draw(st.booleans())]
     joined = codec.join(chosen)
     assert [bytes(raw) for raw in codec.split(joined)[0]] == [bytes(raw) for raw in chosen]
-    assert repr(plain(codec, joined)) == repr([plain(codec, bytes(raw)) for raw in chosen])  # nan is itself in words
+    assert repr(plain(codec, joined)) == repr(
+        [plain(codec, bytes(raw)) for raw in chosen]
+    )  # in repr, nan equals itself
 
 
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 0xFFFF, 0x10000])
@@ -94,20 +99,20 @@ DECODERS: list[Callable[[Codec, bytes], object]] = [
 
 @CODECS
 @given(data=st.data())
-def test_any_bytes_are_read_or_malformed(codec: Codec, data: st.DataObject) -> None:
+def test_any_bytes_are_decoded_or_malformed(codec: Codec, data: st.DataObject) -> None:
     frame = data.draw(st.binary(max_size=40) | st.lists(BODIES[codec], max_size=3).map(lambda b: framed(codec, b)))
     at = data.draw(st.integers(0, len(frame)))
-    torn = frame[:at] + data.draw(st.binary(max_size=3)) + frame[at + data.draw(st.integers(0, 3)) :]
+    damaged = frame[:at] + data.draw(st.binary(max_size=3)) + frame[at + data.draw(st.integers(0, 3)) :]
     for decoder in DECODERS:
         try:
-            decoder(codec, torn)
+            decoder(codec, damaged)
         except Malformed:
             continue
 
 
 @CODECS
 @pytest.mark.parametrize("levels", [900, 100_000])
-def test_nesting_without_end(codec: Codec, levels: int) -> None:
+def test_deep_nesting(codec: Codec, levels: int) -> None:
     opening, closing = (b"[", b"]") if codec is JSON else (b"\x91", b"")
     frame = opening * levels + (b"1" if codec is JSON else b"\x01") + closing * levels
     for decoder in DECODERS:
@@ -121,12 +126,12 @@ def test_nesting_without_end(codec: Codec, levels: int) -> None:
 @pytest.mark.parametrize(
     "value", [None, True, 7, 1.5, "text", {}, {"T": "t", "S": "AAPL"}, {"T": "subscription", "trades": []}]
 )
-def test_a_data_frame_is_an_array(codec: Codec, value: Any) -> None:
+def test_a_data_frame_that_is_not_an_array_is_malformed(codec: Codec, value: Any) -> None:
     with pytest.raises(Malformed):
         codec.split(codec.encode(value))
 
 
-def test_the_last_of_two_equal_keys_counts() -> None:
+def test_the_last_of_two_equal_keys_is_used() -> None:
     """As in every SDK's decoder."""
     [head] = JSON.split(b'[{"T":"q","S":"A","T":"t","S":"B"}]')[1]
     assert (head.T, head.S) == ("t", "B")
@@ -135,7 +140,7 @@ def test_the_last_of_two_equal_keys_counts() -> None:
 
 
 @CODECS
-def test_one_odd_message_leaves_the_others_alone(codec: Codec) -> None:
+def test_a_message_with_an_invalid_head_does_not_affect_the_others(codec: Codec) -> None:
     messages = [{"T": "t", "S": "AAPL"}, {"T": 7, "S": "AAPL"}, 7, {"T": "q", "S": None}, {"S": "SPY", "T": "q"}, []]
     raws, heads = codec.split(codec.encode(messages))
     assert [(head.T, head.S) for head in heads] == [("t", "AAPL"), ("", ""), ("", ""), ("", ""), ("q", "SPY"), ("", "")]
@@ -155,12 +160,12 @@ def test_one_odd_message_leaves_the_others_alone(codec: Codec) -> None:
         (7, []),
     ],
 )
-def test_news_goes_by_its_symbols(codec: Codec, news: Any, symbols: list[str]) -> None:
+def test_news_symbols(codec: Codec, news: Any, symbols: list[str]) -> None:
     assert list(codec.news_symbols(codec.encode(news))) == symbols
 
 
 @CODECS
-def test_the_fields_of_a_message_stay_undecoded(codec: Codec) -> None:
+def test_fields_returns_undecoded_values(codec: Codec) -> None:
     fields = codec.fields(codec.encode({"T": "t", "p": 1.5}))
     assert {key: bytes(raw) for key, raw in fields.items()} == {"T": codec.encode("t"), "p": codec.encode(1.5)}
     with pytest.raises(Malformed):
@@ -169,20 +174,23 @@ def test_the_fields_of_a_message_stay_undecoded(codec: Codec) -> None:
 
 @CODECS
 @given(sizes=st.lists(st.sampled_from([10, 1000, 200_000, 300_000, FRAME_BYTES + 1]), min_size=1, max_size=8))
-def test_frames_stay_small(codec: Codec, sizes: list[int]) -> None:
-    """Python's SDKs refuse a message over 1 MiB. A body that is larger by itself travels alone."""
+def test_batches_have_a_bounded_size(codec: Codec, sizes: list[int]) -> None:
+    """Python's SDKs refuse a message over 1 MiB.
+
+    A body that is larger than the bound has a frame of its own.
+    """
     bodies = [codec.encode("x" * size) for size in sizes]
-    found = []
+    batched = []
     for payload, count in codec.batches(bodies):
         raws, _ = codec.split(payload)
         assert len(raws) == count
         assert count == 1 or len(payload) <= FRAME_BYTES
-        found += [bytes(raw) for raw in raws]
-    assert found == bodies
+        batched += [bytes(raw) for raw in raws]
+    assert batched == bodies
 
 
 def test_several_objects_in_one_message() -> None:
-    """The C# SDK coalesces rapid calls. White space may stand anywhere between them."""
+    """The C# SDK coalesces rapid calls. White space is allowed between the objects."""
     assert requests(JSON, b'{"a":1}{"b":2}') == [{"a": 1}, {"b": 2}]
     assert requests(JSON, b' {"a":{"x":"}"}} \r\n\t {"b":"\\"}{"}{}') == [{"a": {"x": "}"}}, {"b": '"}{'}, {}]
     assert requests(MSGPACK, b"\x81\xa1a\x01") == [{"a": 1}]
@@ -209,7 +217,7 @@ def test_several_objects_in_one_message() -> None:
         b"1" * 10_000 + b" {}",
     ],
 )
-def test_what_is_no_request(message: bytes) -> None:
+def test_invalid_requests(message: bytes) -> None:
     with pytest.raises(Malformed):
         requests(JSON, message)
 
@@ -224,16 +232,16 @@ def test_what_is_no_request(message: bytes) -> None:
         b'{"":"' * 200_000,
     ],
 )
-def test_what_a_message_costs_grows_with_its_length(message: bytes) -> None:
-    """Not with its square. A message of a megabyte is refused within the time that a test has, by far."""
+def test_the_time_to_refuse_a_message_is_linear_in_its_length(message: bytes) -> None:
+    """Not quadratic: refusing a megabyte takes far less than the bound here."""
     began = time.process_time()
     with pytest.raises(Malformed):
         requests(JSON, message)
     assert time.process_time() - began < 1.0
 
 
-def test_one_message_holds_a_bounded_number_of_objects() -> None:
-    """Each would get an answer."""
+def test_one_message_has_a_bounded_number_of_objects() -> None:
+    """Since each of them is answered."""
     assert len(requests(JSON, b"{} " * 64)) == 64
     with pytest.raises(Malformed):
         requests(JSON, b"{} " * (MAX_DOCUMENTS + 1))
@@ -243,7 +251,7 @@ def test_one_message_holds_a_bounded_number_of_objects() -> None:
 
 @CODECS
 def test_values_by_their_type(codec: Codec) -> None:
-    """A value of another type is no error: the caller decides what it means."""
+    """A value of another type is not an error: the caller decides."""
     values: list[Any] = [None, True, 7, 1.5, "text", [], ["a", "b"], [1], {}, {"a": 1}]
     encoded = [codec.encode(value) for value in values]
     assert [codec.text_of(value) for value in encoded] == [None] * 4 + ["text"] + [None] * 5
@@ -256,7 +264,7 @@ def test_values_by_their_type(codec: Codec) -> None:
     assert codec.text_of(None) is codec.text_of(b"") is codec.fields_of(None) is None
 
 
-def test_codecs_name_themselves() -> None:
+def test_reprs_and_content_types() -> None:
     assert [repr(codec) for codec in (JSON, MSGPACK)] == ["<Codec json>", "<Codec msgpack>"]
     assert [(codec.text, codec.content_type) for codec in (JSON, MSGPACK)] == [
         (True, "application/json"),

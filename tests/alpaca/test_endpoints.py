@@ -27,10 +27,10 @@ PATHS = {
 
 
 @pytest.mark.parametrize(("feed", "path"), PATHS.items())
-def test_a_feed_lives_at_its_path_and_is_served_there(feed: str, path: str) -> None:
-    known = endpoint(feed)
-    assert known is not None
-    assert (known.feed, known.path) == (feed, path)
+def test_the_path_of_each_feed(feed: str, path: str) -> None:
+    served = endpoint(feed)
+    assert served is not None
+    assert (served.feed, served.path) == (feed, path)
     assert feed_of_path(path, "iex") == feed
 
 
@@ -55,30 +55,30 @@ def test_a_feed_lives_at_its_path_and_is_served_there(feed: str, path: str) -> N
         ("/v2/orders", None),
     ],
 )
-def test_what_clients_ask_for(path: str, feed: str | None) -> None:
+def test_the_feed_of_a_request_path(path: str, feed: str | None) -> None:
     assert feed_of_path(path, "sip") == feed
 
 
 @pytest.mark.parametrize("feed", ["", "IEX", "polygon", "crypto-us", "crypto-usa-1", "crypto-us-123", "crypto-us-1 "])
-def test_feeds_that_are_none(feed: str) -> None:
+def test_names_that_are_not_feeds(feed: str) -> None:
     assert endpoint(feed) is None
 
 
-def test_names_for_the_configuration() -> None:
+def test_feed_names_of_the_configuration() -> None:
     assert set(feed_names()) == {feed for feed in PATHS if not feed.endswith("-1")}
 
 
 def test_dialects_codecs_and_options() -> None:
     for name in feed_names():
-        known = endpoint(name)
-        assert known is not None
-        assert (known.dialect is Dialect.TRADING) == (name == "trading")
-        assert known.options == (name in ("indicative", "opra"))
-        assert known.codecs[0] == ("json" if name == "trading" else "msgpack")
-        assert ("json" in known.codecs) != known.options
+        listed = endpoint(name)
+        assert listed is not None
+        assert (listed.dialect is Dialect.TRADING) == (name == "trading")
+        assert listed.options == (name in ("indicative", "opra"))
+        assert listed.codecs[0] == ("json" if name == "trading" else "msgpack")
+        assert ("json" in listed.codecs) != listed.options
 
 
-def test_every_kind_has_a_channel_that_some_feed_carries() -> None:
-    carried = {channel for name in feed_names() if (known := endpoint(name)) for channel in known.channels}
+def test_the_channel_of_every_kind_is_carried_by_a_feed() -> None:
+    carried = {channel for name in feed_names() if (listed := endpoint(name)) for channel in listed.channels}
     assert set(CHANNEL_OF_KIND.values()) == carried - {"trade_updates", "account_updates"}
     assert (CHANNEL_OF_KIND["c"], CHANNEL_OF_KIND["x"]) == ("trades", "trades")

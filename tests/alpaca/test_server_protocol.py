@@ -1,4 +1,4 @@
-"""Conversations of the market dialect, from the greeting to the refusals; what SDKs say, as they say it."""
+"""The server protocol of the market dialect, with requests as SDKs send them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.alpaca import market
-from proxy.alpaca import server_protocol as session
+from proxy.alpaca import market, server_protocol
 from proxy.alpaca.market import ERRORS
 from proxy.alpaca.server_protocol import Authenticate, LoginState, Subscribe, Unsubscribe
 from proxy.alpaca.topics import MANY
-from tests.alpaca.conversation import MSGPACK, Conversation, error
+from tests.alpaca.conversation import MSGPACK, Client, error
 
 CODECS = pytest.mark.parametrize("content_type", ["", MSGPACK], ids=["json", "msgpack"])
 
@@ -23,21 +22,21 @@ NOT_YET = error(401, "not authenticated")
 FOREIGN = error(410, "invalid subscribe action for this feed")
 BARS = ("bars", "updatedBars", "dailyBars")
 EVERY_CHANNEL = ("trades", "quotes", *BARS, "statuses", "imbalances", "lulds", "orderbooks", "news", "pricing")
-NAMES_NOTHING = Subscribe(frozenset())
+EMPTY_SUBSCRIBE = Subscribe(frozenset())
 
 
 @CODECS
-def test_from_the_greeting_to_the_first_subscription(content_type: str) -> None:
-    client = Conversation("/v2/iex", content_type)
+def test_log_in_and_subscribe(content_type: str) -> None:
+    client = Client("/v2/iex", content_type)
     assert client.greeting == [[{"T": "success", "msg": "connected"}]]
-    assert client.says({"action": "auth", "key": "K", "secret": "S"}) == Authenticate("K", "S")
-    assert client.reads(client.session.granted()) == [{"T": "success", "msg": "authenticated"}]
+    assert client.request({"action": "auth", "key": "K", "secret": "S"}) == Authenticate("K", "S")
+    assert client.decode(client.protocol.granted()) == [{"T": "success", "msg": "authenticated"}]
     topics = frozenset({("trades", "AAPL"), ("quotes", "*")})
-    assert client.subscribes(trades=["AAPL"], quotes=["*"]) == Subscribe(topics)
-    [ack] = client.reads(client.session.acked(topics))
+    assert client.subscribe(trades=["AAPL"], quotes=["*"]) == Subscribe(topics)
+    [ack] = client.decode(client.protocol.acked(topics))
     assert ack["T"] == "subscription"
     assert (ack["trades"], ack["quotes"], ack["bars"]) == (["AAPL"], ["*"], [])
-    assert client.unsubscribes(trades=["AAPL"]) == Unsubscribe(frozenset({("trades", "AAPL")}))
+    assert client.unsubscribe(trades=["AAPL"]) == Unsubscribe(frozenset({("trades", "AAPL")}))
 
 
 @pytest.mark.parametrize(
@@ -48,20 +47,20 @@ def test_from_the_greeting_to_the_first_subscription(content_type: str) -> None:
         ("/v2/iex", "text/plain", "json"),
         ("/v2/iex", "application/msgpack", "msgpack"),
         ("/v2/iex", "Application/MsgPack; charset=x", "msgpack"),
-        ("/v1beta1/opra", "", "msgpack"),  # C# sends no header and speaks msgpack
+        ("/v1beta1/opra", "", "msgpack"),  # C# sends no header and uses msgpack
         ("/v1beta1/opra", "text/plain", "msgpack"),
         ("/v1beta1/opra", "application/msgpack", "msgpack"),
-        ("/v1beta1/indicative", "application/json; charset=utf-8", "json"),  # to say 412 in
+        ("/v1beta1/indicative", "application/json; charset=utf-8", "json"),  # for the reply 412
         ("/stream", "application/msgpack", "json"),
     ],
 )
-def test_the_codec_is_that_of_the_header(path: str, content_type: str, codec: str) -> None:
-    session = Conversation(path, content_type).session
-    assert session.codec.name == codec
-    assert session.text == (codec == "json" and path != "/stream")
+def test_the_content_type_header_selects_the_codec(path: str, content_type: str, codec: str) -> None:
+    protocol = Client(path, content_type).protocol
+    assert protocol.codec.name == codec
+    assert protocol.text == (codec == "json" and path != "/stream")
 
 
-# Every refusal, byte for byte
+# Refusals, byte for byte
 
 
 REFUSALS = {
@@ -82,54 +81,57 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("code", "msg"), REFUSALS.items())
-def test_codes_and_texts_are_alpacas(code: int, msg: str) -> None:
-    """SDKs match on either: Python on the text of 409, Java on those of 401, 402 and 404, Go and C# on codes."""
+def test_refusals_have_alpacas_codes_and_texts(code: int, msg: str) -> None:
+    """SDKs match on either.
+
+    Python on the text of 409, Java on those of 401, 402 and 404, Go and C# on codes.
+    """
     expected = b'[{"T":"error","code":%d,"msg":"%b"}]' % (code, msg.encode())
-    session = Conversation().session
-    assert session.denied(code) == session.refused(code) == expected
-    assert msgpack.unpackb(Conversation("/v2/iex", MSGPACK).session.refused(code)) == error(code, msg)
+    protocol = Client().protocol
+    assert protocol.denied(code) == protocol.refused(code) == expected
+    assert msgpack.unpackb(Client("/v2/iex", MSGPACK).protocol.refused(code)) == error(code, msg)
 
 
-def test_there_are_no_other_codes() -> None:
+def test_all_codes_are_covered() -> None:
     assert ERRORS == REFUSALS
 
 
-def test_the_last_words_are_refusals_too() -> None:
-    session = Conversation().session
-    assert session.timed_out() == b'[{"T":"error","code":404,"msg":"auth timeout"}]'
-    assert session.slow() == b'[{"T":"error","code":407,"msg":"slow client"}]'
-    named = session.refused(409, "insufficient subscription: trades TSLA")
+def test_refusals_before_a_close_and_with_topics() -> None:
+    protocol = Client().protocol
+    assert protocol.timed_out() == b'[{"T":"error","code":404,"msg":"auth timeout"}]'
+    assert protocol.slow() == b'[{"T":"error","code":407,"msg":"slow client"}]'
+    named = protocol.refused(409, "insufficient subscription: trades TSLA")
     assert named == b'[{"T":"error","code":409,"msg":"insufficient subscription: trades TSLA"}]'
 
 
 @CODECS
 @pytest.mark.parametrize("code", [402, 406, 409])
-def test_who_is_denied_may_try_again(content_type: str, code: int) -> None:
-    client = Conversation("/v2/iex", content_type)
+def test_a_denied_client_can_log_in_again(content_type: str, code: int) -> None:
+    client = Client("/v2/iex", content_type)
     for secret in ("wrong", "wrong again"):
-        assert client.says({"action": "auth", "key": "K", "secret": secret}) == Authenticate("K", secret)
-        assert client.reads(client.session.denied(code)) == error(code, REFUSALS[code])
-        assert client.subscribes(trades=["AAPL"]) == NOT_YET
-    assert client.logs_in().subscribes(trades=["AAPL"]) == Subscribe(frozenset({("trades", "AAPL")}))
+        assert client.request({"action": "auth", "key": "K", "secret": secret}) == Authenticate("K", secret)
+        assert client.decode(client.protocol.denied(code)) == error(code, REFUSALS[code])
+        assert client.subscribe(trades=["AAPL"]) == NOT_YET
+    assert client.log_in().subscribe(trades=["AAPL"]) == Subscribe(frozenset({("trades", "AAPL")}))
 
 
 @CODECS
 @pytest.mark.parametrize(
     "channels", [{"trades": ["AAPL"]}, {}, {"news": ["AAPL"]}, {"trades": [7]}, {"quotes": "AAPL"}]
 )
-def test_nothing_is_subscribed_before_auth(content_type: str, channels: dict[str, Any]) -> None:
-    """Whatever else is wrong with the request."""
-    client = Conversation("/v2/iex", content_type)
-    assert client.subscribes(**channels) == NOT_YET
-    assert client.unsubscribes(**channels) == NOT_YET
+def test_subscribe_before_auth_is_refused(content_type: str, channels: dict[str, Any]) -> None:
+    """With 401, whatever else is wrong with the request."""
+    client = Client("/v2/iex", content_type)
+    assert client.subscribe(**channels) == NOT_YET
+    assert client.unsubscribe(**channels) == NOT_YET
 
 
 @CODECS
-def test_a_second_auth(content_type: str) -> None:
-    client = Conversation("/v2/iex", content_type).logs_in()
+def test_a_second_auth_is_refused(content_type: str) -> None:
+    client = Client("/v2/iex", content_type).log_in()
     for secret in ("S", "another"):
-        assert client.says({"action": "auth", "key": "K", "secret": secret}) == error(403, "already authenticated")
-    assert client.session.state is LoginState.AUTHENTICATED
+        assert client.request({"action": "auth", "key": "K", "secret": secret}) == error(403, "already authenticated")
+    assert client.protocol.state is LoginState.AUTHENTICATED
 
 
 @CODECS
@@ -152,19 +154,19 @@ def test_a_second_auth(content_type: str) -> None:
         {"action": "auth", "key": {"K": 1}, "secret": ["S"]},
     ],
 )
-def test_what_is_no_request(content_type: str, request_: Any) -> None:
-    for client in (Conversation("/v2/iex", content_type), Conversation("/v2/iex", content_type).logs_in()):
-        assert client.says(request_) == SYNTAX
+def test_invalid_requests(content_type: str, request_: Any) -> None:
+    for client in (Client("/v2/iex", content_type), Client("/v2/iex", content_type).log_in()):
+        assert client.request(request_) == SYNTAX
 
 
 @pytest.mark.parametrize("frame", [b"", b"{", b"\xff", b"auth", b'{"action":"auth","key":"\\ud800"}', b"{}" * 1000])
-def test_what_is_no_json(frame: bytes) -> None:
-    assert Conversation().sends(frame) == [SYNTAX]
+def test_invalid_json(frame: bytes) -> None:
+    assert Client().send(frame) == [SYNTAX]
 
 
 @pytest.mark.parametrize("frame", [b"", b"\x81", b"\xc1", b"\x80\x80", b"\x81\xa6action\xa1\xff"])
-def test_what_is_no_msgpack(frame: bytes) -> None:
-    assert Conversation("/v2/iex", MSGPACK).sends(frame) == [SYNTAX]
+def test_invalid_msgpack(frame: bytes) -> None:
+    assert Client("/v2/iex", MSGPACK).send(frame) == [SYNTAX]
 
 
 # Symbols and channels
@@ -172,24 +174,24 @@ def test_what_is_no_msgpack(frame: bytes) -> None:
 
 @CODECS
 @pytest.mark.parametrize("symbol", ["AAPL", "*", "BTC/USD", "BRK.B", "ON", "7203", "aapl", "x" * 64, "é" * 64, "A B"])
-def test_symbols(content_type: str, symbol: str) -> None:
-    client = Conversation("/v2/iex", content_type).logs_in()
-    assert client.subscribes(trades=[symbol, symbol]) == Subscribe(frozenset({("trades", symbol)}))
+def test_valid_symbols(content_type: str, symbol: str) -> None:
+    client = Client("/v2/iex", content_type).log_in()
+    assert client.subscribe(trades=[symbol, symbol]) == Subscribe(frozenset({("trades", symbol)}))
 
 
 @CODECS
 @pytest.mark.parametrize("symbol", ["", "A*", "*A", "**", "A*B", "x" * 65, 7, 7.5, None, True, ["AAPL"], {"S": "AAPL"}])
-def test_what_is_no_symbol(content_type: str, symbol: Any) -> None:
-    client = Conversation("/v2/iex", content_type).logs_in()
-    assert client.subscribes(trades=["AAPL", symbol]) == SYNTAX
-    assert client.unsubscribes(quotes=["AAPL"], trades=[symbol]) == SYNTAX
+def test_invalid_symbols(content_type: str, symbol: Any) -> None:
+    client = Client("/v2/iex", content_type).log_in()
+    assert client.subscribe(trades=["AAPL", symbol]) == SYNTAX
+    assert client.unsubscribe(quotes=["AAPL"], trades=[symbol]) == SYNTAX
 
 
 @pytest.mark.parametrize("value", ["AAPL", 7, True, {}, {"AAPL": 1}])
-def test_a_channel_without_a_list(value: Any) -> None:
-    client = Conversation().logs_in()
-    assert client.subscribes(trades=value) == SYNTAX
-    assert client.subscribes(news=value) == SYNTAX
+def test_a_channel_whose_value_is_not_a_list(value: Any) -> None:
+    client = Client().log_in()
+    assert client.subscribe(trades=value) == SYNTAX
+    assert client.subscribe(news=value) == SYNTAX
 
 
 @pytest.mark.parametrize(
@@ -205,117 +207,123 @@ def test_a_channel_without_a_list(value: Any) -> None:
     ],
 )
 def test_channels_of_other_feeds(path: str, foreign: list[str]) -> None:
-    """Refused only if they name something: Go sends every key to every feed."""
-    client = Conversation(path).logs_in()
+    """They are refused only with a symbol: Go's SDK sends all keys to every feed."""
+    client = Client(path).log_in()
     for channel in EVERY_CHANNEL:
         topics = frozenset({(channel, "AAPL")})
-        assert client.subscribes(**{channel: ["AAPL"]}) == (FOREIGN if channel in foreign else Subscribe(topics))
-        assert client.unsubscribes(**{channel: ["AAPL"]}) == (FOREIGN if channel in foreign else Unsubscribe(topics))
-        assert client.subscribes(**{channel: []}) == client.subscribes(**{channel: None}) == NAMES_NOTHING
+        assert client.subscribe(**{channel: ["AAPL"]}) == (FOREIGN if channel in foreign else Subscribe(topics))
+        assert client.unsubscribe(**{channel: ["AAPL"]}) == (FOREIGN if channel in foreign else Unsubscribe(topics))
+        assert client.subscribe(**{channel: []}) == client.subscribe(**{channel: None}) == EMPTY_SUBSCRIBE
 
 
-def test_channels_that_nobody_knows() -> None:
-    """They are the allowlist's to decide. What is no list of symbols is some key of the SDK's own."""
-    client = Conversation().logs_in()
-    assert client.subscribes(auctions=["AAPL"]) == Subscribe(frozenset({("auctions", "AAPL")}))
+def test_unknown_channels() -> None:
+    """They are passed on for the allowlist to decide.
+
+    A value that is not a list is some field of the SDK's own.
+    """
+    client = Client().log_in()
+    assert client.subscribe(auctions=["AAPL"]) == Subscribe(frozenset({("auctions", "AAPL")}))
     for value in (7, "AAPL", True, {"AAPL": 1}):
-        assert client.subscribes(request_id=value, trades=["SPY"]) == Subscribe(frozenset({("trades", "SPY")}))
-    assert client.subscribes(auctions=["A*"]) == SYNTAX
-    assert client.subscribes(**{"x" * 65: ["AAPL"]}) == SYNTAX
+        assert client.subscribe(request_id=value, trades=["SPY"]) == Subscribe(frozenset({("trades", "SPY")}))
+    assert client.subscribe(auctions=["A*"]) == SYNTAX
+    assert client.subscribe(**{"x" * 65: ["AAPL"]}) == SYNTAX
 
 
-def test_a_channel_cannot_take_the_place_of_a_key() -> None:
-    """Whoever may ask for channels that nobody knows cannot bend the acknowledgement with them."""
-    assert Conversation().logs_in().subscribes(T=["AAPL"]) == NAMES_NOTHING
+def test_a_channel_cannot_overwrite_a_key_of_the_acknowledgement() -> None:
+    """Not even if the allowlist permits unknown channels."""
+    assert Client().log_in().subscribe(T=["AAPL"]) == EMPTY_SUBSCRIBE
 
 
 # Options
 
 
-def test_options_in_json_are_barred() -> None:
-    """The conversation answers any auth with 412, in JSON text."""
-    client = Conversation("/v1beta1/opra", "application/json")
+def test_options_in_json_are_refused() -> None:
+    """Any auth is answered with 412, in a JSON text frame."""
+    client = Client("/v1beta1/opra", "application/json")
     assert client.greeting == [[{"T": "success", "msg": "connected"}]]
-    assert client.session.refused_code == 412
-    assert client.session.denied(412) == (
+    assert client.protocol.refused_code == 412
+    assert client.protocol.denied(412) == (
         b'[{"T":"error","code":412,"msg":"option messages are only available in MsgPack format"}]'
     )
-    assert client.session.text
-    assert client.subscribes(trades=["*"]) == NOT_YET
-    assert Conversation("/v1beta1/opra").session.refused_code is None
-    assert Conversation("/v2/iex").session.refused_code is None
+    assert client.protocol.text
+    assert client.subscribe(trades=["*"]) == NOT_YET
+    assert Client("/v1beta1/opra").protocol.refused_code is None
+    assert Client("/v2/iex").protocol.refused_code is None
 
 
 @pytest.mark.parametrize("path", ["/v1beta1/opra", "/v1beta1/indicative", "/opra"])
-def test_a_star_on_option_quotes(path: str) -> None:
-    client = Conversation(path).logs_in()
+def test_a_wildcard_on_option_quotes_is_refused(path: str) -> None:
+    client = Client(path).log_in()
     star = error(413, "star subscription is not allowed for option quotes")
-    assert client.subscribes(quotes=["*"]) == star
-    assert client.subscribes(trades=["*"], quotes=["AAPL240315C00172500", "*"]) == star
-    assert client.subscribes(trades=["*"]) == Subscribe(frozenset({("trades", "*")}))
-    assert client.unsubscribes(quotes=["*"]) == Unsubscribe(frozenset({("quotes", "*")}))
+    assert client.subscribe(quotes=["*"]) == star
+    assert client.subscribe(trades=["*"], quotes=["AAPL240315C00172500", "*"]) == star
+    assert client.subscribe(trades=["*"]) == Subscribe(frozenset({("trades", "*")}))
+    assert client.unsubscribe(quotes=["*"]) == Unsubscribe(frozenset({("quotes", "*")}))
 
 
-# What SDKs really say
+# Requests as the SDKs send them
 
 
-def test_go_names_every_channel_with_nil() -> None:
-    client = Conversation("/v2/iex", MSGPACK).logs_in()
+def test_go_sends_every_channel_with_nil() -> None:
+    client = Client("/v2/iex", MSGPACK).log_in()
     nothing: dict[str, Any] = dict.fromkeys(EVERY_CHANNEL)
-    assert client.subscribes(**nothing) == NAMES_NOTHING
-    assert client.subscribes(**nothing | {"bars": ["AAPL"]}) == Subscribe(frozenset({("bars", "AAPL")}))
-    assert client.unsubscribes(**nothing | {"bars": ["AAPL"]}) == Unsubscribe(frozenset({("bars", "AAPL")}))
-    assert client.subscribes(**nothing | {"bars": ["AAPL"], "news": ["*"]}) == FOREIGN
+    assert client.subscribe(**nothing) == EMPTY_SUBSCRIBE
+    assert client.subscribe(**nothing | {"bars": ["AAPL"]}) == Subscribe(frozenset({("bars", "AAPL")}))
+    assert client.unsubscribe(**nothing | {"bars": ["AAPL"]}) == Unsubscribe(frozenset({("bars", "AAPL")}))
+    assert client.subscribe(**nothing | {"bars": ["AAPL"], "news": ["*"]}) == FOREIGN
 
 
-def test_javascript_names_its_channels_with_empty_lists_and_logs_in_before_it_reads() -> None:
-    client = Conversation("/v2/iex", MSGPACK)
+def test_javascript_sends_channels_with_empty_lists_and_logs_in_before_it_reads() -> None:
+    client = Client("/v2/iex", MSGPACK)
     lists: dict[str, list[str]] = {
         channel: [] for channel in ("trades", "quotes", "bars", "updatedBars", "dailyBars", "statuses", "lulds")
     }
-    assert client.logs_in().subscribes(**lists) == NAMES_NOTHING
-    assert client.subscribes(**lists | {"quotes": ["SPY"]}) == Subscribe(frozenset({("quotes", "SPY")}))
+    assert client.log_in().subscribe(**lists) == EMPTY_SUBSCRIBE
+    assert client.subscribe(**lists | {"quotes": ["SPY"]}) == Subscribe(frozenset({("quotes", "SPY")}))
 
 
-def test_python_puts_the_action_last() -> None:
-    client = Conversation("/v2/iex", MSGPACK).logs_in()
+def test_python_sends_the_action_last() -> None:
+    client = Client("/v2/iex", MSGPACK).log_in()
     request = msgpack.packb({"trades": ["AAPL"], "bars": ("SPY",), "action": "subscribe"})
-    assert client.sends(request) == [Subscribe(frozenset({("trades", "AAPL"), ("bars", "SPY")}))]
+    assert client.send(request) == [Subscribe(frozenset({("trades", "AAPL"), ("bars", "SPY")}))]
 
 
-def test_an_old_python_asks_for_corrections_too() -> None:
-    """They come with the trades by themselves: accepted and ignored, whatever stands there."""
-    client = Conversation("/v2/iex", MSGPACK).logs_in()
+def test_an_old_python_sdk_also_subscribes_to_corrections() -> None:
+    """Corrections come with the trades, so the keys are ignored, with any value."""
+    client = Client("/v2/iex", MSGPACK).log_in()
     followers = {"corrections": ["AAPL"], "cancelErrors": ["AAPL", 7]}
     trades = frozenset({("trades", "AAPL")})
-    assert client.subscribes(trades=["AAPL"], **followers) == Subscribe(trades)
-    assert client.unsubscribes(trades=["AAPL"], **followers) == Unsubscribe(trades)
-    assert client.subscribes(**followers) == NAMES_NOTHING
-    assert Conversation("/v1beta1/news").logs_in().subscribes(**followers) == NAMES_NOTHING
+    assert client.subscribe(trades=["AAPL"], **followers) == Subscribe(trades)
+    assert client.unsubscribe(trades=["AAPL"], **followers) == Unsubscribe(trades)
+    assert client.subscribe(**followers) == EMPTY_SUBSCRIBE
+    assert Client("/v1beta1/news").log_in().subscribe(**followers) == EMPTY_SUBSCRIBE
 
 
-def test_csharp_puts_two_documents_into_one_message() -> None:
-    """Each outcome is performed before the next is asked for, so even auth and subscribe may come together."""
-    client = Conversation()
-    login = client.writes({"action": "auth", "key": "K", "secret": "S"})
-    asks = [client.writes({"action": "subscribe", "trades": [symbol]}) for symbol in ("AAPL", "SPY")]
-    outcomes = filter(None, client.session.receive(b"\n".join([login, *asks])))
+def test_csharp_sends_two_requests_in_one_message() -> None:
+    """Each outcome is performed before the next is computed.
+
+    So even auth and subscribe may be in one message.
+    """
+    client = Client()
+    login = client.encode({"action": "auth", "key": "K", "secret": "S"})
+    requests = [client.encode({"action": "subscribe", "trades": [symbol]}) for symbol in ("AAPL", "SPY")]
+    outcomes = filter(None, client.protocol.receive(b"\n".join([login, *requests])))
     assert next(outcomes) == Authenticate("K", "S")
-    client.session.granted()
+    client.protocol.granted()
     assert [*outcomes] == [Subscribe(frozenset({("trades", symbol)})) for symbol in ("AAPL", "SPY")]
 
 
-def test_credentials_with_keys_of_the_sdks_own() -> None:
-    """One SDK spreads its whole configuration into the request."""
-    client = Conversation()
+def test_auth_with_fields_of_the_sdks_own() -> None:
+    """One SDK copies its whole configuration into the request."""
+    client = Client()
     auth = {"action": "auth", "key": "K", "secret": "S", "paper": True, "rate_limit": None, "extra": {"deep": [1]}}
-    assert client.says(auth) == Authenticate("K", "S")
+    assert client.request(auth) == Authenticate("K", "S")
 
 
 @pytest.mark.parametrize(("key", "secret"), [("oauth", "token"), ("access_token", "token"), ("", "")])
-def test_every_credential_is_somebody_elses_to_judge(key: str, secret: str) -> None:
-    assert Conversation().says({"action": "auth", "key": key, "secret": secret}) == Authenticate(key, secret)
-    assert Conversation().says({"action": "auth"}) == Authenticate("", "")
+def test_credentials_are_passed_on_unchecked(key: str, secret: str) -> None:
+    assert Client().request({"action": "auth", "key": key, "secret": secret}) == Authenticate(key, secret)
+    assert Client().request({"action": "auth"}) == Authenticate("", "")
 
 
 # Acknowledgements
@@ -332,7 +340,7 @@ CRYPTO = ["trades", "quotes", "orderbooks", "bars", "updatedBars", "dailyBars"]
         ("/v2/iex", STOCKS),
         ("/v2/delayed_sip", STOCKS),
         ("/v2/otc", STOCKS),
-        ("/v2/test", STOCKS),  # all of them: JavaScript 3 throws at a missing one
+        ("/v2/test", STOCKS),  # all keys: JavaScript 3 throws if one is missing
         ("/v1beta1/boats", STOCKS),
         ("/v1beta1/overnight", STOCKS),
         ("/v1beta3/crypto/us", CRYPTO),
@@ -343,34 +351,34 @@ CRYPTO = ["trades", "quotes", "orderbooks", "bars", "updatedBars", "dailyBars"]
         ("/v1beta1/news", ["news"]),
     ],
 )
-def test_an_ack_has_every_documented_channel_in_its_order(path: str, keys: list[str]) -> None:
-    client = Conversation(path)
-    [ack] = client.reads(client.session.acked(frozenset()))
+def test_an_ack_has_every_documented_channel_in_documented_order(path: str, keys: list[str]) -> None:
+    client = Client(path)
+    [ack] = client.decode(client.protocol.acked(frozenset()))
     assert list(ack.items()) == [("T", "subscription"), *((key, []) for key in keys)]
     held = frozenset((key, symbol) for key in keys if key not in STOCKS[-2:] for symbol in ("B", "*", "A"))
-    [ack] = client.reads(client.session.acked(held))
+    [ack] = client.decode(client.protocol.acked(held))
     assert list(ack.items()) == [("T", "subscription"), *((key, ["*", "A", "B"]) for key in keys)]
 
 
 def test_an_ack_byte_for_byte() -> None:
     held = frozenset({("trades", "MSFT"), ("trades", "AAPL"), ("bars", "*")})
-    assert Conversation().session.acked(held) == (
+    assert Client().protocol.acked(held) == (
         b'[{"T":"subscription","trades":["AAPL","MSFT"],"quotes":[],"bars":["*"],"updatedBars":[],"dailyBars":[],'
         b'"statuses":[],"lulds":[],"corrections":["AAPL","MSFT"],"cancelErrors":["AAPL","MSFT"]}]'
     )
 
 
-def test_imbalances_are_shown_while_they_are_held() -> None:
-    """No documentation shows them; who holds them is told. Nor are channels hidden that nobody knows."""
-    client = Conversation()
-    [ack] = client.reads(client.session.acked(frozenset({("imbalances", "SPY"), ("auctions", "*")})))
+def test_an_ack_has_undocumented_channels_while_they_are_held() -> None:
+    """Such as `imbalances`, and channels that the proxy has no name for."""
+    client = Client()
+    [ack] = client.decode(client.protocol.acked(frozenset({("imbalances", "SPY"), ("auctions", "*")})))
     assert list(ack)[:10] == ["T", *STOCKS]
     assert (ack["imbalances"], ack["auctions"], ack["corrections"]) == (["SPY"], ["*"], [])
 
 
-# Long messages, which are remembered
+# Caches of long messages and long acknowledgements
 
-PADDING = "x" * session.LONG_MESSAGE  # under a key that means nothing
+PADDING = "x" * server_protocol.LONG_MESSAGE  # under a key that is ignored
 PATHS = st.sampled_from(
     ["/v2/iex", "/v2/sip", "/v1beta3/crypto/us", "/v1beta1/crypto", "/v1beta1/opra", "/v1beta1/news"]
 )
@@ -382,75 +390,77 @@ REQUESTS = st.fixed_dictionaries(
 
 
 @given(st.lists(st.tuples(PATHS, st.sampled_from(["", MSGPACK]), REQUESTS), max_size=12))
-def test_a_long_message_means_what_a_short_one_does(said: list[tuple[str, str, dict[str, Any]]]) -> None:
-    for path, content_type, request in said:
-        client = Conversation(path, content_type).logs_in()
-        meant = client.says(request)
+def test_a_long_message_has_the_outcome_of_a_short_one(sent: list[tuple[str, str, dict[str, Any]]]) -> None:
+    for path, content_type, request in sent:
+        client = Client(path, content_type).log_in()
+        expected = client.request(request)
         for _ in range(2):
-            assert client.says(request | {"note": PADDING}) == meant
+            assert client.request(request | {"note": PADDING}) == expected
 
 
 def test_two_long_requests_in_one_message() -> None:
-    client = Conversation().logs_in()
-    asks = [client.writes({"action": "subscribe", "trades": [symbol], "note": PADDING}) for symbol in ("AAPL", "SPY")]
+    client = Client().log_in()
+    requests = [
+        client.encode({"action": "subscribe", "trades": [symbol], "note": PADDING}) for symbol in ("AAPL", "SPY")
+    ]
     for _ in range(2):
-        assert client.sends(b"".join(asks)) == [
+        assert client.send(b"".join(requests)) == [
             Subscribe(frozenset({("trades", symbol)})) for symbol in ("AAPL", "SPY")
         ]
 
 
 @pytest.mark.parametrize("logged_in", [False, True])
-def test_no_secret_is_remembered(logged_in: bool) -> None:
-    client = Conversation()
+def test_messages_with_a_secret_are_not_cached(logged_in: bool) -> None:
+    client = Client()
     if logged_in:
-        client.logs_in()
-    session._changes.clear()
-    login = client.writes({"action": "auth", "key": "K", "secret": "S", "note": PADDING})
-    ask = client.writes({"action": "subscribe", "trades": ["AAPL"], "note": PADDING})
-    for message in (login, login + ask, ask + login):
-        client.sends(message)
-    assert len(session._changes) == 0
+        client.log_in()
+    server_protocol._changes.clear()
+    login = client.encode({"action": "auth", "key": "K", "secret": "S", "note": PADDING})
+    subscribe = client.encode({"action": "subscribe", "trades": ["AAPL"], "note": PADDING})
+    for message in (login, login + subscribe, subscribe + login):
+        client.send(message)
+    assert len(server_protocol._changes) == 0
 
 
-def test_what_is_too_much_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "REMEMBERED_TOPICS", 2)
-    client = Conversation().logs_in()
-    session._changes.clear()
-    for symbols, remembered in (["A", "B", "C"], 0), (["A", "B"], 1):
-        client.subscribes(trades=symbols, note=PADDING)
-        assert len(session._changes) == remembered
+def test_messages_and_acks_over_the_limits_are_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_protocol, "REMEMBERED_TOPICS", 2)
+    client = Client().log_in()
+    server_protocol._changes.clear()
+    for symbols, cached in (["A", "B", "C"], 0), (["A", "B"], 1):
+        client.subscribe(trades=symbols, note=PADDING)
+        assert len(server_protocol._changes) == cached
     held = frozenset(("trades", f"S{number}") for number in range(MANY))
-    session._acknowledgements.clear()
+    server_protocol._acknowledgements.clear()
     monkeypatch.setattr(market, "MAX_ACK_BYTES", 100)
-    client.session.acked(held)
-    assert len(session._acknowledgements) == 0
+    client.protocol.acked(held)
+    assert len(server_protocol._acknowledgements) == 0
 
 
 @CODECS
-def test_a_long_ack_is_what_it_was(content_type: str) -> None:
-    """Whoever asks, and in whatever codec and feed."""
+def test_a_long_ack_depends_on_feed_and_codec(content_type: str) -> None:
+    """A cached one is not sent on another feed or in another codec."""
     held = frozenset(("trades", f"S{number}") for number in range(MANY))
     for path in ("/v2/iex", "/v1beta3/crypto/us", "/v2/iex"):
-        client = Conversation(path, content_type)
-        [ack] = client.reads(client.session.acked(held))
+        client = Client(path, content_type)
+        [ack] = client.decode(client.protocol.acked(held))
         assert ack["trades"] == sorted(symbol for _, symbol in held)
         assert ("lulds" in ack) == ("orderbooks" not in ack) == (path == "/v2/iex")
 
 
-def test_a_session_names_itself() -> None:
-    assert repr(Conversation().logs_in().session) == "<ServerProtocol iex json authenticated>"
-    assert repr(Conversation("/stream").session) == "<TradingServerProtocol trading json greeted>"
+def test_reprs() -> None:
+    assert repr(Client().log_in().protocol) == "<ServerProtocol iex json authenticated>"
+    assert repr(Client("/stream").protocol) == "<TradingServerProtocol trading json greeted>"
 
 
-# Crypto pairs under their names of 2021
+# Crypto pairs without a slash
 
 
 @CODECS
 def test_pairs_without_a_slash(content_type: str) -> None:
-    client = Conversation("/v1beta1/crypto", content_type).logs_in()
+    client = Client("/v1beta1/crypto", content_type).log_in()
     today = frozenset({("trades", "BTC/USD"), ("quotes", "ETH/BTC"), ("bars", "*")})
-    assert client.subscribes(trades=["BTCUSD"], quotes=["ETH/BTC"], bars=["*"]) == Subscribe(today)
-    assert client.unsubscribes(trades=["BTCUSD"]) == Unsubscribe(frozenset({("trades", "BTC/USD")}))
-    [ack] = client.reads(client.session.acked(today))
+    assert client.subscribe(trades=["BTCUSD"], quotes=["ETH/BTC"], bars=["*"]) == Subscribe(today)
+    assert client.unsubscribe(trades=["BTCUSD"]) == Unsubscribe(frozenset({("trades", "BTC/USD")}))
+    [ack] = client.decode(client.protocol.acked(today))
     assert (ack["trades"], ack["quotes"], ack["bars"]) == (["BTCUSD"], ["ETHBTC"], ["*"])
-    assert client.subscribes(news=["BTCUSD"]) == FOREIGN
+    assert client.subscribe(news=["BTCUSD"]) == FOREIGN

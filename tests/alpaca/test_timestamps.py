@@ -1,4 +1,4 @@
-"""Nanoseconds in both spellings, against the msgpack library and the calendar of `datetime`."""
+"""Timestamps in both formats, checked against the msgpack library and `datetime`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ MOMENTS = EDGES | st.integers(FIRST, LAST)
 
 
 @given(MOMENTS)
-def test_text_is_read_back_to_the_nanosecond(moment: int) -> None:
+def test_rfc3339_round_trip_is_exact(moment: int) -> None:
     assert timestamps.nanoseconds(timestamps.rfc3339(moment)) == moment
 
 
 @given(MOMENTS)
-def test_text_is_what_the_calendar_says(moment: int) -> None:
+def test_rfc3339_agrees_with_datetime(moment: int) -> None:
     seconds, rest = divmod(moment, SECOND)
     date = (EPOCH + timedelta(seconds=seconds)).replace(tzinfo=None).isoformat()
     text = timestamps.rfc3339(moment)
@@ -37,7 +37,7 @@ def test_text_is_what_the_calendar_says(moment: int) -> None:
 
 
 @given(MOMENTS)
-def test_msgpack_is_what_its_library_writes(moment: int) -> None:
+def test_msgpack_agrees_with_its_library(moment: int) -> None:
     data = timestamps.ext(moment)
     assert data == msgpack.Timestamp.from_unix_nano(moment).to_bytes()
     assert timestamps.of_ext(data) == timestamps.of_ext(memoryview(data)) == moment
@@ -55,7 +55,7 @@ def test_msgpack_is_what_its_library_writes(moment: int) -> None:
         ("9999-12-31T23:59:59.999999999Z", "9999-12-31T23:59:59.999999999Z"),
     ],
 )
-def test_any_offset_and_any_precision_is_read(text: str, same: str) -> None:
+def test_any_offset_and_precision_is_parsed(text: str, same: str) -> None:
     assert timestamps.rfc3339(timestamps.nanoseconds(text)) == same
 
 
@@ -76,19 +76,19 @@ def test_any_offset_and_any_precision_is_read(text: str, same: str) -> None:
         "2023-04-06T13:15:42Z\n",
     ],
 )
-def test_other_text_is_refused(text: str) -> None:
+def test_invalid_text_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         timestamps.nanoseconds(text)
 
 
 @pytest.mark.parametrize("moment", [FIRST - 1, LAST + 1, 2**63 * SECOND, -(2**63) * SECOND])
-def test_no_text_beyond_the_calendar(moment: int) -> None:
+def test_no_rfc3339_outside_of_the_years_1_to_9999(moment: int) -> None:
     with pytest.raises((ValueError, OverflowError)):
         timestamps.rfc3339(moment)
 
 
 @pytest.mark.parametrize("data", [b"", bytes(2), bytes(16), b"\xff" * 8, b"\xff" * 4 + bytes(8)])
-def test_other_extensions_are_refused(data: bytes) -> None:
-    """Of no known length, or with more than a second of nanoseconds."""
+def test_invalid_extension_data_is_refused(data: bytes) -> None:
+    """Of another length, or with more nanoseconds than a second has."""
     with pytest.raises(ValueError, match=r"timestamp"):
         timestamps.of_ext(data)

@@ -1,4 +1,4 @@
-"""Topics and what is said of them."""
+"""Topics and subscriptions."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ def test_symbols_by_channel_are_sorted() -> None:
     assert run_to_end(by_channel(NO_TOPICS)) == {}
 
 
-def test_topics_are_shared_by_all_who_ask_for_them_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topics, "_shared", {"trades": {}, "quotes": {}, "bars": {}})
+def test_interned_topics_are_the_same_objects_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topics, "_interned", {"trades": {}, "quotes": {}, "bars": {}})
     monkeypatch.setattr(topics, "MAX_INTERNED", 10)
     names = ["A", "B", "A"]
     first = intern_topics("trades", names)
     assert first == [("trades", "A"), ("trades", "B"), ("trades", "A")]
-    for again in (first, intern_topics("trades", ["A", "B", "A"])):
-        assert all(mine is theirs for mine, theirs in zip(again, first, strict=True))
+    for second in (first, intern_topics("trades", ["A", "B", "A"])):
+        assert all(one is other for one, other in zip(second, first, strict=True))
     for number in range(30):
         channel = ("trades", "quotes", "bars")[number % 3]
         assert intern_topics(channel, [f"S{number}"]) == [(channel, f"S{number}")]
         assert intern_topics(channel, []) == []
-        assert sum(map(len, topics._shared.values())) <= 10
+        assert sum(map(len, topics._interned.values())) <= 10
     assert intern_topics("trades", [f"S{number}" for number in range(30)]) == [("trades", f"S{n}") for n in range(30)]
 
 
-def test_channels_that_a_client_makes_up_are_not_kept() -> None:
-    """There may be tens of thousands of them in one message, and each would be looked at for each of the others."""
-    before = list(topics._shared)
+def test_undocumented_channels_are_not_interned() -> None:
+    """A message may have tens of thousands, and each call goes over all channels."""
+    before = list(topics._interned)
     for number in range(100):
         assert intern_topics(f"channel{number}", ["A", "B"]) == [(f"channel{number}", "A"), (f"channel{number}", "B")]
         assert known(f"channel{number}", "A") == (f"channel{number}", "A")
-    assert list(topics._shared) == before
+    assert list(topics._interned) == before
 
 
-def test_topics_in_a_sentence() -> None:
+def test_words() -> None:
     assert words([("trades", "MSFT"), ("quotes", "*"), ("trades", "AAPL")]) == "quotes *, trades AAPL MSFT"
     many = [("trades", f"{number:03}") for number in range(30)]
     assert words(many, most=2) == "trades 000 001 and 28 more"

@@ -1,4 +1,4 @@
-"""Conversations of the trading dialect, and the names of 2020 in its grammar."""
+"""The server protocol of the trading dialect, with the legacy stream names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from proxy.alpaca.market import ERRORS
 from proxy.alpaca.server_protocol import Authenticate, Listen, Unlisten
-from tests.alpaca.conversation import MSGPACK, Conversation
+from tests.alpaca.conversation import MSGPACK, Client
 
 NO_TOPICS: frozenset[tuple[str, str]] = frozenset()
 UPDATES = frozenset({("trade_updates", "*")})
@@ -17,18 +17,18 @@ INVALID = {"stream": "listening", "data": {"error": "invalid syntax"}}
 
 @pytest.mark.parametrize("path", ["/stream", "/stream/"])
 @pytest.mark.parametrize("content_type", ["", "application/json", MSGPACK])
-def test_from_silence_to_the_first_stream(path: str, content_type: str) -> None:
-    """Nobody greets. JSON in binary frames, whatever was asked for."""
-    client = Conversation(path, content_type)
+def test_log_in_and_listen(path: str, content_type: str) -> None:
+    """There is no greeting; JSON in binary frames, whatever the Content-Type."""
+    client = Client(path, content_type)
     assert client.greeting == []
-    assert not client.session.text
+    assert not client.protocol.text
     login = {"action": "authenticate", "data": {"key_id": "K", "secret_key": "S"}}
-    assert client.says(login) == Authenticate("K", "S")
+    assert client.request(login) == Authenticate("K", "S")
     authorized = b'{"stream":"authorization","data":{"status":"authorized","action":"authenticate"}}'
-    assert client.session.granted() == authorized
-    assert client.listens("trade_updates") == Listen(UPDATES, NO_TOPICS)
-    assert client.session.acked(UPDATES) == b'{"stream":"listening","data":{"streams":["trade_updates"]}}'
-    assert client.reads(authorized) == client.says(login)  # once is enough
+    assert client.protocol.granted() == authorized
+    assert client.listen("trade_updates") == Listen(UPDATES, NO_TOPICS)
+    assert client.protocol.acked(UPDATES) == b'{"stream":"listening","data":{"streams":["trade_updates"]}}'
+    assert client.decode(authorized) == client.request(login)  # a second log-in is acknowledged again
 
 
 @pytest.mark.parametrize(
@@ -41,20 +41,20 @@ def test_from_silence_to_the_first_stream(path: str, content_type: str) -> None:
         ({"action": "auth"}, "", ""),
     ],
 )
-def test_ways_to_log_in(request_: Any, key: str, secret: str) -> None:
-    assert Conversation("/stream").says(request_) == Authenticate(key, secret)
+def test_accepted_forms_of_log_in(request_: Any, key: str, secret: str) -> None:
+    assert Client("/stream").request(request_) == Authenticate(key, secret)
 
 
-def test_who_is_denied_may_try_again() -> None:
-    client = Conversation("/stream")
+def test_a_denied_client_can_log_in_again() -> None:
+    client = Client("/stream")
     for code in (402, 406, 409):
         unauthorized = b'{"stream":"authorization","data":{"status":"unauthorized","action":"authenticate"}}'
-        assert client.session.denied(code) == unauthorized
-        assert client.listens("trade_updates") == {
+        assert client.protocol.denied(code) == unauthorized
+        assert client.listen("trade_updates") == {
             "stream": "authorization",
             "data": {"status": "unauthorized", "action": "listen"},
         }
-    assert client.logs_in().listens("trade_updates") == Listen(UPDATES, NO_TOPICS)
+    assert client.log_in().listen("trade_updates") == Listen(UPDATES, NO_TOPICS)
 
 
 @pytest.mark.parametrize(
@@ -76,55 +76,57 @@ def test_who_is_denied_may_try_again() -> None:
         {"action": ["listen"], "data": {"streams": []}},
     ],
 )
-def test_what_is_no_request(request_: Any) -> None:
-    assert Conversation("/stream").says(request_) == INVALID
-    assert Conversation("/stream").logs_in().says(request_) == INVALID
+def test_invalid_requests(request_: Any) -> None:
+    assert Client("/stream").request(request_) == INVALID
+    assert Client("/stream").log_in().request(request_) == INVALID
 
 
 @pytest.mark.parametrize("frame", [b"", b"\x01", b"{", b"\xff"])
-def test_what_is_no_json(frame: bytes) -> None:
-    assert Conversation("/stream").sends(frame) == [INVALID]
+def test_invalid_json(frame: bytes) -> None:
+    assert Client("/stream").send(frame) == [INVALID]
 
 
-def test_listen_replaces_and_what_is_unknown_is_absent() -> None:
-    client = Conversation("/stream").logs_in()
+def test_listen_replaces_the_streams_and_leaves_out_unknown_ones() -> None:
+    client = Client("/stream").log_in()
     both = frozenset({("trade_updates", "*"), ("account_updates", "*")})
-    assert client.listens("trade_updates", "account_updates", "nonsense") == Listen(both, NO_TOPICS)
-    assert client.listens() == Listen(NO_TOPICS, NO_TOPICS)
-    assert client.says({"action": "listen", "data": {}}) == Listen(NO_TOPICS, NO_TOPICS)
-    assert client.listens("nonsense") == Listen(None, NO_TOPICS)
-    assert client.session.acked(both) == (
+    assert client.listen("trade_updates", "account_updates", "nonsense") == Listen(both, NO_TOPICS)
+    assert client.listen() == Listen(NO_TOPICS, NO_TOPICS)
+    assert client.request({"action": "listen", "data": {}}) == Listen(NO_TOPICS, NO_TOPICS)
+    assert client.listen("nonsense") == Listen(None, NO_TOPICS)
+    assert client.protocol.acked(both) == (
         b'{"stream":"listening","data":{"streams":["account_updates","trade_updates"]}}'
     )
-    assert client.session.acked(NO_TOPICS) == b'{"stream":"listening","data":{"streams":[]}}'
+    assert client.protocol.acked(NO_TOPICS) == b'{"stream":"listening","data":{"streams":[]}}'
 
 
-def test_the_names_of_2020_add_to_what_is_heard() -> None:
-    client = Conversation("/stream").logs_in()
+def test_listen_adds_legacy_streams() -> None:
+    client = Client("/stream").log_in()
     bars = frozenset({("trades", "SPY"), ("quotes", "BRK.B"), ("bars", "*")})
-    assert client.listens("T.SPY", "alpacadatav1/Q.BRK.B", "AM.*") == Listen(None, bars)
-    assert client.listens("trade_updates", "T.SPY") == Listen(UPDATES, frozenset({("trades", "SPY")}))
+    assert client.listen("T.SPY", "alpacadatav1/Q.BRK.B", "AM.*") == Listen(None, bars)
+    assert client.listen("trade_updates", "T.SPY") == Listen(UPDATES, frozenset({("trades", "SPY")}))
     unlisten = {"action": "unlisten", "data": {"streams": ["trade_updates", "alpacadatav1/T.SPY"]}}
-    assert client.says(unlisten) == Unlisten(UPDATES, frozenset({("trades", "SPY")}))
-    assert client.session.acked(bars | UPDATES) == (
+    assert client.request(unlisten) == Unlisten(UPDATES, frozenset({("trades", "SPY")}))
+    assert client.protocol.acked(bars | UPDATES) == (
         b'{"stream":"listening","data":{"streams":["AM.*","Q.BRK.B","T.SPY","trade_updates"]}}'
     )
 
 
 @pytest.mark.parametrize("stream", ["T.", "T", "X.SPY", "T.A*", "AM.**", f"Q.{'x' * 65}", "", ".", "alpacadatav1/"])
-def test_what_is_no_stream(stream: str) -> None:
-    assert Conversation("/stream").logs_in().listens(stream) == Listen(None, NO_TOPICS)
+def test_invalid_stream_names(stream: str) -> None:
+    assert Client("/stream").log_in().listen(stream) == Listen(None, NO_TOPICS)
 
 
-def test_there_are_no_codes() -> None:
-    session = Conversation("/stream").session
-    assert session.slow() == session.timed_out() == b""
+def test_refusals_have_texts_and_no_codes() -> None:
+    protocol = Client("/stream").protocol
+    assert protocol.slow() == protocol.timed_out() == b""
     refusal = b'{"stream":"listening","data":{"error":"%b"}}'
-    assert session.refused(405) == refusal % ERRORS[405].encode()
-    assert session.refused(409, "insufficient subscription: T.TSLA") == refusal % b"insufficient subscription: T.TSLA"
+    assert protocol.refused(405) == refusal % ERRORS[405].encode()
+    assert protocol.refused(409, "insufficient subscription: T.TSLA") == refusal % b"insufficient subscription: T.TSLA"
 
 
-def test_several_documents_in_one_message() -> None:
-    client = Conversation("/stream").logs_in()
-    asks = [client.writes({"action": "listen", "data": {"streams": streams}}) for streams in (["trade_updates"], [])]
-    assert client.sends(b"".join(asks)) == [Listen(UPDATES, NO_TOPICS), Listen(NO_TOPICS, NO_TOPICS)]
+def test_several_requests_in_one_message() -> None:
+    client = Client("/stream").log_in()
+    requests = [
+        client.encode({"action": "listen", "data": {"streams": streams}}) for streams in (["trade_updates"], [])
+    ]
+    assert client.send(b"".join(requests)) == [Listen(UPDATES, NO_TOPICS), Listen(NO_TOPICS, NO_TOPICS)]

@@ -1,4 +1,4 @@
-"""A message in the other codec is the same message: compared by `json` and the msgpack library, types and all."""
+"""Transcoded messages, compared by `json` and the msgpack library with types."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from proxy.alpaca.plain_pairs import PLAIN_PAIRS
 from proxy.alpaca.transcode import transcode
 from tests.alpaca.bodies import JSON_VALUES, MSGPACK_VALUES, TEXTS, json_bodies, msgpack_bodies
 
-FIRST, LAST = -62_135_596_800_000_000_000, 253_402_300_799_999_999_999  # the years 1 to 9999
+FIRST, LAST = -62_135_596_800_000_000_000, 253_402_300_799_999_999_999  # of the years 1 to 9999
 TIME_KEYS = ("t", "r", "ft", "created_at", "updated_at")
 
 INTS = st.integers(-(2**63), 2**64 - 1)
@@ -53,7 +53,7 @@ DOCUMENTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 NEWS = st.fixed_dictionaries(
     {"T": st.just("n"), "id": INTS, **STORY, "created_at": TIMES, "updated_at": TIMES, "symbols": st.lists(SYMBOLS)}
 )
-# Whatever may come one day, as deep as it likes.
+# Keys that Alpaca may add one day, with nested values.
 UNKNOWN = st.dictionaries(
     TEXTS.filter(lambda key: key not in (*TIME_KEYS, "T")),
     st.recursive(
@@ -72,17 +72,17 @@ def documented(kind: str) -> st.SearchStrategy[dict[str, Any]]:
 
 @st.composite
 def messages(draw: st.DrawFn) -> dict[str, Any]:
-    """A documented message; one with further keys; or one of a kind that nobody knows."""
-    known: dict[str, Any] = draw(NEWS | st.sampled_from(sorted(DOCUMENTED)).flatmap(documented))
+    """A documented message, one with further keys, or one of an unknown kind."""
+    message: dict[str, Any] = draw(NEWS | st.sampled_from(sorted(DOCUMENTED)).flatmap(documented))
     if draw(st.booleans()):
-        known |= draw(UNKNOWN)
+        message |= draw(UNKNOWN)
     if draw(st.booleans()):
-        known["T"] = draw(st.sampled_from(["z", "tt", "q", "o"]))
-    return known
+        message["T"] = draw(st.sampled_from(["z", "tt", "q", "o"]))
+    return message
 
 
 def packed(message: dict[str, Any]) -> bytes:
-    """As Alpaca sends it in msgpack: its times are the extension type."""
+    """The message as Alpaca sends it in msgpack, timestamps as the extension type."""
     packed: bytes = msgpack.packb(
         {
             key: msgpack.Timestamp.from_unix_nano(timestamps.nanoseconds(value))
@@ -95,17 +95,17 @@ def packed(message: dict[str, Any]) -> bytes:
 
 
 def exactly(value: Any) -> str:
-    """1 is not 1.0 and not true."""
+    """A text that distinguishes 1, 1.0 and true."""
     return json.dumps(value, sort_keys=True)
 
 
 @given(messages())
 def test_from_json_and_back(message: dict[str, Any]) -> None:
-    there = transcode(message["T"], json.dumps(message).encode(), JSON, MSGPACK)
-    assert there is not None
-    assert exactly_packed(there) == exactly_packed(packed(message))
-    assert next(iter(msgpack.unpackb(there))) == "T"
-    back = transcode(message["T"], there, MSGPACK, JSON)
+    transcoded = transcode(message["T"], json.dumps(message).encode(), JSON, MSGPACK)
+    assert transcoded is not None
+    assert exactly_packed(transcoded) == exactly_packed(packed(message))
+    assert next(iter(msgpack.unpackb(transcoded))) == "T"
+    back = transcode(message["T"], transcoded, MSGPACK, JSON)
     assert back is not None
     assert exactly(json.loads(back)) == exactly(message)
     assert next(iter(json.loads(back))) == "T"
@@ -113,10 +113,10 @@ def test_from_json_and_back(message: dict[str, Any]) -> None:
 
 @given(messages())
 def test_from_msgpack_and_back(message: dict[str, Any]) -> None:
-    there = transcode(message["T"], packed(message), MSGPACK, JSON)
-    assert there is not None
-    assert exactly(json.loads(there)) == exactly(message)
-    back = transcode(message["T"], there, JSON, MSGPACK)
+    transcoded = transcode(message["T"], packed(message), MSGPACK, JSON)
+    assert transcoded is not None
+    assert exactly(json.loads(transcoded)) == exactly(message)
+    back = transcode(message["T"], transcoded, JSON, MSGPACK)
     assert back is not None
     assert exactly_packed(back) == exactly_packed(packed(message))
 
@@ -134,7 +134,7 @@ MOMENTS = [*EDGES, *(1680782066 * SECOND + rest for rest in FRACTIONS)]
 @pytest.mark.parametrize("kind", [*DOCUMENTED, "n", "z"])
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_nanoseconds_survive(kind: str, moment: int) -> None:
-    """In 4, 8 and 12 bytes, in any kind of message."""
+    """In timestamps of 4, 8 and 12 bytes, in any kind of message."""
     text = timestamps.rfc3339(moment)
     body = msgpack.packb({"T": kind, "S": "AAPL", "t": msgpack.Timestamp.from_unix_nano(moment)})
     assert transcode(kind, body, MSGPACK, JSON) == b'{"T":"%b","S":"AAPL","t":"%b"}' % (kind.encode(), text.encode())
@@ -143,12 +143,12 @@ def test_nanoseconds_survive(kind: str, moment: int) -> None:
 
 @pytest.mark.parametrize("kind", ["t", "o", "z"])
 def test_a_timestamp_in_a_longer_form_than_it_needs(kind: str) -> None:
-    """An extension of 8, 16 and 32 bit length."""
+    """In extensions with a length of 8, 16 and 32 bits."""
     data = msgpack.Timestamp.from_unix_nano(1680782066838232225).to_bytes()
     for head in (b"\xd7\xff", b"\xc7\x08\xff", b"\xc8\x00\x08\xff", b"\xc9\x00\x00\x00\x08\xff"):
         body = b"\x82\xa1T\xa1%b\xa1t%b%b" % (kind.encode(), head, data)
-        found = transcode(kind, body, MSGPACK, JSON)
-        assert found == b'{"T":"%b","t":"2023-04-06T11:54:26.838232225Z"}' % kind.encode()
+        text = transcode(kind, body, MSGPACK, JSON)
+        assert text == b'{"T":"%b","t":"2023-04-06T11:54:26.838232225Z"}' % kind.encode()
 
 
 @pytest.mark.parametrize("kind", ["t", "o", "z"])
@@ -162,8 +162,8 @@ def test_a_timestamp_in_a_longer_form_than_it_needs(kind: str) -> None:
         (b"\xc0", b"null"),
     ],
 )
-def test_what_is_as_long_as_a_timestamp_but_is_none(kind: str, value: bytes, text: bytes | None) -> None:
-    """Nor is a timestamp any that has no equal, such as one with a second of nanoseconds."""
+def test_values_that_look_like_a_timestamp(kind: str, value: bytes, text: bytes | None) -> None:
+    """Malformed without an equivalent, such as a full second of nanoseconds."""
     body = b"\x82\xa1T\xa1%b\xa1t%b" % (kind.encode(), value)
     if text is None:
         with pytest.raises(Malformed):
@@ -173,48 +173,48 @@ def test_what_is_as_long_as_a_timestamp_but_is_none(kind: str, value: bytes, tex
 
 
 @pytest.mark.parametrize("kind", ["t", "o", "z"])
-def test_a_message_without_time(kind: str) -> None:
+def test_a_message_without_a_timestamp(kind: str) -> None:
     text, packed = b'{"T":"%b","S":"AAPL"}' % kind.encode(), msgpack.packb({"T": kind, "S": "AAPL"})
     assert transcode(kind, text, JSON, MSGPACK) == packed
     assert transcode(kind, packed, MSGPACK, JSON) == text
 
 
 @pytest.mark.parametrize("number", ["0", "100", "-7", "1.0", "100.0", "0.1", "1e3", "9007199254740993", "5e-324"])
-def test_a_whole_number_stays_whole_and_no_other_becomes_one(number: str) -> None:
-    """Go's SDK reads sizes, counts and ids with integer decoders, and loses the batch at a float."""
+def test_integers_stay_integers_and_floats_stay_floats(number: str) -> None:
+    """Go's SDK decodes sizes, counts and ids as integers; a float loses the batch."""
     for kind in ("t", "z"):
         body = b'{"T":"%b","S":"AAPL","s":%b,"t":"2023-04-06T11:54:26Z"}' % (kind.encode(), number.encode())
-        there = transcode(kind, body, JSON, MSGPACK)
-        assert there is not None
-        assert repr(msgpack.unpackb(there)["s"]) == repr(json.loads(number))
+        transcoded = transcode(kind, body, JSON, MSGPACK)
+        assert transcoded is not None
+        assert repr(msgpack.unpackb(transcoded)["s"]) == repr(json.loads(number))
 
 
 @pytest.mark.parametrize("kind", ["t", "q", "n", "z"])
-def test_the_kind_comes_first_wherever_it_stood(kind: str) -> None:
+def test_the_kind_becomes_the_first_key(kind: str) -> None:
     """Go's SDK drops the rest of a batch whose message does not begin with `T`."""
     body = b'{"S":"AAPL","new":1,"T":"%b"}' % kind.encode()
-    there = transcode(kind, body, JSON, MSGPACK)
-    assert there is not None
-    assert next(iter(msgpack.unpackb(there))) == "T"
+    transcoded = transcode(kind, body, JSON, MSGPACK)
+    assert transcoded is not None
+    assert next(iter(msgpack.unpackb(transcoded))) == "T"
 
 
-def test_text_that_is_no_time_stays_text() -> None:
+def test_text_that_is_not_a_timestamp_stays_text() -> None:
     for text in ("yesterday", "", "2023-02-30T00:00:00Z"):
-        there = transcode("t", json.dumps({"T": "t", "t": text, "r": text}).encode(), JSON, MSGPACK)
-        assert there is not None
-        assert msgpack.unpackb(there) == {"T": "t", "t": text, "r": text}
+        transcoded = transcode("t", json.dumps({"T": "t", "t": text, "r": text}).encode(), JSON, MSGPACK)
+        assert transcoded is not None
+        assert msgpack.unpackb(transcoded) == {"T": "t", "t": text, "r": text}
 
 
-AS_ALPACA = "2023-04-06T13:15:42.835409581Z"
+TIMESTAMP = "2023-04-06T13:15:42.835409581Z"
 
 
-def _altered(text: str, at: int, cut: int, put: str) -> str:
-    return text[:at] + put + text[at + cut :]
+def _altered(text: str, at: int, removed: int, inserted: str) -> str:
+    return text[:at] + inserted + text[at + removed :]
 
 
-NEARLY_TIMES = st.builds(
+ALTERED_TIMESTAMPS = st.builds(
     _altered,
-    st.integers(0, 9).map(lambda digits: AS_ALPACA[: 20 + digits] + "Z"),
+    st.integers(0, 9).map(lambda digits: TIMESTAMP[: 20 + digits] + "Z"),
     st.integers(0, 30),
     st.integers(0, 2),
     st.sampled_from(
@@ -224,13 +224,13 @@ NEARLY_TIMES = st.builds(
 
 
 @pytest.mark.parametrize("kind", ["t", "o", "z"])
-@given(text=NEARLY_TIMES, ascii=st.booleans())
-def test_what_is_nearly_a_timestamp(kind: str, text: str, ascii: bool) -> None:
-    """Digits that only Python takes for digits, fractions of any length, other zones, escapes."""
+@given(text=ALTERED_TIMESTAMPS, ascii=st.booleans())
+def test_altered_timestamps(kind: str, text: str, ascii: bool) -> None:
+    """Digits that only Python accepts, fractions of any length, other zones, escapes."""
     body = json.dumps({"T": kind, "t": text}, ensure_ascii=ascii).encode()
-    there = transcode(kind, body, JSON, MSGPACK)
-    assert there is not None
-    assert there == msgpack.packb({"T": kind, "t": timed(text)})
+    transcoded = transcode(kind, body, JSON, MSGPACK)
+    assert transcoded is not None
+    assert transcoded == msgpack.packb({"T": kind, "t": timed(text)})
 
 
 @pytest.mark.parametrize("kind", ["t", "o", "z"])
@@ -264,25 +264,25 @@ def test_what_is_nearly_a_timestamp(kind: str, text: str, ascii: bool) -> None:
         '""',
     ],
 )
-def test_spellings_of_time(kind: str, text: str) -> None:
-    """At the edges of what msgpack's shorter forms hold, and beyond what Alpaca writes."""
-    there = transcode(kind, b'{"T":"%b","t": %b }' % (kind.encode(), text.encode()), JSON, MSGPACK)
-    assert there is not None
-    assert there == msgpack.packb({"T": kind, "t": timed(json.loads(text))})
+def test_formats_of_timestamps(kind: str, text: str) -> None:
+    """At the limits of msgpack's shorter forms, and forms that Alpaca does not send."""
+    transcoded = transcode(kind, b'{"T":"%b","t": %b }' % (kind.encode(), text.encode()), JSON, MSGPACK)
+    assert transcoded is not None
+    assert transcoded == msgpack.packb({"T": kind, "t": timed(json.loads(text))})
 
 
-class NoEqual(Exception):
-    """The value has no equal in the other codec."""
+class NoEquivalent(Exception):
+    """The value has no equivalent in the other codec."""
 
 
 def in_json(value: Any) -> Any:
-    """What JSON must say of a msgpack value, by the library's account of it."""
+    """Return the expected JSON value of a msgpack value as decoded by the library."""
     match value:
         case msgpack.Timestamp():
             try:
                 return timestamps.rfc3339(value.to_unix_nano())
             except (ValueError, OverflowError):
-                raise NoEqual from None
+                raise NoEquivalent from None
         case dict() if all(isinstance(key, str) for key in value):
             return {key: in_json(item) for key, item in value.items()}
         case list():
@@ -291,11 +291,14 @@ def in_json(value: Any) -> Any:
             return value
         case float() if math.isfinite(value):
             return value
-    raise NoEqual
+    raise NoEquivalent
 
 
 def in_msgpack(value: Any) -> Any:
-    """What msgpack must say of a JSON value; a message's times are of the extension type."""
+    """Return the expected msgpack value of a JSON value.
+
+    A message's timestamps are the extension type.
+    """
     if isinstance(value, dict):
         return {key: timed(item) if key in TIME_KEYS else item for key, item in value.items()}
     return value
@@ -309,40 +312,40 @@ def timed(value: Any) -> Any:
 
 
 @given(st.data())
-def test_any_msgpack_is_translated_faithfully_or_not_at_all(data: st.DataObject) -> None:
+def test_any_msgpack_is_transcoded_exactly_or_malformed(data: st.DataObject) -> None:
     body = data.draw(msgpack_bodies() | MSGPACK_VALUES)
     value = msgpack.unpackb(body, strict_map_key=False)
     kind = value.get("T") if isinstance(value, dict) else ""
     try:
         expected = exactly(in_json(value))
-    except NoEqual:
+    except NoEquivalent:
         with pytest.raises(Malformed):
             transcode(str(kind), body, MSGPACK, JSON)
     else:
-        found = transcode(str(kind), body, MSGPACK, JSON)
-        assert found is not None
-        assert exactly(json.loads(found)) == expected
+        transcoded = transcode(str(kind), body, MSGPACK, JSON)
+        assert transcoded is not None
+        assert exactly(json.loads(transcoded)) == expected
 
 
 @given(st.data())
-def test_any_json_is_translated_faithfully_or_not_at_all(data: st.DataObject) -> None:
+def test_any_json_is_transcoded_exactly_or_malformed(data: st.DataObject) -> None:
     body = data.draw(json_bodies() | JSON_VALUES.map(str.encode))
     value = json.loads(body)
     kind = value.get("T") if isinstance(value, dict) else ""
     try:
         expected = msgpack.packb(in_msgpack(value))
-    except OverflowError:  # a whole number of more than 64 bits
+    except OverflowError:  # an integer of more than 64 bits
         with pytest.raises(Malformed):
             transcode(str(kind), body, JSON, MSGPACK)
     else:
-        found = transcode(str(kind), body, JSON, MSGPACK)
-        assert found is not None
-        assert msgpack.unpackb(found) == msgpack.unpackb(expected)
-        assert exactly_sorted(msgpack.unpackb(found)) == exactly_sorted(msgpack.unpackb(expected))
+        transcoded = transcode(str(kind), body, JSON, MSGPACK)
+        assert transcoded is not None
+        assert msgpack.unpackb(transcoded) == msgpack.unpackb(expected)
+        assert exactly_sorted(msgpack.unpackb(transcoded)) == exactly_sorted(msgpack.unpackb(expected))
 
 
 def exactly_sorted(value: Any) -> str:
-    """`exactly`, for values that are no JSON."""
+    """As `exactly`, for values that JSON cannot express."""
     if isinstance(value, dict):
         return repr({key: exactly_sorted(value[key]) for key in sorted(value)})
     return repr([exactly_sorted(item) for item in value] if isinstance(value, list) else value)
@@ -354,10 +357,10 @@ FROM_TO = pytest.mark.parametrize(("source", "target"), [(s, t) for s in (JSON, 
 
 @FROM_TO
 @given(data=st.data())
-def test_any_bytes_are_translated_or_malformed(source: Codec, target: Codec, data: st.DataObject) -> None:
+def test_any_bytes_are_transcoded_or_malformed(source: Codec, target: Codec, data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(["t", "q", "b", "o", "n", "z", ""]))
-    wild = json_bodies() | JSON_VALUES.map(str.encode) if source is JSON else msgpack_bodies() | MSGPACK_VALUES
-    body = data.draw(wild | st.binary(max_size=30))
+    bodies = json_bodies() | JSON_VALUES.map(str.encode) if source is JSON else msgpack_bodies() | MSGPACK_VALUES
+    body = data.draw(bodies | st.binary(max_size=30))
     try:
         transcode(kind, body, source, target)
     except Malformed:
@@ -366,7 +369,7 @@ def test_any_bytes_are_translated_or_malformed(source: Codec, target: Codec, dat
 
 @FROM_TO
 @pytest.mark.parametrize("levels", [30, 900, 100_000])
-def test_nesting_without_end(source: Codec, target: Codec, levels: int) -> None:
+def test_deep_nesting(source: Codec, target: Codec, levels: int) -> None:
     opening, closing = (b"[", b"]") if source is JSON else (b"\x91", b"")
     head = b'{"T":"z","x":' if source is JSON else b"\x82\xa1T\xa1z\xa1x"
     body = head + opening * levels + (b"1" if source is JSON else b"\x01") + closing * levels
@@ -376,6 +379,6 @@ def test_nesting_without_end(source: Codec, target: Codec, levels: int) -> None:
         assert levels > 30 or target is LEGACY
 
 
-def test_the_same_codec_is_the_same_bytes() -> None:
+def test_the_same_codec_returns_the_same_bytes() -> None:
     body = b'{ "T":"t" , "p":1.50 }'
     assert transcode("t", body, JSON, JSON) is body

@@ -1,4 +1,4 @@
-"""What the tests of the verbs share: a configuration on disk, and a verb called as `main` calls it."""
+"""Fixtures for the verbs: a configuration file, and a call of `main`."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ Write = Callable[[str], Path]
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What a verb printed: what it was asked for (`out`), and what it said about it (`err`)."""
+class Result:
+    """Exit code and output of a verb."""
 
     code: int
     out: str
     err: str
 
 
-Call = Callable[..., Said]
+Call = Callable[..., Result]
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """A configuration of this text, which only its owner can read."""
+    """Writer of a configuration file that only its owner can read."""
 
     def write(text: str) -> Path:
         path = tmp_path / "proxy.yaml"
@@ -40,16 +40,16 @@ def write(tmp_path: Path) -> Write:
 
 @pytest.fixture
 def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Runs `alpaca-proxy …` in this process."""
+    """Function that runs `alpaca-proxy …` in this process."""
     monkeypatch.delenv("ALPACA_PROXY_CONFIG", raising=False)
 
-    def call(*arguments: str | Path) -> Said:
+    def call(*arguments: str | Path) -> Result:
         capfd.readouterr()
         try:
             code = main([str(argument) for argument in arguments])
-        except SystemExit as end:  # which is how argparse ends
+        except SystemExit as end:  # raised by argparse
             code = int(end.code or 0)
         captured = capfd.readouterr()
-        return Said(code, captured.out, captured.err)
+        return Result(code, captured.out, captured.err)
 
     return call

@@ -1,4 +1,4 @@
-"""`check`: tables that a person can read, and with `--online` one log-in per account."""
+"""`check`: its tables, its warnings, and the logins of `--online`."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def rows(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines()]
 
 
-def test_the_table_says_who_may_see_what(write: Write, call: Call) -> None:
-    said = call("check", "-c", write(CONFIG))
-    assert said.code == 0
-    assert [row for row in rows(said.out) if row and row[0] in ("momentum", "dashboard", "idle")] == [
+def test_access_table(write: Write, call: Call) -> None:
+    result = call("check", "-c", write(CONFIG))
+    assert result.code == 0
+    assert [row for row in rows(result.out) if row and row[0] in ("momentum", "dashboard", "idle")] == [
         ["momentum", "iex", "data", "trades", "AAPL", "MSFT"],
         ["momentum", "iex", "data", "bars", "*"],
         ["momentum", "trading", "paper", "trade_updates", "momentum-*"],
@@ -61,15 +61,15 @@ def test_the_columns_are_aligned(write: Write, call: Call) -> None:
         assert {line[at - 2 : at] for line in body} == {"  "}
 
 
-def test_it_says_which_connections_an_account_will_hold(write: Write, call: Call) -> None:
-    """Of a key it shows the last four characters, and nothing where that were too much of it."""
-    found = rows(call("check", "-c", write(CONFIG)).out)
-    assert ["data", "…0001", "paper", "iex", "crypto"] in found
-    assert ["paper", "…R002", "paper", "trading"] in found
-    assert ["spare", "…", "paper", "none:", "no", "client", "uses", "it"] in found
+def test_accounts_table(write: Write, call: Call) -> None:
+    """A key is shown by its last four characters; a short key not at all."""
+    table = rows(call("check", "-c", write(CONFIG)).out)
+    assert ["data", "…0001", "paper", "iex", "crypto"] in table
+    assert ["paper", "…R002", "paper", "trading"] in table
+    assert ["spare", "…", "paper", "none:", "no", "client", "uses", "it"] in table
 
 
-def test_a_long_list_of_symbols_goes_on_in_lines_of_its_own(write: Write, call: Call) -> None:
+def test_a_long_list_of_symbols_is_wrapped(write: Write, call: Call) -> None:
     symbols = [f"S{number}" for number in range(500)]
     text = CONFIG.replace("[AAPL, MSFT]", f"[{', '.join(symbols)}]")
     lines = rows(call("check", "-c", write(text)).out)
@@ -79,25 +79,25 @@ def test_a_long_list_of_symbols_goes_on_in_lines_of_its_own(write: Write, call: 
     assert {len(line) for line in shown} == {12, 8}
 
 
-def test_warnings_are_sentences_and_no_problem(write: Write, call: Call) -> None:
+def test_warnings_do_not_fail_the_check(write: Write, call: Call) -> None:
     path = write(CONFIG)
     path.chmod(0o640)
-    said = call("check", "-c", path)
-    assert said.code == 0
-    assert f"warning: {path}: other users of this machine can open it (mode 0640); chmod 600 {path}" in said.err
-    assert "canary" not in said.out + said.err
+    result = call("check", "-c", path)
+    assert result.code == 0
+    assert f"warning: {path}: other users of this machine can open it (mode 0640); chmod 600 {path}" in result.err
+    assert "canary" not in result.out + result.err
 
 
-def test_a_file_that_is_not_there(tmp_path: Path, call: Call) -> None:
-    said = call("check", "-c", tmp_path / "none.yaml")
-    assert (said.code, said.out) == (1, "")
-    assert said.err.splitlines()[0] == f"{tmp_path / 'none.yaml'}: does not exist"
-    assert "`python3 -m proxy init`" in said.err
+def test_missing_file(tmp_path: Path, call: Call) -> None:
+    result = call("check", "-c", tmp_path / "none.yaml")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.splitlines()[0] == f"{tmp_path / 'none.yaml'}: does not exist"
+    assert "`python3 -m proxy init`" in result.err
 
 
-def test_no_colour_where_nobody_sees_it(write: Write, call: Call) -> None:
-    said = call("check", "-c", write(CONFIG))
-    assert "\x1b" not in said.out + said.err
+def test_no_colour_outside_a_terminal(write: Write, call: Call) -> None:
+    result = call("check", "-c", write(CONFIG))
+    assert "\x1b" not in result.out + result.err
 
 
 # --online
@@ -107,26 +107,27 @@ def configured(write: Write, alpaca: Simulator, secret: str = "secret", text: st
     return write(text.replace("URL", alpaca.url).replace("SECRET", secret))
 
 
-def test_online_logs_in_once_and_says_so_beforehand(write: Write, call: Call) -> None:
-    """It takes the slot of one market feed, and gives it back: with a farewell, or its ghost would stay."""
+def test_online_logs_in_once_after_a_notice(write: Write, call: Call) -> None:
+    """A close frame frees the slot of the login at once."""
     with Simulator(plan=AccountPlan(ghost_seconds=90)) as alpaca:
         for _ in range(2):
-            said = call("check", "--online", "-c", configured(write, alpaca))
-            assert said.code == 0
-            assert "main: Alpaca accepts the key and secret for iex" in said.out
+            result = call("check", "--online", "-c", configured(write, alpaca))
+            assert result.code == 0
+            assert "main: Alpaca accepts the key and secret for iex" in result.out
             assert (
-                f"main: logging in to iex at {alpaca.url}/v2/iex; this takes the account's connection slot" in said.err
+                f"main: logging in to iex at {alpaca.url}/v2/iex; this takes the account's connection slot"
+                in result.err
             )
         assert (alpaca.opened("iex"), alpaca.opened("trading")) == (2, 0)
 
 
-def test_online_without_the_option_asks_nobody(write: Write, call: Call) -> None:
+def test_no_login_without_the_option(write: Write, call: Call) -> None:
     with Simulator() as alpaca:
         assert call("check", "-c", configured(write, alpaca)).code == 0
         assert alpaca.opened("iex") == 0
 
 
-def test_online_asks_the_trading_stream_of_an_account_for_orders_alone(write: Write, call: Call) -> None:
+def test_online_uses_the_trading_stream_if_there_is_no_other_feed(write: Write, call: Call) -> None:
     text = ONLINE.replace(", iex: {trades: [AAPL]}", "")
     with Simulator() as alpaca:
         accepted = call("check", "--online", "-c", configured(write, alpaca, text=text))
@@ -146,48 +147,48 @@ def test_online_asks_the_trading_stream_of_an_account_for_orders_alone(write: Wr
         (500, "try again later"),
     ],
 )
-def test_online_says_what_to_do_about_a_refusal(write: Write, call: Call, code: int, hint: str) -> None:
+def test_online_refusal_has_a_hint(write: Write, call: Call, code: int, hint: str) -> None:
     with Simulator() as alpaca:
         alpaca.fail_auth("iex", code)
-        said = call("check", "--online", "-c", configured(write, alpaca))
-    assert said.code == 1
-    assert f"main: Alpaca says {code} " in said.out
-    assert hint in said.out
-    assert "good" not in said.out
+        result = call("check", "--online", "-c", configured(write, alpaca))
+    assert result.code == 1
+    assert f"main: Alpaca says {code} " in result.out
+    assert hint in result.out
+    assert "good" not in result.out
 
 
-def test_online_beside_a_program_that_holds_the_connection(write: Write, call: Call) -> None:
+def test_online_while_another_program_holds_the_slot(write: Write, call: Call) -> None:
     with Simulator() as alpaca:
         host, _, port = alpaca.url.removeprefix("ws://").partition(":")
         with dial((host, int(port))) as other:
             other.receive()
             other.log_in("key", "secret")
-            said = call("check", "--online", "-c", configured(write, alpaca))
-    assert said.code == 1
-    assert "Alpaca says 406 connection limit exceeded: another program holds this account's connection" in said.out
+            result = call("check", "--online", "-c", configured(write, alpaca))
+    assert result.code == 1
+    assert "Alpaca says 406 connection limit exceeded: another program holds this account's connection" in result.out
 
 
-def test_online_when_the_upgrade_is_refused(write: Write, call: Call) -> None:
+def test_online_with_a_refused_upgrade(write: Write, call: Call) -> None:
     with Simulator() as alpaca:
         alpaca.refuse_upgrade("iex", 503)
-        said = call("check", "--online", "-c", configured(write, alpaca))
-    assert said.code == 1
-    assert "main: Alpaca refused the upgrade with HTTP 503; try again later" in said.out
+        result = call("check", "--online", "-c", configured(write, alpaca))
+    assert result.code == 1
+    assert "main: Alpaca refused the upgrade with HTTP 503; try again later" in result.out
 
 
-def test_online_when_nobody_is_there(write: Write, call: Call) -> None:
+def test_online_with_a_refused_connection(write: Write, call: Call) -> None:
     with Simulator() as alpaca:
         path = configured(write, alpaca)
-    said = call("check", "--online", "-c", path)
-    assert said.code == 1
-    assert f"main: no answer from {alpaca.url}/v2/iex: Connection refused; check the network" in said.out
+    result = call("check", "--online", "-c", path)
+    assert result.code == 1
+    assert f"main: no answer from {alpaca.url}/v2/iex: Connection refused; check the network" in result.out
 
 
 @pytest.mark.parametrize("step", ["greeting", "auth"])
-def test_online_when_alpaca_is_silent(write: Write, call: Call, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def test_online_without_a_reply(write: Write, call: Call, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     monkeypatch.setattr(online, "ANSWER_SECONDS", 0.1)
     with Simulator() as alpaca:
         alpaca.stall(step, "iex")
-        said = call("check", "--online", "-c", configured(write, alpaca))
-    assert said.code == 1
-    assert "it was silent for 0 s" in said.out
+        result = call("check", "--online", "-c", configured(write, alpaca))
+    assert result.code == 1
+    assert "no reply within 0 s" in result.out

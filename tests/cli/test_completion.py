@@ -1,4 +1,4 @@
-"""`completion SHELL`: what real shells make of the scripts."""
+"""`completion SHELL`: the scripts in real shells."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 
 
 def bash(line: str, folder: Path) -> set[str]:
-    """What bash offers for the last word of a command line; a line that ends in a space begins a new one."""
+    """Return bash's completions of a line's last word, empty after a space."""
     (folder / "script").write_text(script("bash"))
     words = line.split() + ([""] if line.endswith(" ") else [])
     program = BASH.format(words=" ".join(f"'{word}'" for word in words))
@@ -53,40 +53,40 @@ def bash(line: str, folder: Path) -> set[str]:
         ("alpaca-proxy.pyz keygen ", {"-h", "--help"}),
     ],
 )
-def test_bash_offers(tmp_path: Path, line: str, offered: set[str]) -> None:
+def test_bash_completions(tmp_path: Path, line: str, offered: set[str]) -> None:
     (tmp_path / "a file.yaml").touch()
     assert bash(line, tmp_path) == offered
 
 
 @pytest.mark.parametrize("shell", INSTALLED)
-def test_the_shell_can_read_it(tmp_path: Path, shell: str) -> None:
+def test_the_shell_parses_the_script(tmp_path: Path, shell: str) -> None:
     (tmp_path / "script").write_text(script(shell))
     done = subprocess.run([shell, "-n", "script"], cwd=tmp_path, capture_output=True, text=True, timeout=20)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_no_verb_and_no_option_is_left_out(call: Call, shell: str) -> None:
-    said = call("completion", shell)
-    assert said.code == 0
+def test_all_verbs_and_options_are_complete(call: Call, shell: str) -> None:
+    result = call("completion", shell)
+    assert result.code == 0
     for verb in VERBS:
-        assert re.search(rf"\b{verb}\b", said.out)
+        assert re.search(rf"\b{verb}\b", result.out)
     options = set(re.findall(r"--([a-z]+)", parser().format_help())) | {"online", "seconds", "port", "json", "watch"}
     for option in options | {"markdown"}:
-        assert re.search(rf"(--|-l ){option}\b", said.out)
+        assert re.search(rf"(--|-l ){option}\b", result.out)
 
 
-def test_an_unknown_shell_is_a_mistake(call: Call) -> None:
-    said = call("completion", "tcsh")
-    assert said.code == 2
-    assert 'unknown "tcsh"; there is bash, zsh, fish' in said.err
+def test_unknown_shell(call: Call) -> None:
+    result = call("completion", "tcsh")
+    assert result.code == 2
+    assert 'unknown "tcsh"; there is bash, zsh, fish' in result.err
 
 
 @pytest.mark.parametrize("shell", [shell for shell in INSTALLED if shell == "fish"])
-def test_fish_offers(tmp_path: Path, shell: str) -> None:
+def test_fish_completions(tmp_path: Path, shell: str) -> None:
     (tmp_path / "script").write_text(script(shell))
-    ask = 'source ./script; complete -C "alpaca-proxy.pyz s"; complete -C "alpaca-proxy.pyz check --o"'
+    program = 'source ./script; complete -C "alpaca-proxy.pyz s"; complete -C "alpaca-proxy.pyz check --o"'
     environ = {**os.environ, "HOME": str(tmp_path)}
-    done = subprocess.run([shell, "-c", ask], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=20)
+    done = subprocess.run([shell, "-c", program], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=20)
     offered = {line.split("\t")[0] for line in done.stdout.splitlines()}
     assert offered == {"simulate", "status", "schema", "--online"}

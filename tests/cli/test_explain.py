@@ -1,4 +1,4 @@
-"""`explain`: allowed or not, and by which line; the same answer that a session would get."""
+"""`explain`: its result, the deciding line, and agreement with the allowlists."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ clients:
         ("trading trade_updates momentum-7", "13:33: clients.momentum.allow.trading.trade_updates[0]: momentum-*"),
     ],
 )
-def test_what_is_allowed_is_allowed_by_a_line(write: Write, call: Call, question: str, answer: str) -> None:
+def test_allowed_names_the_line(write: Write, call: Call, question: str, answer: str) -> None:
     path = write(CONFIG)
-    said = call("explain", "momentum", *question.split(), "-c", path)
-    assert said.out == f"allowed by {path}:{answer}\n"
-    assert (said.code, said.err) == (0, "")
+    result = call("explain", "momentum", *question.split(), "-c", path)
+    assert result.out == f"allowed by {path}:{answer}\n"
+    assert (result.code, result.err) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -59,11 +59,11 @@ def test_what_is_allowed_is_allowed_by_a_line(write: Write, call: Call, question
         ("idle sip cancelErrors X", "14:3: clients.idle: allows nothing; add allow: {sip: {trades: [X]}}"),
     ],
 )
-def test_what_is_not_allowed_is_told_where_to_be_added(write: Write, call: Call, question: str, answer: str) -> None:
-    """The answer was found, so the exit status is good."""
+def test_not_allowed_names_the_line_to_extend(write: Write, call: Call, question: str, answer: str) -> None:
+    """The exit status is 1, for scripts."""
     path = write(CONFIG)
-    said = call("explain", *question.split(), "-c", path)
-    assert (said.code, said.out, said.err) == (0, f"not allowed: {path}:{answer}\n", "")
+    result = call("explain", *question.split(), "-c", path)
+    assert (result.code, result.out, result.err) == (1, f"not allowed: {path}:{answer}\n", "")
 
 
 @pytest.mark.parametrize(
@@ -74,23 +74,23 @@ def test_what_is_not_allowed_is_told_where_to_be_added(write: Write, call: Call,
         ("momentum iexx trades AAPL", 'unknown feed "iexx"; did you mean "iex"?'),
         ("momentum iex trade AAPL", 'unknown channel of iex "trade"; did you mean "trades"?'),
         ("momentum trading corrections x", 'unknown channel of trading "corrections"; '),
-        ("momentum iex trades BRK*", 'a symbol has 1 to 64 characters and no "*" inside of it'),
+        ("momentum iex trades BRK*", 'a symbol has 1 to 64 characters and contains no "*"'),
         (f"momentum iex trades {'A' * 65}", "a symbol has 1 to 64 characters"),
         ("momentum trading trade_updates a*b", "a client_order_id has 1 to 128 characters"),
     ],
 )
-def test_a_question_without_an_answer_is_a_mistake(write: Write, call: Call, question: str, sentence: str) -> None:
-    said = call("explain", *question.split(), "-c", write(CONFIG))
-    assert (said.code, said.out) == (2, "")
-    assert said.err.startswith(sentence)
+def test_invalid_arguments(write: Write, call: Call, question: str, sentence: str) -> None:
+    result = call("explain", *question.split(), "-c", write(CONFIG))
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith(sentence)
 
 
-def test_a_broken_configuration_is_told_as_check_tells_it(write: Write, call: Call) -> None:
+def test_configuration_errors_are_those_of_check(write: Write, call: Call) -> None:
     path = write(CONFIG.replace("secret: canary-2", "secert: canary-2"))
-    said = call("explain", "momentum", "iex", "trades", "AAPL", "-c", path)
-    assert (said.code, said.out) == (1, "")
-    assert said.err == call("check", "-c", path).err
-    assert "canary" not in said.err
+    result = call("explain", "momentum", "iex", "trades", "AAPL", "-c", path)
+    assert (result.code, result.out) == (1, "")
+    assert result.err == call("check", "-c", path).err
+    assert "canary" not in result.err
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -103,8 +103,8 @@ def test_it_agrees_with_the_allowlist(write: Write, call: Call, feed: str, chann
     path = write(CONFIG)
     client = configuration.load(path, {}).directory().named("momentum")
     assert client is not None
-    said = call("explain", "momentum", feed, channel, symbol, "-c", path)
-    if said.code == 0:
-        assert said.out.startswith("allowed") == client.allow.permits(feed, channel, symbol)
+    result = call("explain", "momentum", feed, channel, symbol, "-c", path)
+    if result.code == 0:
+        assert result.out.startswith("allowed") == client.allow.permits(feed, channel, symbol)
     else:
         assert not client.allow.permits(feed, channel, symbol)

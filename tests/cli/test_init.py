@@ -1,4 +1,4 @@
-"""`init`: a configuration that is good at once, for its owner alone, and in no other's place."""
+"""`init`: the written configuration, its file mode, and the questions."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ MARKET = [feed for feed in feed_names() if (known := endpoint(feed)) and known.d
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, which is the working one; nobody is at the terminal."""
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an empty working directory; standard input is not a terminal."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", io.StringIO())
     return tmp_path
 
 
-def test_it_writes_a_configuration_that_works(elsewhere: Path, call: Call) -> None:
-    said = call("init")
-    path = elsewhere / "config" / "proxy.yaml"
-    assert said.code == 0
-    assert said.err == ""
+def test_the_written_configuration_is_valid(working_directory: Path, call: Call) -> None:
+    result = call("init")
+    path = working_directory / "config" / "proxy.yaml"
+    assert result.code == 0
+    assert result.err == ""
     assert path.stat().st_mode & 0o777 == 0o600
     config = configuration.load(path, ENVIRON)
     assert configuration.warnings(config, path) == []
     assert config.accounts["paper"].trading == "paper"
 
 
-def test_the_secret_is_shown_once_and_kept_as_a_digest(elsewhere: Path, call: Call) -> None:
-    said = call("init", "proxy.yaml")
-    found = re.search(r"key (\S+) +secret (\S+)", said.out)
-    assert found is not None
-    key, secret = found.groups()
+def test_the_secret_is_printed_and_stored_as_a_digest(working_directory: Path, call: Call) -> None:
+    result = call("init", "proxy.yaml")
+    match = re.search(r"key (\S+) +secret (\S+)", result.out)
+    assert match is not None
+    key, secret = match.groups()
     assert secret not in Path("proxy.yaml").read_text()
     directory = configuration.load(Path("proxy.yaml"), ENVIRON).directory()
     assert directory.authenticate(key, secret) is not None
@@ -63,45 +63,49 @@ def test_the_secret_is_shown_once_and_kept_as_a_digest(elsewhere: Path, call: Ca
     assert configuration.load(Path("second.yaml"), ENVIRON).directory().authenticate(key, secret) is None
 
 
-def test_it_says_what_comes_next(elsewhere: Path, call: Call) -> None:
-    """Each command that it names is one that works."""
-    said = call("init", "some/where.yaml")
+def test_output_names_the_next_commands(working_directory: Path, call: Call) -> None:
+    """The output has the commands for the written file."""
+    result = call("init", "some/where.yaml")
     for arguments in ("check -c some/where.yaml", "-c some/where.yaml", f"schema > some/{SCHEMA_FILE}"):
-        assert f"  python3 -m proxy {arguments}\n" in f"{said.out}\n"
+        assert f"  python3 -m proxy {arguments}\n" in f"{result.out}\n"
     first = Path("some/where.yaml").read_text().splitlines()[0]
     assert first == f"# yaml-language-server: $schema={SCHEMA_FILE}"
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
-def test_it_never_overwrites(elsewhere: Path, call: Call, kind: str) -> None:
-    path = elsewhere / "proxy.yaml"
+def test_existing_paths_are_never_overwritten(working_directory: Path, call: Call, kind: str) -> None:
+    path = working_directory / "proxy.yaml"
     if kind == "file":
         path.write_text("mine")
     elif kind == "folder":
         path.mkdir()
     else:
         path.symlink_to("nowhere")
-    said = call("init", "proxy.yaml")
-    assert (said.code, said.out) == (1, "")
-    assert said.err == "proxy.yaml exists already and stays as it is; name another file, as in `init my-proxy.yaml`\n"
-    assert not (elsewhere / "nowhere").exists()
+    result = call("init", "proxy.yaml")
+    assert (result.code, result.out) == (1, "")
+    assert (
+        result.err == "proxy.yaml already exists and was not changed; name another file, as in `init my-proxy.yaml`\n"
+    )
+    assert not (working_directory / "nowhere").exists()
     assert kind != "file" or path.read_text() == "mine"
 
 
-def test_a_place_that_cannot_be_written(elsewhere: Path, call: Call) -> None:
-    (elsewhere / "file").write_text("")
-    said = call("init", "file/proxy.yaml")
-    assert said.code == 1
-    assert said.err == "cannot write file/proxy.yaml: Not a directory; name another file, as in `init my-proxy.yaml`\n"
+def test_unwritable_path(working_directory: Path, call: Call) -> None:
+    (working_directory / "file").write_text("")
+    result = call("init", "file/proxy.yaml")
+    assert result.code == 1
+    assert (
+        result.err == "cannot write file/proxy.yaml: Not a directory; name another file, as in `init my-proxy.yaml`\n"
+    )
 
 
-def test_where_the_configuration_is_otherwise(elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_from_the_environment(working_directory: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALPACA_PROXY_CONFIG", "mine.yaml")
     assert call("init").code == 0
     assert Path("mine.yaml").exists()
 
 
-def test_the_mode_is_its_owners_whatever_the_umask(elsewhere: Path, call: Call) -> None:
+def test_file_mode_does_not_depend_on_the_umask(working_directory: Path, call: Call) -> None:
     before = os.umask(0o777)
     try:
         assert call("init", "proxy.yaml").code == 0
@@ -110,16 +114,16 @@ def test_the_mode_is_its_owners_whatever_the_umask(elsewhere: Path, call: Call) 
     assert Path("proxy.yaml").stat().st_mode & 0o777 == 0o600
 
 
-# What is asked
+# Questions
 
 
 def typed(*lines: str) -> Answers:
-    """The answers of somebody who types these lines and then the end of the input."""
-    typing: Iterator[str] = chain((f"{line}\n" for line in lines), repeat(""))
-    return ask(Answers(), lambda: next(typing))
+    """Return the answers to these input lines, followed by the end of the input."""
+    lines_read: Iterator[str] = chain((f"{line}\n" for line in lines), repeat(""))
+    return ask(Answers(), lambda: next(lines_read))
 
 
-def test_enter_takes_the_default() -> None:
+def test_empty_lines_take_the_defaults() -> None:
     assert typed("", "", "", "") == Answers(symbols=("AAPL", "MSFT"))
     assert typed() == typed("", "", "", "")
 
@@ -130,27 +134,27 @@ def test_answers() -> None:
     )
 
 
-def test_the_example_symbols_suit_the_feed() -> None:
+def test_example_symbols_depend_on_the_feed() -> None:
     assert typed("", "crypto").symbols == ("BTC/USD", "ETH/USD")
     assert typed("", "opra").symbols == ("AAPL*",)
 
 
-def test_a_bad_answer_is_explained_and_asked_again(capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_answers_are_explained_and_repeated(capsys: pytest.CaptureFixture[str]) -> None:
     answers = typed("sandbox", "paper", "iexx", "sip", "é", "one", "A*B", "A", "")
     assert answers == Answers("paper", "sip", ("one",), ("A",))
-    said = capsys.readouterr().err
-    assert 'should be "paper" or "live"' in said
-    assert 'unknown feed "iexx"; did you mean "iex"?' in said
-    assert "cannot be a name" in said
-    assert '"A*B" has a "*" elsewhere than at its end' in said
+    output = capsys.readouterr().err
+    assert 'should be "paper" or "live"' in output
+    assert 'unknown feed "iexx"; did you mean "iex"?' in output
+    assert "cannot be a name" in output
+    assert '"A*B" has a "*" elsewhere than at its end' in output
 
 
-# What is written
+# Written file
 
 
 @pytest.mark.parametrize("feed", MARKET)
 @pytest.mark.parametrize("trading", ["paper", "live"])
-def test_every_answer_makes_a_good_file(feed: str, trading: str) -> None:
+def test_every_feed_makes_a_valid_file(feed: str, trading: str) -> None:
     clients = [NewClient("one"), NewClient("a-rather-long-name.2")]
     text = starter(Answers(trading, feed, ("one", "a-rather-long-name.2")), clients, Path("config/proxy.yaml"))
     config = configuration.parse(text, "proxy.yaml", ENVIRON, Path())
@@ -163,8 +167,8 @@ symbols = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_cha
 
 
 @given(st.lists(st.one_of(symbols, symbols.map("{}*".format), st.just("*")), min_size=1, max_size=5, unique=True))
-def test_any_symbol_is_written_as_it_was_given(entries: list[str]) -> None:
-    """Whatever YAML would make of it: `on`, `1e5`, `{`, `- `, `#`."""
+def test_symbols_survive_yaml(entries: list[str]) -> None:
+    """Also symbols that are special in YAML: `on`, `1e5`, `{`, `- `, `#`."""
     text = starter(Answers(symbols=tuple(entries)), [NewClient("one")], Path("proxy.yaml"))
     assert yaml.safe_load(text)
     allow = configuration.parse(text, "proxy.yaml", ENVIRON, Path()).clients["one"].allow
@@ -175,13 +179,13 @@ names = st.from_regex(rules._NAME, fullmatch=True)
 
 
 @given(st.lists(names, min_size=1, max_size=4, unique=True))
-def test_any_name_is_written_as_it_was_given(algorithms: list[str]) -> None:
+def test_names_survive_yaml(algorithms: list[str]) -> None:
     text = starter(Answers(algorithms=tuple(algorithms)), [NewClient(name) for name in algorithms], Path("proxy.yaml"))
     assert list(configuration.parse(text, "proxy.yaml", ENVIRON, Path()).clients) == algorithms
 
 
-def test_on_a_terminal_it_asks(tmp_path: Path) -> None:
-    """A real one: questions on standard error, and nothing but the result on standard output."""
+def test_questions_on_a_terminal(tmp_path: Path) -> None:
+    """The questions go to standard error, the result to standard output."""
     master, slave = pty.openpty()
     command = [sys.executable, "-m", "proxy", "init", "proxy.yaml"]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -206,7 +210,7 @@ def test_on_a_terminal_it_asks(tmp_path: Path) -> None:
 
 
 def _read_until(terminal: int, wanted: bytes, seen: bytes) -> bytes:
-    """What a terminal shows, from after the last thing that was waited for."""
+    """Read a terminal up to `wanted`; return what follows it."""
     deadline = time.monotonic() + 20
     while wanted not in seen:
         assert select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))[0], f"never saw {wanted!r}"

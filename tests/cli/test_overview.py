@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Formatted numbers, and the marks of slow clients."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_sizes(count: int, text: str) -> None:
     assert size(count) == text
 
 
-def test_a_lag_that_nobody_knows_is_a_dash() -> None:
+def test_an_unknown_lag_is_a_dash() -> None:
     assert (milliseconds(None), milliseconds(0.01234)) == ("-", "12.3 ms")
 
 
@@ -37,8 +37,8 @@ HEAD = {"proxy": "1", "state": "serving", "ready": True, "uptime": 1, "outboxes"
 @pytest.mark.parametrize(
     ("session", "slow"), [({}, False), ({"pending": 500}, False), ({"pending": 501}, True), ({"slow": True}, True)]
 )
-def test_who_is_slow_stands_out(session: dict[str, object], slow: bool) -> None:
-    """One session of several is enough."""
+def test_slow_clients_are_marked(session: dict[str, object], slow: bool) -> None:
+    """One slow session of several is enough."""
     clients = [{**CLIENT, "sessions": [SESSION, {**SESSION, **session}], "lost": {"slow": 1200} if slow else {}}]
     document = {**HEAD, "feeds": [], "clients": clients, "events": []}
     painted = overview(document, Style(on=True))

@@ -1,6 +1,6 @@
-"""The proxy as people meet it: what it says when it cannot run, its exit codes, and how it ends.
+"""Runs of the program: error messages, exit codes, and shutdown.
 
-What ends by itself is called in this process; what runs until a signal is a process of its own.
+Verbs that end by themselves are called in this process; those that run until a signal have a process of their own.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ clients:
 
 Call = Callable[..., Any]
 
-# gevent leaves the socket that it could not bind to the garbage collector, which the process that ends does not notice.
+# gevent leaves a socket that it could not bind to the garbage collector; harmless in a process that ends.
 leaves_a_socket = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture
 def alpaca() -> Iterator[Simulator]:
-    """Keeps the place of whoever leaves without a farewell, as the real one does."""
+    """Simulator that keeps the slot after a loss without a close frame, as Alpaca."""
     with Simulator(plan=AccountPlan(ghost_seconds=90)) as simulator:
         yield simulator
 
@@ -54,26 +54,29 @@ def file(tmp_path: Path, alpaca: Simulator) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_ends_well_on_a_signal(file: Path, alpaca: Simulator, number: signal.Signals) -> None:
-    """What is under way is delivered, clients are told 1001, and Alpaca is told farewell so that the place is free."""
+def test_a_signal_drains_the_proxy(file: Path, alpaca: Simulator, number: signal.Signals) -> None:
+    """Pending data is delivered, and both sides get close frames.
+
+    Clients are closed with 1001; the close frame to Alpaca frees the connection slot.
+    """
     with Process("-c", str(file), folder=file.parent) as process, dial(process.address()) as client:
-        assert client.hear() == CONNECTED
+        assert client.receive() == CONNECTED
         client.log_in("alpha", "a-canary").subscribe(trades=["AAPL"])
         alpaca.publish("iex", [trade("AAPL", 1)])
-        assert client.hear() == [trade("AAPL", 1)]
+        assert client.receive() == [trade("AAPL", 1)]
         process.popen.send_signal(number)
         assert client.closed() == (1001, "the proxy is shutting down")
         assert process.end() == 0
         names = [event["event"] for event in process.events]
         assert names[0] == "proxy.started"
         assert names[-3:] == ["gateway.draining", "session.closed", "gateway.stopped"]
-    assert alpaca.desk._haunted(("iex", "key")) == 0
+    assert alpaca.slots._ghost_count(("iex", "key")) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_as_soon_as_a_port_is_open(file: Path, number: signal.Signals) -> None:
-    """Whoever finds it open takes the proxy for up: a reload must not end it, and its end must be a drain."""
+def test_a_signal_right_after_the_port_opens(file: Path, number: signal.Signals) -> None:
+    """Once a port is open, SIGHUP must not end the proxy and SIGTERM must drain it."""
     with socket.create_server(("127.0.0.1", 0)) as holder:
         address = holder.getsockname()
     file.write_text(file.read_text().replace("admin: {port: 0}", f"admin: {{port: {address[1]}}}"))
@@ -88,27 +91,27 @@ def test_a_signal_as_soon_as_a_port_is_open(file: Path, number: signal.Signals) 
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_a_drain_at_once(file: Path) -> None:
-    """A client that does not answer the close holds the drain up for five seconds; who asks twice does not wait."""
+def test_a_second_signal_ends_the_drain(file: Path) -> None:
+    """A second signal skips the five seconds for a client that does not close."""
     with Process("-c", str(file), folder=file.parent) as process:
         wire = Wire(process.address())
-        assert b"connected" in wire.hear()[1]
+        assert b"connected" in wire.receive()[1]
         process.popen.send_signal(signal.SIGTERM)
-        assert wire.hear()[0] == 8
-        began = time.monotonic()
+        assert wire.receive()[0] == 8
+        start = time.monotonic()
         process.popen.send_signal(signal.SIGTERM)
         assert process.end() == 0
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - start < 3
         wire.socket.close()
 
 
 @pytest.mark.slow
 def test_a_burst_is_flushed_before_the_close(file: Path, alpaca: Simulator) -> None:
     with Process("-c", str(file), folder=file.parent) as process, dial(process.address()) as client:
-        client.hear()
+        client.receive()
         client.log_in("alpha", "a-canary").subscribe(trades=["AAPL"])
         alpaca.publish_trades("iex", "AAPL", 3000)
-        client.hear()
+        client.receive()
         process.popen.send_signal(signal.SIGTERM)
         alpaca.publish_trades("iex", "AAPL", 3000)
         assert client.closed()[0] == 1001
@@ -118,14 +121,14 @@ def test_a_burst_is_flushed_before_the_close(file: Path, alpaca: Simulator) -> N
 
 
 @pytest.mark.slow
-def test_nothing_is_left_behind(file: Path) -> None:
-    """A second run may listen where the first did, at once."""
+def test_the_port_can_be_reused_at_once(file: Path) -> None:
+    """A second run can listen on the port of the first at once."""
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
     file.write_text(file.read_text().replace("listen: {port: 0}", f"listen: {{port: {port}}}"))
     for _ in range(2):
         with Process("-c", str(file), folder=file.parent) as process, dial(process.address()) as client:
-            assert client.hear() == CONNECTED
+            assert client.receive() == CONNECTED
             process.popen.send_signal(signal.SIGTERM)
             assert process.end() == 0
 
@@ -146,8 +149,11 @@ def test_nothing_is_left_behind(file: Path) -> None:
     ],
     ids=["missing", "empty", "comment", "broken", "not utf-8", "unset variable", "unknown key"],
 )
-def test_a_configuration_that_cannot_work(tmp_path: Path, call: Call, content: bytes | None, sentence: str) -> None:
-    """78 for a run, so that systemd does not try for ever; 1 for `check`; the same sentences with the place."""
+def test_invalid_configurations(tmp_path: Path, call: Call, content: bytes | None, sentence: str) -> None:
+    """A run exits with 78, `check` with 1; their output is equal.
+
+    78 keeps systemd from restarting the proxy.
+    """
     file = tmp_path / "proxy.yaml"
     if content is not None:
         file.write_bytes(content.replace(b"URL", b"ws://127.0.0.1:9"))
@@ -175,28 +181,28 @@ def test_a_configuration_that_cannot_work(tmp_path: Path, call: Call, content: b
     ],
     ids=" ".join,
 )
-def test_usage(call: Call, arguments: list[str]) -> None:
-    said = call(*arguments)
-    assert said.code == 2
-    usage, *_, sentence = said.err.splitlines()
+def test_usage_errors(call: Call, arguments: list[str]) -> None:
+    result = call(*arguments)
+    assert result.code == 2
+    usage, *_, sentence = result.err.splitlines()
     assert usage.startswith("usage: alpaca-proxy")
     assert "error: " in sentence
     assert "_" not in sentence
 
 
-def test_a_misspelt_verb_is_told_its_neighbour(call: Call) -> None:
+def test_a_misspelt_verb_gets_a_proposal(call: Call) -> None:
     assert call("chek").err.endswith('error: argument VERB: unknown "chek"; did you mean "check"?\n')
 
 
-def test_who_takes_running_for_a_verb_is_told_that_it_is_none(call: Call) -> None:
+def test_run_is_not_a_verb(call: Call) -> None:
     assert call("run", "-c", "x.yaml").err.endswith('unknown "run"; the proxy runs without a verb\n')
 
 
 @pytest.mark.parametrize(
     "arguments", [["my.yaml"], ["check", "my.yaml"], ["status", "--json", "my.yaml"]], ids=" ".join
 )
-def test_a_configuration_without_its_option(call: Call, arguments: list[str]) -> None:
-    assert call(*arguments).err.endswith("error: a configuration is named with -c, as in -c my.yaml\n")
+def test_a_configuration_without_the_option(call: Call, arguments: list[str]) -> None:
+    assert call(*arguments).err.endswith("error: pass a configuration with -c, as in -c my.yaml\n")
 
 
 @leaves_a_socket
@@ -205,21 +211,21 @@ def test_a_port_in_use(file: Path, call: Call, setting: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
         file.write_text(file.read_text().replace(f"{setting}: {{port: 0}}", f"{setting}: {{port: {port}}}"))
-        said = call("-c", file)
-    assert said.code == 1
-    assert said.err == (
+        result = call("-c", file)
+    assert result.code == 1
+    assert result.err == (
         f"cannot listen on 127.0.0.1:{port} ({setting}): Address already in use; "
         f"stop what uses it, or change {setting}.port\n"
     )
 
 
 @leaves_a_socket
-def test_an_address_that_is_not_ours(file: Path, call: Call) -> None:
-    address = "192.0.2.1"  # RFC 5737: nobody's
+def test_an_address_of_another_machine(file: Path, call: Call) -> None:
+    address = "192.0.2.1"  # reserved by RFC 5737
     file.write_text(file.read_text().replace("listen: {", f"listen: {{host: {address}, insecure: true, "))
-    said = call("-c", file)
-    assert said.code == 1
-    assert said.err.startswith(f"cannot listen on {address}:0 (listen): Cannot assign requested address; change ")
+    result = call("-c", file)
+    assert result.code == 1
+    assert result.err.startswith(f"cannot listen on {address}:0 (listen): Cannot assign requested address; change ")
 
 
 def test_keygen_makes_a_client_that_can_log_in(tmp_path: Path, call: Call) -> None:
@@ -241,8 +247,8 @@ def test_keygen_makes_a_client_that_can_log_in(tmp_path: Path, call: Call) -> No
     assert secret not in again
 
 
-def test_where_the_configuration_is(file: Path, call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """-c, else the environment, else config/proxy.yaml."""
+def test_path_of_the_configuration(file: Path, call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The path is -c, else the environment variable, else config/proxy.yaml."""
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setenv("ALPACA_PROXY_CONFIG", str(file))
@@ -253,14 +259,14 @@ def test_where_the_configuration_is(file: Path, call: Call, monkeypatch: pytest.
 
 
 def test_version(call: Call) -> None:
-    said = call("--version")
-    assert said.code == 0
-    assert said.out.startswith(f"alpaca-proxy {__version__} (commit ")
+    result = call("--version")
+    assert result.code == 0
+    assert result.out.startswith(f"alpaca-proxy {__version__} (commit ")
 
 
 @pytest.mark.slow
-def test_a_reader_that_has_left(file: Path) -> None:
-    """`check | head -0`: no complaint about the broken pipe."""
+def test_closed_standard_output(file: Path) -> None:
+    """`check | head -0` prints no error about the broken pipe."""
     with Process("check", "-c", str(file), folder=file.parent) as process:
         process.leave_unread("stdout")
         assert process.end() in (0, 1)
@@ -268,7 +274,7 @@ def test_a_reader_that_has_left(file: Path) -> None:
 
 @pytest.mark.slow
 @leaves_a_socket
-def test_simulate_is_an_alpaca_to_develop_against(tmp_path: Path, call: Call) -> None:
+def test_simulate(tmp_path: Path, call: Call) -> None:
     with Process("simulate", "--port", "0", folder=tmp_path) as process:
         wait_for(lambda: "Ctrl-C ends it." in process.text or process.popen.poll() is not None)
         printed = re.search(r"accounts: .*", process.text)
@@ -276,11 +282,11 @@ def test_simulate_is_an_alpaca_to_develop_against(tmp_path: Path, call: Call) ->
         accounts = yaml.safe_load(printed[0])["accounts"]
         host, port = accounts["simulated"]["data_url"].removeprefix("ws://").split(":")
         with dial((host, int(port))) as client:
-            assert client.hear() == CONNECTED
+            assert client.receive() == CONNECTED
             client.log_in("key", "secret").subscribe(quotes=["AAPL"])
             assert client.gather(3)[0]["S"] == "AAPL"
-        taken = call("simulate", "--port", port)
-        assert (taken.code, taken.err) == (
+        second = call("simulate", "--port", port)
+        assert (second.code, second.err) == (
             1,
             f"cannot listen on port {port}: Address already in use; name another with --port\n",
         )
@@ -289,13 +295,13 @@ def test_simulate_is_an_alpaca_to_develop_against(tmp_path: Path, call: Call) ->
 
 
 @pytest.mark.slow
-def test_the_demo_proves_what_it_says(tmp_path: Path) -> None:
-    """For longer than the proxy waits for the pong of an algorithm."""
+def test_the_demo(tmp_path: Path) -> None:
+    """The demo runs for longer than the proxy's pong timeout."""
     seconds = GONE_SECONDS + 3
     with Process("demo", "--seconds", f"{seconds}", folder=tmp_path) as process:
         assert process.end(seconds=seconds + 15) == 0, process.text
         assert re.search(r"^  status page +http://127\.0\.0\.1:\d+/$", process.text, re.MULTILINE)
-        counted = r"demo ok: momentum (\d+) messages, meanrev (\d+) messages, 1 upstream connection per feed"
-        match = re.fullmatch(counted, process.text.splitlines()[-1])
+        pattern = r"demo ok: momentum (\d+) messages, meanrev (\d+) messages, 1 upstream connection per feed"
+        match = re.fullmatch(pattern, process.text.splitlines()[-1])
         assert match is not None
         assert all(int(count) > 0 for count in match.groups())

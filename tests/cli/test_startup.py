@@ -1,4 +1,4 @@
-"""What the proxy says once it has started: at most ten lines, and the last is where to look."""
+"""Summary at the start: at most ten lines, the last with the status page."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ def announced(clients: int, style: str = "json", **addresses: tuple[str, int]) -
     logs.set_up(style, "info", out)
     path = Path("no-such-file.yaml")
     config = configuration.parse(text, str(path), {}, Path())
-    subscribers = {"listening": ("127.0.0.1", 8765), "admin": ("127.0.0.1", 8766), **addresses}
-    announce(config, path, listening=subscribers["listening"], admin=subscribers["admin"])
+    bound = {"listening": ("127.0.0.1", 8765), "admin": ("127.0.0.1", 8766), **addresses}
+    announce(config, path, listening=bound["listening"], admin=bound["admin"])
     logs.set_up("json", "info", io.StringIO())
     return out.getvalue().splitlines()
 
 
 @pytest.mark.parametrize("clients", [1, 3, 4, 50])
 @pytest.mark.parametrize("style", ["json", "human"])
-def test_ten_lines_at_most_and_the_last_is_the_status_page(clients: int, style: str) -> None:
+def test_at_most_ten_lines_and_the_last_is_the_status_page(clients: int, style: str) -> None:
     lines = announced(clients, style)
     assert len(lines) <= 10
     assert "http://127.0.0.1:8766/" in lines[-1]
     assert "canary" not in "".join(lines)
 
 
-def test_its_events() -> None:
+def test_events() -> None:
     events = [json.loads(line) for line in announced(50)]
     assert [event["event"] for event in events] == [
         "proxy.started", *["proxy.config"] * 6, "proxy.listening", "proxy.admin"
     ]  # fmt: skip
-    assert events[-3]["warning"] == "46 more; the verb `check` has them all"
+    assert events[-3]["warning"] == "46 more; the verb `check` lists them all"
     assert events[-2]["at"] == "ws://127.0.0.1:8765"
     assert events[-2]["clients"] == "c0, c1, c2, c3, c4, c5, c6, c7 and 42 more"
     assert events[-2]["accounts"] == "main"
@@ -59,5 +59,5 @@ def test_its_events() -> None:
         ("proxy.example.com", "proxy.example.com:1"),
     ],
 )
-def test_an_address_is_shown_as_this_machine_reaches_it(host: str, shown: str) -> None:
+def test_addresses_are_reachable_from_this_machine(host: str, shown: str) -> None:
     assert authority((host, 1)) == shown

@@ -1,4 +1,4 @@
-"""How the verbs speak."""
+"""Output of the verbs: colours, tables, replaced characters, the command."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Terminal(io.StringIO):
     ("environ", "on"),
     [({}, True), ({"NO_COLOR": ""}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
 )
-def test_colour_is_for_terminals_of_people_who_want_it(environ: dict[str, str], on: bool) -> None:
+def test_colour_needs_a_terminal_that_allows_it(environ: dict[str, str], on: bool) -> None:
     assert Style.of(Terminal(), environ).on is on
     assert Style.of(io.StringIO(), environ).on is False
 
 
-def test_a_warning_stands_out_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warnings_are_coloured_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     for stream, label in ((Terminal(), "\x1b[33mwarning:\x1b[0m"), (io.StringIO(), "warning:")):
@@ -39,7 +39,7 @@ def test_paint() -> None:
     assert Style(on=False).paint("text", Color.BAD) == Style(on=True).paint("text", None) == "text"
 
 
-def test_a_table_is_aligned_painted_or_not() -> None:
+def test_tables_are_aligned_with_and_without_colour() -> None:
     rows: list[list[Cell]] = [["a", "b", "c"], ["longer", ("painted", Color.BAD), ""]]
     off = table(("ONE", "TWO", "THREE"), rows, Style(on=False))
     assert off.splitlines() == ["ONE     TWO      THREE", "a       b        c", "longer  painted"]
@@ -49,7 +49,7 @@ def test_a_table_is_aligned_painted_or_not() -> None:
     assert on.replace("\x1b[0m", "") == off
 
 
-def test_nothing_that_steers_a_terminal_gets_out() -> None:
+def test_control_characters_are_replaced() -> None:
     assert plain("a\x1b[2Jb\r\x9bc\u202ed\ne") == "a\ufffd[2Jb\ufffd\ufffdc\ufffdd\ne"
 
 
@@ -63,5 +63,5 @@ def test_nothing_that_steers_a_terminal_gets_out() -> None:
         ("/opt/some-other.pex", "python3 -m proxy"),
     ],
 )
-def test_the_next_step_is_a_command_that_works(file: str, again: str) -> None:
+def test_command_of_this_program(file: str, again: str) -> None:
     assert command(file) == again

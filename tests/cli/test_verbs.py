@@ -1,4 +1,4 @@
-"""The grammar: every verb that it names can be called, and says what it is."""
+"""The parser: every verb has a module and a help text."""
 
 from __future__ import annotations
 
@@ -23,56 +23,56 @@ VERBS = next(
 )  # fmt: skip
 
 
-def test_the_verbs_are_those_that_are_promised() -> None:
+def test_the_verbs() -> None:
     assert " ".join(VERBS) == "check completion demo explain healthcheck init keygen schema simulate status"
 
 
 @pytest.mark.parametrize("verb", [*VERBS, "run"])
-def test_every_verb_has_its_module(verb: str) -> None:
+def test_every_verb_has_a_module(verb: str) -> None:
     assert callable(import_module(f"proxy.cli.{verb}").run)
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_explains_itself(call: Call, verb: str) -> None:
-    said = call(verb, "--help")
-    assert said.code == 0
-    assert said.out.startswith(f"usage: alpaca-proxy {verb} ")
-    assert said.out.splitlines()[2].endswith(".") or said.out.splitlines()[3].endswith(".")
+def test_every_verb_has_a_help_text(call: Call, verb: str) -> None:
+    result = call(verb, "--help")
+    assert result.code == 0
+    assert result.out.startswith(f"usage: alpaca-proxy {verb} ")
+    assert result.out.splitlines()[2].endswith(".") or result.out.splitlines()[3].endswith(".")
 
 
 def test_the_help_names_the_verbs_and_the_exit_codes(call: Call) -> None:
-    said = call("--help")
+    result = call("--help")
     for word in (*VERBS, "-c FILE", "ALPACA_PROXY_CONFIG", "Exit status: 0 good; 1 ", "; 78 "):
-        assert word in said.out
+        assert word in result.out
 
 
-def test_schema_is_the_configurations(call: Call) -> None:
-    said = call("schema")
-    assert (said.code, said.err) == (0, "")
-    assert json.loads(said.out) == config.schema()
+def test_schema(call: Call) -> None:
+    result = call("schema")
+    assert (result.code, result.err) == (0, "")
+    assert json.loads(result.out) == config.schema()
 
 
 def test_markdown_has_every_setting(call: Call) -> None:
-    """None of them without a word about it."""
-    said = call("schema", "--markdown").out
+    """Every setting has a description."""
+    result = call("schema", "--markdown").out
     schema = config.schema()
     for section in (schema, *schema["$defs"].values()):
         for name in section["properties"]:
-            assert f"| `{name}` | " in said
-    assert "|  |" not in said
+            assert f"| `{name}` | " in result
+    assert "|  |" not in result
 
 
 @pytest.mark.parametrize(
     ("arguments", "closed"), [(["schema"], "stdout"), (["keygen", "one"], "stderr"), (["--version"], "both")]
 )
-def test_closed_streams_are_no_obstacle(arguments: list[str], closed: str) -> None:
+def test_closed_output_streams(arguments: list[str], closed: str) -> None:
     shell = {"stdout": 'exec "$@" >&-', "stderr": 'exec "$@" 2>&-', "both": 'exec "$@" >&- 2>&-'}[closed]
     command = ["sh", "-c", shell, "sh", sys.executable, "-m", "proxy", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_language_without_our_characters_gets_others(write: Write) -> None:
+def test_unencodable_characters_are_replaced(write: Write) -> None:
     text = "accounts: {main: {key: PKAAAABBBB1111, secret: s}}\nclients: {one: {key: one, secret: s}}\n"
     command = [sys.executable, "-m", "proxy", "check", "-c", str(write(text))]
     environ = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}

@@ -1,4 +1,4 @@
-"""The configuration: what is read from a good file, and the exact words for a bad one (`data`)."""
+"""Loading of a configuration, and the exact problems reported for the broken files in `data`."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def problems(text: str, environ: Mapping[str, str] | None = None) -> list[str]:
     return [str(problem) for problem in caught.value.problems]
 
 
-def client(more: str, accounts: str = ACCOUNT) -> config.ClientEntry:
-    return parsed(f"{accounts}clients: {{c: {{key: c, secret: hunter2, {more}}}}}").clients["c"]
+def client(settings: str, accounts: str = ACCOUNT) -> config.ClientEntry:
+    return parsed(f"{accounts}clients: {{c: {{key: c, secret: hunter2, {settings}}}}}").clients["c"]
 
 
 @pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.__name__)
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_file_is_told_everything_in_these_words(name: str, parser: type) -> None:
+def test_every_problem_of_a_broken_file_is_reported(name: str, parser: type) -> None:
     path = DATA / f"{name}.yaml"
     environ = {"SECRET": "hunter2", "EMPTY": "", "PORT": "eighty", "ORIGIN": "wss://hunter2", "HOST": "hunter2:1"}
     with patch.object(yamlfile, "_LOADER", parser), pytest.raises(ConfigError) as caught:
@@ -59,7 +59,7 @@ def test_a_broken_file_is_told_everything_in_these_words(name: str, parser: type
     assert not re.search("hunter2|s3cret|cannot be used", str(caught.value))
 
 
-def test_what_is_proposed_for_an_origin_or_a_host_is_taken() -> None:
+def test_hints_for_origins_and_hosts_are_valid() -> None:
     proposed = re.findall(r'(origins|hosts)\[.* did you mean "(.+)"', (DATA / "origins-and-hosts.txt").read_text())
     assert len(proposed) > 6
     for setting, text in proposed:
@@ -67,26 +67,26 @@ def test_what_is_proposed_for_an_origin_or_a_host_is_taken() -> None:
         assert parsed(f"{section}: {{{setting}: ['{text}']}}\n{ACCOUNT}{CLIENT}")
 
 
-def test_every_broken_file_has_its_words() -> None:
+def test_every_broken_file_has_its_expected_problems() -> None:
     assert len(BROKEN) >= 12
     assert {path.stem for path in DATA.glob("*.txt")} == set(BROKEN)
 
 
-def test_the_example_loads_and_shows_the_defaults() -> None:
-    shown = config.load(ROOT / "config" / "proxy.yaml", EXAMPLE_ENVIRON)
-    bare = parsed(ACCOUNT + CLIENT)
+def test_example_loads_and_shows_the_defaults() -> None:
+    example = config.load(ROOT / "config" / "proxy.yaml", EXAMPLE_ENVIRON)
+    minimal = parsed(ACCOUNT + CLIENT)
     for section in ("listen", "admin", "log", "limits", "default_feed"):
-        assert getattr(shown, section) == getattr(bare, section)
+        assert getattr(example, section) == getattr(minimal, section)
     for name in ("trading", "codec", "data_url", "trading_url"):
-        assert getattr(shown.accounts["paper"], name) == getattr(bare.accounts["paper"], name)
+        assert getattr(example.accounts["paper"], name) == getattr(minimal.accounts["paper"], name)
     for name in ("max_connections", "when_slow", "outbox"):
-        assert getattr(shown.clients["momentum"], name) == getattr(bare.clients["momentum"], name)
-    momentum = shown.directory().named("momentum")
+        assert getattr(example.clients["momentum"], name) == getattr(minimal.clients["momentum"], name)
+    momentum = example.directory().named("momentum")
     assert momentum is not None
     assert momentum.allow.permits("crypto", "quotes", "BTC/USD")
 
 
-def test_the_example_mentions_every_setting() -> None:
+def test_example_mentions_every_setting() -> None:
     text = (ROOT / "config" / "proxy.yaml").read_text()
     sections = (Config, config.Listen, config.Tls, config.Admin, config.Log, config.Limits, config.Account)
     for section in (*sections, config.ClientEntry):
@@ -94,7 +94,7 @@ def test_the_example_mentions_every_setting() -> None:
             assert re.search(rf"\b{name}:", text), name
 
 
-def test_the_example_names_the_variables_that_it_lacks() -> None:
+def test_example_reports_unset_variables() -> None:
     with pytest.raises(ConfigError) as caught:
         config.load(ROOT / "config" / "proxy.yaml", {})
     assert [problem.reason for problem in caught.value.problems] == [
@@ -102,7 +102,7 @@ def test_the_example_names_the_variables_that_it_lacks() -> None:
     ]
 
 
-def test_what_is_left_out_has_its_default() -> None:
+def test_defaults() -> None:
     found = parsed(ACCOUNT + CLIENT)
     assert (found.listen.host, found.listen.port, found.listen.tls, found.listen.insecure) == (
         "127.0.0.1",
@@ -115,17 +115,17 @@ def test_what_is_left_out_has_its_default() -> None:
     assert (found.log.format, found.log.level, found.default_feed) == ("auto", "info", "iex")
     assert (found.limits.message, found.limits.outboxes) == (1024**2, 256 * 1024**2)
     entry = found.clients["momentum"]
-    assert (entry.max_connections, entry.when_slow, entry.outbox, entry.allow) == (4, "disconnect", 8 * 1024**2, {})
+    assert (entry.max_connections, entry.when_slow, entry.outbox, entry.allow) == (16, "disconnect", 8 * 1024**2, {})
 
 
-def test_a_section_may_be_left_blank() -> None:
+def test_blank_sections_have_their_defaults() -> None:
     blank = "listen:\n  tls:\n  origins:\nadmin:\nlog:\nlimits:\n"
     assert parsed(blank + ACCOUNT + CLIENT) == parsed(ACCOUNT + CLIENT)
     entry = client("account: , allow: ")
     assert (entry.account, entry.allow) == ({}, {})
 
 
-def test_a_configuration_cannot_be_changed() -> None:
+def test_configuration_is_frozen() -> None:
     found = parsed(ACCOUNT + CLIENT)
     with pytest.raises(ValueError, match="frozen"):
         found.listen.port = 1  # type: ignore[misc]
@@ -166,7 +166,7 @@ def test_sizes(written: str, size: int) -> None:
         ("192.0.2.7", "192.0.2.7"),
     ],
 )
-def test_origins_become_what_browsers_call_them(written: str, origin: str) -> None:
+def test_origins_are_normalized_as_browsers_send_them(written: str, origin: str) -> None:
     assert parsed(f"listen: {{origins: ['{written}']}}\n{ACCOUNT}{CLIENT}").listen.origins == (origin,)
 
 
@@ -180,7 +180,7 @@ def test_origins_become_what_browsers_call_them(written: str, origin: str) -> No
         ("alpaca_proxy", "alpaca_proxy"),
     ],
 )
-def test_hosts_become_what_browsers_call_them(written: str, host: str) -> None:
+def test_hosts_are_normalized_as_browsers_send_them(written: str, host: str) -> None:
     assert parsed(f"admin: {{hosts: ['{written}']}}\n{ACCOUNT}{CLIENT}").admin.hosts == (host,)
 
 
@@ -189,7 +189,7 @@ def test_flags(written: str, value: bool) -> None:
     assert parsed(f"listen: {{insecure: {written}}}\n{ACCOUNT}{CLIENT}").listen.insecure is value
 
 
-def test_an_account_knows_where_its_feeds_are_and_what_they_speak() -> None:
+def test_urls_and_codecs_of_an_account() -> None:
     text = "accounts: {a: {key: k, secret: s, codec: {iex: json}}, b: {key: l, secret: s, trading: live}}\n"
     accounts = parsed(text + "clients: {c: {key: c, secret: s, account: a}}").accounts
     assert accounts["a"].url("iex") == "wss://stream.data.alpaca.markets/v2/iex"
@@ -206,14 +206,14 @@ def test_an_account_knows_where_its_feeds_are_and_what_they_speak() -> None:
         accounts["a"].url("iexx")
 
 
-def test_an_account_may_live_elsewhere() -> None:
+def test_account_with_its_own_urls() -> None:
     text = "accounts: {a: {key: k, secret: s, data_url: ws://127.0.0.1:9/base/, trading_url: 'wss://host'}}\n"
     account = parsed(text + CLIENT).accounts["a"]
     assert account.url("iex") == "ws://127.0.0.1:9/base/v2/iex"
     assert account.url("trading") == "wss://host/stream"
 
 
-def test_an_allowlist_in_all_its_forms() -> None:
+def test_all_forms_of_an_allowlist() -> None:
     allow = client(
         "allow: {iex: '*', sip: {trades: [ON, NO, 7203, 'SPY*'], bars: '*', '*': [AAPL]}, news: {news: []}}"
     ).allow
@@ -225,15 +225,15 @@ def test_an_allowlist_in_all_its_forms() -> None:
 
 
 @given(st.lists(st.from_regex(r"[A-Z0-9][A-Z0-9./_-]{0,20}\*?", fullmatch=True), min_size=1, max_size=8))
-def test_whatever_looks_like_a_symbol_survives_as_text(symbols: list[str]) -> None:
+def test_symbols_stay_text(symbols: list[str]) -> None:
     assert client(f"allow: {{iex: {{trades: [{', '.join(symbols)}]}}}}").allow["iex"]["trades"] == tuple(symbols)
 
 
 @given(st.one_of(st.text(), st.text(alphabet="accountslie:{}[]*& \n#'\"-${}x1,", max_size=60)))
-def test_no_text_raises_anything_but_a_config_error(text: str) -> None:
-    for whole in (text, ACCOUNT + "clients: {c: {key: c, secret: s, allow: {iex: {trades: [" + text):
+def test_any_text_raises_only_config_errors(text: str) -> None:
+    for document in (text, ACCOUNT + "clients: {c: {key: c, secret: s, allow: {iex: {trades: [" + text):
         with pytest.raises(ConfigError):
-            parsed(whole)
+            parsed(document)
 
 
 NODES = st.recursive(
@@ -256,21 +256,21 @@ NODES = st.recursive(
         ),
     )
 )
-def test_no_tree_raises_anything_but_a_config_error(tree: dict[str, Any]) -> None:
+def test_any_tree_raises_only_config_errors(tree: dict[str, Any]) -> None:
     try:
         found = parsed(json.dumps(tree), {"X": "hunter2"})
     except ConfigError as error:
-        told = str(error)
-        assert told
+        output = str(error)
+        assert output
     else:
-        told = repr(found)
-    assert "hunter2" not in told
+        output = repr(found)
+    assert "hunter2" not in output
 
 
-def every_scalar(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def scalar_paths(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     if isinstance(tree, dict | list):
         for step, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-            yield from every_scalar(value, (*path, step))
+            yield from scalar_paths(value, (*path, step))
     else:
         yield path
 
@@ -313,7 +313,7 @@ FULL: dict[str, Any] = {
 }
 
 
-def test_a_full_configuration() -> None:
+def test_full_configuration() -> None:
     found = parsed(json.dumps(FULL))
     assert found.listen.tls is not None
     assert found.listen.tls.cert == DATA / "server.crt"
@@ -336,8 +336,8 @@ def test_a_full_configuration() -> None:
         assert text not in repr(found) + str(found) + repr(directory) + repr(found.model_dump())
 
 
-@pytest.mark.parametrize("path", list(every_scalar(FULL)), ids=yamlfile.dotted)
-def test_what_a_reference_brings_is_in_no_message(path: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize("path", list(scalar_paths(FULL)), ids=yamlfile.dotted)
+def test_no_problem_quotes_the_value_of_a_reference(path: tuple[Any, ...]) -> None:
     tree = json.loads(json.dumps(FULL))
     node = tree
     for step in path[:-1]:
@@ -349,14 +349,14 @@ def test_what_a_reference_brings_is_in_no_message(path: tuple[Any, ...]) -> None
     assert caught.value.__context__ is None
 
 
-def test_only_an_accounts_last_four_characters_are_shown() -> None:
+def test_repr_and_tail_of_a_secret() -> None:
     assert Secret("PKAAAABBBB1111").tail() == "…1111"
     assert Secret("PK1111").tail() == "…"
     assert not Secret("PK1111").literal
     assert repr(Secret("hunter2")) == str(Secret("hunter2")) == f"{Secret('hunter2')}" == "Secret(…)"
 
 
-def test_secrets_are_equal_by_what_they_hold() -> None:
+def test_equality_of_secrets() -> None:
     assert Secret("a", literal=True) == Secret("a")
     assert Secret("a") != Secret("b")
     assert len({Secret("a"), Secret("a", literal=True)}) == 1
@@ -374,41 +374,41 @@ def test_secrets_are_equal_by_what_they_hold() -> None:
         ("{iex: paper}", "iex", "paper"),
     ],
 )
-def test_the_account_of_a_feed(chosen: str, feed: str, account: str) -> None:
+def test_account_of_a_feed(chosen: str, feed: str, account: str) -> None:
     text = f"{TWO_ACCOUNTS}clients: {{c: {{key: c, secret: s, account: {chosen}, allow: {{iex: '*'}}}}}}"
     found = parsed(text).directory().named("c")
     assert found is not None
     assert found.account(feed) == account
 
 
-def test_the_only_account_serves_what_is_not_said() -> None:
+def test_the_only_account_is_the_default() -> None:
     for more in ("", "account: {trading: paper}"):
         text = f"{ACCOUNT}clients: {{c: {{key: c, secret: s, allow: {{iex: '*'}}, {more}}}}}"
         (found,) = parsed(text).directory()
         assert (found.account("iex"), found.account("trading")) == ("paper", "paper")
 
 
-def test_a_feed_without_an_account_is_an_error_to_ask_for() -> None:
+def test_a_feed_without_an_account_raises_lookup_error() -> None:
     (found,) = parsed(TWO_ACCOUNTS + "clients: {c: {key: c, secret: s, account: {iex: data}}}").directory()
     with pytest.raises(LookupError, match="the client c has no account for the feed sip"):
         found.account("sip")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "[::1]", "localhost", "LOCALHOST"])
-def test_this_machine_needs_neither_tls_nor_token(host: str) -> None:
+def test_loopback_addresses_need_neither_tls_nor_token(host: str) -> None:
     found = parsed(f"listen: {{host: '{host}'}}\nadmin: {{host: '{host}'}}\n{ACCOUNT}{CLIENT}")
     assert found.listen.host == host.strip("[]").lower()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "proxy.example.com"])
-def test_beyond_this_machine_plaintext_is_said_and_admin_has_a_token(host: str) -> None:
-    reason = "is beyond this machine, where plaintext can be read; set listen.tls, or insecure: true"
+def test_other_addresses_need_tls_or_insecure_and_an_admin_token(host: str) -> None:
+    reason = "is not a loopback address, so plaintext can be read on the network; set listen.tls, or insecure: true"
     assert problems(f"listen: {{host: '{host}'}}\n{ACCOUNT}{CLIENT}") == [f"proxy.yaml:1:16: listen.host: {reason}"]
     assert parsed(f"listen: {{host: '{host}', insecure: true}}\n{ACCOUNT}{CLIENT}").listen.insecure
     assert parsed(
         f"listen: {{host: '{host}', tls: {{cert: server.crt, key: server.key}}}}\n{ACCOUNT}{CLIENT}"
     ).listen.tls
-    reason = "is beyond this machine; set admin.token as well"
+    reason = "is not a loopback address; set admin.token as well"
     assert problems(f"admin: {{host: '{host}'}}\n{ACCOUNT}{CLIENT}") == [f"proxy.yaml:1:15: admin.host: {reason}"]
     assert parsed(f"admin: {{host: '{host}', token: abc}}\n{ACCOUNT}{CLIENT}").admin.token
 
@@ -423,17 +423,17 @@ def test_beyond_this_machine_plaintext_is_said_and_admin_has_a_token(host: str) 
         "default_feed: crypto-eu-1",
     ],
 )
-def test_bounds_belong_to_what_is_allowed(line: str) -> None:
+def test_bounds_are_inclusive(line: str) -> None:
     assert parsed(f"{line}\n{ACCOUNT}{CLIENT}").directory().named("momentum")
 
 
-def test_any_free_port_is_no_clash() -> None:
+def test_port_zero_and_other_hosts_do_not_clash() -> None:
     found = parsed(f"listen: {{port: 0}}\nadmin: {{port: 0}}\n{ACCOUNT}{CLIENT}")
     assert (found.listen.port, found.admin.port) == (0, 0)
     assert parsed(f"listen: {{host: 127.0.0.2, port: 8766}}\n{ACCOUNT}{CLIENT}").listen.port == 8766
 
 
-def test_files_are_found_from_the_folder_of_the_configuration(tmp_path: Path) -> None:
+def test_relative_paths_start_at_the_configurations_folder(tmp_path: Path) -> None:
     (tmp_path / "server.crt").write_bytes((DATA / "server.crt").read_bytes())
     (tmp_path / "server.key").write_bytes((DATA / "server.key").read_bytes())
     (tmp_path / "secret").write_text("hunter2\n")
@@ -448,12 +448,12 @@ def test_files_are_found_from_the_folder_of_the_configuration(tmp_path: Path) ->
     assert found.listen.tls.key == tmp_path / "server.key"
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"^{tmp_path}/none.yaml: does not exist$"):
         config.load(tmp_path / "none.yaml", {})
 
 
-def test_what_works_but_is_unwise(tmp_path: Path) -> None:
+def test_warnings(tmp_path: Path) -> None:
     path = tmp_path / "proxy.yaml"
     path.write_text(
         "admin: {token: hunter2}\n"
@@ -472,7 +472,7 @@ def test_what_works_but_is_unwise(tmp_path: Path) -> None:
         f"{path}: other users of this machine can open it (mode 0640); chmod 600 {path}",
         f"{path}: accounts.one.secret {plain}",
         f"{path}: accounts.one.data_url sends the account's secret unencrypted; use wss://",
-        f"{path}: clients.one.secret {plain}, or the sha256:… that the verb `keygen` prints",
+        f"{path}: clients.one.secret {plain}, or the sha256:… that `keygen` prints",
         f"{path}: admin.token {plain}",
     ]
     environ = {"X": "hunter2", "Y": "hunter2"}
@@ -483,7 +483,7 @@ def test_what_works_but_is_unwise(tmp_path: Path) -> None:
     assert [line for line in defaulted if "clients.two" in line] == [expected[3].replace("one", "two")]
 
 
-def test_explain_names_the_line(tmp_path: Path) -> None:
+def test_explain_returns_the_line_that_allows_a_topic(tmp_path: Path) -> None:
     path = tmp_path / "proxy.yaml"
     path.write_text(
         f"{ACCOUNT}clients:\n  c:\n    key: c\n    secret: hunter2\n    allow:\n"
@@ -505,7 +505,7 @@ def test_explain_names_the_line(tmp_path: Path) -> None:
         config.explain(path, {}, "nobody", "iex", "trades", "AAPL")
 
 
-def test_the_schema_describes_every_setting_and_allows_references() -> None:
+def test_schema_describes_every_setting_and_allows_references() -> None:
     schema = config.schema()
     sections = [schema, *schema["$defs"].values()]
     assert len(sections) == 8
@@ -521,6 +521,6 @@ def test_the_schema_describes_every_setting_and_allows_references() -> None:
     json.dumps(schema)
 
 
-def test_nothing_here_needs_gevent() -> None:
+def test_configuration_does_not_import_gevent() -> None:
     program = "import sys; sys.modules['gevent'] = None; import proxy.config.model, proxy.routing.allowlists"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)

@@ -1,4 +1,4 @@
-"""What a reload changes: the plan of two configurations, and what a real SIGHUP says of it."""
+"""The plan of a reload from two configurations, and the log event of a real SIGHUP."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read(text: str) -> Config:
     ("old", "new", "lines"),
     [
         ("", "", ["nothing changed"]),
-        ("[AAPL, MSFT]", "[AAPL]", ["client momentum: changed, its sessions go on under the new rules"]),
+        ("[AAPL, MSFT]", "[AAPL]", ["client momentum: changed, its sessions continue under the new rules"]),
         ("secret: m1", "secret: m2", ["client momentum: secret changed, its sessions are closed"]),
         ("key: momentum", "key: mo", ["client momentum: key changed, its sessions are closed"]),
         (
@@ -43,33 +43,33 @@ def read(text: str) -> Config:
         (
             "accounts:",
             "listen: {port: 9}\naccounts:",
-            ["listen.port changed: restart to make it so; nothing was reloaded"],
+            ["listen.port changed: restart to apply it; nothing was reloaded"],
         ),
         ("accounts:", "limits: {outboxes: 512MiB}\naccounts:", ["limits: changed"]),
         (
             "account: one, allow: {iex: {quotes",
             "account: two, allow: {iex: {quotes",
-            ["client meanrev: changed, its sessions go on under the new rules"],
+            ["client meanrev: changed, its sessions continue under the new rules"],
         ),
     ],
 )
-def test_a_plan_says_what_changes_and_nothing_else(old: str, new: str, lines: list[str]) -> None:
+def test_plan_lists_the_changes_and_nothing_else(old: str, new: str, lines: list[str]) -> None:
     steps = make_plan(read(BEFORE), read(BEFORE.replace(old, new, 1) if old else BEFORE))
     assert steps.lines() == lines
 
 
 @pytest.mark.slow
-def test_every_reload_is_told_at_once(tmp_path: Path) -> None:
-    """Somebody waits for it, and may well make the same mistake, or the same change, again."""
+def test_every_reload_is_logged_at_once(tmp_path: Path) -> None:
+    """Also when a reload repeats the problem or the change of the one before: the repeat filter must not delay it."""
     path = tmp_path / "proxy.yaml"
     good = "listen: {port: 0}\nadmin: {port: 0}\n" + BEFORE
     path.write_text(good)
     path.chmod(0o600)
     misspelt = f'{path}:7:63: clients.momentum.allow.iexx: unknown feed; did you mean "iex"?'
-    changed = "client momentum: changed, its sessions go on under the new rules"
+    changed = "client momentum: changed, its sessions continue under the new rules"
     with Process("-c", str(path), folder=tmp_path) as process:
         process.address("proxy.admin")
-        for number, (new, level, said) in enumerate(
+        for number, (new, level, expected) in enumerate(
             (
                 (good.replace("iex: {trades", "iexx: {trades"), "warning", misspelt),
                 (good.replace("iex: {trades", "iexx: {trades"), "warning", misspelt),
@@ -84,11 +84,11 @@ def test_every_reload_is_told_at_once(tmp_path: Path) -> None:
             wait_for(lambda number=number: len(reloads(process)) == number)
             event = reloads(process)[-1]
             assert (event["level"], event.get("repeated")) == (level, None)
-            assert event.get("plan", event.get("problem", "")).startswith(said)
+            assert event.get("plan", event.get("problem", "")).startswith(expected)
         process.popen.terminate()
         assert process.end() == 0
 
 
 def reloads(process: Process) -> list[dict[str, Any]]:
-    """What was logged of reloads so far."""
+    """The log events of reloads so far."""
     return [event for event in process.events if event["event"] == "gateway.reload"]

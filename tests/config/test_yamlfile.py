@@ -1,4 +1,4 @@
-"""A file becomes texts with their places, whichever of PyYAML's two parsers is at hand."""
+"""YAML as a tree of text with positions, with both of PyYAML's parsers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def problems(document: YamlDocument) -> list[str]:
 
 
 @both_parsers
-def test_every_scalar_is_the_text_that_stands_there(parser: type) -> None:
+def test_scalars_are_not_interpreted(parser: type) -> None:
     words = [
         "ON",
         "NO",
@@ -62,7 +62,7 @@ def test_every_scalar_is_the_text_that_stands_there(parser: type) -> None:
 
 
 @both_parsers
-def test_nodes_and_names_know_their_places(parser: type) -> None:
+def test_positions_of_nodes_and_names(parser: type) -> None:
     root = parsed("a:\n  b: [é, y]\n  'c': |\n    text\n", parser=parser).root
     assert isinstance(root, Table)
     inner = root["a"]
@@ -77,7 +77,7 @@ def test_nodes_and_names_know_their_places(parser: type) -> None:
     assert inner["c"] == "text\n"
 
 
-def test_a_problem_is_placed_as_near_as_the_file_allows() -> None:
+def test_a_problem_has_the_position_of_the_nearest_existing_node() -> None:
     document = parsed("a:\n  b: [x, y]\n  c:\n")
     assert str(document.problem(("a", "b", 1), "no")) == "f.yaml:2:10: a.b[1]: no"
     assert str(document.problem(("a", "b"), "no")) == "f.yaml:2:3: a.b: no"
@@ -92,7 +92,7 @@ def test_a_problem_without_a_line_concerns_the_file() -> None:
     assert str(Problem("f.yaml", 0, 0, "", "does not exist")) == "f.yaml: does not exist"
 
 
-def test_of_duplicate_keys_the_first_stands() -> None:
+def test_the_first_of_duplicate_keys_is_kept() -> None:
     document = parsed("a: {x: 1, y: 2, x: 3}\nb: 1\na: 4\n")
     assert document.root == {"a": {"x": "1", "y": "2"}, "b": "1"}
     assert problems(document) == [
@@ -102,7 +102,7 @@ def test_of_duplicate_keys_the_first_stands() -> None:
 
 
 @both_parsers
-def test_aliases_cannot_multiply(parser: type) -> None:
+def test_aliases_are_not_expanded(parser: type) -> None:
     levels = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20)]
     document = parsed("\n".join(["a0: &a0 x", *levels]), parser=parser)
     assert len(document.problems) == 20 + 19 * 9
@@ -111,7 +111,7 @@ def test_aliases_cannot_multiply(parser: type) -> None:
 
 
 @both_parsers
-def test_the_depth_is_bounded(parser: type) -> None:
+def test_depth_is_bounded(parser: type) -> None:
     deep = "[" * 33 + "]" * 33
     assert refusal("[" * 100_000, parser) == "f.yaml:1:34: is nested deeper than 32 levels"
     assert refusal(deep.replace("[]", "[x]"), parser) == "f.yaml:1:34: is nested deeper than 32 levels"
@@ -131,8 +131,8 @@ def test_the_depth_is_bounded(parser: type) -> None:
         ("a: `x", '1:4: a text that starts with "`" needs quotes'),
         ("a: %x", '1:4: a text that starts with "%" needs quotes'),
         ("a:\n\tb: 1", "2:1: a tab cannot indent; use spaces"),
-        ("a: b: c", '1:5: a ":" too many, or the indentation; a text with ": " needs quotes'),
-        ("a: 1\n  b: 2", '2:4: a ":" too many, or the indentation; a text with ": " needs quotes'),
+        ("a: b: c", '1:5: an extra ":" or wrong indentation; a text with ": " needs quotes'),
+        ("a: 1\n  b: 2", '2:4: an extra ":" or wrong indentation; a text with ": " needs quotes'),
         ("a: - x", '1:4: a "- " cannot stand here; start the list on the next line'),
         ("a: 1\nb\nc: 2", '2:1: a ":" is missing after this name'),
         ("a: 'x", "1:4: this quote is never closed"),
@@ -146,17 +146,17 @@ def test_the_depth_is_bounded(parser: type) -> None:
         ("a: [x,,y]", "1:7: a value is missing here"),
         ("a:\n  b: 1\n c: 2", "3:2: does not fit the lines above; check the indentation and the quotes"),
         ('a: "x" y', "1:8: does not fit the lines above; check the indentation and the quotes"),
-        ("a: 1\n...\nb: 2", "3:1: a configuration is one document; remove what follows its end"),
-        ("a: 1\n---\nb: 2", "2:1: a second document starts here; a configuration is one"),
+        ("a: 1\n...\nb: 2", "3:1: only one document is allowed; remove the text after its end"),
+        ("a: 1\n---\nb: 2", "2:1: a second document starts here; only one is allowed"),
         ("%YAML x\n---\na: 1", '1:7: a line that starts with "%" needs quotes'),
         ("a: x\x00", "1:5: the character U+0000 cannot stand in a YAML file"),
         ("é: x\nb: \x1b", "2:4: the character U+001B cannot stand in a YAML file"),
         ("a: \ud800", "1:4: the character U+D800 cannot stand in a YAML file"),
-        ("", "1:1: the file is empty; the verb `init` writes a commented one to start from"),
-        ("---\n", "1:1: the file is empty; the verb `init` writes a commented one to start from"),
+        ("", "1:1: the file is empty; `init` writes a commented one to start from"),
+        ("---\n", "1:1: the file is empty; `init` writes a commented one to start from"),
     ],
 )
-def test_syntax_errors_are_sentences_of_our_own(parser: type, text: str, expected: str) -> None:
+def test_syntax_errors(parser: type, text: str, expected: str) -> None:
     assert refusal(text, parser) == f"f.yaml:{expected}"
 
 
@@ -177,19 +177,19 @@ def test_anchors_aliases_and_tags_are_refused(parser: type, text: str, expected:
 
 @both_parsers
 @pytest.mark.parametrize("text", ["[a]: 1", "{a: 1}: 2", "? [a]\n: b"])
-def test_a_name_is_a_plain_text(parser: type, text: str) -> None:
+def test_names_that_are_not_text_are_refused(parser: type, text: str) -> None:
     assert "a name must be a plain text; put it in quotes if it starts with a sign" in problems(
         parsed(text, parser=parser)
     ).pop(0)
 
 
-def test_problems_so_far_come_with_a_syntax_error() -> None:
+def test_a_syntax_error_comes_with_the_problems_before_it() -> None:
     assert refusal("a: ${UNSET}\nb: [").splitlines()[0] == "f.yaml:1:4: a: the environment variable UNSET is not set"
 
 
 @both_parsers
 @given(text=st.one_of(st.text(), SIGNS))
-def test_no_text_raises_anything_but_a_config_error(parser: type, text: str) -> None:
+def test_any_text_raises_only_config_errors(parser: type, text: str) -> None:
     try:
         found = parsed(text, parser=parser).problems
     except ConfigError as error:
@@ -199,7 +199,7 @@ def test_no_text_raises_anything_but_a_config_error(parser: type, text: str) -> 
 
 @both_parsers
 @pytest.mark.parametrize("text", ['a: "\\UFFFFFFFF"', 'a: "\\ud800"', "%YAML 1." + "1" * 5000 + "\n---\na: b"])
-def test_what_the_parsers_themselves_stumble_over_is_a_config_error(parser: type, text: str) -> None:
+def test_internal_errors_of_the_parsers_become_config_errors(parser: type, text: str) -> None:
     try:
         document = parsed(text, parser=parser)
     except ConfigError:
@@ -208,13 +208,13 @@ def test_what_the_parsers_themselves_stumble_over_is_a_config_error(parser: type
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_any_quoted_text_survives(text: str) -> None:
+def test_any_quoted_text_is_read_unchanged(text: str) -> None:
     written = "".join(f"\\U{ord(character):08x}" for character in text.replace("${", "$${"))
     assert parsed(f'a: "{written}"').root == {"a": text}
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
-def test_what_a_variable_holds_is_never_yaml(value: str) -> None:
+def test_the_value_of_a_variable_is_not_parsed_as_yaml(value: str) -> None:
     document = parsed("a: ${X}\nb: ['x${X}', '${X:-default}']", {"X": value})
     assert document.root == {"a": value, "b": ["x" + value, value]}
     assert document.problems == ()
@@ -245,7 +245,7 @@ def test_references(tmp_path: Path, text: str, value: str, literal: bool) -> Non
     assert (found, found.literal, found.written) == (value, literal, text)
 
 
-def test_what_a_reference_brings_is_not_looked_at_again() -> None:
+def test_references_in_a_resolved_value_are_not_resolved() -> None:
     assert parsed("a: ${X}", {"X": "${Y}", "Y": "no"}).root == {"a": "${Y}"}
 
 
@@ -276,12 +276,12 @@ def test_references_that_cannot_be_resolved(tmp_path: Path, text: str, reason: s
     assert document.problem(("k", "a"), "and must be a number") is None
 
 
-def test_a_reference_to_an_impossible_path() -> None:
+def test_reference_to_an_invalid_path() -> None:
     document = parsed('a: "${file:x\\0y}"')
     assert problems(document) == ["f.yaml:1:4: a: the file 'x\\x00y' is not a path"]
 
 
-def test_a_message_shows_what_the_file_says_and_little_of_it() -> None:
+def test_messages_quote_the_text_of_the_file_shortened() -> None:
     secret = parsed("a: ${X}", {"X": "hunter2"}).find(("a",))
     assert isinstance(secret, Text)
     assert yamlfile.quoted(secret) == '"${X}"'
@@ -298,7 +298,7 @@ def test_reading_a_file(tmp_path: Path) -> None:
     assert len(yamlfile.read(path)) == yamlfile.MAX_FILE
 
 
-def test_files_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     latin, large = tmp_path / "latin.yaml", tmp_path / "large.yaml"
     latin.write_bytes(b"a: 1\nb: caf\xe9\n")
     large.write_bytes(b"#" * (yamlfile.MAX_FILE + 1))

@@ -1,4 +1,7 @@
-"""The books of an outbox: each message that it was given is delivered, conflated or lost, one of these and once."""
+"""The counts of an outbox.
+
+Each queued message is delivered, conflated or lost, and counted exactly once.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,19 @@ STEPS = st.one_of(
     st.tuples(st.just("put"), st.sampled_from([1, 40, 130, 70_000])),
     st.tuples(st.just("room"), st.sampled_from([0, 1, 50, 100_000])),
     st.tuples(
-        st.sampled_from(["turn", "through", "stuck", "lost", "kill", "give up", "cut off", "close", "ping"]), st.just(0)
+        st.sampled_from(
+            ["yield", "sent", "stuck", "lost", "kill", "disconnect slow", "abort", "close", "ping"],
+        ),
+        st.just(0),
     ),
 )
 
 
 class Kernel:
-    """A client's connection whose kernel has room for so much, and whose sends end as they are told to."""
+    """A client's connection with `room` bytes left in its send buffer.
+
+    A blocked send ends with `end_send`.
+    """
 
     tls = False
     address = "127.0.0.1:1"
@@ -35,8 +44,8 @@ class Kernel:
     def __init__(self) -> None:
         self.taken = b""
         self.room = 1 << 30
-        self._ends: str | None = None
-        self._told = Event()
+        self._result: str | None = None
+        self._ended = Event()
 
     def try_send(self, data: bytes) -> int:
         part = data[: self.room]
@@ -46,23 +55,27 @@ class Kernel:
 
     def send(self, data: bytes, seconds: float) -> bool:
         if len(data) > self.room:
-            self._told.wait()
-            self._told.clear()
-            if self._ends == "lost":
+            self._ended.wait()
+            self._ended.clear()
+            if self._result == "lost":
                 raise ConnectionLost("reset")
-            if self._ends == "stuck":
+            if self._result == "stuck":
                 return False
         self.taken += data
         return True
 
-    def tell(self, ends: str) -> None:
-        self._ends = ends
-        self._told.set()
+    def end_send(self, result: str) -> None:
+        """End the blocked send, or the next one.
+
+        It fails if `result` is "lost" or "stuck".
+        """
+        self._result = result
+        self._ended.set()
 
     def shut(self) -> None: ...
 
     def whole_frames(self) -> Iterator[int]:
-        """The opcodes of the frames that got through in whole."""
+        """Yield the opcodes of the frames that were sent whole."""
         at = 0
         while at + 2 <= len(self.taken):
             size = self.taken[at + 1]
@@ -86,38 +99,38 @@ def opened() -> tuple[Kernel, Outboxes, Outbox, Any]:
 @given(st.lists(STEPS, max_size=30))
 def test_each_message_is_counted_once(steps: list[tuple[str, int]]) -> None:
     kernel, outboxes, box, writer = opened()
-    given_ = 0
-    for what, size in [*steps, ("turn", 0)]:
-        if what == "put":
+    queued = 0
+    for step, size in [*steps, ("yield", 0)]:
+        if step == "put":
             box.put(frames.encode(frames.BINARY, bytes(size)), 1)
-            given_ += 1
-        elif what == "room":
+            queued += 1
+        elif step == "room":
             kernel.room = size
-        elif what == "kill":
+        elif step == "kill":
             writer.kill()
-        elif what == "give up":
+        elif step == "disconnect slow":
             box.disconnect_slow()
-        elif what == "cut off":
+        elif step == "abort":
             box.close(frames.NORMAL, "")
             box.abort()
-            kernel.tell("lost")
-        elif what == "close":
+            kernel.end_send("lost")
+        elif step == "close":
             box.close(frames.NORMAL, "")
-        elif what == "ping":
+        elif step == "ping":
             box.ping()
         else:
-            kernel.tell(what)
+            kernel.end_send(step)
             gevent.sleep(0)
             gevent.sleep(0)
     writer.kill()
     assert list(kernel.whole_frames()).count(frames.BINARY) == box.delivered
-    assert box.delivered + box.lost == given_
+    assert box.delivered + box.lost == queued
     assert box.pending == outboxes.pending == 0
     assert not outboxes.open
 
 
 @pytest.mark.parametrize("end", ["lost", "stuck", "kill"])
-def test_what_was_being_sent_at_the_end_is_lost(end: str) -> None:
+def test_a_frame_that_is_being_sent_at_the_end_is_lost(end: str) -> None:
     kernel, _, box, writer = opened()
     kernel.room = 50
     for _ in range(3):
@@ -126,12 +139,12 @@ def test_what_was_being_sent_at_the_end_is_lost(end: str) -> None:
     if end == "kill":
         writer.kill()
     else:
-        kernel.tell(end)
+        kernel.end_send(end)
         writer.join(5)
     assert (box.delivered, box.lost) == (0, 21)
 
 
-def test_a_frame_that_was_sent_in_part_is_not_lost_with_the_rest() -> None:
+def test_a_partly_sent_frame_is_completed_before_the_close_frame() -> None:
     kernel, _, box, writer = opened()
     kernel.room = 50
     box.put(frames.encode(frames.BINARY, bytes(100)), 1)
@@ -144,6 +157,6 @@ def test_a_frame_that_was_sent_in_part_is_not_lost_with_the_rest() -> None:
     assert outbox.SEND_SECONDS == 10
 
 
-def test_the_bound_of_a_close_is_five_seconds() -> None:
-    """Two ticks may pass until a close is noticed, and until its end is."""
+def test_a_close_takes_at_most_five_seconds() -> None:
+    """Up to one tick passes until the close is detected, and one until its timeout is."""
     assert 4 < outbox.CLOSE_FLUSH_SECONDS + 2 * gateway.TICK_SECONDS <= 5

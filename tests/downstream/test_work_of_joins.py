@@ -1,8 +1,8 @@
-"""The work that a join with thousands of symbols costs, and a leave, counted and not timed.
+"""The work for a subscribe request of thousands of symbols, and for a leave.
 
-Everything from the words of a client to its acknowledgement is real; Alpaca and the two sockets are not. What is
-counted are lines of Python: each step of a loop is one, a set operation is one however large the sets. A bound that a
-change makes too low is raised on purpose, with `benchmarks/run.py joins` to say what it costs.
+It is counted instead of timed. Everything from the client's request to its acknowledgement is real; Alpaca and the
+sockets are replaced. The tests count executed lines of Python: each iteration of a loop counts, a set operation is one
+line, however large the sets. Raise a bound only on purpose, after `benchmarks/run.py joins` has shown the cost.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any
 import gevent
 import pytest
 
-from proxy.alpaca import server_protocol as session
+from proxy.alpaca import server_protocol
 from proxy.alpaca.client_protocol import Confirmed, Login, Phase
 from proxy.alpaca.codec import JSON, MSGPACK
 from proxy.alpaca.endpoints import endpoint
 from proxy.alpaca.server_protocol import ServerProtocol
-from proxy.downstream import client_session as sessions
 from proxy.downstream.client_session import ClientSession
+from proxy.downstream.hub_budget import HubBudget
 from proxy.downstream.outbox import Outboxes
 from proxy.routing.allowlists import Allowlist, Client, digest
 from proxy.routing.router import Router
 from proxy.transport.connection import ClientConnection
-from proxy.upstream import ack_dispatcher as teller
+from proxy.upstream import ack_dispatcher
 from proxy.upstream.supervisor import FeedSupervisor
 from tests.downstream.test_work import ClientSocket
 
@@ -36,7 +36,7 @@ assert IEX is not None
 
 
 def lines(work: Callable[[], object]) -> int:
-    """How many lines of Python the work takes."""
+    """Return the number of lines of Python that `work` executes."""
     count = 0
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:
@@ -54,7 +54,10 @@ def lines(work: Callable[[], object]) -> int:
 
 
 class Proxy:
-    """One feed, and whoever joins it. It is the desk of their conversations, and Alpaca."""
+    """One feed and its sessions.
+
+    It is their `ClientHost`, and it confirms requests in place of Alpaca.
+    """
 
     message_limit = 1 << 20
     default_feed = "iex"
@@ -63,50 +66,52 @@ class Proxy:
         assert IEX is not None
         self.outboxes = Outboxes(1 << 30)
         self.client = Client("all", "all", digest("all"), {"default": "main"}, allow, outbox=1 << 30)
-        self.alpaca = FeedSupervisor(IEX, Login("main", "", "", ""), MSGPACK, Router(IEX, MSGPACK), self.clock)
-        self.alpaca.phase = Phase.LIVE
-        self.alpaca._greenlet = gevent.Greenlet()  # so that no connection is made
+        self.supervisor = FeedSupervisor(IEX, Login("main", "", "", ""), MSGPACK, Router(IEX, MSGPACK), self.clock)
+        self.supervisor.phase = Phase.LIVE
+        self.supervisor._greenlet = gevent.Greenlet()  # keeps the supervisor from connecting
 
-    def identify(self, conversation: ClientSession, key: str, secret: str) -> Client | int:
+    def identify(self, session: ClientSession, key: str, secret: str) -> Client | int:
         return self.client
 
-    def auth_delay(self, conversation: ClientSession) -> float:
+    def budget(self, client: str) -> HubBudget:
+        return HubBudget(1, self.clock)
+
+    def auth_delay(self, session: ClientSession) -> float:
         return 0.0
 
     def upstream(self, client: Client, feed: str) -> FeedSupervisor:
-        return self.alpaca
+        return self.supervisor
 
     def clock(self) -> float:
         return 0.0
 
     def confirm(self) -> None:
-        gevent.sleep(0)  # what is asked of Alpaca is asked in a turn of its own
-        while self.alpaca.reconciler.request is not None:
-            self.alpaca._handle(Confirmed())
+        gevent.sleep(0)  # the request to Alpaca is sent by a greenlet of its own
+        while self.supervisor.reconciler.request is not None:
+            self.supervisor._handle(Confirmed())
             gevent.sleep(0)
 
     def join(self, symbols: list[str] = SYMBOLS) -> ClientSession:
         assert IEX is not None
         connection = ClientConnection(ClientSocket(), None, "127.0.0.1:1")
-        conversation = ClientSession(connection, ServerProtocol(IEX, JSON), self)
-        conversation._message(JSON.encode({"action": "auth", "key": "all", "secret": "all"}))
-        conversation._message(JSON.encode({"action": "subscribe", "trades": symbols}))
+        session = ClientSession(connection, ServerProtocol(IEX, JSON), self)
+        session._message(JSON.encode({"action": "auth", "key": "all", "secret": "all"}))
+        session._message(JSON.encode({"action": "subscribe", "trades": symbols}))
         self.confirm()
-        assert len(conversation.subscribers[0].held) == len(symbols)
-        return conversation
+        assert len(session.subscribers[0].held) == len(symbols)
+        return session
 
-    def leave(self, conversation: ClientSession) -> None:
-        conversation.subscribers[0].leave()
+    def leave(self, session: ClientSession) -> None:
+        session.subscribers[0].leave()
         self.confirm()
 
 
 @pytest.fixture(autouse=True)
-def one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All in the greenlet that counts, and nothing is remembered of other tests."""
-    session._changes.clear()
-    session._acknowledgements.clear()
-    monkeypatch.setattr(sessions, "LONG_MESSAGE", 1 << 30)
-    monkeypatch.setattr(teller, "SHORT", 1 << 30)
+def single_greenlet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do all work in the greenlet that counts it, and begin with empty caches."""
+    server_protocol._changes.clear()
+    server_protocol._acknowledgements.clear()
+    monkeypatch.setattr(ack_dispatcher, "SHORT", 1 << 30)
 
 
 @pytest.mark.parametrize(
@@ -114,20 +119,20 @@ def one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         pytest.param(["*"], 0, SYMBOLS, 8.8, 6.5, id="first"),
         pytest.param(["*"], 3, SYMBOLS, 0.2, 0.02, id="like-others"),
-        pytest.param(["*"], 3, SYMBOLS[::-1], 0.2, 0.02, id="like-others-in-words-of-its-own"),
+        pytest.param(["*"], 3, SYMBOLS[::-1], 0.2, 0.02, id="like-others-in-another-order"),
         pytest.param(["*"], 3, SYMBOLS[1:], 2.2, 0.02, id="almost-like-others"),
         pytest.param(SYMBOLS, 3, SYMBOLS, 1.2, 0.02, id="by-name"),
     ],
 )
-def test_a_join_and_a_leave_loop_little(
+def test_lines_for_each_topic_of_a_join_and_a_leave(
     entries: list[str], others: int, symbols: list[str], joining: float, leaving: float
 ) -> None:
     proxy = Proxy(Allowlist({"iex": {"trades": entries}}))
-    proxy.leave(proxy.join())  # topics are made once
+    proxy.leave(proxy.join())  # fills the cache of topics
     for _ in range(others):
         proxy.join()
-    found: list[ClientSession] = []
-    took = lines(lambda: found.append(proxy.join(symbols))) / len(SYMBOLS)
-    assert took <= joining, f"{took:.2f} lines for each topic of a join"
-    took = lines(lambda: proxy.leave(found[0])) / len(SYMBOLS)
-    assert took <= leaving, f"{took:.2f} lines for each topic of a leave"
+    joined: list[ClientSession] = []
+    count = lines(lambda: joined.append(proxy.join(symbols))) / len(SYMBOLS)
+    assert count <= joining, f"{count:.2f} lines for each topic of a join"
+    count = lines(lambda: proxy.leave(joined[0])) / len(SYMBOLS)
+    assert count <= leaving, f"{count:.2f} lines for each topic of a leave"

@@ -1,24 +1,24 @@
-"""`python -m proxy`, with gevent's own monitor on its hub: `python tests/faults/monitored.py VERB …`.
+"""Run the proxy with gevent's monitor thread: `python tests/faults/monitored.py VERB …`.
 
-The monitor is a thread that looks every ten milliseconds whether the hub has switched since it last looked. If it has
-not for HELD_SECONDS of the processor's time (that in which the machine let others work does not count), a line of JSON
-says for how many milliseconds, and where. SIGUSR1 is answered by another line as soon as everything before it has been
-looked at; it says, as `slow`, how many times slower than usual the machine is at the moment.
+Every ten milliseconds the monitor checks whether the hub has switched greenlets since the last check. If it has not for
+HELD_SECONDS of processor time, which excludes the time of other processes, it prints a line of JSON with the
+milliseconds and the stack. After SIGUSR1 it prints another line once everything before the signal has been checked;
+its `slow` is how many times slower than usual the machine is at the moment.
 """
 
 # ruff: noqa: E402
-# gevent's settings and its patch come before every other import.
+# gevent's settings and monkey patch must come before every other import.
 
 from __future__ import annotations
 
 from gevent import config, monkey
 
-LOOK_SECONDS = 0.010
+CHECK_SECONDS = 0.010
 HELD_SECONDS = 0.025
 USUAL_SECONDS = 0.006
 
 config.monitor_thread = True
-config.max_blocking_time = LOOK_SECONDS
+config.max_blocking_time = CHECK_SECONDS
 config.print_blocking_reports = False
 monkey.patch_all()
 
@@ -35,53 +35,54 @@ from gevent.events import EventLoopBlocked, subscribers
 
 
 class Monitor:
-    """What held the hub."""
+    """Reports greenlets that held the hub for too long."""
 
     def __init__(self) -> None:
         hub: Any = gevent.get_hub()
         self._thread = hub.thread_ident
         self._clock = time.pthread_getcpuclockid(self._thread)
-        self._looked = time.clock_gettime(self._clock)
-        self._asked = 0
-        self._held = 0.0
+        self._checked_at = time.clock_gettime(self._clock)
+        self._checks_left = 0
+        self._held_seconds = 0.0
         self._blocked = False
         subscribers.append(self._notified)
-        gevent.signal_handler(signal.SIGUSR1, self._ask)
-        gevent.sleep(0)  # of a hub that has never run, the monitor thinks that it is gone
-        hub.start_periodic_monitoring_thread().add_monitoring_function(self._look, LOOK_SECONDS)
+        gevent.signal_handler(signal.SIGUSR1, self._report_soon)
+        gevent.sleep(0)  # the monitor takes a hub that has never run for a dead one
+        hub.start_periodic_monitoring_thread().add_monitoring_function(self._check, CHECK_SECONDS)
 
-    def _look(self, hub: Any) -> None:
-        self._looked = time.clock_gettime(self._clock)
+    def _check(self, hub: Any) -> None:
+        self._checked_at = time.clock_gettime(self._clock)
         if not self._blocked:
-            self._held = 0.0
+            self._held_seconds = 0.0
         self._blocked = False
-        self._asked -= self._asked > 0
-        if self._asked == 1:
-            tell({"event": "looked", "slow": round(time_taken() / USUAL_SECONDS, 2)})
+        self._checks_left -= self._checks_left > 0
+        if self._checks_left == 1:
+            write({"event": "looked", "slow": round(calibrate() / USUAL_SECONDS, 2)})
 
-    def _ask(self) -> None:
-        self._asked = 3  # looks, of which the last two enclose whatever was done before
+    def _report_soon(self) -> None:
+        self._checks_left = 3  # the last two checks enclose everything done before the signal
 
     def _notified(self, event: object) -> None:
         if not isinstance(event, EventLoopBlocked):
             return
         self._blocked = True
-        self._held += time.clock_gettime(self._clock) - self._looked
-        if self._held >= HELD_SECONDS:
+        self._held_seconds += time.clock_gettime(self._clock) - self._checked_at
+        if self._held_seconds >= HELD_SECONDS:
             stack = traceback.extract_stack(sys._current_frames()[self._thread])[-6:]
-            where = " < ".join(f"{os.path.basename(at.filename)}:{at.lineno} {at.name}" for at in reversed(stack))
-            tell({"event": "held", "ms": round(self._held * 1000), "where": where})
+            where = " < ".join(f"{os.path.basename(f.filename)}:{f.lineno} {f.name}" for f in reversed(stack))
+            write({"event": "held", "ms": round(self._held_seconds * 1000), "where": where})
 
 
-def time_taken() -> float:
-    """Processor time for some work of the kind that subscriptions are."""
+def calibrate() -> float:
+    """Seconds of processor time that a sample of the work for subscriptions takes now."""
     topics = [("trades", f"S{number}") for number in range(50_000)]
     began = time.thread_time()
     frozenset(topics)
     return time.thread_time() - began
 
 
-def tell(event: dict[str, Any]) -> None:
+def write(event: dict[str, Any]) -> None:
+    """Print the event as one line of JSON."""
     os.write(1, json.dumps(event).encode() + b"\n")
 
 

@@ -1,4 +1,4 @@
-"""What a bug of our own costs: the part that has it, for a moment, and nobody else anything."""
+"""An internal error affects one part of the proxy briefly, and no other session."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from proxy.alpaca.client_protocol import Phase
-from proxy.downstream import client_session as conversation
-from proxy.downstream import outbox
+from proxy.downstream import client_session, outbox
 from tests.harness import Client, Harness, quote, wait_for
 
 Start = Callable[..., Harness]
@@ -20,22 +19,25 @@ CLIENTS = """
 """
 
 
-class Bug(Exception):
-    """Nobody foresaw it."""
+class InjectedError(Exception):
+    """An exception that the proxy has no handler for."""
 
 
-def once(monkeypatch: pytest.MonkeyPatch, part: Any, name: str) -> list[str]:
-    """The next call fails, and those after it do not. Says when it has happened."""
-    works = getattr(part, name)
-    happened: list[str] = []
+def fail_once(monkeypatch: pytest.MonkeyPatch, part: Any, name: str) -> list[str]:
+    """Make the next call of a method raise, and only that one.
+
+    The list is not empty afterwards.
+    """
+    original = getattr(part, name)
+    calls: list[str] = []
 
     def fail(*arguments: Any, **options: Any) -> Any:
-        monkeypatch.setattr(part, name, works)
-        happened.append(name)
-        raise Bug(name)
+        monkeypatch.setattr(part, name, original)
+        calls.append(name)
+        raise InjectedError(name)
 
     monkeypatch.setattr(part, name, fail)
-    return happened
+    return calls
 
 
 @pytest.fixture
@@ -51,104 +53,116 @@ def witness(proxy: Harness) -> Client:
 
 
 def session_of(proxy: Harness, name: str) -> Any:
-    [found] = [c for c in proxy.gateway.server.sessions if c.name == name]
-    return found
+    [session] = [c for c in proxy.gateway.server.sessions if c.name == name]
+    return session
 
 
-def reported(proxy: Harness) -> None:
-    """The bug is in the log as an error, once; then the harness need not complain of it."""
+def assert_logged_once(proxy: Harness) -> None:
+    """The error is in the log exactly once.
+
+    Clear it, so that the harness does not fail on it.
+    """
     assert len(proxy.bugs) == 1
     proxy.bugs.clear()
 
 
 def test_in_a_session(proxy: Harness, witness: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It hears 500, is closed 1011 and learns nothing of how; the next connection of the client works."""
+    """The session gets 500 without details and is closed with 1011.
+
+    The client can connect again.
+    """
     unlucky = proxy.client("unlucky")
     with proxy.undisturbed(witness):
-        once(monkeypatch, session_of(proxy, "unlucky").session, "receive")
+        fail_once(monkeypatch, session_of(proxy, "unlucky").protocol, "receive")
         assert unlucky.subscribe() == {"T": "error", "code": 500, "msg": "internal error"}
         assert unlucky.closed() == (1011, "internal error")
         assert proxy.client("unlucky").subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
-    reported(proxy)
+    assert_logged_once(proxy)
 
 
 def test_in_a_writer(proxy: Harness, witness: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The greenlet that sends to a client dies: what cannot be served any more is closed."""
-    monkeypatch.setattr(conversation, "CLOSE_FLUSH_SECONDS", 0.1)
+    """The greenlet that sends to a client dies: the session is closed."""
+    monkeypatch.setattr(client_session, "CLOSE_FLUSH_SECONDS", 0.1)
     unlucky = proxy.client("unlucky")
     with proxy.undisturbed(witness):
-        once(monkeypatch, session_of(proxy, "unlucky").outbox, "_gather")
+        fail_once(monkeypatch, session_of(proxy, "unlucky").outbox, "_gather")
         unlucky.send_json({"action": "subscribe"})
         unlucky.closed()
         assert proxy.client("unlucky").subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
-    reported(proxy)
+    assert_logged_once(proxy)
 
 
 def test_in_the_router(proxy: Harness, witness: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It costs the feed's connection, which is opened again; other feeds do not notice, and no session ends."""
+    """The feed's connection is replaced.
+
+    Other feeds are not affected, and no session ends.
+    """
     other = proxy.client("witness", "/v1beta3/crypto/us")
     other.subscribe(trades=["BTC/USD"])
     with proxy.undisturbed(other, feed="crypto", symbol="BTC/USD"):
-        once(monkeypatch, proxy.upstream().router, "take")
+        fail_once(monkeypatch, proxy.upstream().router, "take")
         proxy.publish("iex", "AAPL", 1)
         wait_for(lambda: proxy.simulator.opened("iex") == 2)
         wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}})
     last = proxy.publish("iex", "AAPL", 10)
     assert witness.numbers("AAPL", last) == list(range(last - 9, last + 1))
-    reported(proxy)
+    assert_logged_once(proxy)
 
 
 def test_in_an_upstream_greenlet(proxy: Harness, witness: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It dies where nothing catches it; as long as somebody wants the feed, there is another at the next tick."""
-    once(monkeypatch, proxy.upstream()._backoff, "next")
+    """The greenlet dies; the next tick starts another if a session needs the feed."""
+    fail_once(monkeypatch, proxy.upstream()._backoff, "next")
     proxy.simulator.drop("iex", "rst")
     wait_for(lambda: proxy.upstream().phase is Phase.LIVE and proxy.simulator.opened("iex") == 2)
     wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}})
     with proxy.undisturbed(witness):
         proxy.client("unlucky").subscribe(trades=["AAPL"])
-    reported(proxy)
+    assert_logged_once(proxy)
 
 
-def test_in_what_is_asked_of_alpaca(proxy: Harness, witness: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When somebody has left, or Alpaca has confirmed: it is asked at the next tick."""
+def test_in_the_reconciler(proxy: Harness, witness: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request that fails after a session has left is sent at the next tick."""
     unlucky = proxy.client("unlucky")
     unlucky.subscribe(trades=["AAPL", "TSLA"])
     with proxy.undisturbed(witness):
-        happened = once(monkeypatch, proxy.upstream().reconciler, "next_request")
+        calls = fail_once(monkeypatch, proxy.upstream().reconciler, "next_request")
         unlucky.ws.close()
         wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}})
-    assert happened
-    reported(proxy)
+    assert calls
+    assert_logged_once(proxy)
 
 
 def test_in_the_tick_of_a_session(proxy: Harness, witness: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock of the others goes on: whoever does not log in is hung up on."""
-    monkeypatch.setattr(conversation, "LOGIN_SECONDS", 0.1)
+    """The ticks of other sessions go on: clients that do not log in are disconnected."""
+    monkeypatch.setattr(client_session, "LOGIN_SECONDS", 0.1)
     unauthenticated = [proxy.dial() for _ in range(8)]
     proxy.client("unlucky")
 
     def fail(now: float) -> None:
-        raise Bug
+        raise InjectedError
 
     monkeypatch.setattr(session_of(proxy, "unlucky"), "tick", fail)
     with proxy.undisturbed(witness):
-        for stranger in unauthenticated:
-            assert stranger.closed() == (1008, "auth timeout")
+        for client in unauthenticated:
+            assert client.closed() == (1008, "auth timeout")
     monkeypatch.undo()
     assert proxy.bugs
     proxy.bugs.clear()
 
 
 def test_in_conflation(proxy: Harness, witness: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is left out for that client, whose outbox has a bound; nobody else hears less for it."""
+    """Nothing is conflated for that client, whose outbox is bounded.
+
+    Others receive every message.
+    """
     monkeypatch.setattr(outbox, "CONFLATE_BYTES", 1024)
     unlucky = proxy.wire(buffer=4096).log_in("unlucky", quotes=["FAT"])
-    box = session_of(proxy, "unlucky").outbox
+    session = session_of(proxy, "unlucky")
 
     def fail(payloads: Any) -> Any:
-        raise Bug
+        raise InjectedError
 
-    box.conflate = fail
+    session.outbox.conflate = fail
     with proxy.undisturbed(witness):
         for number in range(400):
             proxy.simulator.publish("iex", [quote("FAT", n=number, pad="x" * 20_000)])

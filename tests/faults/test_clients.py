@@ -1,5 +1,7 @@
-"""What one algorithm can do, by accident or on purpose. What is asserted is about the others: every message reaches
-them, once and in order, and their connections stay.
+"""Faults of one algorithm, by accident or on purpose.
+
+The assertions are about the other algorithms: every message reaches them, once and in order, and their connections
+stay open.
 """
 
 from __future__ import annotations
@@ -16,10 +18,8 @@ import gevent
 import pytest
 
 from proxy.alpaca import market
-from proxy.downstream import client_session as conversation
-from proxy.downstream import outbox
-from proxy.transport import connection, listener
-from proxy.transport import http_request as http
+from proxy.downstream import client_session, outbox
+from proxy.transport import connection, http_request, listener
 from proxy.upstream.ack_dispatcher import SHORT
 from tests import harness
 from tests.harness import BINARY, CLOSE, PING, PONG, TEXT, Client, Harness, Wire, quote, trade, wait_for
@@ -34,7 +34,7 @@ CLIENTS = """
   newest: {key: newest, secret: newest, outbox: 256KiB, when_slow: conflate, allow: {iex: "*"}}
 """
 NAMES = ("witness", "rogue")
-FAT = "x" * 20_000  # a message of which a few hundred are more than any kernel's buffers
+FAT = "x" * 20_000  # padding: a few hundred such messages exceed the kernel's socket buffers
 
 
 @pytest.fixture
@@ -44,29 +44,29 @@ def proxy(start: Start) -> Harness:
 
 @pytest.fixture
 def witness(proxy: Harness) -> Iterator[Client]:
-    """An algorithm that hears all trades of AAPL before and while and after something happens to another."""
+    """An algorithm that must get all trades of AAPL despite another's fault."""
     client = proxy.client("witness")
     client.subscribe(trades=["AAPL"])
     with proxy.undisturbed(client):
         yield client
-    wait_for(lambda: len(proxy.gateway.server.sessions) <= 1, "the others' sessions have not ended")
-    wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}}, "Alpaca still sends what nobody wants")
+    wait_for(lambda: len(proxy.gateway.server.sessions) <= 1, "the other sessions have not ended")
+    wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}}, "topics were not unsubscribed")
     assert proxy.gateway._outboxes.pending == 0
     assert proxy.simulator.opened("iex") == 1
 
 
 def stuck(proxy: Harness, key: str = "rogue", **channels: list[str]) -> Wire:
-    """A client that has logged in and reads no more from then on."""
+    """A client that logs in and then reads nothing more."""
     return proxy.wire(buffer=4096).log_in(key, **channels)
 
 
 def lost(proxy: Harness) -> int:
-    """How many messages the slow one has lost, be it there or gone."""
+    """The messages that `rogue` has lost as a slow client, in all its sessions."""
     return proxy.gateway.snapshot().totals["rogue", "iex"].lost.get("slow", 0)
 
 
 def pour(proxy: Harness, symbol: str = "FAT", count: int = 500) -> None:
-    """Ten megabytes of trades, numbered from 1."""
+    """Publish trades of 20 KB each, numbered from 1; 500 are ten megabytes."""
     for number in range(1, count + 1):
         proxy.simulator.publish("iex", [trade(symbol, number, pad=FAT)])
         if number % 10 == 0:
@@ -75,11 +75,11 @@ def pour(proxy: Harness, symbol: str = "FAT", count: int = 500) -> None:
 
 @pytest.mark.usefixtures("witness")
 @pytest.mark.parametrize("how", ["rst", "fin"])
-@pytest.mark.parametrize("what", [b"", b"\x81", b"\x81\xfe\x40\x00", b"\x81\x85abcdhel", b"\x01\x80abcd"])
-def test_crash_in_the_middle_of_a_frame(proxy: Harness, how: str, what: bytes) -> None:
+@pytest.mark.parametrize("start_of_frame", [b"", b"\x81", b"\x81\xfe\x40\x00", b"\x81\x85abcdhel", b"\x01\x80abcd"])
+def test_crash_in_the_middle_of_a_frame(proxy: Harness, how: str, start_of_frame: bytes) -> None:
     for _ in range(3):
         wire = proxy.wire().log_in("rogue", trades=["AAPL", "MSFT"])
-        wire.socket.sendall(what)
+        wire.socket.sendall(start_of_frame)
         if how == "rst":
             wire.crash()
         else:
@@ -89,12 +89,15 @@ def test_crash_in_the_middle_of_a_frame(proxy: Harness, how: str, what: bytes) -
 
 @pytest.mark.usefixtures("witness")
 def test_stops_reading(proxy: Harness) -> None:
-    """What fits is delivered without a gap; then it is told 407, closed, and its place is free."""
+    """The messages that fit are delivered without a gap, then error 407 and a close.
+
+    The client can connect again.
+    """
     slow = stuck(proxy, trades=["FAT"])
     pour(proxy)
     wait_for(lambda: lost(proxy))
-    *heard, last, close = slow.rest()
-    numbers = [message["i"] for _, payload in heard for message in json.loads(payload)]
+    *data, last, close = slow.rest()
+    numbers = [message["i"] for _, payload in data for message in json.loads(payload)]
     assert numbers == list(range(1, len(numbers) + 1))
     assert 0 < len(numbers) < 500
     assert last == (TEXT, b'[{"T":"error","code":407,"msg":"slow client"}]')
@@ -107,8 +110,11 @@ def test_stops_reading(proxy: Harness) -> None:
 
 @pytest.mark.usefixtures("witness")
 def test_stops_reading_for_ever(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It never hears its 407; its connection is ended all the same, and it may come back at once."""
-    monkeypatch.setattr(conversation, "CLOSE_FLUSH_SECONDS", 0.2)
+    """Error 407 cannot be delivered.
+
+    The connection is ended all the same, and the client can reconnect at once.
+    """
+    monkeypatch.setattr(client_session, "CLOSE_FLUSH_SECONDS", 0.2)
     slow = stuck(proxy, trades=["FAT"])
     pour(proxy)
     wait_for(lambda: lost(proxy))
@@ -123,7 +129,10 @@ def test_stops_reading_for_ever(proxy: Harness, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("witness")
 def test_a_send_that_waits_too_long(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its outbox has room, but nothing has got through for ten seconds (here: a fifth of one)."""
+    """A send without progress for ten seconds (here 0.2 s) closes the session.
+
+    The outbox still has room.
+    """
     assert outbox.SEND_SECONDS == 10
     monkeypatch.setattr(outbox, "SEND_SECONDS", 0.2)
     slow = stuck(proxy, "newest", trades=["FAT"])
@@ -137,7 +146,10 @@ def test_a_send_that_waits_too_long(proxy: Harness, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.usefixtures("witness")
 def test_reads_slowly_and_wants_the_newest(proxy: Harness) -> None:
-    """Of quotes only the newest is kept for it; of trades none is left out; it is never disconnected."""
+    """Of quotes only the newest is kept; no trade is left out.
+
+    The session is not disconnected.
+    """
     slow = stuck(proxy, "newest", quotes=["SPY", "QQQ"], trades=["SPY"])
     for number in range(1, 401):
         tick = [quote(symbol, n=number, pad=FAT) for symbol in ("SPY", "QQQ")]
@@ -161,7 +173,10 @@ def test_reads_slowly_and_wants_the_newest(proxy: Harness) -> None:
 
 @pytest.mark.usefixtures("witness")
 def test_floods_with_pings(proxy: Harness) -> None:
-    """Only the newest ping counts (RFC 6455 §5.5.3), so the flood costs no memory; the last one is answered."""
+    """Only the newest ping counts (RFC 6455 §5.5.3), so the flood costs no memory.
+
+    The last one is answered.
+    """
     wire = proxy.wire().log_in("rogue", trades=["MSFT"])
     burst = b"".join(Wire.frame(PING, b"%d" % number) for number in range(20_000))
     sender = gevent.spawn(wire.socket.sendall, burst + Wire.frame(PING, b"last"))
@@ -176,8 +191,11 @@ def test_floods_with_pings(proxy: Harness) -> None:
 
 @pytest.mark.usefixtures("witness")
 def test_floods_with_requests(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reads none of the answers, each of which is its whole state; its outbox overflows, and it is closed."""
-    monkeypatch.setattr(conversation, "CLOSE_FLUSH_SECONDS", 0.2)
+    """The client reads no acknowledgements, so that its outbox overflows.
+
+    Each acknowledgement lists its whole subscription.
+    """
+    monkeypatch.setattr(client_session, "CLOSE_FLUSH_SECONDS", 0.2)
     wire = stuck(proxy, trades=[f"S{number}" for number in range(500)])
     request = Wire.frame(TEXT, b'{"action":"subscribe"}') * 50
 
@@ -187,13 +205,16 @@ def test_floods_with_requests(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -
                 wire.socket.sendall(request)
 
     flooding = gevent.spawn(flood)
-    wait_for(flooding.ready, "it has not been cut off")
+    wait_for(flooding.ready, "the connection was not aborted")
     wire.crash()
 
 
 @pytest.mark.usefixtures("witness")
-def test_asks_too_fast_and_hears_every_answer(proxy: Harness) -> None:
-    """It is read more slowly, and no error is invented: a thousand requests at once have a thousand answers."""
+def test_requests_too_fast_and_reads_every_reply(proxy: Harness) -> None:
+    """The proxy reads the client more slowly.
+
+    A thousand requests at once get a thousand replies, none an error.
+    """
     wire = proxy.wire().log_in("rogue", trades=["MSFT"])
     requests = [{"action": action, "quotes": ["SPY"]} for action in ("subscribe", "unsubscribe")] * 500
     sender = gevent.spawn(
@@ -202,41 +223,46 @@ def test_asks_too_fast_and_hears_every_answer(proxy: Harness) -> None:
     for request in requests:
         opcode, payload = wire.receive()
         assert opcode == TEXT
-        [answer] = json.loads(payload)
-        assert (answer["T"], answer["trades"]) == ("subscription", ["MSFT"])
-        assert answer["quotes"] == (["SPY"] if request["action"] == "subscribe" else [])
+        [reply] = json.loads(payload)
+        assert (reply["T"], reply["trades"]) == ("subscription", ["MSFT"])
+        assert reply["quotes"] == (["SPY"] if request["action"] == "subscribe" else [])
     sender.join()
     wire.crash()
 
 
 @pytest.mark.usefixtures("witness")
 def test_half_a_request_for_ever(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before it is a WebSocket it has ten seconds (here: a fifth of one); after that, half a message costs nobody
-    anything, for as long as it answers pings."""
-    assert http.HEAD_SECONDS == 10
-    monkeypatch.setattr(http, "HEAD_SECONDS", 0.2)
+    """The head of the upgrade must arrive within ten seconds (here 0.2 s).
+
+    Half a WebSocket message may wait as long as the client answers pings.
+    """
+    assert http_request.HEAD_SECONDS == 10
+    monkeypatch.setattr(http_request, "HEAD_SECONDS", 0.2)
     half = proxy.wire().log_in("rogue", trades=["MSFT"])
     half.send(TEXT, b'{"action":"subscr', first=0)
-    waiting = [socket.create_connection(proxy.address, 5) for _ in range(100)]
-    for one in waiting:
-        one.sendall(b"GET /v2/iex HTTP/1.1\r\nHost: x\r\nUpgrade: web")
-    for one in waiting:
-        assert one.recv(1) == b""
-        one.close()
+    sockets = [socket.create_connection(proxy.address, 5) for _ in range(100)]
+    for sock in sockets:
+        sock.sendall(b"GET /v2/iex HTTP/1.1\r\nHost: x\r\nUpgrade: web")
+    for sock in sockets:
+        assert sock.recv(1) == b""
+        sock.close()
     half.send(0, b'ibe","trades":["TSLA"]}')
     assert json.loads(half.receive()[1])[0]["trades"] == ["MSFT", "TSLA"]
     half.crash()
 
 
 @pytest.mark.usefixtures("witness")
-@pytest.mark.parametrize("known", [False, True])
-def test_messages_of_every_size(proxy: Harness, known: bool) -> None:
-    """64 KiB from strangers, 1 MiB from clients, to the byte; beyond that, 1009."""
-    limit = (1 << 20) if known else (64 << 10)
+@pytest.mark.parametrize("authenticated", [False, True])
+def test_messages_of_every_size(proxy: Harness, authenticated: bool) -> None:
+    """The limit is exactly 64 KiB before log-in and 1 MiB after it.
+
+    Larger messages are closed with 1009.
+    """
+    limit = (1 << 20) if authenticated else (64 << 10)
     for size in (limit, limit + 1):
         wire = proxy.wire()
         wire.receive()
-        if known:
+        if authenticated:
             wire.send_json({"action": "auth", "key": "rogue", "secret": "rogue"})
             wire.receive()
         with suppress(ConnectionError):
@@ -253,21 +279,27 @@ def test_messages_of_every_size(proxy: Harness, known: bool) -> None:
 
 @pytest.mark.usefixtures("witness")
 def test_ten_thousand_symbols_in_one_request(proxy: Harness) -> None:
-    """Alpaca is asked in pieces that it takes; the acknowledgement comes when all of them are confirmed."""
+    """The proxy splits the request into ones that Alpaca accepts.
+
+    It acknowledges when all of them are confirmed.
+    """
     client = proxy.client("other")
     symbols = [f"S{number:05}" for number in range(10_000)]
     assert client.subscribe(trades=symbols)["trades"] == symbols
     assert proxy.simulator.subscribed("iex")["trades"] == {*symbols, "AAPL"}
-    pieces = [request for request in proxy.simulator.requests("iex") if request.get("trades")]
-    assert len(pieces) > 3
+    requests = [request for request in proxy.simulator.requests("iex") if request.get("trades")]
+    assert len(requests) > 3
     proxy.simulator.publish("iex", [trade("S00000", 1), trade("S09999", 2)])
     assert client.receive() == [trade("S00000", 1), trade("S09999", 2)]
     client.ws.close()
 
 
 @pytest.mark.usefixtures("witness")
-def test_more_symbols_than_there_are(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A session holds a bounded number of topics, however often it asks; over it, 405 and its state is as before."""
+def test_more_topics_than_a_session_may_hold(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The topics of a session are bounded.
+
+    A request beyond that gets 405 and changes nothing.
+    """
     assert market.MAX_TOPICS == 50_000
     monkeypatch.setattr(market, "MAX_TOPICS", 100)
     monkeypatch.setattr(market, "UNMEASURED_TOPICS", 50)
@@ -282,14 +314,17 @@ def test_more_symbols_than_there_are(proxy: Harness, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("witness")
-def test_more_than_an_acknowledgement_has_room_for(proxy: Harness) -> None:
-    """Trades stand in it three times: too many of them are refused, and not told in a frame that no SDK takes."""
+def test_an_acknowledgement_over_1_mib(proxy: Harness) -> None:
+    """Trades are listed in it three times.
+
+    A request that would make it larger than an SDK accepts gets 405.
+    """
     client = proxy.client("other")
-    lots = [[f"S{lot}{number:05}" for number in range(11_000)] for lot in range(4)]
-    for lot in lots[:3]:
-        client.send_json({"action": "subscribe", "trades": lot})
-        assert len(client.receive()[0]["trades"]) % len(lot) == 0
-    assert client.subscribe(trades=lots[3]) == {"T": "error", "code": 405, "msg": "symbol limit exceeded"}
+    groups = [[f"S{group}{number:05}" for number in range(11_000)] for group in range(4)]
+    for group in groups[:3]:
+        client.send_json({"action": "subscribe", "trades": group})
+        assert len(client.receive()[0]["trades"]) % len(group) == 0
+    assert client.subscribe(trades=groups[3]) == {"T": "error", "code": 405, "msg": "symbol limit exceeded"}
     assert len(client.subscribe(quotes=["SPY"])["trades"]) == 33_000
     assert max(map(len, client.frames)) < 1 << 20
     client.ws.close()
@@ -297,8 +332,8 @@ def test_more_than_an_acknowledgement_has_room_for(proxy: Harness) -> None:
 
 @pytest.mark.usefixtures("witness")
 @pytest.mark.parametrize("character", ["\u0000", '"', "\\", "é", "😀"])
-def test_symbols_that_take_more_room_than_they_look(proxy: Harness, character: str) -> None:
-    """A request upstream is never larger than Alpaca takes, whatever its symbols are spelled with."""
+def test_symbols_whose_encoding_is_longer_than_their_text(proxy: Harness, character: str) -> None:
+    """Requests to Alpaca stay within its size limit for any characters in symbols."""
     client = proxy.client("other")
     symbols = [character * 60 + f"{number:04}" for number in range(1000)]
     client.send_json({"action": "subscribe", "trades": symbols})
@@ -310,8 +345,8 @@ def test_symbols_that_take_more_room_than_they_look(proxy: Harness, character: s
 @pytest.mark.slow
 @pytest.mark.usefixtures("witness")
 def test_five_hundred_connections_in_a_second(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of them log in and hear everything; then all of them vanish at once."""
-    monkeypatch.setattr(harness, "CALM_SECONDS", 0.5)  # they are in this process, and want their turns too
+    """All of them log in and receive data; then all of them disconnect at once."""
+    monkeypatch.setattr(harness, "CALM_SECONDS", 0.5)  # the clients run in this process and take time from the proxy
     wires: list[Wire] = []
 
     def join() -> None:
@@ -319,7 +354,7 @@ def test_five_hundred_connections_in_a_second(proxy: Harness, monkeypatch: pytes
             try:
                 wires.append(proxy.wire().log_in("many", trades=["AAPL"]))
             except (ConnectionError, EOFError):
-                gevent.sleep(0.05)  # turned away, since so many others wait at the door: as SDKs do, it tries again
+                gevent.sleep(0.05)  # refused, too many connections have not logged in: retry, as SDKs do
             else:
                 return
 
@@ -334,11 +369,11 @@ def test_five_hundred_connections_in_a_second(proxy: Harness, monkeypatch: pytes
 
 @pytest.mark.usefixtures("witness")
 def test_half_open(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine of an algorithm lost its power: no pong comes, and its place is freed."""
-    assert (conversation.PING_SECONDS, conversation.GONE_SECONDS) == (10, 20)
+    """The algorithm's machine has lost power: without a pong, its slot is freed."""
+    assert (client_session.PING_SECONDS, client_session.GONE_SECONDS) == (10, 20)
     wire = proxy.wire().log_in("rogue", trades=["MSFT"])
-    monkeypatch.setattr(conversation, "PING_SECONDS", 0.1)
-    monkeypatch.setattr(conversation, "GONE_SECONDS", 0.3)
+    monkeypatch.setattr(client_session, "PING_SECONDS", 0.1)
+    monkeypatch.setattr(client_session, "GONE_SECONDS", 0.3)
     began = time.monotonic()
     assert [opcode for opcode, _ in wire.rest()][:2] == [PING, PING]
     assert time.monotonic() - began >= 0.1
@@ -348,32 +383,35 @@ def test_half_open(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("witness")
 def test_a_session_that_only_answers_pings_stays(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     client = proxy.client("rogue")
-    monkeypatch.setattr(conversation, "PING_SECONDS", 0.05)
-    monkeypatch.setattr(conversation, "GONE_SECONDS", 0.3)
+    monkeypatch.setattr(client_session, "PING_SECONDS", 0.05)
+    monkeypatch.setattr(client_session, "GONE_SECONDS", 0.3)
     gevent.sleep(0.5)
     assert client.subscribe() == {}
     client.ws.close()
 
 
 @pytest.mark.usefixtures("witness")
-def test_more_strangers_than_there_is_room_for(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are turned away; who has logged in counts no more, and when they have gone there is room again."""
+def test_more_unauthenticated_connections_than_allowed(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new connection displaces the oldest.
+
+    Sessions that have logged in and connections that have ended do not count.
+    """
     monkeypatch.setattr(listener, "MAX_UNAUTHENTICATED_PER_ADDRESS", 5)
     silent = [socket.create_connection(proxy.address, 5) for _ in range(5)]
     wait_for(lambda: proxy.gateway.server.unauthenticated == 5)
-    with socket.create_connection(proxy.address, 5) as turned_away:
-        assert turned_away.recv(1) == b""
-    for one in silent:
-        one.close()
+    with socket.create_connection(proxy.address, 5):
+        assert silent[0].recv(1) == b""
+    for sock in silent:
+        sock.close()
     wait_for(lambda: proxy.gateway.server.unauthenticated == 0)
-    friends = [proxy.client("many") for _ in range(10)]
-    for friend in friends:
-        friend.ws.close()
+    clients = [proxy.client("many") for _ in range(10)]
+    for client in clients:
+        client.ws.close()
 
 
 @pytest.mark.usefixtures("witness")
 @pytest.mark.parametrize(
-    ("what", "code"),
+    ("sent", "code"),
     [
         (b"\x81\x05hello", 1002),  # not masked
         (b"\xc1\x80abcd", 1002),  # a reserved bit
@@ -386,10 +424,10 @@ def test_more_strangers_than_there_is_room_for(proxy: Harness, monkeypatch: pyte
         (Wire.frame(TEXT, b"a", first=0) + Wire.frame(0, b"a", first=0) * 300, 1009),  # endless fragments
     ],
 )
-def test_what_no_websocket_client_sends(proxy: Harness, what: bytes, code: int) -> None:
+def test_frames_that_break_rfc_6455_or_a_limit(proxy: Harness, sent: bytes, code: int) -> None:
     wire = proxy.wire().log_in("rogue", trades=["MSFT"])
     with suppress(ConnectionError):
-        wire.socket.sendall(what)
+        wire.socket.sendall(sent)
     frames = list(wire.rest())
     wire.socket.close()
     assert [opcode for opcode, _ in frames][-1:] in ([CLOSE], [])  # a RST may overtake the close frame
@@ -398,7 +436,10 @@ def test_what_no_websocket_client_sends(proxy: Harness, what: bytes, code: int) 
 
 
 def test_all_outboxes_together_are_bounded(start: Start) -> None:
-    """The fullest gives way, though its own bound is not reached; the others hear everything."""
+    """The session with the fullest outbox is closed below its own bound.
+
+    The others receive everything.
+    """
     clients = "".join(
         f"  {name}: {{key: {name}, secret: {name}, outbox: 4MiB, allow: {{iex: '*'}}}}\n" for name in NAMES
     )
@@ -421,8 +462,11 @@ def test_all_outboxes_together_are_bounded(start: Start) -> None:
 
 
 @pytest.mark.parametrize("many", [50, pytest.param(500, marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
-def test_hundreds_who_stop_reading(start: Start, many: int) -> None:
-    """What is pending for all of them together stays under the bound; whoever reads hears everything."""
+def test_hundreds_of_sessions_stop_reading(start: Start, many: int) -> None:
+    """The bytes pending for all of them together stay under the bound.
+
+    A client that reads gets everything.
+    """
     proxy = start(CLIENTS)
     client = proxy.client("witness")
     client.subscribe(trades=["AAPL"])
@@ -446,7 +490,7 @@ def test_hundreds_who_stop_reading(start: Start, many: int) -> None:
 
 @pytest.mark.usefixtures("witness")
 def test_joins_and_leaves_in_a_hurry(proxy: Harness) -> None:
-    """Connections that end before, in the middle of and right after their log-in and their first request."""
+    """Connections end before, during and after their log-in and first request."""
     login = json.dumps({"action": "auth", "key": "many", "secret": "many"}).encode()
     request = json.dumps({"action": "subscribe", "trades": ["AAPL"]}).encode()
     whole = Wire.frame(TEXT, login) + Wire.frame(TEXT, request) + Wire.frame(CLOSE, b"\x03\xe8")
@@ -460,7 +504,7 @@ def test_joins_and_leaves_in_a_hurry(proxy: Harness) -> None:
 
 
 @pytest.mark.usefixtures("witness")
-def test_asks_and_leaves_before_the_answer(proxy: Harness) -> None:
+def test_leaves_before_the_reply_to_its_request(proxy: Harness) -> None:
     proxy.simulator.slow_acks(0.05)
     for symbol in itertools.islice(itertools.cycle(("MSFT", "TSLA")), 6):
         client = proxy.client("many")
@@ -475,10 +519,12 @@ def test_asks_and_leaves_before_the_answer(proxy: Harness) -> None:
 
 
 @pytest.mark.usefixtures("witness")
-def test_asks_faster_than_it_can_be_answered(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whose every answer tells thousands of topics. It is read no faster than it is answered, and others do not wait
-    for all that it has asked."""
-    monkeypatch.setattr(conversation, "MAX_PENDING_REPLIES", 4)
+def test_requests_faster_than_replies_can_be_made(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every reply lists thousands of topics.
+
+    The proxy reads the client no faster than it replies, and other clients do not wait for its requests.
+    """
+    monkeypatch.setattr(client_session, "MAX_PENDING_REPLIES", 4)
     symbols = [f"S{number}" for number in range(SHORT + 100)]
     rogue, other = proxy.client("rogue"), proxy.client("other")
     rogue.subscribe(trades=symbols)
@@ -499,7 +545,7 @@ def test_asks_faster_than_it_can_be_answered(proxy: Harness, monkeypatch: pytest
 
 
 def test_reads_are_small() -> None:
-    """A client that never stops talking is read in turns, each of a few milliseconds at most."""
+    """A client that never stops sending is read in slices of a few milliseconds."""
     assert connection.READ_BYTES <= 8 * 1024
 
 

@@ -1,4 +1,7 @@
-"""What clocks can do: the wall clock is set, the machine sleeps. Nobody's session may end for it."""
+"""Faults of clocks: the wall clock is set, the machine sleeps.
+
+No session may end because of them.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ from collections.abc import Callable, Iterator
 import gevent
 import pytest
 
-from proxy.downstream import client_session as conversation
-from proxy.upstream import alpaca_connection as line
+from proxy.downstream import client_session
+from proxy.upstream import alpaca_connection
 from tests.harness import Client, Harness, wait_for
 
 Start = Callable[..., Harness]
@@ -37,7 +40,7 @@ def witness(proxy: Harness) -> Iterator[Client]:
 @pytest.mark.usefixtures("witness")
 @pytest.mark.parametrize("jump", [-86_400.0, 86_400.0, 10 * 365 * 86_400.0])
 def test_the_wall_clock_is_set(proxy: Harness, monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
-    """Nothing is timed by it: data flows, newcomers are served, and every page is rendered."""
+    """No timer depends on it: data flows, and new sessions are served."""
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + jump)
     monkeypatch.setattr(time, "time_ns", lambda: int((real() + jump) * 1e9))
@@ -53,14 +56,17 @@ def test_the_wall_clock_is_set(proxy: Harness, monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.usefixtures("witness")
 @pytest.mark.parametrize("gap", [30.0, 100_000.0])
 def test_the_machine_sleeps(proxy: Harness, gap: float) -> None:
-    """It wakes to clients, and an Alpaca, that seem to have been silent for longer than anybody may be."""
-    assert gap > conversation.GONE_SECONDS
-    assert gap > line.MUTE_SECONDS
-    stranger = proxy.dial()
-    stranger.receive()
+    """After a suspend, every client and Alpaca look silent for longer than allowed.
+
+    None is disconnected.
+    """
+    assert gap > client_session.GONE_SECONDS
+    assert gap > alpaca_connection.MUTE_SECONDS
+    newcomer = proxy.dial()
+    newcomer.receive()
     steady = proxy.gateway._clock.steady
     proxy.gateway._clock.steady = lambda: steady() + gap
-    gevent.sleep(0.05)  # several ticks of its clock
-    stranger.log_in("other").subscribe(trades=["AAPL"])
+    gevent.sleep(0.05)  # several ticks
+    newcomer.log_in("other").subscribe(trades=["AAPL"])
     assert len(proxy.gateway.server.sessions) == 2
-    stranger.ws.close()
+    newcomer.ws.close()

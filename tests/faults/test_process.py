@@ -1,4 +1,4 @@
-"""What the machine can do to the process. The proxy is a real one here, with limits and pipes of its own."""
+"""Faults of the machine, injected into a real proxy process."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def alpaca() -> Iterator[Simulator]:
 
 @pytest.fixture
 def start(alpaca: Simulator, tmp_path: Path) -> Iterator[Start]:
-    """Starts a proxy in front of the simulator; options are those of the process."""
+    """Start a proxy in front of the simulator; `options` go to `Process`."""
     with ExitStack() as stack:
 
         def start(*, port: int = 0, tls: str = "", **options: object) -> Process:
@@ -54,7 +54,7 @@ def start(alpaca: Simulator, tmp_path: Path) -> Iterator[Start]:
 
 @contextmanager
 def undisturbed(alpaca: Simulator, address: tuple[str, int]) -> Iterator[Client]:
-    """An algorithm that gets every trade, once and in order, whatever happens meanwhile."""
+    """An algorithm that must get every trade, once and in order, during the block."""
     with dial(address) as witness:
         assert witness.receive() == CONNECTED
         witness.log_in("witness").subscribe(trades=["AAPL"])
@@ -72,7 +72,7 @@ def undisturbed(alpaca: Simulator, address: tuple[str, int]) -> Iterator[Client]
             over = True
             flowing.join()
         alpaca.publish_trades("iex", "AAPL", 1)
-        last = alpaca._sequence["iex", "AAPL"]
+        last = alpaca._trade_counts["iex", "AAPL"]
         assert witness.numbers("AAPL", last) == list(range(1, last + 1))
 
 
@@ -82,7 +82,7 @@ def free_port() -> int:
 
 
 def test_no_file_descriptors_left(start: Start, alpaca: Simulator) -> None:
-    """Those who are in are served; those at the door wait until there is room, and get in then."""
+    """Open sessions are served; new connections wait until a descriptor is free."""
     process = start()
     address = process.address()
     with undisturbed(alpaca, address), ExitStack() as crowd:
@@ -101,8 +101,8 @@ def test_no_file_descriptors_left(start: Start, alpaca: Simulator) -> None:
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_what_an_idle_session_takes(start: Start, tmp_path: Path, tls: bool) -> None:
-    """At most 64 KiB of memory, with TLS 112 KiB."""
+def test_memory_of_an_idle_session(start: Start, tmp_path: Path, tls: bool) -> None:
+    """At most 64 KiB for each session, with TLS 112 KiB."""
     options, trust = {}, None
     if tls:
         cert, key = certificate(tmp_path)
@@ -136,7 +136,7 @@ def test_stderr_is_closed_from_the_start(start: Start, alpaca: Simulator) -> Non
     assert process.end() == 0
 
 
-def test_whoever_read_the_log_has_left(start: Start, alpaca: Simulator) -> None:
+def test_the_reader_of_the_log_has_exited(start: Start, alpaca: Simulator) -> None:
     process = start()
     address = process.address()
     with undisturbed(alpaca, address):
@@ -147,8 +147,8 @@ def test_whoever_read_the_log_has_left(start: Start, alpaca: Simulator) -> None:
     assert process.popen.wait(5) == 0
 
 
-def test_nobody_reads_the_log(start: Start, alpaca: Simulator) -> None:
-    """A pipe that is full: the log waits, or loses lines, and the market data does neither."""
+def test_the_pipe_of_the_log_is_full(start: Start, alpaca: Simulator) -> None:
+    """The log waits or loses lines; market data is neither delayed nor lost."""
     port = free_port()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -171,7 +171,10 @@ def test_nobody_reads_the_log(start: Start, alpaca: Simulator) -> None:
 
 @pytest.mark.parametrize("how", ["crash", "stay"])
 def test_stops_reading_and_goes_on_pinging(start: Start, alpaca: Simulator, how: str) -> None:
-    """A pong is due while the writer waits for the socket: libev once aborted the process for that."""
+    """A pong is due while the writer waits for the socket.
+
+    In this case libev once aborted the process.
+    """
     process = start()
     address = process.address()
     with undisturbed(alpaca, address), ExitStack() as stack:
@@ -191,7 +194,7 @@ def test_stops_reading_and_goes_on_pinging(start: Start, alpaca: Simulator, how:
 
 
 def test_sigkill_and_a_new_start(start: Start, alpaca: Simulator) -> None:
-    """Nothing on disk, nothing to repair: the next one does everything that this one did."""
+    """The proxy keeps no state on disk: after SIGKILL, a new process serves at once."""
     first = start()
     with undisturbed(alpaca, first.address()):
         pass
@@ -211,8 +214,8 @@ def _listens(port: int) -> bool:
 
 
 def _refused_login(address: tuple[str, int]) -> None:
-    """An event in the log."""
-    with dial(address) as stranger:
-        stranger.receive()
-        stranger.send_json({"action": "auth", "key": "nobody", "secret": "nothing"})
-        assert stranger.receive()[0]["code"] == 402
+    """Cause an event in the log by a log-in that is refused."""
+    with dial(address) as client:
+        client.receive()
+        client.send_json({"action": "auth", "key": "nobody", "secret": "nothing"})
+        assert client.receive()[0]["code"] == 402

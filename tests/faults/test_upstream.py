@@ -1,5 +1,7 @@
-"""What Alpaca and the way to it can do. Each fault is injected for real, and what is asserted is about the algorithms:
-nobody's connection ends, no message is missing before and after it, and another feed does not notice.
+"""Faults of Alpaca and of the network to it, each injected for real.
+
+The assertions are about the algorithms: no connection ends, no message is missing before and after the fault, and
+another feed is not affected.
 """
 
 from __future__ import annotations
@@ -16,11 +18,9 @@ import gevent
 import pytest
 
 from proxy.alpaca.client_protocol import Backoff, Phase
-from proxy.routing import reconciler as reconciler
+from proxy.routing import reconciler
 from proxy.simulator import AccountPlan, Simulator
-from proxy.upstream import alpaca_connection as line
-from proxy.upstream import supervisor as upstream
-from proxy.upstream import websocket
+from proxy.upstream import alpaca_connection, supervisor, websocket
 from tests.harness import SECONDS, Client, Harness, certificate, trade, wait_for
 
 Start = Callable[..., Harness]
@@ -29,18 +29,18 @@ CLIENTS = """
   alpha: {key: alpha, secret: alpha, allow: {iex: "*", crypto: "*"}}
   beta: {key: beta, secret: beta, allow: {iex: "*"}}
 """
-WITHIN = (line.PING_SECONDS, line.MUTE_SECONDS)
+TIMEOUTS = (alpaca_connection.PING_SECONDS, alpaca_connection.MUTE_SECONDS)
 WANTED = {"trades": {"AAPL", "MSFT"}, "quotes": {"SPY"}}
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes ten seconds takes a tenth of one."""
-    monkeypatch.setattr(upstream, "STEP_SECONDS", 0.1)
-    monkeypatch.setattr(upstream, "REQUEST_SECONDS", 1.0)
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten timeouts of ten seconds to 0.1 s, and the others accordingly."""
+    monkeypatch.setattr(supervisor, "STEP_SECONDS", 0.1)
+    monkeypatch.setattr(supervisor, "REQUEST_SECONDS", 1.0)
     monkeypatch.setattr(websocket, "DIAL_STEP_SECONDS", 0.1)
-    monkeypatch.setattr(line, "PING_SECONDS", 0.1)
-    monkeypatch.setattr(line, "MUTE_SECONDS", 0.2)
+    monkeypatch.setattr(alpaca_connection, "PING_SECONDS", 0.1)
+    monkeypatch.setattr(alpaca_connection, "MUTE_SECONDS", 0.2)
     monkeypatch.setattr(reconciler, "ACK_SECONDS", 0.05)
     monkeypatch.setattr(Backoff, "next", lambda self, refused: 0.02)
 
@@ -52,7 +52,7 @@ class Scene:
     beta: Client
 
     def failed(self, times: int = 2) -> None:
-        """Waits until the connection was lost and asked for again so many times."""
+        """Wait until the connection is lost and was attempted more than `times` times."""
         simulator = self.proxy.simulator
         wait_for(lambda: len(simulator.attempts("iex")) > times and self.proxy.upstream().phase is not Phase.LIVE)
 
@@ -62,26 +62,26 @@ class Scene:
 
 @contextmanager
 def fault(proxy: Harness, codec: str = "msgpack") -> Iterator[Scene]:
-    """Around a fault of the feed iex, with two algorithms on it and one on crypto."""
+    """Check a fault of the feed iex, with two algorithms on it and one on crypto."""
     alpha, beta = proxy.client("alpha"), proxy.client("beta", codec="msgpack")
     witness = proxy.client("alpha", "/v1beta3/crypto/us")
     alpha.subscribe(trades=["AAPL"], quotes=["SPY"])
     beta.subscribe(trades=["AAPL", "MSFT"])
     witness.subscribe(trades=["BTC/USD"])
-    # What Alpaca is slow to confirm is acknowledged all the same, and soon here.
+    # Wait for Alpaca as well: with the short ACK_SECONDS, clients may be acknowledged before it confirms.
     wait_for(lambda: proxy.simulator.subscribed("iex") == WANTED)
     wait_for(lambda: proxy.simulator.subscribed("crypto") == {"trades": {"BTC/USD"}})
     proxy.publish("iex", "AAPL", 10)
     alpha.numbers("AAPL", 10)
     beta.numbers("AAPL", 10)
-    said = len(alpha.frames), len(beta.frames)
+    received = len(alpha.frames), len(beta.frames)
     with proxy.undisturbed(witness, feed="crypto", symbol="BTC/USD"):
         yield Scene(proxy, alpha, beta)
-        # The fault is over: from here on a busy machine must not look like another. `impatient` puts it back.
-        upstream.STEP_SECONDS, line.MUTE_SECONDS = 10.0, WITHIN[1]
-        wait_for(lambda: proxy.simulator.subscribed("iex") == WANTED, "not everything was asked for again")
+        # The fault is over: a busy machine must not cause timeouts from here on. The fixture restores the values.
+        supervisor.STEP_SECONDS, alpaca_connection.MUTE_SECONDS = 10.0, TIMEOUTS[1]
+        wait_for(lambda: proxy.simulator.subscribed("iex") == WANTED, "the subscriptions were not restored")
     proxy.publish("iex", "AAPL", 10)
-    for client, before in zip((alpha, beta), said, strict=True):
+    for client, before in zip((alpha, beta), received, strict=True):
         assert client.numbers("AAPL", 20) == list(range(1, 21))
         assert all(b"success" not in frame and b"error" not in frame for frame in client.frames[before:])
         assert client.silent()
@@ -110,7 +110,7 @@ def test_connection_dropped_again_and_again(start: Start) -> None:
 
 
 def test_alpaca_is_gone_for_a_while(start: Start) -> None:
-    """Nothing listens there any more: connections are refused by the kernel."""
+    """Nothing listens at its address any more: the kernel refuses connections."""
     proxy = start(CLIENTS)
     witness = proxy.client("alpha")
     witness.subscribe(trades=["AAPL"])
@@ -124,8 +124,8 @@ def test_alpaca_is_gone_for_a_while(start: Start) -> None:
 
 
 def test_connection_half_open(start: Start) -> None:
-    """The socket is there and nothing comes, pongs included, while the market is quiet."""
-    assert WITHIN[0] + WITHIN[1] <= 30
+    """The socket stays open, and nothing arrives, not even pongs."""
+    assert TIMEOUTS[0] + TIMEOUTS[1] <= 30
     proxy = start(CLIENTS)
     with fault(proxy):
         proxy.simulator.mute("iex")
@@ -134,14 +134,16 @@ def test_connection_half_open(start: Start) -> None:
         wait_for(lambda: len(proxy.simulator.connections("iex")) == 1 and proxy.simulator.opened("iex") == 2)
 
 
-def test_a_quiet_market_is_not_a_mute_one(start: Start) -> None:
+def test_a_quiet_market_is_no_fault(start: Start) -> None:
     proxy = start(CLIENTS)
     client = proxy.client("alpha")
     client.subscribe(trades=["AAPL"])
-    pings = proxy.upstream()
-    heard = pings._connection and pings._connection.received_at
+    upstream = proxy.upstream()
+    before = upstream._connection and upstream._connection.received_at
     wait_for(
-        lambda: pings._connection is not None and heard is not None and pings._connection.received_at > heard + 0.5
+        lambda: (
+            upstream._connection is not None and before is not None and upstream._connection.received_at > before + 0.5
+        )
     )
     assert proxy.simulator.opened("iex") == 1
 
@@ -157,7 +159,10 @@ def test_log_in_stalls(start: Start, step: str) -> None:
 
 
 def test_subscribe_stalls(start: Start) -> None:
-    """What is acked already goes on flowing; the request is not repeated, and in the end the connection is replaced."""
+    """Confirmed topics flow on.
+
+    The request is not repeated, and after the timeout the connection is replaced.
+    """
     proxy = start(CLIENTS)
     witness, newcomer = proxy.client("alpha"), proxy.client("beta")
     witness.subscribe(trades=["AAPL"])
@@ -186,8 +191,10 @@ def test_log_in_refused(start: Start, code: int) -> None:
 
 
 def test_log_in_refused_for_the_plan(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """409: asked again every five minutes. What Alpaca has confirmed is remembered; what it has not is refused, also to
-    who was acknowledged meanwhile."""
+    """409: the log-in is retried every five minutes.
+
+    Topics that Alpaca has confirmed are kept. Others are refused, also for a client that was acknowledged meanwhile.
+    """
     assert Backoff.REFUSED == 300
     monkeypatch.setattr(Backoff, "REFUSED", 0.2)
     proxy = start(CLIENTS)
@@ -215,8 +222,11 @@ def test_upgrade_refused(start: Start, status: int) -> None:
         proxy.simulator.accept("iex")
 
 
-def test_the_place_is_still_taken(start: Start) -> None:
-    """A connection that died without a word keeps the account's place for a while: 406 until then."""
+def test_the_account_is_still_in_use(start: Start) -> None:
+    """The log-in is refused with 406 while a dead connection occupies the account.
+
+    Alpaca keeps a connection for a while that ended without a close frame.
+    """
     proxy = start(CLIENTS, plan=AccountPlan(ghost_seconds=0.5))
     with fault(proxy):
         proxy.simulator.drop("iex", "rst")
@@ -224,8 +234,8 @@ def test_the_place_is_still_taken(start: Start) -> None:
         wait_for(lambda: any("406" in str(e) and "hint" in e.fields for e in proxy.gateway.snapshot().events))
 
 
-def test_after_a_refusal_alpaca_is_not_pressed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No two logins within a second of a 406, which is counted from when Alpaca was asked."""
+def test_no_fast_retry_after_a_refusal(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a 406, the next attempt starts at least one second after the last."""
     monkeypatch.undo()
     proxy = start(CLIENTS, plan=AccountPlan(connections=0))
     client = proxy.client("alpha")
@@ -237,9 +247,9 @@ def test_after_a_refusal_alpaca_is_not_pressed(start: Start, monkeypatch: pytest
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
 @pytest.mark.parametrize("kind", ["not-json", "truncated", "unknown-kind"])
-def test_garbage_that_costs_nothing(start: Start, kind: str, codec: str) -> None:
-    """A message that cannot be read is left out, and the connection stays."""
-    proxy = start(CLIENTS, config=_speaking(codec))
+def test_malformed_message_is_skipped(start: Start, kind: str, codec: str) -> None:
+    """A message that cannot be decoded is skipped, and the connection stays."""
+    proxy = start(CLIENTS, config=_with_codec(codec))
     with fault(proxy):
         for _ in range(5):
             proxy.simulator.garbage("iex", kind)
@@ -249,15 +259,18 @@ def test_garbage_that_costs_nothing(start: Start, kind: str, codec: str) -> None
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
 @pytest.mark.parametrize("kind", ["oversize", "masked", "bad-utf8"])
-def test_garbage_that_costs_the_connection(start: Start, kind: str, codec: str) -> None:
-    """What breaks RFC 6455 or a bound is no WebSocket any more: a new one is opened, and nobody notices."""
-    proxy = start(CLIENTS, config=_speaking(codec))
+def test_invalid_frame_ends_the_connection(start: Start, kind: str, codec: str) -> None:
+    """After a frame that breaks RFC 6455 or a bound, the connection is replaced.
+
+    Clients are not affected.
+    """
+    proxy = start(CLIENTS, config=_with_codec(codec))
     with fault(proxy):
         proxy.simulator.garbage("iex", kind)
         wait_for(lambda: proxy.simulator.opened("iex") == 2)
 
 
-def test_a_kind_that_nobody_knows_reaches_the_curious(start: Start) -> None:
+def test_an_unknown_kind_reaches_clients_that_accept_it(start: Start) -> None:
     clients = CLIENTS + "  strict: {key: strict, secret: strict, allow: {iex: {trades: [AAPL]}}}\n"
     proxy = start(clients)
     accepts_unknown, strict = proxy.client("alpha"), proxy.client("strict")
@@ -270,7 +283,7 @@ def test_a_kind_that_nobody_knows_reaches_the_curious(start: Start) -> None:
 
 
 @pytest.mark.parametrize("code", [400, 401, 402, 403, 404, 405, 406, 407, 409, 410, 500, 999])
-def test_an_error_that_nobody_asked_for(start: Start, code: int) -> None:
+def test_an_error_without_a_request(start: Start, code: int) -> None:
     proxy = start(CLIENTS)
     with fault(proxy):
         proxy.simulator.error("iex", code)
@@ -279,7 +292,7 @@ def test_an_error_that_nobody_asked_for(start: Start, code: int) -> None:
 
 @pytest.mark.parametrize("then", ["close", "fin"])
 def test_alpaca_finds_us_slow(start: Start, then: str) -> None:
-    """407 in the middle of the data, then the end. It is no client's fault, so no client hears of it."""
+    """407 in the middle of the data, then the end; no client receives the error."""
     proxy = start(CLIENTS)
     with fault(proxy):
         proxy.simulator.error("iex", 407)
@@ -288,9 +301,11 @@ def test_alpaca_finds_us_slow(start: Start, then: str) -> None:
 
 
 @contextmanager
-def elsewhere(start: Start, url: str) -> Iterator[tuple[Harness, Callable[[], str]]]:
-    """An account whose Alpaca is at this URL, beside one that is well. Whoever uses it is served all the same; the
-    trouble of its connection is to be asked for."""
+def second_account(start: Start, url: str) -> Iterator[tuple[Harness, Callable[[], str]]]:
+    """A second account whose Alpaca is at this URL, beside one that works.
+
+    Its clients are served all the same. Yields the proxy and a function that returns the connection's last error.
+    """
     accounts = f"""\
   main: {{{{key: key, secret: secret, data_url: "{{url}}", trading_url: "{{url}}"}}}}
   far: {{{{key: far, secret: far, data_url: "{url}"}}}}"""
@@ -309,54 +324,54 @@ def elsewhere(start: Start, url: str) -> Iterator[tuple[Harness, Callable[[], st
     assert "far" not in str(proxy.simulator.requests("iex"))
 
 
-def test_a_name_that_nobody_knows(start: Start) -> None:
-    with elsewhere(start, "wss://stream.alpaca.invalid") as (_, last_error):
+def test_a_name_that_cannot_be_resolved(start: Start) -> None:
+    with second_account(start, "wss://stream.alpaca.invalid") as (_, last_error):
         wait_for(lambda: "resolve" in last_error() or "not known" in last_error() or "resolution" in last_error())
 
 
 def test_a_host_whose_first_address_is_dead(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """IPv6 comes first, as where a name has both, and nothing is there: the next address is tried at once."""
+    """Nothing listens at the first address (IPv6): the next is tried at once."""
     with socket.socket(socket.AF_INET6) as holder:
         holder.bind(("::1", 0))  # and does not listen
         dead = holder.getsockname()
         proxy = start(CLIENTS)
         port = int(proxy.simulator.url.rpartition(":")[2])
-        places = [
+        addresses = [
             (socket.AF_INET6, socket.SOCK_STREAM, 6, "", dead),
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
         ]
-        known = gevent.socket.getaddrinfo
-        asked = 0
+        original = gevent.socket.getaddrinfo
+        lookups = 0
 
-        def getaddrinfo(host: str, wanted: int, *more: int) -> list[object]:
-            nonlocal asked
-            asked += wanted == port
-            return places if wanted == port else known(host, wanted, *more)
+        def getaddrinfo(host: str, service: int, *more: int) -> list[object]:
+            nonlocal lookups
+            lookups += service == port
+            return addresses if service == port else original(host, service, *more)
 
         monkeypatch.setattr(gevent.socket, "getaddrinfo", getaddrinfo)
         with fault(proxy):
             proxy.simulator.drop("iex", "rst")
             wait_for(lambda: proxy.simulator.opened("iex") == 2)
-        assert asked >= 3
+        assert lookups >= 3
 
 
 def test_a_tls_handshake_that_stalls(start: Start) -> None:
-    """A peer that takes the connection and then says nothing: given up in time, and tried again."""
+    """The peer accepts and sends nothing: the attempt times out and is repeated."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
-        with elsewhere(start, f"wss://127.0.0.1:{mute.getsockname()[1]}") as (_, last_error):
+        with second_account(start, f"wss://127.0.0.1:{mute.getsockname()[1]}") as (_, last_error):
             first, _ = mute.accept()
-            assert first.recv(1) == b"\x16"  # its part of a handshake
+            assert first.recv(1) == b"\x16"  # a TLS handshake record
             wait_for(lambda: "timed out" in last_error())
             again, _ = mute.accept()
         first.close()
         again.close()
 
 
-def test_a_certificate_that_nobody_signed(start: Start, tmp_path: Path) -> None:
-    """No key is sent to whoever cannot prove to be Alpaca."""
+def test_a_self_signed_certificate(start: Start, tmp_path: Path) -> None:
+    """No key is sent to a server without a valid certificate for its name."""
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(*certificate(tmp_path))
-    with Simulator(tls=server) as impostor, elsewhere(start, impostor.url) as (_, last_error):
+    with Simulator(tls=server) as impostor, second_account(start, impostor.url) as (_, last_error):
         wait_for(lambda: "CERTIFICATE_VERIFY_FAILED" in last_error())
         assert impostor.requests("iex") == []
 
@@ -375,5 +390,5 @@ def test_dropped_in_the_middle_of_a_request(start: Start) -> None:
         proxy.simulator.slow_acks(0)
 
 
-def _speaking(codec: str) -> dict[str, str]:
+def _with_codec(codec: str) -> dict[str, str]:
     return {"accounts": f'  main: {{{{key: key, secret: secret, data_url: "{{url}}", codec: {{{{iex: {codec}}}}}}}}}'}

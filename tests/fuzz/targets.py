@@ -1,5 +1,6 @@
-"""What is fuzzed, and what it promises: more than not to fall. What a target takes, it must take the same way twice;
-what it refuses, it refuses with the exception that its callers know. Each takes the bytes of one input.
+"""Fuzz targets, which check the code's invariants for the bytes of one input.
+
+Input that is accepted must be decoded the same way twice; input that is refused must raise the documented exception.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import msgpack
+import websocket
+from websocket._handshake import _get_resp_headers
 
-from proxy.alpaca import server_protocol as talk
+from proxy.alpaca import large_frames, server_protocol
 from proxy.alpaca.codec import JSON, MAX_DOCUMENTS, MSGPACK, Codec, Malformed
 from proxy.alpaca.cooperative import run_to_end
 from proxy.alpaca.endpoints import endpoint, feed_of_path
@@ -22,6 +25,12 @@ from proxy.alpaca.transcode import transcode
 from proxy.config import model
 from proxy.config.errors import ConfigError
 from proxy.transport import frames
+from proxy.upstream.websocket import (
+    ANSWER_BODY_BYTES,
+    ANSWER_HEAD_BYTES,
+    ANSWER_READ_BYTES,
+    BoundedResponse,
+)
 
 PATHS = ("/v2/iex", "/v1beta1/opra", "/v1beta1/news", "/v1beta3/crypto/us", "/v1beta1/crypto", "/stream")
 LIMIT = 4096
@@ -50,84 +59,94 @@ clients:
 
 
 def codec(data: bytes) -> None:
-    """A data frame from Alpaca: its bodies are its bytes, and a body is translated or refused."""
-    for known, other in ((JSON, MSGPACK), (MSGPACK, JSON)):
-        _decoded(known, data)
+    """Decode a data frame from Alpaca.
+
+    Its bodies are parts of its bytes, and each is transcoded or refused.
+    """
+    for codec_, other in ((JSON, MSGPACK), (MSGPACK, JSON)):
+        _decode(codec_, data)
         try:
-            raws, heads = known.split(data)
+            raws, heads = codec_.split(data)
         except Malformed:
             continue
         assert len(raws) == len(heads)
         assert all(bytes(raw) in data for raw in raws)
-        again, heads_again = known.split(known.join(raws))
+        again, heads_again = codec_.split(codec_.join(raws))
         assert (list(map(bytes, again)), heads_again) == (list(map(bytes, raws)), heads)
         for raw, head in zip(raws, heads, strict=True):
-            known.news_symbols(raw)
+            codec_.news_symbols(raw)
             with suppress(Malformed):
-                known.fields(raw)
+                codec_.fields(raw)
             with suppress(Malformed):
-                translated = transcode(head.T, raw, known, other)
+                translated = transcode(head.T, raw, codec_, other)
                 assert translated is not None
                 if head.T:
                     assert other.head(translated) == head
 
 
-def _decoded(known: Codec, data: bytes) -> None:
-    """Whatever bytes come as a message or as a value in one, each decoder gives its type, or says that it is not."""
+def _decode(codec_: Codec, data: bytes) -> None:
+    """Each decoder returns a value of its type, or None, or raises Malformed."""
     with suppress(Malformed):
-        found = run_to_end(known.requests(data))
-        assert 0 < len(found) <= MAX_DOCUMENTS
-        assert all(isinstance(key, str) for fields in found for key in fields)
+        requests = run_to_end(codec_.requests(data))
+        assert 0 < len(requests) <= MAX_DOCUMENTS
+        assert all(isinstance(key, str) for fields in requests for key in fields)
     with suppress(Malformed):
-        known.control(data)
+        codec_.control(data)
     with suppress(Malformed):
-        known.envelope(data)
-    assert isinstance(known.text_of(data), str | None)
-    assert isinstance(known.integer_of(data), int | None)
-    assert isinstance(known.fields_of(data), dict | None)
-    assert all(isinstance(text, str) for text in known.texts_of(data) or ())
-    event_time(data, known)
+        codec_.envelope(data)
+    assert isinstance(codec_.text_of(data), str | None)
+    assert isinstance(codec_.integer_of(data), int | None)
+    assert isinstance(codec_.fields_of(data), dict | None)
+    assert all(isinstance(text, str) for text in codec_.texts_of(data) or ())
+    event_time(data, codec_)
 
 
 def session(data: bytes) -> None:
-    """A conversation: its first bytes choose the stream and the codec, a line is a message."""
+    """Run a client's session.
+
+    The first two bytes choose stream and codec; each line is a message.
+    """
     path = PATHS[data[0] % len(PATHS)] if data else PATHS[0]
     content_type = "application/msgpack" if data[1:2] > b"\x7f" else "application/json"
     feed = feed_of_path(path, "iex")
-    known = endpoint(feed or "")
-    assert known is not None
-    held = server_protocol_for(known, path, content_type)
+    endpoint_ = endpoint(feed or "")
+    assert endpoint_ is not None
+    protocol = server_protocol_for(endpoint_, path, content_type)
     for line in data[2:].split(b"\n"):
-        for outcome in held.receive(line):
+        for outcome in protocol.receive(line):
             match outcome:
-                case talk.Reply(payload):
-                    _reads(held, payload)
-                case talk.Authenticate(key, secret):
+                case server_protocol.Reply(payload):
+                    _check_readable(protocol, payload)
+                case server_protocol.Authenticate(key, secret):
                     assert isinstance(key, str)
                     assert isinstance(secret, str)
-                    _reads(held, held.granted() if key == "momentum" else held.denied(402))
-                case talk.Subscribe(topics) | talk.Unsubscribe(topics):
-                    assert held.state is talk.LoginState.AUTHENTICATED
-                    _acked(held, topics)
-                case talk.Listen(streams, topics) | talk.Unlisten(streams, topics):
-                    assert held.state is talk.LoginState.AUTHENTICATED
-                    _acked(held, topics | (streams or frozenset()))
+                    _check_readable(protocol, protocol.granted() if key == "momentum" else protocol.denied(402))
+                case server_protocol.Subscribe(topics) | server_protocol.Unsubscribe(topics):
+                    assert protocol.state is server_protocol.LoginState.AUTHENTICATED
+                    _check_topics(protocol, topics)
+                case server_protocol.Listen(streams, topics) | server_protocol.Unlisten(streams, topics):
+                    assert protocol.state is server_protocol.LoginState.AUTHENTICATED
+                    _check_topics(protocol, topics | (streams or frozenset()))
 
 
-def _reads(held: talk.ServerProtocol, payload: bytes) -> None:
-    """What is sent can be read by other code than the proxy's."""
+def _check_readable(protocol: server_protocol.ServerProtocol, payload: bytes) -> None:
+    """A payload must be readable by other decoders than the proxy's."""
     if payload:
-        msgpack.unpackb(payload) if held.codec.base is MSGPACK else json.loads(payload)
+        msgpack.unpackb(payload) if protocol.codec.base is MSGPACK else json.loads(payload)
 
 
-def _acked(held: talk.ServerProtocol, topics: talk.Subscription) -> None:
+def _check_topics(protocol: server_protocol.ServerProtocol, topics: server_protocol.Subscription) -> None:
+    """Topics must be valid, and their acknowledgement readable."""
     assert all(0 < len(symbol) <= MAX_SYMBOL and channel for channel, symbol in topics)
     assert all("*" not in symbol or symbol == "*" for _, symbol in topics)
-    _reads(held, held.acked(topics))
+    _check_readable(protocol, protocol.acked(topics))
 
 
 def inbound(data: bytes) -> None:
-    """What a client sends is the same however it arrives, and nothing breaks the reader but what breaks RFC 6455."""
+    """Read WebSocket frames in one piece and in several, with the same result.
+
+    Only RFC 6455 errors may end it.
+    """
     step = 1 + (data[0] if data else 0)
     whole = list(_events([data[1:]]))
     assert whole == list(_events(data[at : at + step] for at in range(1, len(data), step)))
@@ -149,7 +168,10 @@ def _events(pieces: Iterable[bytes]) -> Iterator[object]:
 
 
 def yaml(data: bytes) -> None:
-    """A configuration: it is taken, or its problems are told, each in one line and with its place."""
+    """Parse a configuration.
+
+    It is accepted, or every problem has one line of text and its position.
+    """
     text = data.decode(errors="ignore")
     problems = None
     try:
@@ -162,15 +184,56 @@ def yaml(data: bytes) -> None:
         assert 0 <= problem.line <= len(text.splitlines()) + 1
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {"codec": codec, "session": session, "frames": inbound, "yaml": yaml}
+def large(data: bytes) -> None:
+    """A large frame: cut into the bodies that `split` finds, or malformed; never into others."""
+    for known in (JSON, MSGPACK):
+        bodies: list[bytes] = []
+        try:
+            for piece in large_frames.pieces(data, known):
+                bodies += map(bytes, known.split(piece)[0] if piece is not None else ())
+        except Malformed:
+            continue
+        with suppress(Malformed):
+            assert bodies == [bytes(raw) for raw in known.split(data)[0]]
+
+
+def answer(data: bytes) -> None:
+    """The HTTP answer to an upgrade: read within its bounds, whatever it is."""
+
+    class Socket:
+        def __init__(self) -> None:
+            self.rest = data
+
+        def gettimeout(self) -> float:
+            return 1.0
+
+        def recv(self, size: int) -> bytes:
+            part, self.rest = self.rest[:size], self.rest[size:]
+            return part
+
+    response = BoundedResponse(Socket())
+    with suppress(websocket.WebSocketException, ValueError):
+        _get_resp_headers(response)
+    assert response.status is None or 0 <= response.status <= 999
+    assert len(data) - len(response.socket.rest) <= ANSWER_HEAD_BYTES + ANSWER_BODY_BYTES + ANSWER_READ_BYTES
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "codec": codec,
+    "session": session,
+    "frames": inbound,
+    "yaml": yaml,
+    "large": large,
+    "answer": answer,
+}
 
 
 def seeds(target: str) -> Iterator[bytes]:
-    """What a target's inputs grow from."""
+    """The seeds of a target's inputs."""
     if target == "codec":
-        for known in (JSON, MSGPACK):
-            yield known.encode([TRADE, {"T": "n", "symbols": ["AAPL"]}])
-            yield known.encode(REQUESTS[1])
+        for codec_ in (JSON, MSGPACK):
+            yield codec_.encode([TRADE, {"T": "n", "symbols": ["AAPL"]}])
+            yield codec_.encode(REQUESTS[1])
         yield b'{"action":"auth"}{"action":"subscribe"}'
         yield b"\x91\x83\xa1T\xa1t\xa1S\xa1A\xa1t\xd7\xff" + bytes(8)
     elif target == "session":
@@ -182,6 +245,15 @@ def seeds(target: str) -> Iterator[bytes]:
         yield bytes.fromhex("03 0181 00000000 61 8a81 00000000 78 8081 00000000 62")
         yield bytes.fromhex("07 82fe0080 01020304") + bytes(128)
         yield bytes.fromhex("01 82ff 0000000000001000 00000000")
+    elif target == "large":
+        yield JSON.encode([TRADE, {"T": "n", "symbols": ["AAPL"], "x": {"y": "]}"}}])
+        yield b' [ {"a":"\\"}"} , [] ] '
+        yield MSGPACK.encode([TRADE, {"T": "x", "y": [1, -1, 2.5, None, "text" * 20, b"z" * 300, 2**40, {}]}])
+        yield b"\xdd\x00\x00\x00\x01\xdf\x00\x00\x00\x01\xa1t\xd7\xff" + bytes(8)
+    elif target == "answer":
+        yield b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n\x81\x01x"
+        yield b"HTTP/1.1 503 No\r\nContent-Length: 5\r\n\r\nhello"
+        yield b"HTTP/1.1 302 Elsewhere\nLocation: ws://other\nSet-Cookie: a=b\n\n"
     else:
         yield FILE.encode()
         yield b"accounts: [&a {b: *a}, !!int 1, 'x', \"\\u00e9\"]\n---\n? |\n  x\n: >-\n  y\n"

@@ -1,4 +1,4 @@
-"""The fuzzing's targets hold for their own seeds, cut anywhere, so that its harness cannot rot unseen."""
+"""Run the fuzz targets on seeds and truncated seeds, to keep them working."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.fuzz.targets import TARGETS, seeds
 
 
 @pytest.mark.parametrize("target", INPUTS)
-def test_what_inputs_grow_from(target: str) -> None:
+def test_seeds(target: str) -> None:
     assert INPUTS.keys() == TARGETS.keys()
     for seed in seeds(target):
         for end in range(0, len(seed) + 1, 1 + len(seed) // 50):

@@ -1,4 +1,7 @@
-"""Order books through the whole proxy: whoever joins late begins with a whole one, as everybody does at Alpaca."""
+"""Order books through the whole proxy.
+
+A late subscriber starts with the whole book, as at Alpaca.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,12 @@ Book = tuple[dict[float, float], dict[float, float]]
 
 
 def book_of(messages: list[dict[str, Any]], pair: str) -> Book | None:
-    """What these amount to; None as long as the whole has not been told."""
+    """A pair's bids and asks after these messages; None before the first whole book."""
     book: Book | None = None
     for message in messages:
         if message["T"] == "o" and message["S"] == pair:
             book = ({}, {}) if message.get("r") else book
-            assert book is not None, "differences of a book that it was never told"
+            assert book is not None, "differences before the whole book"
             for side, levels in zip(book, (message["b"], message["a"]), strict=True):
                 side.update({level["p"]: level["s"] for level in levels})
     if book is not None:
@@ -36,6 +39,10 @@ def book_of(messages: list[dict[str, Any]], pair: str) -> Book | None:
 
 
 def changes(number: int, **more: Any) -> dict[str, Any]:
+    """A message of BTC/USD's book with levels that depend on `number`.
+
+    `r=True` makes it a whole book.
+    """
     levels = [{"p": 100 - number % 7, "s": number}, {"p": 90 - number % 5, "s": 0 if number % 3 else number}]
     return {"T": "o", "S": "BTC/USD", "t": STAMP, "b": levels, "a": [{"p": 101 + number % 4, "s": number}], **more}
 
@@ -62,11 +69,14 @@ def test_a_late_joiner_has_alpacas_book(start: Start, codec: str, path: str) -> 
         late.gather(number - 18)
         early.gather(number + 1)
         assert book_of(late.data, pair) == book_of(early.data, "BTC/USD")
-    assert len(early.data) == 40, "told twice"
+    assert len(early.data) == 40, "a message was delivered twice"
 
 
-def test_books_of_a_market_at_work(start: Start) -> None:
-    """Clients come and go, Alpaca drops the connection; each hears whole books first and then the same differences."""
+def test_books_with_reconnects_and_late_joiners(start: Start) -> None:
+    """Each client receives the whole book before its differences.
+
+    Clients join and leave, and Alpaca drops the connection.
+    """
     proxy = start(CLIENTS, market=Market(rate=400))
     first = proxy.client("one", PATH, "msgpack")
     first.subscribe(orderbooks=["*"])
@@ -85,7 +95,7 @@ def test_books_of_a_market_at_work(start: Start) -> None:
         late.ws.close()
 
 
-def test_a_pair_that_nobody_held_for_a_while_has_no_book_of_the_past(start: Start) -> None:
+def test_a_book_is_discarded_with_its_last_subscriber(start: Start) -> None:
     proxy = start(CLIENTS)
     other, client = proxy.client("one", PATH), proxy.client("two", PATH)
     other.subscribe(trades=["BTC/USD"])
@@ -99,8 +109,8 @@ def test_a_pair_that_nobody_held_for_a_while_has_no_book_of_the_past(start: Star
     assert client.silent()
 
 
-def test_a_slow_reader_that_conflates_is_told_the_whole_book(start: Start) -> None:
-    """In place of thousands of differences; what it makes of it all is Alpaca's book."""
+def test_a_slow_client_that_conflates_gets_the_whole_book(start: Start) -> None:
+    """It replaces hundreds of differences; the resulting book equals Alpaca's."""
     proxy = start(
         CLIENTS + '  slow: {key: slow, secret: slow, outbox: 256KiB, when_slow: conflate, allow: {crypto: "*"}}\n'
     )
@@ -115,11 +125,11 @@ def test_a_slow_reader_that_conflates_is_told_the_whole_book(start: Start) -> No
     wait_for(lambda: session.outbox.conflated > 0)
     proxy.simulator.publish("crypto", [changes(401)])
     witness.gather(402)
-    told: list[dict[str, Any]] = []
-    while not told or told[-1] != changes(401):
-        told += json.loads(slow.receive()[1])
-    assert len(told) < 400
-    assert sum("r" in message for message in told) > 1
-    assert book_of(told, "BTC/USD") == book_of(witness.data, "BTC/USD")
+    messages: list[dict[str, Any]] = []
+    while not messages or messages[-1] != changes(401):
+        messages += json.loads(slow.receive()[1])
+    assert len(messages) < 400
+    assert sum("r" in message for message in messages) > 1
+    assert book_of(messages, "BTC/USD") == book_of(witness.data, "BTC/USD")
     assert session.outbox.closing is None
     slow.socket.close()

@@ -1,4 +1,7 @@
-"""Programs of 2020: the names and shapes of alpacadatav1 on `/stream`, and crypto pairs without a slash."""
+"""Names and messages of programs of 2020.
+
+They use alpacadatav1's stream names and messages on `/stream`, and crypto pairs without a slash.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from proxy.routing import reconciler as reconciler
+from proxy.routing import reconciler
 from tests.harness import Client, Harness, quote, trade
 
 Start = Callable[..., Harness]
@@ -44,17 +47,17 @@ def streams(client: Client, action: str, *names: str) -> Any:
     return client.ask({"action": action, "data": {"streams": list(names)}})["data"]
 
 
-def test_old_names_are_heard_in_old_shapes(proxy: Harness) -> None:
+def test_old_names_deliver_old_messages(proxy: Harness) -> None:
     client = proxy.client("old", "/stream")
     assert streams(client, "listen", "T.AAPL", "alpacadatav1/Q.SPY", "AM.*") == {"streams": ["AM.*", "Q.SPY", "T.AAPL"]}
     proxy.simulator.publish("iex", [trade("AAPL", 5, t=TIME), quote("SPY", t=TIME), BAR, trade("MSFT", 6)])
-    (sold, quoted, bar) = (client.receive() for _ in range(3))
-    assert sold["stream"] == "T.AAPL"
-    assert sold["data"]["ev"] == "T"
-    assert sold["data"]["T"] == "AAPL"
-    assert sold["data"]["t"] == NANOSECONDS
-    assert quoted["stream"] == "Q.SPY"
-    assert {"x", "p", "s", "X", "P", "S", "c", "t"} <= set(quoted["data"])
+    (sale, quote_, bar) = (client.receive() for _ in range(3))
+    assert sale["stream"] == "T.AAPL"
+    assert sale["data"]["ev"] == "T"
+    assert sale["data"]["T"] == "AAPL"
+    assert sale["data"]["t"] == NANOSECONDS
+    assert quote_["stream"] == "Q.SPY"
+    assert {"x", "p", "s", "X", "P", "S", "c", "t"} <= set(quote_["data"])
     start = 1767366240000
     assert bar == {
         "stream": "AM.SPY",
@@ -64,7 +67,7 @@ def test_old_names_are_heard_in_old_shapes(proxy: Harness) -> None:
     assert client.ask({"action": "nothing"})["data"] == {"error": "invalid syntax"}  # and no MSFT before it
 
 
-def test_listen_adds_old_names_and_unlisten_takes_them_away(proxy: Harness) -> None:
+def test_listen_adds_old_names_and_unlisten_removes_them(proxy: Harness) -> None:
     client = proxy.client("both", "/stream")
     assert streams(client, "listen", "trade_updates") == {"streams": ["trade_updates"]}
     assert streams(client, "listen", "T.AAPL") == {"streams": ["T.AAPL", "trade_updates"]}
@@ -78,12 +81,12 @@ def test_old_names_are_refused_all_or_nothing(proxy: Harness) -> None:
     assert refusal["error"].startswith("insufficient subscription: ")
     assert "TSLA" in refusal["error"]
     assert streams(client, "listen", "Q.SPY") == {"streams": ["Q.SPY"]}
-    nobody = proxy.client("orders", "/stream")
-    assert streams(nobody, "listen", "T.AAPL")["error"].startswith("insufficient subscription: ")
+    other = proxy.client("orders", "/stream")
+    assert streams(other, "listen", "T.AAPL")["error"].startswith("insufficient subscription: ")
 
 
 def test_a_listen_that_alpaca_refuses_changes_nothing(start: Start) -> None:
-    """Neither the old names that it adds nor the trading streams that it replaces."""
+    """Neither the old names nor the trading streams change."""
     proxy = start(CLIENTS)
     client = proxy.client("both", "/stream")
     assert streams(client, "listen", "trade_updates") == {"streams": ["trade_updates"]}
@@ -97,8 +100,8 @@ def test_a_listen_that_alpaca_refuses_changes_nothing(start: Start) -> None:
     assert client.receive()["stream"] == "T.AAPL"
 
 
-def test_two_silent_feeds_are_waited_for_no_longer_than_one(proxy: Harness) -> None:
-    """Whoever asks for orders and old names at once is answered within two seconds, too."""
+def test_a_listen_on_two_silent_feeds_waits_once(proxy: Harness) -> None:
+    """A request for orders and old names takes no longer than one for one feed."""
     client = proxy.client("both", "/stream")
     for feed in ("trading", "iex"):
         proxy.simulator.stall("subscribe", feed)

@@ -1,4 +1,7 @@
-"""Who gets in: logging in, refusals, places, deadlines; and what is no WebSocket at all."""
+"""Log-in of clients: refusals, connection slots, deadlines.
+
+Requests that are no WebSocket upgrade are tested as well.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from proxy.alpaca import market
-from proxy.downstream import auth_throttle as penalties
-from proxy.downstream import client_session as conversation
+from proxy.downstream import auth_throttle, client_session
 from proxy.simulator import AccountPlan
 from tests.harness import AUTHENTICATED, CONNECTED, TEXT, Harness, wait_for
 
@@ -75,7 +77,10 @@ def test_header_credentials_are_greeted_and_authenticated_in_two_frames(start: S
 
 @pytest.mark.parametrize(("secret", "sent"), [("sécret☃", "sécret☃"), ("sécret", "s\udce9cret")])
 def test_header_credentials_beyond_ascii(start: Start, secret: str, sent: str) -> None:
-    """A secret may be any text, put into a header as UTF-8 or (one byte, 0xE9) as Latin-1."""
+    """A secret may be any text.
+
+    A header carries it as UTF-8 or (the single byte 0xE9) as Latin-1.
+    """
     proxy = start(f'  alpha: {{key: alpha, secret: "{secret}", allow: {{iex: "*"}}}}')
     client = proxy.wire(headers=f"APCA-API-KEY-ID: alpha\r\nAPCA-API-SECRET-KEY: {sent}\r\n")
     assert json.loads(client.receive()[1]) == CONNECTED
@@ -108,10 +113,10 @@ def test_an_unknown_key_and_a_wrong_secret_look_the_same(start: Start, request_:
     assert client.ask(AUTH) == AUTHENTICATED  # the socket stays
 
 
-def test_a_refusal_waits_and_waits_longer(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that an SDK that reconnects at once does not do so hundreds of times a second."""
+def test_refusals_are_delayed_longer_each_time(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise an SDK that reconnects at once would do so hundreds of times a second."""
     for name, seconds in (("FIRST", 0.1), ("STEP", 0.1), ("MOST", 0.25)):
-        monkeypatch.setattr(penalties, name, seconds)
+        monkeypatch.setattr(auth_throttle, name, seconds)
     proxy = start(CLIENTS)
     waits = []
     for _ in range(4):
@@ -124,13 +129,13 @@ def test_a_refusal_waits_and_waits_longer(start: Start, monkeypatch: pytest.Monk
         assert least <= waited < least + 0.09
 
 
-def test_the_wait_for_a_refusal_is_what_was_promised() -> None:
-    assert (penalties.FIRST, penalties.MOST) == (1.0, 2.5)
+def test_the_delays_of_refusals_are_as_documented() -> None:
+    assert (auth_throttle.FIRST, auth_throttle.MOST) == (1.0, 2.5)
 
 
-def test_a_refusal_that_waits_holds_up_nobody(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(penalties, "FIRST", 30)
-    monkeypatch.setattr(penalties, "MOST", 30)
+def test_a_delayed_refusal_delays_no_other_client(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth_throttle, "FIRST", 30)
+    monkeypatch.setattr(auth_throttle, "MOST", 30)
     proxy = start(CLIENTS)
     guesser = proxy.dial()
     guesser.send_json(WRONG)
@@ -146,8 +151,8 @@ def test_a_feed_that_the_allowlist_does_not_name(start: Start) -> None:
     assert client.ask(AUTH) == _error(409)
 
 
-def test_a_topic_that_the_allowlist_does_not_name_is_named(start: Start) -> None:
-    """All or nothing: what would have been allowed is not taken either."""
+def test_a_refusal_lists_the_topics_that_are_not_allowed(start: Start) -> None:
+    """All or nothing: allowed topics of a refused request are not subscribed either."""
     proxy = start(CLIENTS)
     client = proxy.client("alpha")
     client.subscribe(trades=["BAC"])
@@ -173,28 +178,28 @@ def test_a_topic_that_the_allowlist_does_not_name_is_named(start: Start) -> None
         ({"action": "subscribe", "orderbooks": ["AAPL"]}, 410),
     ],
 )
-def test_requests_that_are_refused_as_they_stand(start: Start, request_: Any, code: int) -> None:
+def test_invalid_requests(start: Start, request_: Any, code: int) -> None:
     client = start(CLIENTS).client("alpha")
     client.ws.send(request_ if isinstance(request_, str) else json.dumps(request_))
     assert client.answer() == _error(code)
     assert client.subscribe() == {}
 
 
-def test_each_client_has_its_places_on_each_feed(start: Start) -> None:
+def test_max_connections_applies_to_each_client_and_feed(start: Start) -> None:
     proxy = start(CLIENTS)
     first, _ = proxy.client("alpha"), proxy.client("alpha")
     third = proxy.dial()
     third.receive()
     assert third.ask(AUTH) == _error(406)
-    proxy.client("alpha", "/stream")  # another feed has places of its own
+    proxy.client("alpha", "/stream")  # another feed has its own slots
     proxy.dial().receive()
     first.ws.close()
     wait_for(lambda: len(proxy.gateway.server.states()) == 2)
     assert third.ask(AUTH) == AUTHENTICATED
 
 
-def test_a_place_is_free_as_soon_as_its_session_ends(start: Start) -> None:
-    """A program that crashed and comes back at once must not be refused by its own ghost."""
+def test_a_slot_is_free_as_soon_as_its_session_ends(start: Start) -> None:
+    """A program that crashes and reconnects at once must not be refused."""
     proxy = start(CLIENTS.replace("max_connections: 2", "max_connections: 1"))
     for crash in range(10):
         wire = proxy.wire().log_in("alpha", trades=["AAPL"])
@@ -205,28 +210,31 @@ def test_a_place_is_free_as_soon_as_its_session_ends(start: Start) -> None:
         wait_for(lambda: not proxy.gateway.server.sessions)
 
 
-def test_whoever_does_not_log_in_is_hung_up_on(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert conversation.LOGIN_SECONDS == 10
-    monkeypatch.setattr(conversation, "LOGIN_SECONDS", 0.1)
+def test_a_client_that_does_not_log_in_is_disconnected(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert client_session.LOGIN_SECONDS == 10
+    monkeypatch.setattr(client_session, "LOGIN_SECONDS", 0.1)
     client = start(CLIENTS).dial()
     assert client.receive() == CONNECTED
     assert client.receive() == _error(404)
     assert client.closed() == (1008, "auth timeout")
 
 
-def test_a_message_full_of_log_ins_is_worth_no_more_time(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each waits for its refusal, in turn; all that while a stranger would have its place, though it has left."""
-    monkeypatch.setattr(conversation, "LOGIN_SECONDS", 0.3)
-    monkeypatch.setattr(penalties, "MOST", 0.2)
+def test_many_log_ins_in_one_message_do_not_extend_the_deadline(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their refusals are delayed one after the other.
+
+    Meanwhile the ended connection would keep its slot.
+    """
+    monkeypatch.setattr(client_session, "LOGIN_SECONDS", 0.3)
+    monkeypatch.setattr(auth_throttle, "MOST", 0.2)
     proxy = start(CLIENTS)
-    stranger = proxy.wire()
-    stranger.send(TEXT, json.dumps({"action": "auth", "key": "nobody", "secret": "none"}).encode() * 256)
-    stranger.socket.close()
+    client = proxy.wire()
+    client.send(TEXT, json.dumps({"action": "auth", "key": "nobody", "secret": "none"}).encode() * 256)
+    client.socket.close()
     wait_for(lambda: proxy.gateway.server.unauthenticated == 0, seconds=5)
 
 
-def test_whoever_was_refused_is_hung_up_on_in_the_end(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversation, "LOGIN_SECONDS", 0.3)
+def test_a_refused_client_is_disconnected_at_the_deadline(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_session, "LOGIN_SECONDS", 0.3)
     client = start(CLIENTS).dial()
     client.receive()
     assert client.ask(WRONG) == _error(402)
@@ -261,7 +269,7 @@ LISTED = "origins: [app.example.com, 'https://Desk.example:8443', 'https://shop.
         "http://a.b",
     ],
 )
-def test_browsers_from_here_or_listed(start: Start, origin: str) -> None:
+def test_allowed_origins(start: Start, origin: str) -> None:
     proxy = start(CLIENTS, config={"listen": LISTED})
     assert proxy.dial(headers={"Origin": origin}).receive() == CONNECTED
 
@@ -283,7 +291,7 @@ def test_browsers_from_here_or_listed(start: Start, origin: str) -> None:
         "",
     ],
 )
-def test_browsers_from_elsewhere(start: Start, origin: str) -> None:
+def test_refused_origins(start: Start, origin: str) -> None:
     proxy = start(CLIENTS, config={"listen": LISTED})
     with pytest.raises(InvalidStatus) as refused:
         proxy.dial(headers={"Origin": origin})
@@ -320,25 +328,25 @@ def test_plain_http(start: Start, method: str, path: str, status: int, word: str
 
 @pytest.mark.parametrize("path", ["/v2/iex", "/stream"])
 def test_nothing_is_left_of_a_session(start: Start, path: str) -> None:
-    """Without the collector, which seldom looks at what has lived for a while."""
+    """Reference counting frees it; the collector seldom visits old objects."""
     proxy = start('\n  one: {key: one, secret: one, when_slow: conflate, allow: {iex: "*", trading: "*"}}\n')
 
-    def come_and_go() -> list[weakref.ref[object]]:
+    def join_and_leave() -> list[weakref.ref[object]]:
         client = proxy.client("one", path)
         if path == "/stream":
             client.listen("trade_updates", "T.AAPL")
         else:
             client.subscribe(trades=["AAPL"])
         [session] = proxy.gateway.server.sessions
-        parts = [session, session.session, session.outbox, session._connection, session._inbound, *session.subscribers]
+        parts = [session, session.protocol, session.outbox, session._connection, session._inbound, *session.subscribers]
         client.ws.close()
         return [weakref.ref(part) for part in parts]
 
-    come_and_go()
+    join_and_leave()
     gc.collect()
     gc.disable()
     try:
-        parts = come_and_go()
-        wait_for(lambda: not any(part() for part in parts), "something refers back to it")
+        parts = join_and_leave()
+        wait_for(lambda: not any(part() for part in parts), "a reference cycle keeps a part alive")
     finally:
         gc.enable()

@@ -1,4 +1,4 @@
-"""A reload while data flows: whom its plan names notices, and nobody else."""
+"""A reload while data flows affects only the clients and accounts of its plan."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MOVING = """
 
 
 def account(name: str, simulator: Simulator, key: str = "key", secret: str = "secret") -> str:
-    """The line of an account elsewhere than the harness's own simulator."""
+    """The YAML line of an account that connects to another simulator."""
     return f'  {name}: {{{{key: {key}, secret: {secret}, data_url: "{simulator.url}"}}}}'
 
 
@@ -42,7 +42,7 @@ KEYS = {"key": "secret", "key2": "secret2"}
 
 
 def changed(proxy: Harness, old: str, new: str, clients: str = CLIENTS, accounts: str = ACCOUNT) -> Config:
-    """The running configuration with one text in place of another."""
+    """The running configuration with `old` replaced by `new` in clients and accounts."""
     listen, admin = proxy.gateway.config.listen, proxy.gateway.config.admin
     text = CONFIG.format(
         clients=clients.replace(old, new),
@@ -52,11 +52,11 @@ def changed(proxy: Harness, old: str, new: str, clients: str = CLIENTS, accounts
         admin_port=0,
         more="",
     )
-    found = configuration.parse(text, "proxy.yaml", os.environ, Path())
-    return found.model_copy(update={"listen": listen, "admin": admin})
+    config = configuration.parse(text, "proxy.yaml", os.environ, Path())
+    return config.model_copy(update={"listen": listen, "admin": admin})
 
 
-def test_a_narrowed_allowlist_prunes_and_says_so(start: Start) -> None:
+def test_a_narrowed_allowlist_prunes_the_subscription_and_sends_it(start: Start) -> None:
     proxy = start(CLIENTS)
     witness, narrowed = proxy.client("witness"), proxy.client("narrowed")
     witness.subscribe(trades=["AAPL", "MSFT"])
@@ -94,7 +94,7 @@ def test_a_changed_account_reconnects_its_feeds_alone(start: Start) -> None:
 
 @pytest.mark.parametrize("step", ["upgrade", "greeting"])
 def test_an_account_that_changes_while_it_is_dialled(start: Start, step: str) -> None:
-    """The old address may never answer; and it must not see the new key."""
+    """The attempt at the old address is abandoned; it must not receive the new key."""
     proxy = start(CLIENTS)
     proxy.simulator.stall(step, "iex")
     witness = proxy.client("witness")
@@ -111,15 +111,15 @@ def test_an_account_that_changes_while_it_is_dialled(start: Start, step: str) ->
         assert proxy.simulator.requests("iex") == []
 
 
-def test_an_account_that_changes_while_somebody_asks(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks at the moment when the old connection has ended gets the new one going, and there is no second."""
+def test_an_account_that_changes_during_a_request(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request right after the end of the old connection starts exactly one new one."""
     proxy = start(CLIENTS)
     witness = proxy.client("witness")
     witness.subscribe(trades=["AAPL"])
     upstream = proxy.upstream()
 
     def close(self: AlpacaConnection) -> None:
-        """One that takes long; then somebody asks, before whoever waits for its end has heard of that."""
+        """Take long, then send a request before the waiting greenlet is resumed."""
         try:
             gevent.sleep(SECONDS)
         finally:
@@ -140,7 +140,7 @@ def test_an_account_that_changes_while_somebody_asks(start: Start, monkeypatch: 
 
 
 def test_an_outage_lasts_until_the_feed_is_live_again(start: Start) -> None:
-    """Whatever is reloaded meanwhile."""
+    """A reload meanwhile neither ends it nor counts another."""
     proxy = start(CLIENTS)
     proxy.client("witness").subscribe(trades=["AAPL"])
     proxy.simulator.refuse_upgrade("iex", 503)
@@ -159,10 +159,13 @@ def test_an_outage_lasts_until_the_feed_is_live_again(start: Start) -> None:
     assert after.outage_seconds < outage_seconds == proxy.upstream().state().outage_seconds
 
 
-def test_a_client_that_moves_hears_what_its_new_account_refuses(start: Start) -> None:
-    """The error of each refused request, and the state as it then is; what is not refused stays."""
-    with Simulator(plan=AccountPlan(symbol_limit=2)) as another:
-        accounts = f"{ACCOUNT}\n{account('small', another)}"
+def test_a_client_that_moves_gets_the_refusals_of_its_new_account(start: Start) -> None:
+    """It gets the error of each refused request, then its subscription.
+
+    Topics that are not refused stay.
+    """
+    with Simulator(plan=AccountPlan(symbol_limit=2), keys=KEYS) as another:
+        accounts = f"{ACCOUNT}\n{account('small', another, 'key2', 'secret2')}"
         proxy = start(MOVING, config={"accounts": accounts})
         mover, witness = proxy.client("mover"), proxy.client("witness")
         witness.subscribe(trades=["AAPL"])
@@ -185,31 +188,34 @@ def test_a_client_that_moves_hears_what_its_new_account_refuses(start: Start) ->
     [("[AAPL, MSFT]", "[AAPL, MSFT, SPY]"), ("main, key: narrowed", "other, key: narrowed")],
     ids=["its allowlist", "its account"],
 )
-def test_a_session_that_is_leaving_is_not_put_back(start: Start, old: str, new: str) -> None:
-    """It has said good-bye, and what is left for it is being sent; nobody would ever take it out of a router again."""
+def test_a_session_that_is_closing_is_not_restored(start: Start, old: str, new: str) -> None:
+    """Its close frame has come and its outbox is being flushed.
+
+    A restored subscription would never be removed.
+    """
     proxy = start(OF_TWO, config={"accounts": TWO}, keys=KEYS)
     witness = proxy.client("witness")
     witness.subscribe(trades=["AAPL"])
     leaving = proxy.wire(buffer=4096).log_in("narrowed", trades=["AAPL"])
-    [conversation] = [c for c in proxy.gateway.server.sessions if c.name == "narrowed"]
-    proxy.fill(conversation.outbox, 100_000)
-    [place] = conversation.subscribers
+    [session] = [c for c in proxy.gateway.server.sessions if c.name == "narrowed"]
+    proxy.fill(session.outbox, 100_000)
+    [subscriber] = session.subscribers
     leaving.send(CLOSE, b"\x03\xe8")
-    wait_for(lambda: place.left)
+    wait_for(lambda: subscriber.left)
     proxy.gateway.reload(changed(proxy, old, new, clients=OF_TWO, accounts=TWO))
-    assert conversation in proxy.gateway.server.sessions  # it was leaving, and had not left
-    heard = [
+    assert session in proxy.gateway.server.sessions  # it is closing and not closed yet
+    names = [
         member.name for upstream in proxy.gateway.upstreams.values() for member, _ in upstream.router.subscriptions()
     ]
-    assert heard == ["witness"]
-    assert place.left
+    assert names == ["witness"]
+    assert subscriber.left
     leaving.crash()
-    wait_for(lambda: conversation not in proxy.gateway.server.sessions)
+    wait_for(lambda: session not in proxy.gateway.server.sessions)
     assert proxy.upstream().reconciler.wanted == {("trades", "AAPL")}
 
 
-def test_a_new_key_of_the_account_forgets_nobodys_orders(start: Start) -> None:
-    """Alpaca's ids for what it derives from an order are known from updates that came before."""
+def test_a_new_key_of_the_account_keeps_the_owners_of_orders(start: Start) -> None:
+    """The owner of a derived order is known only from earlier updates."""
     clients = """
   momentum: {key: momentum, secret: momentum, allow: {trading: {trade_updates: ["momentum-*"]}}}
   desk: {key: desk, secret: desk, allow: {trading: "*"}}
@@ -232,7 +238,7 @@ def test_a_new_key_of_the_account_forgets_nobodys_orders(start: Start) -> None:
     for event, order in (
         ("fill", replacement),
         ("new", {"id": "c", "client_order_id": "invented too", "replaces": "b"}),
-        ("new", {"id": "z", "client_order_id": "of nobody"}),
+        ("new", {"id": "z", "client_order_id": "unowned"}),
     ):
         proxy.simulator.publish_order({"event": event, "order": order})
     assert [update["data"]["order"]["id"] for update in desk.gather(6)[3:]] == ["b", "c", "z"]
@@ -240,8 +246,11 @@ def test_a_new_key_of_the_account_forgets_nobodys_orders(start: Start) -> None:
     assert momentum.silent()
 
 
-def test_an_upstream_that_was_stopped_is_not_opened_again(start: Start) -> None:
-    """By sessions of an account that is gone, which leave one after the other: nobody would ever end it."""
+def test_a_stopped_upstream_is_not_reopened(start: Start) -> None:
+    """Sessions of a removed account leave one by one.
+
+    A connection opened then would never be closed.
+    """
     proxy = start(CLIENTS)
     for _ in range(2):
         proxy.client("witness").subscribe(trades=["AAPL"])
@@ -259,8 +268,8 @@ OLD = """
 """
 
 
-def test_a_session_of_two_feeds_hears_once_what_it_still_has(start: Start) -> None:
-    """On `/stream` both the orders and the market data may be narrowed, by one reload."""
+def test_a_session_of_two_feeds_gets_its_subscription_once(start: Start) -> None:
+    """On `/stream`, one reload may narrow both the orders and the market data."""
     proxy = start(OLD)
     old = proxy.client("old", "/stream")
     old.listen("trade_updates", "account_updates", "T.AAPL", "T.MSFT")
@@ -271,8 +280,8 @@ def test_a_session_of_two_feeds_hears_once_what_it_still_has(start: Start) -> No
     wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"MSFT"}})
 
 
-def test_a_session_may_use_a_feed_that_its_client_is_given(start: Start) -> None:
-    """On `/stream`, where a client that had only the one feed when it came may be given the other."""
+def test_an_open_session_may_use_a_feed_that_its_client_is_given(start: Start) -> None:
+    """On `/stream`, a client with one feed at its log-in may be given the other."""
     proxy = start(OLD)
     orders = proxy.client("orders", "/stream")
     assert orders.listen("trade_updates", "T.AAPL") == {"error": "insufficient subscription: trades AAPL"}
@@ -282,8 +291,8 @@ def test_a_session_may_use_a_feed_that_its_client_is_given(start: Start) -> None
     assert orders.receive()["stream"] == "T.AAPL"
 
 
-def test_a_request_under_way_brings_nothing_that_is_refused_by_now(start: Start) -> None:
-    """The orders are asked for once the market data has been answered, and a reload may come in between."""
+def test_a_pending_request_gets_no_topics_that_a_reload_has_disallowed(start: Start) -> None:
+    """Orders are requested after the reply for market data; a reload comes between."""
     proxy = start(OLD)
     old = proxy.client("old", "/stream")
     proxy.simulator.stall("subscribe", "iex")

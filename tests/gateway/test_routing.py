@@ -1,4 +1,4 @@
-"""Who hears what, from the simulated Alpaca through the whole proxy to clients."""
+"""Delivery of messages from the simulator through the whole proxy to clients."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ CLIENTS = """
 """
 
 
-def test_each_client_hears_what_it_asked_for_and_nothing_else(start: Start) -> None:
+def test_each_client_gets_its_subscription_and_nothing_else(start: Start) -> None:
     proxy = start(CLIENTS)
     alpha, beta = proxy.client("alpha"), proxy.client("beta")
-    followers = {"corrections": ["AAPL"], "cancelErrors": ["AAPL"]}
-    assert alpha.subscribe(trades=["AAPL"]) == {"trades": ["AAPL"], **followers}
+    implied = {"corrections": ["AAPL"], "cancelErrors": ["AAPL"]}
+    assert alpha.subscribe(trades=["AAPL"]) == {"trades": ["AAPL"], **implied}
     assert beta.subscribe(quotes=["AAPL"], trades=["MSFT"])["quotes"] == ["AAPL"]
     everything = [trade("AAPL", 1), quote("AAPL"), trade("MSFT", 2), quote("MSFT"), trade("AAPL", 3)]
     proxy.simulator.publish("iex", everything)
@@ -35,8 +35,8 @@ def test_each_client_hears_what_it_asked_for_and_nothing_else(start: Start) -> N
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
 def test_a_body_reaches_a_client_of_the_same_codec_byte_for_byte(start: Start, codec: str) -> None:
-    """Odd spacing, numbers that no encoder would write, escapes, keys in Alpaca's order."""
-    proxy = start(CLIENTS, config=_speaking(codec))
+    """Spacing, encodings of numbers, escapes and the order of keys are kept."""
+    proxy = start(CLIENTS, config=_with_codec(codec))
     client = proxy.client("all", codec=codec)
     client.subscribe(trades=["AAPL"])
     if codec == "json":
@@ -60,15 +60,15 @@ def test_a_body_reaches_a_client_of_the_same_codec_byte_for_byte(start: Start, c
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
 def test_a_part_of_a_frame_keeps_its_bytes(start: Start, codec: str) -> None:
-    proxy = start(CLIENTS, config=_speaking(codec))
+    proxy = start(CLIENTS, config=_with_codec(codec))
     client = proxy.client("all", codec=codec)
     client.subscribe(trades=["AAPL"])
     if codec == "json":
-        ours, other = b'{ "T":"t", "S" : "AAPL","p":1.10}', b'{"T":"t","S":"MSFT","p":2}'
-        frame, expected = b"[" + other + b" , " + ours + b"]", b"[" + ours + b"]"
+        matching, other = b'{ "T":"t", "S" : "AAPL","p":1.10}', b'{"T":"t","S":"MSFT","p":2}'
+        frame, expected = b"[" + other + b" , " + matching + b"]", b"[" + matching + b"]"
     else:
-        ours, other = b"\x82\xa1T\xa1t\xa1S\xd9\x04AAPL", b"\x82\xa1T\xa1t\xa1S\xa4MSFT"
-        frame, expected = b"\x92" + other + ours, b"\x91" + ours
+        matching, other = b"\x82\xa1T\xa1t\xa1S\xd9\x04AAPL", b"\x82\xa1T\xa1t\xa1S\xa4MSFT"
+        frame, expected = b"\x92" + other + matching, b"\x91" + matching
     proxy.simulator.publish_raw("iex", frame)
     client.receive()
     assert client.frames[-1] == expected
@@ -77,8 +77,8 @@ def test_a_part_of_a_frame_keeps_its_bytes(start: Start, codec: str) -> None:
 def test_a_json_client_of_a_msgpack_feed_gets_nanoseconds(start: Start) -> None:
     proxy = start(CLIENTS)
     client, native = proxy.client("all"), proxy.client("all", codec="msgpack")
-    for each in (client, native):
-        each.subscribe(trades=["*"], quotes=["*"])
+    for subscriber in (client, native):
+        subscriber.subscribe(trades=["*"], quotes=["*"])
     messages = [trade("AAPL", 9007199254740993), quote("SPY", t="2023-04-06T13:15:42.83540958Z"), quote("SPY", t=STAMP)]
     proxy.simulator.publish("iex", messages)
     assert client.receive() == messages
@@ -88,7 +88,7 @@ def test_a_json_client_of_a_msgpack_feed_gets_nanoseconds(start: Start) -> None:
 
 
 def test_a_msgpack_client_of_a_json_feed_gets_nanoseconds(start: Start) -> None:
-    proxy = start(CLIENTS, config=_speaking("json"))
+    proxy = start(CLIENTS, config=_with_codec("json"))
     client = proxy.client("all", codec="msgpack")
     client.subscribe(trades=["*"])
     proxy.simulator.publish("iex", [trade("AAPL", 9007199254740993, p=3)])
@@ -135,34 +135,34 @@ def test_corrections_and_cancel_errors_follow_the_trades(start: Start) -> None:
     assert beta.silent()
 
 
-def test_news_goes_by_its_symbols_once(start: Start) -> None:
+def test_an_article_is_delivered_once_by_its_symbols(start: Start) -> None:
     proxy = start(CLIENTS)
     some, everyone = proxy.client("all", "/v1beta1/news"), proxy.client("all", "/v1beta1/news")
     assert some.subscribe(news=["AAPL", "MSFT"]) == {"news": ["AAPL", "MSFT"]}
     assert everyone.subscribe(news=["*", "AAPL"]) == {"news": ["*", "AAPL"]}
     both = {"T": "n", "id": 1, "headline": "h", "created_at": STAMP, "updated_at": STAMP, "symbols": ["MSFT", "AAPL"]}
-    other, nobody = both | {"id": 2, "symbols": ["SPY"]}, both | {"id": 3, "symbols": []}
-    for article in (both, other, nobody):
+    other, untagged = both | {"id": 2, "symbols": ["SPY"]}, both | {"id": 3, "symbols": []}
+    for article in (both, other, untagged):
         proxy.simulator.publish("news", [article])
-    assert everyone.gather(3) == [both, other, nobody]
+    assert everyone.gather(3) == [both, other, untagged]
     assert some.receive() == [both]
     assert some.silent()
 
 
-def test_options_speak_msgpack_unless_asked_for_json(start: Start) -> None:
+def test_options_use_msgpack_and_refuse_json(start: Start) -> None:
     proxy = start(CLIENTS)
     contract = "AAPL240315C00172500"
-    unnamed, named = proxy.client("all", "/v1beta1/opra"), proxy.client("all", "/v1beta1/opra", "msgpack")
-    for client in (unnamed, named):
+    default, explicit = proxy.client("all", "/v1beta1/opra"), proxy.client("all", "/v1beta1/opra", "msgpack")
+    for client in (default, explicit):
         assert client.subscribe(quotes=[contract]) == {"quotes": [contract]}
     message = {"T": "t", "S": contract, "p": 2.84, "s": 1, "x": "N", "c": "S"}
-    unnamed.subscribe(trades=[contract])
+    default.subscribe(trades=[contract])
     proxy.simulator.publish("opra", [message])
-    assert unnamed.receive() == [message]
-    assert unnamed.subscribe(quotes=["*"])["code"] == 413
-    stranger = proxy.dial("/v1beta1/opra", "json")
-    assert json.loads(stranger.ws.recv(timeout=5)) == [{"T": "success", "msg": "connected"}]
-    [refusal] = stranger.ask({"action": "auth", "key": "all", "secret": "all"})
+    assert default.receive() == [message]
+    assert default.subscribe(quotes=["*"])["code"] == 413
+    client = proxy.dial("/v1beta1/opra", "json")
+    assert json.loads(client.ws.recv(timeout=5)) == [{"T": "success", "msg": "connected"}]
+    [refusal] = client.ask({"action": "auth", "key": "all", "secret": "all"})
     assert (refusal["code"], refusal["msg"]) == (412, "option messages are only available in MsgPack format")
 
 
@@ -182,7 +182,7 @@ def test_feeds_do_not_mix(start: Start) -> None:
 @pytest.mark.parametrize(
     ("path", "feed"), [("/", "iex"), ("/iex", "iex"), ("/us", "crypto"), ("/v1beta2/crypto", "crypto")]
 )
-def test_the_paths_that_sdks_really_open(start: Start, path: str, feed: str) -> None:
+def test_the_paths_that_sdks_open(start: Start, path: str, feed: str) -> None:
     proxy = start(CLIENTS)
     client = proxy.client("all", path + "?exchanges=CBSE")
     client.subscribe(trades=["AAPL"])
@@ -211,17 +211,17 @@ def test_two_accounts_have_a_connection_each(start: Start) -> None:
     assert proxy.simulator.peak("trading") == 1
 
 
-def _speaking(codec: str) -> dict[str, str]:
+def _with_codec(codec: str) -> dict[str, str]:
     return {"accounts": f'  main: {{{{key: key, secret: secret, data_url: "{{url}}", codec: {{{{iex: {codec}}}}}}}}}'}
 
 
-def test_a_channel_that_nobody_knows(start: Start) -> None:
-    """Alpaca adds channels: who may have everything may have those too, and Alpaca is asked for them."""
+def test_an_unknown_channel(start: Start) -> None:
+    """A client that may have everything can subscribe to channels that Alpaca adds."""
     proxy = start(CLIENTS)
     everything, strict = proxy.client("all"), proxy.client("alpha")
     assert everything.subscribe(auctions=["AAPL"]) == {"auctions": ["AAPL"]}
-    asked = [request for request in proxy.simulator.requests("iex") if request.get("action") == "subscribe"]
-    assert [request["auctions"] for request in asked] == [["AAPL"]]
+    requests = [request for request in proxy.simulator.requests("iex") if request.get("action") == "subscribe"]
+    assert [request["auctions"] for request in requests] == [["AAPL"]]
     refused = {"T": "error", "code": 409, "msg": "insufficient subscription: auctions AAPL"}
     assert strict.subscribe(auctions=["AAPL"]) == refused
     proxy.simulator.publish_raw("iex", msgpack.packb([{"T": "zz", "S": "AAPL", "new": 1}]))

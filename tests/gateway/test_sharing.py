@@ -1,4 +1,7 @@
-"""One upstream connection for everybody: joins, leaves, acknowledgements, refusals, outages."""
+"""Sessions that share one upstream connection.
+
+The tests cover joins, leaves, acknowledgements, refusals and outages.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ import pytest
 
 from proxy import gateway
 from proxy.alpaca.client_protocol import Phase
-from proxy.routing import reconciler as reconciler
+from proxy.routing import reconciler
 from proxy.simulator import AccountPlan
-from proxy.upstream import supervisor as upstream
+from proxy.upstream import supervisor
 from tests.harness import Harness, trade, wait_for
 
 Start = Callable[..., Harness]
@@ -25,16 +28,16 @@ CLIENTS = """
 LIMIT = {"T": "error", "code": 405, "msg": "symbol limit exceeded"}
 
 
-def test_one_connection_whoever_joins_and_leaves(start: Start) -> None:
-    """Thirty sessions come and go while another counts: none of its messages is missing."""
+def test_one_connection_while_sessions_join_and_leave(start: Start) -> None:
+    """Thirty sessions join and leave while another misses no message."""
     proxy = start(CLIENTS)
     witness = proxy.client("alpha")
     witness.subscribe(trades=["AAPL"])
     with proxy.undisturbed(witness):
-        for turn in range(10):
+        for round_ in range(10):
             joined = [proxy.client("gamma", codec=codec) for codec in ("json", "msgpack", "json")]
             for client, symbol in zip(joined, ("AAPL", "MSFT", "*"), strict=True):
-                client.subscribe(trades=[symbol], quotes=[f"S{turn}"])
+                client.subscribe(trades=[symbol], quotes=[f"S{round_}"])
             joined[0].unsubscribe(trades=["AAPL"])
             for client in joined:
                 client.ws.close()
@@ -43,7 +46,7 @@ def test_one_connection_whoever_joins_and_leaves(start: Start) -> None:
     assert proxy.simulator.peak("iex") == 1
 
 
-def test_a_joiner_hears_everything_from_its_acknowledgement_on(start: Start) -> None:
+def test_a_new_session_gets_every_message_after_its_acknowledgement(start: Start) -> None:
     proxy = start(CLIENTS)
     witness = proxy.client("alpha")
     witness.subscribe(trades=["AAPL"])
@@ -52,8 +55,8 @@ def test_a_joiner_hears_everything_from_its_acknowledgement_on(start: Start) -> 
             joiner = proxy.client("gamma", codec=codec)
             assert joiner.subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
             assert joiner.data == []
-            heard = joiner.gather(50)
-            assert [b["i"] - a["i"] for a, b in itertools.pairwise(heard)] == [1] * (len(heard) - 1)
+            trades = joiner.gather(50)
+            assert [b["i"] - a["i"] for a, b in itertools.pairwise(trades)] == [1] * (len(trades) - 1)
 
 
 def test_an_acknowledgement_is_immediate_when_alpaca_has_confirmed_already(start: Start) -> None:
@@ -77,7 +80,7 @@ def test_an_acknowledgement_waits_for_alpaca(start: Start) -> None:
 
 
 def test_an_acknowledgement_waits_for_a_bounded_time(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then it is for the remembered state, and what Alpaca sends once it has confirmed comes after it."""
+    """It is sent without Alpaca's confirmation, and data follows once there is one."""
     monkeypatch.setattr(reconciler, "ACK_SECONDS", 0.1)
     proxy = start(CLIENTS)
     client = proxy.client("alpha")
@@ -93,7 +96,10 @@ def test_an_acknowledgement_waits_for_a_bounded_time(start: Start, monkeypatch: 
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
 def test_no_data_before_the_acknowledgement(start: Start, codec: str) -> None:
-    """Go's SDK takes the very next message for the answer; Alpaca may send it and the first data in one breath."""
+    """Go's SDK takes the next message for the reply.
+
+    Alpaca may send the reply and the first data together.
+    """
     proxy = start(CLIENTS)
     client = proxy.client("alpha", codec=codec)
     client.subscribe(quotes=["SPY"])
@@ -108,8 +114,11 @@ def test_no_data_before_the_acknowledgement(start: Start, codec: str) -> None:
         assert [message["i"] for message in client.gather(len(client.data) + 2)[-2:]] == [1, 2]
 
 
-def test_the_bound_is_two_seconds() -> None:
-    """Also when it has just passed as somebody looks. Go's SDK gives up after three."""
+def test_acknowledgements_wait_for_less_than_two_seconds() -> None:
+    """This includes the time until the next tick, which checks the deadline.
+
+    Go's SDK gives up after three seconds.
+    """
     assert 1.5 < reconciler.ACK_SECONDS + gateway.TICK_SECONDS < 2
 
 
@@ -123,7 +132,7 @@ def test_an_acknowledgement_has_every_documented_channel(start: Start) -> None:
     assert ack["lulds"] == []
 
 
-def test_unsubscribing_what_is_not_held_is_acknowledged(start: Start) -> None:
+def test_unsubscribing_from_topics_that_are_not_subscribed_is_acknowledged(start: Start) -> None:
     proxy = start(CLIENTS)
     client = proxy.client("alpha")
     assert client.unsubscribe(trades=["AAPL"]) == {}
@@ -131,7 +140,7 @@ def test_unsubscribing_what_is_not_held_is_acknowledged(start: Start) -> None:
     assert client.unsubscribe(trades=["AAPL"]) == {"quotes": ["SPY"]}
 
 
-def test_the_last_to_leave_a_topic_unsubscribes_it_at_once(start: Start) -> None:
+def test_a_topic_is_unsubscribed_with_its_last_session(start: Start) -> None:
     proxy = start(CLIENTS)
     alpha, beta = proxy.client("alpha"), proxy.client("beta")
     alpha.subscribe(trades=["AAPL", "MSFT"])
@@ -141,8 +150,8 @@ def test_the_last_to_leave_a_topic_unsubscribes_it_at_once(start: Start) -> None
     wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"MSFT"}})
 
 
-def test_adding_goes_before_removing(start: Start) -> None:
-    """Whoever replaces a topic by another never leaves the feed with nothing."""
+def test_subscribe_goes_before_unsubscribe(start: Start) -> None:
+    """Replacing a topic by another never leaves the feed without topics."""
     proxy = start(CLIENTS)
     client = proxy.client("alpha")
     client.subscribe(trades=["AAPL"])
@@ -155,7 +164,7 @@ def test_adding_goes_before_removing(start: Start) -> None:
     assert proxy.simulator.peak("iex") == 1
 
 
-def test_alpacas_refusal_goes_to_its_author_alone(start: Start) -> None:
+def test_a_refusal_goes_to_its_session_alone(start: Start) -> None:
     proxy = start(CLIENTS)
     proxy.simulator.refuse_symbols(["BAD"], 405)
     alpha, beta = proxy.client("alpha"), proxy.client("beta")
@@ -165,14 +174,17 @@ def test_alpacas_refusal_goes_to_its_author_alone(start: Start) -> None:
         assert beta.subscribe(trades=["BAD", "GOOD"]) == LIMIT
         assert beta.subscribe()["trades"] == ["MSFT"]
     assert proxy.simulator.subscribed("iex") == {"trades": {"AAPL", "MSFT"}}
-    asked = len(proxy.simulator.requests("iex"))
+    before = len(proxy.simulator.requests("iex"))
     assert beta.subscribe(quotes=["SPY"])["trades"] == ["MSFT"]
-    assert len(proxy.simulator.requests("iex")) == asked + 1  # and nothing is asked for again
+    assert len(proxy.simulator.requests("iex")) == before + 1  # the refused request is not repeated
     assert alpha.silent()
 
 
-def test_a_merged_refusal_finds_its_author(start: Start) -> None:
-    """While one request is under way two more wait; they travel together and are refused together."""
+def test_a_refused_merged_request_is_retried_one_by_one(start: Start) -> None:
+    """Two requests that wait for a third are merged and refused together.
+
+    Only one of them is at fault.
+    """
     proxy = start(CLIENTS)
     proxy.simulator.refuse_symbols(["BAD"], 409)
     alpha, beta, gamma = (proxy.client(name) for name in ("alpha", "beta", "gamma"))
@@ -186,13 +198,13 @@ def test_a_merged_refusal_finds_its_author(start: Start) -> None:
     assert alpha.answer()[0]["trades"] == ["AAPL"]
     assert beta.answer()[0]["code"] == 409
     assert gamma.answer()[0]["trades"] == ["MSFT", "SPY"]
-    asked = [request["trades"] for request in proxy.simulator.requests("iex") if "trades" in request]
-    assert sorted(asked[1]) == ["BAD", "MSFT", "SPY"]
-    assert [sorted(trades) for trades in asked[2:]] == [["BAD", "MSFT"], ["MSFT", "SPY"]]
+    requested = [request["trades"] for request in proxy.simulator.requests("iex") if "trades" in request]
+    assert sorted(requested[1]) == ["BAD", "MSFT", "SPY"]
+    assert [sorted(trades) for trades in requested[2:]] == [["BAD", "MSFT"], ["MSFT", "SPY"]]
 
 
-def test_a_refusal_after_a_reconnect_finds_its_author(start: Start) -> None:
-    """Alpaca takes back what it had granted: the one concerned hears the error and its state, the others nothing."""
+def test_a_refusal_after_a_reconnect_goes_to_its_session_alone(start: Start) -> None:
+    """Only the session of the refused topic gets the error and its subscription."""
     proxy = start(CLIENTS)
     alpha, beta = proxy.client("alpha"), proxy.client("beta")
     alpha.subscribe(trades=["AAPL"])
@@ -208,8 +220,8 @@ def test_a_refusal_after_a_reconnect_finds_its_author(start: Start) -> None:
     assert alpha.silent()
 
 
-def test_the_symbol_limit_is_kept_by_making_room_first(start: Start) -> None:
-    """Alpaca's limit counts what is about to be removed too."""
+def test_at_the_symbol_limit_unsubscribe_goes_first(start: Start) -> None:
+    """Alpaca's limit also counts the topics that are about to be unsubscribed."""
     proxy = start(CLIENTS, plan=AccountPlan(symbol_limit=2))
     client = proxy.client("alpha")
     client.subscribe(trades=["A", "B"])
@@ -221,7 +233,7 @@ def test_the_symbol_limit_is_kept_by_making_room_first(start: Start) -> None:
     assert client.subscribe(trades=["E"]) == LIMIT
 
 
-def test_an_outage_is_not_the_sessions_business(start: Start) -> None:
+def test_sessions_are_served_during_an_outage(start: Start) -> None:
     proxy = start(CLIENTS)
     alpha, beta = proxy.client("alpha"), proxy.client("beta", codec="msgpack")
     alpha.subscribe(trades=["AAPL"], quotes=["SPY"])
@@ -241,7 +253,7 @@ def test_an_outage_is_not_the_sessions_business(start: Start) -> None:
     assert proxy.simulator.peak("iex") == 1
 
 
-def test_what_is_asked_during_an_outage_is_acknowledged_and_remembered(
+def test_requests_during_an_outage_are_acknowledged_and_sent_later(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reconciler, "ACK_SECONDS", 0.05)
@@ -254,9 +266,12 @@ def test_what_is_asked_during_an_outage_is_acknowledged_and_remembered(
     wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}})
 
 
-def test_an_upstream_that_nobody_wants_is_closed_after_a_while(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a close frame, so that Alpaca frees the account's place at once; and it comes back when it is wanted."""
-    monkeypatch.setattr(upstream, "IDLE_SECONDS", 0.3)
+def test_an_idle_upstream_is_closed_and_reopened(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is closed with a close frame and reopened on demand.
+
+    Alpaca frees a connection at once after a close frame.
+    """
+    monkeypatch.setattr(supervisor, "IDLE_SECONDS", 0.3)
     proxy = start(CLIENTS, plan=AccountPlan(ghost_seconds=90))
     client = proxy.client("alpha")
     client.subscribe(trades=["AAPL"])
@@ -276,7 +291,7 @@ def test_an_upstream_that_nobody_wants_is_closed_after_a_while(start: Start, mon
 
 
 def test_an_idle_upstream_is_kept_for_ten_seconds() -> None:
-    assert upstream.IDLE_SECONDS == 10
+    assert supervisor.IDLE_SECONDS == 10
 
 
 def test_a_session_that_only_logs_in_opens_nothing(start: Start) -> None:

@@ -1,4 +1,4 @@
-"""The client port with TLS: the same conversations, and what strangers do to a handshake."""
+"""The client port with TLS: sessions as without it, and faulty handshakes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def log_in(proxy: Harness, trust: ssl.SSLContext, key: str) -> Client:
     return client.log_in(key)
 
 
-def test_a_conversation(proxy: Harness, trust: ssl.SSLContext) -> None:
+def test_a_session(proxy: Harness, trust: ssl.SSLContext) -> None:
     client = log_in(proxy, trust, "alpha")
     assert client.subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
     proxy.simulator.publish("iex", [trade("AAPL", 1)])
@@ -80,18 +80,21 @@ def test_old_versions_are_refused(proxy: Harness, trust: ssl.SSLContext) -> None
 
 
 @pytest.mark.usefixtures("witness")
-@pytest.mark.parametrize("first", [b"", b"GET /v2/iex HTTP/1.1\r\n\r\n", b"\x16\x03\x01", bytes(5000)])
-def test_what_is_no_handshake(proxy: Harness, monkeypatch: pytest.MonkeyPatch, first: bytes) -> None:
-    """It has a deadline, and is nobody's error but the stranger's."""
+@pytest.mark.parametrize("sent", [b"", b"GET /v2/iex HTTP/1.1\r\n\r\n", b"\x16\x03\x01", bytes(5000)])
+def test_data_that_is_no_handshake(proxy: Harness, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    """The connection ends at the deadline at the latest, and no error is logged."""
     monkeypatch.setattr(listener, "HEAD_SECONDS", 0.2)
-    with socket.create_connection(proxy.address, 5) as stranger:
-        stranger.sendall(first)
+    with socket.create_connection(proxy.address, 5) as plain:
+        plain.sendall(sent)
         wait_for(lambda: proxy.gateway.server.unauthenticated == 0)
 
 
 @pytest.mark.usefixtures("witness")
 def test_stops_reading(proxy: Harness, trust: ssl.SSLContext) -> None:
-    """A writer that waits for a TLS socket holds up nobody; the client that reads on is told 407."""
+    """A writer that waits for a TLS socket delays no other session.
+
+    The client gets 407 when it reads on.
+    """
     slow = proxy.wire(buffer=4096, trust=trust).log_in("beta", trades=["FAT"])
     [session] = [c for c in proxy.gateway.server.sessions if c.name == "beta"]
     number = 0
@@ -99,8 +102,8 @@ def test_stops_reading(proxy: Harness, trust: ssl.SSLContext) -> None:
         number += 1
         proxy.simulator.publish("iex", [trade("FAT", number, pad="x" * 20_000)])
         gevent.sleep(0.001)
-    *heard, last, close = slow.rest()
-    numbers = [message["i"] for _, payload in heard for message in json.loads(payload)]
+    *data, last, close = slow.rest()
+    numbers = [message["i"] for _, payload in data for message in json.loads(payload)]
     assert numbers == list(range(1, len(numbers) + 1))
     assert b"slow client" in last[1]
     assert close[0] == CLOSE

@@ -1,4 +1,4 @@
-"""The trading stream: both ways to log in, `listen`, and whose order an update is about."""
+"""The trading stream: both ways to log in, `listen`, owners of order updates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from proxy.alpaca.client_protocol import Phase
 from proxy.alpaca.codec import JSON
-from proxy.routing import reconciler as reconciler
+from proxy.routing import reconciler
 from proxy.routing.order_ownership import Orders
 from proxy.simulator import AccountPlan
 from tests.harness import Client, Harness, wait_for
@@ -23,11 +23,11 @@ CLIENTS = """
   none: {key: none, secret: none, allow: {trading: {trade_updates: []}}}
   data: {key: data, secret: data, allow: {crypto: "*"}}
 """
-WHOLE = ("momentum", "meanrev", "desk")
+LISTENING = ("momentum", "meanrev", "desk")
 
 
 def order(id_: str, client_order_id: str = "invented", **more: Any) -> dict[str, Any]:
-    """An order; those that Alpaca invents have ids that nobody has configured."""
+    """An order; the default client order id stands for one that Alpaca has generated."""
     return {"id": id_, "client_order_id": client_order_id, "replaces": None, "replaced_by": None, "legs": None} | more
 
 
@@ -37,22 +37,25 @@ def proxy(start: Start) -> Harness:
 
 
 @pytest.fixture
-def everyone(proxy: Harness) -> dict[str, Client]:
+def listeners(proxy: Harness) -> dict[str, Client]:
     """All three clients, listening."""
-    clients = {name: proxy.client(name, "/stream") for name in WHOLE}
+    clients = {name: proxy.client(name, "/stream") for name in LISTENING}
     for client in clients.values():
         assert client.listen("trade_updates") == {"streams": ["trade_updates"]}
     return clients
 
 
-def heard_by(proxy: Harness, everyone: dict[str, Client], update: dict[str, Any]) -> set[str]:
-    """Publishes an order update; who heard it. The desk hears everything, so it comes last."""
-    before = {name: len(client.data) for name, client in everyone.items()}
+def recipients(proxy: Harness, listeners: dict[str, Client], update: dict[str, Any]) -> set[str]:
+    """Publish an order update.
+
+    Return the clients that received it, other than the desk, which gets all.
+    """
+    before = {name: len(client.data) for name, client in listeners.items()}
     proxy.simulator.publish_order({"event": "new", "order": update})
-    assert everyone["desk"].receive()["data"]["order"] == update
+    assert listeners["desk"].receive()["data"]["order"] == update
     for name in ("momentum", "meanrev"):
-        everyone[name].silent()
-    return {name for name, client in everyone.items() if len(client.data) > before[name]} - {"desk"}
+        listeners[name].silent()
+    return {name for name, client in listeners.items() if len(client.data) > before[name]} - {"desk"}
 
 
 @pytest.mark.parametrize("path", ["/stream", "/stream/"])
@@ -64,7 +67,10 @@ def heard_by(proxy: Harness, everyone: dict[str, Client], update: dict[str, Any]
     ],
 )
 def test_both_ways_to_log_in(proxy: Harness, path: str, request_: dict[str, Any]) -> None:
-    """No greeting: the client speaks first. JSON travels in binary frames, as Alpaca's."""
+    """There is no greeting: the client sends first.
+
+    JSON comes in binary frames, as from Alpaca.
+    """
     client = proxy.dial(path)
     assert client.ask(request_) == {
         "stream": "authorization",
@@ -75,67 +81,67 @@ def test_both_ways_to_log_in(proxy: Harness, path: str, request_: dict[str, Any]
 
 
 @pytest.mark.parametrize("key", ["nobody", "data"])
-def test_who_may_not_log_in(proxy: Harness, key: str) -> None:
-    """Nobody's key, and a client whose allowlist names other feeds."""
+def test_refused_log_ins(proxy: Harness, key: str) -> None:
+    """An unknown key, and a client whose allowlist names other feeds."""
     client = proxy.dial("/stream")
     unauthorized = {"stream": "authorization", "data": {"status": "unauthorized", "action": "authenticate"}}
     assert client.ask({"action": "auth", "key": key, "secret": key}) == unauthorized
     assert client.listen("trade_updates") == {"status": "unauthorized", "action": "listen"}
-    client.log_in("momentum")  # the socket stays
+    client.log_in("momentum")  # the connection stays open
 
 
-def test_an_order_is_its_clients(proxy: Harness, everyone: dict[str, Client]) -> None:
-    assert heard_by(proxy, everyone, order("1", "momentum-1")) == {"momentum"}
-    assert heard_by(proxy, everyone, order("2", "meanrev-1")) == {"meanrev"}
-    assert heard_by(proxy, everyone, order("3", "shared-1")) == {"momentum"}
-    assert heard_by(proxy, everyone, order("4", "shared-12")) == set()
-    assert heard_by(proxy, everyone, order("5", "by hand")) == set()
+def test_an_update_goes_to_the_clients_of_its_client_order_id(proxy: Harness, listeners: dict[str, Client]) -> None:
+    assert recipients(proxy, listeners, order("1", "momentum-1")) == {"momentum"}
+    assert recipients(proxy, listeners, order("2", "meanrev-1")) == {"meanrev"}
+    assert recipients(proxy, listeners, order("3", "shared-1")) == {"momentum"}
+    assert recipients(proxy, listeners, order("4", "shared-12")) == set()
+    assert recipients(proxy, listeners, order("5", "by hand")) == set()
 
 
-def test_a_replacement_is_whose_the_original_was(proxy: Harness, everyone: dict[str, Client]) -> None:
-    """Alpaca invents the id of each; the chain is followed forward and back."""
-    assert heard_by(proxy, everyone, order("a", "momentum-1")) == {"momentum"}
-    assert heard_by(proxy, everyone, order("b", replaces="a")) == {"momentum"}
-    assert heard_by(proxy, everyone, order("b", replaced_by="c")) == {"momentum"}
-    assert heard_by(proxy, everyone, order("c")) == {"momentum"}
-    assert heard_by(proxy, everyone, order("d")) == set()
+def test_a_replacement_belongs_to_the_client_of_the_original(proxy: Harness, listeners: dict[str, Client]) -> None:
+    """Alpaca generates the id of each; the chain is followed in both directions."""
+    assert recipients(proxy, listeners, order("a", "momentum-1")) == {"momentum"}
+    assert recipients(proxy, listeners, order("b", replaces="a")) == {"momentum"}
+    assert recipients(proxy, listeners, order("b", replaced_by="c")) == {"momentum"}
+    assert recipients(proxy, listeners, order("c")) == {"momentum"}
+    assert recipients(proxy, listeners, order("d")) == set()
 
 
-def test_the_legs_of_a_bracket(proxy: Harness, everyone: dict[str, Client]) -> None:
+def test_the_legs_of_a_bracket(proxy: Harness, listeners: dict[str, Client]) -> None:
     legs = [order("take"), order("stop")]
-    assert heard_by(proxy, everyone, order("parent", "meanrev-7", legs=legs)) == {"meanrev"}
+    assert recipients(proxy, listeners, order("parent", "meanrev-7", legs=legs)) == {"meanrev"}
     for leg in legs:
-        assert heard_by(proxy, everyone, leg) == {"meanrev"}
-    assert heard_by(proxy, everyone, order("take2", replaces="take")) == {"meanrev"}
+        assert recipients(proxy, listeners, leg) == {"meanrev"}
+    assert recipients(proxy, listeners, order("take2", replaces="take")) == {"meanrev"}
 
 
-def test_ownership_outlives_a_reconnect_and_the_session(proxy: Harness, everyone: dict[str, Client]) -> None:
-    assert heard_by(proxy, everyone, order("a", "momentum-1")) == {"momentum"}
-    everyone["momentum"].ws.close()
+def test_ownership_outlives_a_reconnect_and_the_session(proxy: Harness, listeners: dict[str, Client]) -> None:
+    assert recipients(proxy, listeners, order("a", "momentum-1")) == {"momentum"}
+    listeners["momentum"].ws.close()
     proxy.simulator.drop("trading", "rst")
     wait_for(lambda: proxy.simulator.subscribed("trading") == {"trade_updates": {"*"}})
-    again = everyone["momentum"] = proxy.client("momentum", "/stream")
+    again = listeners["momentum"] = proxy.client("momentum", "/stream")
     again.listen("trade_updates")
-    assert heard_by(proxy, everyone, order("b", replaces="a")) == {"momentum"}
+    assert recipients(proxy, listeners, order("b", replaces="a")) == {"momentum"}
 
 
 @pytest.mark.parametrize("data", [{"event": "new", "order": None}, {"event": "new"}, None])
-def test_an_update_without_an_order_is_nobodys(
-    proxy: Harness, everyone: dict[str, Client], data: dict[str, Any] | None
+def test_an_update_without_an_order_has_no_owner(
+    proxy: Harness, listeners: dict[str, Client], data: dict[str, Any] | None
 ) -> None:
     proxy.simulator.publish("trading", [{"stream": "trade_updates", "data": data}])
-    assert everyone["desk"].receive()["data"] == data
-    assert everyone["momentum"].silent()
+    assert listeners["desk"].receive()["data"] == data
+    assert listeners["momentum"].silent()
 
 
-def test_an_update_keeps_its_bytes(proxy: Harness, everyone: dict[str, Client]) -> None:
+def test_an_update_keeps_its_bytes(proxy: Harness, listeners: dict[str, Client]) -> None:
     update = b'{ "stream":"trade_updates","data":{"order":{"client_order_id":"momentum-1","id":"9","qty":"1.50"} }}'
     proxy.simulator.publish_raw("trading", update)
-    everyone["momentum"].receive()
-    assert everyone["momentum"].frames[-1] == update
+    listeners["momentum"].receive()
+    assert listeners["momentum"].frames[-1] == update
 
 
-def test_listen_replaces_what_was_listened_to(proxy: Harness) -> None:
+def test_listen_replaces_the_streams(proxy: Harness) -> None:
     desk = proxy.client("desk", "/stream")
     assert desk.listen("trade_updates", "account_updates") == {"streams": ["account_updates", "trade_updates"]}
     assert desk.listen("account_updates") == {"streams": ["account_updates"]}
@@ -144,35 +150,35 @@ def test_listen_replaces_what_was_listened_to(proxy: Harness) -> None:
     assert desk.receive()["data"] == {"cash": "1"}
 
 
-def test_a_stream_that_may_not_be_heard_is_absent(proxy: Harness) -> None:
+def test_a_stream_that_is_not_allowed_is_absent(proxy: Harness) -> None:
     assert proxy.client("momentum", "/stream").listen("account_updates", "trade_updates") == {
         "streams": ["trade_updates"]
     }
     assert proxy.simulator.subscribed("trading") == {"trade_updates": {"*"}}
 
 
-def test_a_stream_of_which_no_order_may_be_heard_is_absent(proxy: Harness) -> None:
+def test_a_stream_without_allowed_orders_is_absent(proxy: Harness) -> None:
     assert proxy.client("none", "/stream").listen("trade_updates") == {"streams": []}
 
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
-def test_the_codec_is_json_whatever_is_asked_for(proxy: Harness, codec: str) -> None:
+def test_the_codec_is_always_json(proxy: Harness, codec: str) -> None:
     client = proxy.dial("/stream", headers={"Content-Type": f"application/{codec}"}).log_in("desk")
     assert client.listen("trade_updates") == {"streams": ["trade_updates"]}
 
 
-def test_an_outage(proxy: Harness, everyone: dict[str, Client]) -> None:
+def test_an_outage(proxy: Harness, listeners: dict[str, Client]) -> None:
     proxy.simulator.refuse_upgrade("trading", 500)
     proxy.simulator.drop("trading", "fin")
     wait_for(lambda: proxy.upstream("trading").phase is Phase.WAITING)
     proxy.simulator.accept("trading")
     wait_for(lambda: proxy.simulator.subscribed("trading") == {"trade_updates": {"*"}})
-    assert heard_by(proxy, everyone, order("1", "momentum-1")) == {"momentum"}
+    assert recipients(proxy, listeners, order("1", "momentum-1")) == {"momentum"}
     assert proxy.simulator.peak("trading") == 1
 
 
-def test_an_account_whose_plan_has_no_place_left(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Alpaca's refusal at login is waited out; the sessions are told what is remembered."""
+def test_an_account_without_a_free_connection(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While Alpaca refuses the log-in, requests are acknowledged all the same."""
     monkeypatch.setattr(reconciler, "ACK_SECONDS", 0.1)
     proxy = start(CLIENTS, plan=AccountPlan(connections=0))
     desk = proxy.client("desk", "/stream")
@@ -180,14 +186,14 @@ def test_an_account_whose_plan_has_no_place_left(start: Start, monkeypatch: pyte
     wait_for(lambda: proxy.upstream("trading").last_error == "Alpaca says 406 exceeded")
 
 
-def test_an_order_that_has_no_id_goes_by_its_client_order_id() -> None:
+def test_an_order_without_id_is_matched_by_its_client_order_id() -> None:
     orders = Orders(lambda given: ["desk"] if given.startswith("desk-") else [])
     assert orders.owners(JSON.encode({"order": {"client_order_id": "desk-1"}}), 0.0) == {"desk"}
     assert orders.owners(JSON.encode({"order": {"client_order_id": "other"}}), 0.0) == frozenset()
 
 
-def test_what_was_learned_is_forgotten_with_the_right_to_it() -> None:
-    """A reload has taken the pattern away; the others keep what they own."""
+def test_ownership_ends_with_the_pattern_that_gave_it() -> None:
+    """A reload has removed one client's pattern; the other keeps its orders."""
     patterns = {"wide": "", "desk": "desk-"}
     orders = Orders(lambda given: [name for name, prefix in patterns.items() if given.startswith(prefix)])
     update = {"order": {"id": "1", "client_order_id": "desk-1"}}

@@ -1,4 +1,4 @@
-"""The admin port of a proxy at work: health, readiness, metrics, and who may ask."""
+"""The admin port of a running proxy: health, readiness, metrics, tokens and Host names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Page(NamedTuple):
     kind: str
 
 
-def ask(proxy: Harness, path: str, method: str = "GET", **headers: str) -> Page:
+def fetch(proxy: Harness, path: str, method: str = "GET", **headers: str) -> Page:
     connection = http.client.HTTPConnection(*proxy.gateway.admin.address, timeout=5)
     connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
     response = connection.getresponse()
@@ -36,7 +36,7 @@ def ask(proxy: Harness, path: str, method: str = "GET", **headers: str) -> Page:
 
 
 class Metrics:
-    """A scrape, read by Prometheus' own parser."""
+    """A scrape, parsed with Prometheus' client library."""
 
     def __init__(self, text: str) -> None:
         self.samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
@@ -48,7 +48,7 @@ class Metrics:
 
 
 def scrape(proxy: Harness) -> Metrics:
-    return Metrics(ask(proxy, "/metrics").text)
+    return Metrics(fetch(proxy, "/metrics").text)
 
 
 @pytest.fixture
@@ -56,53 +56,53 @@ def proxy(start: Start) -> Iterator[Harness]:
     return start(CLIENTS)
 
 
-def test_alive(proxy: Harness) -> None:
-    assert ask(proxy, "/healthz") == (200, "ok", "text/plain; charset=utf-8")
-    assert ask(proxy, "/healthz", "HEAD").text == ""
+def test_healthz(proxy: Harness) -> None:
+    assert fetch(proxy, "/healthz") == (200, "ok", "text/plain; charset=utf-8")
+    assert fetch(proxy, "/healthz", "HEAD").text == ""
 
 
-def test_ready_while_nobody_wants_anything(proxy: Harness) -> None:
-    assert ask(proxy, "/readyz")[:2] == (200, "ready")
+def test_ready_without_subscriptions(proxy: Harness) -> None:
+    assert fetch(proxy, "/readyz")[:2] == (200, "ready")
     proxy.client("alpha")
-    assert ask(proxy, "/readyz").status == 200
+    assert fetch(proxy, "/readyz").status == 200
 
 
 def test_not_ready_while_a_wanted_feed_is_down(proxy: Harness) -> None:
-    """It says which and why; the feeds that are well are not named."""
+    """The answer names the feed and the reason, and not the feeds that are live."""
     client, other = proxy.client("alpha"), proxy.client("alpha", "/v1beta3/crypto/us")
     client.subscribe(trades=["AAPL"])
     other.subscribe(trades=["BTC/USD"])
-    assert ask(proxy, "/readyz").status == 200
+    assert fetch(proxy, "/readyz").status == 200
     proxy.simulator.refuse_upgrade("iex", 502)
     proxy.simulator.drop("iex")
     wait_for(lambda: proxy.upstream().phase is Phase.WAITING and "502" in proxy.upstream().last_error)
-    status, text, _ = ask(proxy, "/readyz")
+    status, text, _ = fetch(proxy, "/readyz")
     assert status == 503
     [line] = text.splitlines()
     assert line.startswith("main/iex ")
     assert line.endswith("HTTP 502 in answer to the upgrade")
     proxy.simulator.accept("iex")
-    wait_for(lambda: ask(proxy, "/readyz").status == 200)
+    wait_for(lambda: fetch(proxy, "/readyz").status == 200)
 
 
-def test_ready_when_the_feed_that_is_down_is_not_wanted_any_more(proxy: Harness) -> None:
+def test_ready_when_the_feed_that_is_down_is_no_longer_wanted(proxy: Harness) -> None:
     client = proxy.client("alpha")
     client.subscribe(trades=["AAPL"])
     proxy.simulator.refuse_upgrade("iex", 500)
     proxy.simulator.drop("iex")
-    wait_for(lambda: ask(proxy, "/readyz").status == 503)
+    wait_for(lambda: fetch(proxy, "/readyz").status == 503)
     client.unsubscribe(trades=["AAPL"])
-    assert ask(proxy, "/readyz").status == 200
+    assert fetch(proxy, "/readyz").status == 200
 
 
 def test_not_ready_while_draining(proxy: Harness) -> None:
     proxy.gateway.state = type(proxy.gateway.state).DRAINING
-    assert ask(proxy, "/readyz")[:2] == (503, "draining")
-    assert ask(proxy, "/healthz").status == 200
+    assert fetch(proxy, "/readyz")[:2] == (503, "draining")
+    assert fetch(proxy, "/healthz").status == 200
     proxy.gateway.state = type(proxy.gateway.state).SERVING
 
 
-def test_metrics_count_what_happened(proxy: Harness) -> None:
+def test_metrics_of_feeds_and_clients(proxy: Harness) -> None:
     alpha, beta = proxy.client("alpha"), proxy.client("beta", codec="msgpack")
     alpha.subscribe(trades=["AAPL", "MSFT"])
     beta.subscribe(trades=["AAPL"])
@@ -123,8 +123,8 @@ def test_metrics_count_what_happened(proxy: Harness) -> None:
     assert metrics["outbox_bytes", {}] == 0
 
 
-def test_metrics_never_go_back(proxy: Harness) -> None:
-    """What a session got stays counted when it ends, and an account of several sessions is their sum."""
+def test_counters_never_decrease(proxy: Harness) -> None:
+    """A client's counters include closed sessions and are the sum over its sessions."""
     first, second = proxy.client("alpha"), proxy.client("alpha")
     for client in (first, second):
         client.subscribe(trades=["AAPL"])
@@ -140,20 +140,20 @@ def test_metrics_never_go_back(proxy: Harness) -> None:
     assert metrics["client_connects_total", {"client": "alpha", "feed": "iex"}] == 2
 
 
-def test_metrics_count_strangers(proxy: Harness) -> None:
+def test_metrics_count_unauthenticated_connections(proxy: Harness) -> None:
     unauthenticated = [proxy.wire() for _ in range(3)]
     wait_for(lambda: scrape(proxy)["unauthenticated_connections", {}] == 3)
-    for stranger in unauthenticated:
-        stranger.crash()
+    for connection in unauthenticated:
+        connection.crash()
     wait_for(lambda: scrape(proxy)["unauthenticated_connections", {}] == 0)
 
 
-def test_no_metric_has_a_label_of_which_there_are_too_many(proxy: Harness) -> None:
+def test_no_metric_has_symbols_as_labels(proxy: Harness) -> None:
     client = proxy.client("alpha")
     client.subscribe(trades=["AAPL"])
     proxy.publish("iex", "AAPL", 1)
     client.receive()
-    page = ask(proxy, "/metrics")
+    page = fetch(proxy, "/metrics")
     assert page.kind.startswith("text/plain; version=0.0.4")
     assert "AAPL" not in page.text
     samples = [sample for sample in Metrics(page.text).samples if sample.name.startswith("alpaca_proxy_")]
@@ -168,16 +168,16 @@ def test_no_metric_has_a_label_of_which_there_are_too_many(proxy: Harness) -> No
     }
 
 
-def test_the_token_is_demanded(start: Start) -> None:
+def test_the_token_is_required(start: Start) -> None:
     proxy = start(CLIENTS, config={"admin": "token: let-me-in"})
     for path in ("/healthz", "/metrics", "/nothing"):
-        assert ask(proxy, path).status == 401
-        assert ask(proxy, path, Authorization="Bearer let-me-out").status == 401
-        assert ask(proxy, path, Authorization="let-me-in").status == 401
-    assert "let-me" not in ask(proxy, "/metrics").text
+        assert fetch(proxy, path).status == 401
+        assert fetch(proxy, path, Authorization="Bearer let-me-out").status == 401
+        assert fetch(proxy, path, Authorization="let-me-in").status == 401
+    assert "let-me" not in fetch(proxy, "/metrics").text
     for scheme in ("Bearer", "bearer"):  # RFC 9110 §11.1: schemes have no case
-        assert ask(proxy, "/healthz", Authorization=f"{scheme} let-me-in").status == 200
-        assert ask(proxy, "/healthz", Authorization=f"{scheme} Let-me-in").status == 401
+        assert fetch(proxy, "/healthz", Authorization=f"{scheme} let-me-in").status == 200
+        assert fetch(proxy, "/healthz", Authorization=f"{scheme} Let-me-in").status == 401
 
 
 HOSTS = "hosts: [Proxy.example.com, status.example., bücher.example]"
@@ -195,37 +195,37 @@ HOSTS = "hosts: [Proxy.example.com, status.example., bücher.example]"
         "xn--bcher-kva.example",
     ],
 )
-def test_hosts_that_are_ours(start: Start, host: str) -> None:
-    assert ask(start(CLIENTS, config={"admin": HOSTS}), "/healthz", Host=host).status == 200
+def test_accepted_host_names(start: Start, host: str) -> None:
+    assert fetch(start(CLIENTS, config={"admin": HOSTS}), "/healthz", Host=host).status == 200
 
 
 @pytest.mark.parametrize(
     "host",
     ["evil.example.com", "127.0.0.1.evil.com", "proxy.example.com.evil.com", "", "localhost@evil.com", "[::1"],
 )
-def test_hosts_that_are_not(start: Start, host: str) -> None:
-    """A web page whose owner lets its name point here (DNS rebinding) reads nothing."""
-    assert ask(start(CLIENTS, config={"admin": HOSTS}), "/metrics", Host=host).status == 403
+def test_refused_host_names(start: Start, host: str) -> None:
+    """DNS rebinding: a web page whose host name resolves to the admin port cannot read it."""
+    assert fetch(start(CLIENTS, config={"admin": HOSTS}), "/metrics", Host=host).status == 403
 
 
 @pytest.mark.parametrize("since", ["x", "-1", "9" * 5000])
-def test_a_second_that_there_is_not(proxy: Harness, since: str) -> None:
-    assert ask(proxy, f"/status.json?since={since}").status == 200
+def test_invalid_since_is_ignored(proxy: Harness, since: str) -> None:
+    assert fetch(proxy, f"/status.json?since={since}").status == 200
 
 
-def test_what_there_is_not(proxy: Harness) -> None:
-    assert ask(proxy, "/nothing").status == 404
+def test_unknown_paths_and_methods(proxy: Harness) -> None:
+    assert fetch(proxy, "/nothing").status == 404
     for path in ("/healthz", "/readyz", "/metrics"):
-        assert path in ask(proxy, "/nothing").text
+        assert path in fetch(proxy, "/nothing").text
     for method in ("POST", "PUT", "DELETE", "OPTIONS"):
-        assert ask(proxy, "/healthz", method).status == 405
+        assert fetch(proxy, "/healthz", method).status == 405
 
 
-def test_no_websocket_is_opened_here(proxy: Harness) -> None:
+def test_websocket_upgrades_are_refused(proxy: Harness) -> None:
     upgrade = {
         "Connection": "Upgrade",
         "Upgrade": "websocket",
         "Sec_WebSocket_Version": "13",
         "Sec_WebSocket_Key": "AAAAAAAAAAAAAAAAAAAAAA==",
     }
-    assert ask(proxy, "/healthz", **upgrade).status == 404
+    assert fetch(proxy, "/healthz", **upgrade).status == 404

@@ -1,4 +1,4 @@
-"""Answers of the admin port: their headers, who may ask for what, and turns for others while a long one is made."""
+"""Answers of the admin port: headers, authorization, and yielding during a long rendering."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Home:
 
 
 class Parts:
-    """What an Admin is given: it notes what it was asked."""
+    """A rendering and a tap for an Admin; records the queries."""
 
     def __init__(self) -> None:
         self.queries: list[Query] = []
@@ -32,12 +32,12 @@ class Parts:
 
     def render(self, snapshot: Snapshot, query: Query) -> Rendering:
         self.queries.append(query)
-        return "text/example", self._made()
+        return "text/example", self._render()
 
     def answer(self, query: Query) -> HttpResponse:
         return "200 OK", query.get("symbol", "none")
 
-    def _made(self) -> Iterator[bytes]:
+    def _render(self) -> Iterator[bytes]:
         for piece in self.pieces:
             until = time.perf_counter() + SLICE_SECONDS
             while time.perf_counter() < until:
@@ -51,8 +51,8 @@ def parts() -> Parts:
 
 
 @pytest.fixture
-def ask(parts: Parts) -> Iterator[Callable[..., tuple[int, str, Mapping[str, str]]]]:
-    pages = Admin(
+def fetch(parts: Parts) -> Iterator[Callable[..., tuple[int, str, Mapping[str, str]]]]:
+    admin = Admin(
         ("127.0.0.1", 0),
         snapshot=snapshot,
         page=Home(),
@@ -61,10 +61,10 @@ def ask(parts: Parts) -> Iterator[Callable[..., tuple[int, str, Mapping[str, str
         token="let-me-in",
         hosts=(),
     )
-    pages.start()
+    admin.start()
 
-    def ask(path: str, token: str | None = "let-me-in", method: str = "GET") -> tuple[int, str, Mapping[str, str]]:
-        connection = http.client.HTTPConnection(*pages.address, timeout=5)
+    def fetch(path: str, token: str | None = "let-me-in", method: str = "GET") -> tuple[int, str, Mapping[str, str]]:
+        connection = http.client.HTTPConnection(*admin.address, timeout=5)
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         connection.request(method, path, headers=headers)
         answer = connection.getresponse()
@@ -72,17 +72,17 @@ def ask(parts: Parts) -> Iterator[Callable[..., tuple[int, str, Mapping[str, str
         connection.close()
         return answer.status, body, dict(answer.getheaders())
 
-    yield ask
-    pages.stop()
+    yield fetch
+    admin.stop()
 
 
-Ask = Callable[..., tuple[int, str, Mapping[str, str]]]
+Fetch = Callable[..., tuple[int, str, Mapping[str, str]]]
 
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/rendered", "/tap", "/nothing"])
 @pytest.mark.parametrize("token", ["let-me-in", "let-me-out", None])
-def test_nothing_is_kept_guessed_or_framed(ask: Ask, path: str, token: str | None) -> None:
-    _, _, headers = ask(path, token)
+def test_security_headers(fetch: Fetch, path: str, token: str | None) -> None:
+    _, _, headers = fetch(path, token)
     assert headers["Cache-Control"] == "no-store"
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["Referrer-Policy"] == "no-referrer"
@@ -91,40 +91,40 @@ def test_nothing_is_kept_guessed_or_framed(ask: Ask, path: str, token: str | Non
     assert "Server" not in headers
 
 
-def test_the_page_itself_needs_no_token_and_says_whether_the_rest_does(ask: Ask) -> None:
-    assert ask("/", None)[:2] == (200, "token True")
+def test_only_the_page_needs_no_token(fetch: Fetch) -> None:
+    assert fetch("/", None)[:2] == (200, "token True")
     for path in ("/healthz", "/readyz", "/rendered", "/tap", "/nothing"):
-        status, text, headers = ask(path, None)
+        status, text, headers = fetch(path, None)
         assert (status, headers["WWW-Authenticate"]) == (401, "Bearer")
         assert "let-me" not in text
-        assert ask(path)[0] != 401
+        assert fetch(path)[0] != 401
 
 
-def test_a_rendering_is_given_its_query(ask: Ask, parts: Parts) -> None:
-    assert ask("/rendered?since=7&x=%26")[:2] == (200, "piece by piece")
+def test_the_query_is_passed_to_renderings_and_taps(fetch: Fetch, parts: Parts) -> None:
+    assert fetch("/rendered?since=7&x=%26")[:2] == (200, "piece by piece")
     assert parts.queries == [{"since": "7", "x": "&"}]
-    assert ask("/tap?symbol=BRK.B")[1] == "BRK.B"
+    assert fetch("/tap?symbol=BRK.B")[1] == "BRK.B"
 
 
 @pytest.mark.parametrize("query", ["&".join(f"a{n}=1" for n in range(100)), "=", "&&&", "%ff=%00", "a=1;b=2"])
-def test_a_query_that_is_odd_is_nobodys_error(ask: Ask, query: str) -> None:
-    assert ask(f"/rendered?{query}")[0] == 200
+def test_malformed_queries_are_ignored(fetch: Fetch, query: str) -> None:
+    assert fetch(f"/rendered?{query}")[0] == 200
 
 
-def test_head_has_no_body(ask: Ask) -> None:
-    status, body, headers = ask("/rendered", method="HEAD")
+def test_head_has_no_body(fetch: Fetch) -> None:
+    status, body, headers = fetch("/rendered", method="HEAD")
     assert (status, body) == (200, "")
     assert headers["Content-Type"] == "text/example"
-    assert headers["Content-Length"] == ask("/rendered")[2]["Content-Length"] > "0"  # RFC 9110 §8.6
+    assert headers["Content-Length"] == fetch("/rendered")[2]["Content-Length"] > "0"  # RFC 9110 §8.6
 
 
-def test_what_there_is_is_told(ask: Ask) -> None:
-    status, text, _ = ask("/nothing")
-    assert (status, text) == (404, "There is /, /healthz, /readyz, /rendered and /tap.")
+def test_an_unknown_path_lists_the_paths(fetch: Fetch) -> None:
+    status, text, _ = fetch("/nothing")
+    assert (status, text) == (404, "The paths are /, /healthz, /readyz, /rendered and /tap.")
 
 
-def test_others_get_their_turn_while_a_long_answer_is_made(ask: Ask, parts: Parts) -> None:
-    """A timer is never kept waiting for much longer than one turn, however many pieces there are."""
+def test_a_long_rendering_yields(fetch: Fetch, parts: Parts) -> None:
+    """Another greenlet runs about once per time slice, however many pieces there are."""
     parts.pieces = [b"x"] * 300
     waits: list[float] = []
     over = False
@@ -136,7 +136,7 @@ def test_others_get_their_turn_while_a_long_answer_is_made(ask: Ask, parts: Part
             waits.append(time.perf_counter() - began)
 
     waiting = gevent.spawn(wait)
-    assert ask("/rendered")[0] == 200
+    assert fetch("/rendered")[0] == 200
     over = True
     waiting.join()
-    assert len(waits) > 50  # of about 300 turns; with none of them it would be one
+    assert len(waits) > 50  # of about 300 time slices; without yielding it would be one

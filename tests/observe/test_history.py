@@ -1,4 +1,4 @@
-"""Rates and lag, second by second: pure, so time is told and nothing waits."""
+"""Rates and lag, second by second; the tests pass the time and do not wait."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ NEWS: Key = ("main", "news")
 ALPHA: Key = ("alpha", "iex")
 
 
-def after(
+def add_second(
     history: History, now: float, received: dict[Key, int], delivered: dict[Key, int] | None = None, **lags: Lags
 ) -> None:
-    """A second that is over at `now`."""
+    """Add the second that ends at `now`."""
     by_key = {("main", feed): lag for feed, lag in lags.items()}
     history.add(now, received=received, delivered=delivered or {}, lags=by_key, delay=0.0)
 
 
 @given(st.lists(st.floats(-10, 1e4), min_size=1, max_size=200).map(sorted), st.floats(0.001, 1))
-def test_a_quantile_is_a_value_that_the_share_does_not_exceed(values: list[float], share: float) -> None:
+def test_a_quantile_is_the_smallest_value_with_the_share_at_or_below_it(values: list[float], share: float) -> None:
     found = quantile(values, share)
     assert found in values
     assert sum(value <= found for value in values) >= share * len(values) - 1e-9
     assert sum(value < found for value in values) < share * len(values)
 
 
-def test_of_nothing_there_is_no_quantile() -> None:
+def test_without_samples_there_is_no_quantile() -> None:
     assert quantile([], 0.5) is None
     assert Lags().turn() == (None, None)
 
@@ -72,7 +72,7 @@ def test_the_histogram_is_cumulative_and_counts_every_sample(samples: list[float
     assert state.sum == pytest.approx(sum(max(sample, 0) for sample in samples))
 
 
-def test_samples_are_bounded_even_if_no_second_ever_ends() -> None:
+def test_samples_of_one_second_are_bounded() -> None:
     lags = Lags()
     for number in range(10 * MAX_SAMPLES):
         lags.add(number)
@@ -83,65 +83,65 @@ def test_samples_are_bounded_even_if_no_second_ever_ends() -> None:
     assert lags.state().samples[-1][1] == 10 * MAX_SAMPLES
 
 
-def test_rates_of_each_second_and_over_the_last_few() -> None:
+def test_rates_of_each_second_and_of_the_last_seconds() -> None:
     history = History(100.0)
-    after(history, 101.0, {IEX: 10})
-    after(history, 102.0, {IEX: 40})
-    after(history, 104.0, {IEX: 100})  # late: two seconds in one
+    add_second(history, 101.0, {IEX: 10})
+    add_second(history, 102.0, {IEX: 40})
+    add_second(history, 104.0, {IEX: 100})  # late: two seconds in one
     assert [second.feeds[IEX].received for second in history.seconds] == [10, 30, 30]
     assert history.received == {IEX: 25}
     for now in range(105, 105 + RATE_SECONDS):
-        after(history, now, {IEX: 100})
+        add_second(history, now, {IEX: 100})
     assert history.received == {IEX: 0}
 
 
-def test_a_feed_that_appears_began_at_nothing_and_one_that_begins_anew_too() -> None:
+def test_new_and_restarted_counters_start_at_zero() -> None:
     history = History(0.0)
-    after(history, 1.0, {IEX: 100})
-    after(history, 2.0, {IEX: 150, NEWS: 4})
+    add_second(history, 1.0, {IEX: 100})
+    add_second(history, 2.0, {IEX: 150, NEWS: 4})
     assert history.seconds[-1].feeds[NEWS].received == 4
-    after(history, 3.0, {IEX: 30, NEWS: 4})  # reconfigured: a new router counts from 0
+    add_second(history, 3.0, {IEX: 30, NEWS: 4})  # reconfigured: a new router counts from 0
     assert history.seconds[-1].feeds[IEX].received == 30
     assert min(history.received.values()) >= 0
-    after(history, 4.0, {IEX: 30})  # its account is gone
+    add_second(history, 4.0, {IEX: 30})  # its account is gone
     assert NEWS not in history.seconds[-1].feeds
     assert columns(history.seconds, NEWS)[0] == [0, 4, 0, 0]
 
 
-def test_delivered_is_told_by_client_and_in_all() -> None:
+def test_delivered_by_client_and_in_total() -> None:
     history = History(0.0)
-    after(history, 1.0, {}, {ALPHA: 10, ("beta", "iex"): 20})
-    after(history, 2.0, {}, {ALPHA: 10, ("beta", "iex"): 50})
+    add_second(history, 1.0, {}, {ALPHA: 10, ("beta", "iex"): 20})
+    add_second(history, 2.0, {}, {ALPHA: 10, ("beta", "iex"): 50})
     assert [second.delivered for second in history.seconds] == [30, 30]
     assert history.delivered == {ALPHA: 5, ("beta", "iex"): 25}
 
 
-def test_lag_stands_beside_the_rate_of_its_second() -> None:
+def test_lag_belongs_to_the_same_second_as_the_rate() -> None:
     history, lags = History(0.0), Lags()
     lags.add(0.25)
-    after(history, 1.0, {IEX: 1}, iex=lags)
-    after(history, 2.0, {IEX: 2}, iex=lags)
+    add_second(history, 1.0, {IEX: 1}, iex=lags)
+    add_second(history, 2.0, {IEX: 2}, iex=lags)
     assert columns(history.seconds, IEX) == ([1, 1], [0.25, None], [0.25, None])
 
 
-def test_it_keeps_so_many_seconds_and_numbers_them_on() -> None:
+def test_history_is_bounded_and_numbers_continue() -> None:
     history = History(0.0)
     for now in range(1, 2 * SECONDS + 1):
-        after(history, float(now), {IEX: now})
+        add_second(history, float(now), {IEX: now})
     numbers = [second.number for second in history.seconds]
     assert numbers == [*range(SECONDS + 1, 2 * SECONDS + 1)]
 
 
-def test_what_was_handed_out_does_not_change() -> None:
+def test_returned_values_do_not_change() -> None:
     history = History(0.0)
-    after(history, 1.0, {IEX: 1})
+    add_second(history, 1.0, {IEX: 1})
     seconds, received = tuple(history.seconds), history.received
-    after(history, 2.0, {IEX: 5})
+    add_second(history, 2.0, {IEX: 5})
     assert [second.number for second in seconds] == [1]
     assert received == {IEX: 1}
 
 
-def test_a_clock_that_stands_still_divides_nothing_by_nothing() -> None:
+def test_a_span_of_zero_gives_no_division_by_zero() -> None:
     history = History(1.0)
-    after(history, 1.0, {IEX: 0})
+    add_second(history, 1.0, {IEX: 0})
     assert history.received == {IEX: 0}

@@ -1,4 +1,4 @@
-"""Logs: one event a line, for people or for machines; what repeats itself is folded; nothing steers a terminal."""
+"""Logs: one event a line as text or JSON, the repeat filter, and values that cannot control a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from proxy.config.secret import Secret
 from proxy.observe import logs
-from proxy.observe.logs import FOLD_SECONDS, REPEATS, Log, RepeatFilter
+from proxy.observe.logs import MAX_KINDS, REPEAT_SECONDS, Log, RepeatFilter
 from tests.harness import wait_for
 
 Events = Callable[[], list[dict[str, Any]]]
@@ -26,8 +26,8 @@ Events = Callable[[], list[dict[str, Any]]]
 
 @pytest.fixture
 def out(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """Where the log goes; counts come quickly."""
-    monkeypatch.setattr(logs, "FOLD_SECONDS", 0.05)
+    """The stream of the log; counts of repeats are written after 50 ms."""
+    monkeypatch.setattr(logs, "REPEAT_SECONDS", 0.05)
     stream = io.StringIO()
     logs.set_up("json", "debug", stream)
     yield stream
@@ -69,7 +69,7 @@ def test_json_is_one_object_a_line(events: Events) -> None:
     }
 
 
-def test_a_line_for_people(out: io.StringIO) -> None:
+def test_text_is_one_event_a_line(out: io.StringIO) -> None:
     logs.set_up("human", "info", out)
     log = Log("session", feed="iex")
     log.info("closed", client="momentum", reason="client went away", delivered=12, wait=0.25)
@@ -81,7 +81,7 @@ def test_a_line_for_people(out: io.StringIO) -> None:
     assert re.fullmatch(r"\d\d:\d\d:\d\d warning session.refused feed=iex code=402", second)
 
 
-def test_colours_are_for_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colours_only_on_a_terminal_without_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -99,20 +99,20 @@ def test_colours_are_for_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     logs.set_up("json", "info", io.StringIO())
 
 
-def test_auto_is_json_where_nobody_looks(out: io.StringIO) -> None:
+def test_auto_is_json_without_a_terminal(out: io.StringIO) -> None:
     logs.set_up("auto", "info", out)
     Log("proxy").info("started")
     assert json.loads(out.getvalue())["event"] == "proxy.started"
 
 
 @given(st.text())
-def test_a_value_is_one_word_that_steers_nothing(text: str) -> None:
+def test_a_value_is_one_printable_word(text: str) -> None:
     word = logs._word(text)
     assert word.isprintable()
     assert word == text or json.loads(word) == text
 
 
-def test_the_level_is_the_least_that_is_written(out: io.StringIO) -> None:
+def test_events_below_the_level_are_not_written(out: io.StringIO) -> None:
     logs.set_up("json", "warning", out)
     log = Log("proxy")
     log.debug("a")
@@ -122,7 +122,7 @@ def test_the_level_is_the_least_that_is_written(out: io.StringIO) -> None:
     assert [json.loads(line)["event"] for line in out.getvalue().splitlines()] == ["proxy.c", "proxy.d"]
 
 
-def test_an_error_brings_its_traceback(events: Events) -> None:
+def test_an_error_has_its_traceback(events: Events) -> None:
     try:
         raise ZeroDivisionError
     except ZeroDivisionError:
@@ -131,22 +131,22 @@ def test_an_error_brings_its_traceback(events: Events) -> None:
     assert event["traceback"].endswith("ZeroDivisionError")
 
 
-def test_a_secret_that_strays_into_a_field_is_not_shown(out: io.StringIO) -> None:
+def test_a_secret_in_a_field_is_not_shown(out: io.StringIO) -> None:
     Log("a").info("b", secret=Secret("canary"))
     logs.set_up("human", "info", out)
     Log("a").info("b", secret=Secret("canary"))
     assert "canary" not in out.getvalue()
 
 
-def test_a_closed_stream_takes_nobody_along(out: io.StringIO) -> None:
+def test_logging_to_a_closed_stream_raises_nothing(out: io.StringIO) -> None:
     log = Log("a")
     log.info("b")
     out.close()
     log.info("c")
 
 
-def test_setting_up_again_leaves_other_listeners_alone(out: io.StringIO) -> None:
-    """The status page listens too."""
+def test_setting_up_again_keeps_other_handlers(out: io.StringIO) -> None:
+    """RecentEvents is such a handler."""
     other = logging.NullHandler()
     logger = logging.getLogger("proxy")
     logger.addHandler(other)
@@ -160,10 +160,10 @@ def test_setting_up_again_leaves_other_listeners_alone(out: io.StringIO) -> None
     logger.removeHandler(other)
 
 
-# Folding
+# Repeats
 
 
-def test_the_first_at_once_then_a_count(events: Events) -> None:
+def test_the_first_event_is_written_at_once_and_its_repeats_as_a_count(events: Events) -> None:
     log = Log("upstream", feed="iex")
     for attempt in range(5):
         log.warning("failed", reason="refused", retry_in=float(attempt))
@@ -172,25 +172,25 @@ def test_the_first_at_once_then_a_count(events: Events) -> None:
     first, counted = events()
     assert "repeated" not in first
     assert counted["repeated"] == 4
-    assert counted["retry_in"] == 4  # those of the last one
+    assert counted["retry_in"] == 4  # of the last event
     assert {**counted, "time": 0, "retry_in": 0} == {**first, "time": 0, "repeated": 4}
 
 
-def test_a_storm_is_a_line_now_and_then(events: Events) -> None:
-    """However long it lasts, and every one of its events is counted."""
+def test_many_repeats_give_few_lines(events: Events) -> None:
+    """Few lines are written, and every event is written or counted."""
     log = Log("session")
     sent = 0
     while len(events()) < 4:
         log.info("refused", code=402, address=f"10.0.0.1:{sent}")
         sent += 1
         gevent.sleep(0.001)
-    logs.set_up("json", "info", io.StringIO())  # which tells the rest
-    told = events()
-    assert len(told) <= 5
-    assert len(told) + sum(event.get("repeated", 0) - ("repeated" in event) for event in told) == sent
+    logs.set_up("json", "info", io.StringIO())  # closes the old output, which writes the remaining counts
+    written = events()
+    assert len(written) <= 5
+    assert len(written) + sum(event.get("repeated", 0) - ("repeated" in event) for event in written) == sent
 
 
-def test_what_was_counted_is_told_at_the_end(events: Events) -> None:
+def test_counts_are_written_on_close(events: Events) -> None:
     Log("a").info("b")
     Log("a").info("b")
     logs.set_up("json", "info", io.StringIO())
@@ -208,83 +208,83 @@ def test_what_was_counted_is_told_at_the_end(events: Events) -> None:
     ],
     ids=["field", "event", "one more field", "level", "one field less"],
 )
-def test_what_is_different_is_written(other: logging.LogRecord) -> None:
-    folds = RepeatFilter(Clock())
-    assert folds.take(record(reason="refused"))
-    assert folds.take(other)
-    assert not folds.take(record(reason="refused", wait=2.0))
+def test_different_events_are_written(other: logging.LogRecord) -> None:
+    repeats = RepeatFilter(Clock())
+    assert repeats.take(record(reason="refused"))
+    assert repeats.take(other)
+    assert not repeats.take(record(reason="refused", wait=2.0))
 
 
-def test_the_port_of_an_address_makes_no_difference_its_host_does() -> None:
-    folds = RepeatFilter(Clock())
-    assert folds.take(record(address="10.0.0.1:5000"))
-    assert not folds.take(record(address="10.0.0.1:5001"))
-    assert folds.take(record(address="10.0.0.2:5000"))
-    assert folds.take(record(address="::1:5000"))
-    assert not folds.take(record(address="::1:5001"))
+def test_similarity_ignores_the_port_of_an_address_but_not_its_host() -> None:
+    repeats = RepeatFilter(Clock())
+    assert repeats.take(record(address="10.0.0.1:5000"))
+    assert not repeats.take(record(address="10.0.0.1:5001"))
+    assert repeats.take(record(address="10.0.0.2:5000"))
+    assert repeats.take(record(address="::1:5000"))
+    assert not repeats.take(record(address="::1:5001"))
 
 
-def test_two_bugs_are_two_events() -> None:
-    """A bug is the same if it happened at the same place."""
+def test_internal_errors_at_different_lines_are_different() -> None:
+    """Two internal errors are similar if their tracebacks have the same lines."""
 
-    def bug(text: str) -> logging.LogRecord:
-        found = record("gateway.internal_error")
+    def at_one_line(text: str) -> logging.LogRecord:
+        error = record("gateway.internal_error")
         try:
             int(text) if text else text[0]
         except (ValueError, IndexError):
-            found.exc_info = sys.exc_info()
-        return found
+            error.exc_info = sys.exc_info()
+        return error
 
-    def another() -> logging.LogRecord:
-        found = record("gateway.internal_error")
+    def at_another_line() -> logging.LogRecord:
+        error = record("gateway.internal_error")
         try:
             int("")
         except ValueError:
-            found.exc_info = sys.exc_info()
-        return found
+            error.exc_info = sys.exc_info()
+        return error
 
-    folds = RepeatFilter(Clock())
-    assert folds.take(bug("one"))
-    assert not folds.take(bug("two"))
-    assert folds.take(another())
+    repeats = RepeatFilter(Clock())
+    assert repeats.take(at_one_line("one"))
+    assert not repeats.take(at_one_line("two"))
+    assert repeats.take(at_another_line())
 
 
-def test_after_a_quiet_while_an_event_is_news_again() -> None:
+def test_an_event_is_written_again_after_fold_seconds() -> None:
     clock = Clock()
-    folds = RepeatFilter(clock)
-    assert folds.take(record())
-    clock.now += FOLD_SECONDS
-    assert folds.due() == []
-    assert folds.take(record())
+    repeats = RepeatFilter(clock)
+    assert repeats.take(record())
+    clock.now += REPEAT_SECONDS
+    assert repeats.due() == []
+    assert repeats.take(record())
 
 
 @given(st.lists(st.one_of(st.sampled_from("abc"), st.floats(0, 3)), max_size=200))
 def test_every_event_is_written_or_counted(steps: list[str | float]) -> None:
-    """Whatever happens when; and what is due is told in time."""
+    """In any order of events, pauses and calls of `due`."""
     clock = Clock()
-    folds = RepeatFilter(clock)
-    happened = written = counted = 0
+    repeats = RepeatFilter(clock)
+    events = written = counted = 0
     for step in steps:
         if isinstance(step, float):
             clock.now += step
-            counted += sum(told.fields["repeated"] for told in folds.due())  # type: ignore[attr-defined]
+            counted += sum(repeat.fields["repeated"] for repeat in repeats.due())  # type: ignore[attr-defined]
         else:
-            happened += 1
-            written += folds.take(record(step))
-    counted += sum(told.fields["repeated"] for told in folds.due(all=True))  # type: ignore[attr-defined]
-    assert written + counted == happened
+            events += 1
+            written += repeats.take(record(step))
+    counted += sum(repeat.fields["repeated"] for repeat in repeats.due(all=True))  # type: ignore[attr-defined]
+    assert written + counted == events
 
 
-def test_what_is_kept_is_bounded() -> None:
-    folds = RepeatFilter(Clock())
-    for number in range(REPEATS + 50):
-        assert folds.take(record(client=f"c{number}"))
-    assert len(folds) == REPEATS
-    assert folds.take(record(client=f"c{REPEATS + 1}"))
+def test_the_filter_is_bounded() -> None:
+    repeats = RepeatFilter(Clock())
+    for number in range(MAX_KINDS + 50):
+        assert repeats.take(record(client=f"c{number}"))
+    assert len(repeats) == MAX_KINDS
+    assert repeats.take(record(client=f"c{MAX_KINDS + 1}"))
 
 
-def test_a_full_pipe_loses_events_and_says_how_many() -> None:
-    """Whoever reads the log stops for a while: nothing waits for it, and half a line ends before the next begins."""
+def test_events_lost_to_a_full_pipe_are_counted() -> None:
+    """Logging does not block while the reader stands still, and a partial line ends before the next one begins."""
     reader, writer = os.pipe()
     with os.fdopen(writer, "w") as stream, os.fdopen(reader, "rb", buffering=0) as pipe:
         os.set_blocking(reader, False)
@@ -293,9 +293,9 @@ def test_a_full_pipe_loses_events_and_says_how_many() -> None:
             Log("session", number=number).info("closed", reason="x" * 2500)
         backlog = b"".join(iter(lambda: pipe.read(1 << 16), None))
         Log("session").info("authenticated")
-        said = b"".join(iter(lambda: pipe.read(1 << 16), None))
+        output = b"".join(iter(lambda: pipe.read(1 << 16), None))
         logs.set_up("json", "info", io.StringIO())
-    whole = [line for line in backlog.splitlines() if line.endswith(b"}")]
-    lost, after = [json.loads(line) for line in said.splitlines() if line]
-    assert (lost["event"], lost["events"]) == ("log.lost", 500 - len(whole))
+    complete = [line for line in backlog.splitlines() if line.endswith(b"}")]
+    lost, after = [json.loads(line) for line in output.splitlines() if line]
+    assert (lost["event"], lost["events"]) == ("log.lost", 500 - len(complete))
     assert after["event"] == "session.authenticated"

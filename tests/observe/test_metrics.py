@@ -1,4 +1,4 @@
-"""The metrics as Prometheus reads them, and that the dashboard and the alert rules ask for what there is."""
+"""The metrics as Prometheus reads them; the dashboard and the alert rules use only existing metrics."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def exposition(of: Snapshot) -> str:
 def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     found = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     by_name = {(sample.name, frozenset(sample.labels.items())): sample.value for sample in found}
-    assert len(by_name) == len(found)  # no series twice
+    assert len(by_name) == len(found)  # no duplicate series
     return by_name
 
 
@@ -46,7 +46,7 @@ def value(text: str, name: str, **labels: str) -> float:
     return samples(text)[f"alpaca_proxy_{name}", frozenset(labels.items())]
 
 
-def test_what_a_snapshot_says() -> None:
+def test_values_of_a_snapshot() -> None:
     text = exposition(snapshot())
     iex, crypto = {"feed": "iex"}, {"feed": "crypto"}
     assert value(text, "ready") == 0
@@ -61,26 +61,26 @@ def test_what_a_snapshot_says() -> None:
     assert value(text, "client_lost_messages_total", client="beta", feed="iex", reason="slow") == 5
 
 
-def test_a_loss_is_counted_from_nothing_on() -> None:
-    """A series that appeared with its first loss would hide that one from `increase`."""
+def test_loss_series_exist_before_the_first_loss() -> None:
+    """If a series appeared with its first loss, `increase` would miss that loss."""
     text = exposition(snapshot())
     for reason in metrics.REASONS:
         assert value(text, "client_lost_messages_total", client="alpha", feed="iex", reason=reason) == 0
 
 
-def test_what_never_was_has_no_time() -> None:
+def test_a_feed_without_messages_has_no_last_message_time() -> None:
     assert 'last_message_timestamp_seconds{feed="crypto"}' not in exposition(snapshot())
 
 
-def test_the_same_feed_of_several_accounts() -> None:
-    """They are told apart, whichever of them anybody has asked for so far."""
+def test_the_same_feed_of_two_accounts() -> None:
+    """Several configured accounts have the label `account`, even before each has a feed."""
     text = exposition(snapshot(accounts=2, feeds=(feed(), feed(account="spare", received=7))))
     assert value(text, "feed_messages_total", account="main", feed="iex") == 100
     assert value(text, "feed_messages_total", account="spare", feed="iex") == 7
     assert value(text, "feed_wanted_topics", account="spare", feed="iex", channel="trades") == 2
 
 
-def test_the_histogram_of_lag() -> None:
+def test_lag_histogram() -> None:
     text = exposition(snapshot())
     labels = {"feed": "iex"}
     assert value(text, "feed_lag_seconds_bucket", le="0.0025", **labels) == 0
@@ -99,27 +99,27 @@ class Registry(Collector):
 
 
 @given(st.dictionaries(st.tuples(st.text(min_size=1), st.text(min_size=1)), st.integers(0, 1 << 62), max_size=120))
-def test_it_is_written_as_the_library_writes_it(delivered: dict[tuple[str, str], int]) -> None:
-    """In pieces here, in one step there: names, labels with whatever text in them, and numbers are the same."""
+def test_the_text_format_equals_that_of_the_client_library(delivered: dict[tuple[str, str], int]) -> None:
+    """Names, labels with arbitrary text, and numbers equal those of `generate_latest`."""
     families = list(metrics.families(snapshot(sessions=(), totals={of: Totals(1, n) for of, n in delivered.items()})))
     ours = b"".join(metrics.written(families)).decode()
     lines = generate_latest(Registry(families)).decode().split("\n")
     heads = dict.fromkeys(line for line in lines if line.startswith("# "))
     assert [line for line in ours.split("\n") if line.startswith("# ")] == list(heads)
-    # The library heads each part of a family that comes in parts.
+    # The library repeats the head for each part of a family.
     theirs = "\n".join([*heads, *(line for line in lines if line not in heads)])
     assert samples(ours) == samples(theirs)
 
 
-def test_a_thousand_clients_come_in_small_pieces() -> None:
+def test_a_thousand_clients_are_rendered_in_small_pieces() -> None:
     totals = {(f"client-{number}", "iex"): Totals(1, number) for number in range(1000)}
     pieces = list(metrics.render(snapshot(sessions=(), totals=totals)))
     assert max(map(len, pieces)) < 16_000
     assert value(b"".join(pieces).decode(), "client_messages_total", client="client-999", feed="iex") == 999
 
 
-def test_names_follow_the_conventions() -> None:
-    """Prometheus' own lint where there is promtool; here what it and the naming guide demand of every metric."""
+def test_names_follow_prometheus_conventions() -> None:
+    """The rules of promtool's lint and of Prometheus' naming guide; promtool itself if it is installed."""
     text = exposition(snapshot())
     for family in text_string_to_metric_families(text):
         if not family.name.startswith(metrics.PREFIX):
@@ -138,7 +138,7 @@ def test_names_follow_the_conventions() -> None:
         assert (lint.stdout + lint.stderr, lint.returncode) == ("", 0)
 
 
-def test_the_process_is_described() -> None:
+def test_process_metrics_are_included() -> None:
     names = {name for name, _ in samples(exposition(snapshot()))}
     assert {"process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"} <= names
 
@@ -157,27 +157,26 @@ def alert_expressions() -> list[str]:
 
 
 @pytest.mark.parametrize("expression", [*dashboard_expressions(), *alert_expressions()])
-def test_an_expression_asks_for_what_there_is(expression: str) -> None:
-    """Each name in it is a metric of ours, each label one that this metric has. tests/web has Prometheus itself answer
-    it."""
+def test_expressions_use_existing_metrics_and_labels(expression: str) -> None:
+    """Each name is an existing metric and each label one of its labels. web/test_prometheus.py evaluates it as well."""
     known: dict[str, set[str]] = {"up": set()}
     for name, labels in samples(exposition(snapshot(accounts=2))):
         known.setdefault(name, set()).update(label for label, _ in labels)
-    asked = re.findall(r"\b([a-z_]{2,})\b(?:\{([^}]*)\})?", re.sub(r'"[^"]*"|\$\w+', '""', without_groups(expression)))
-    found = [(name, labels) for name, labels in asked if name not in FUNCTIONS | WORDS | {"inf"}]
+    used = re.findall(r"\b([a-z_]{2,})\b(?:\{([^}]*)\})?", re.sub(r'"[^"]*"|\$\w+', '""', without_groups(expression)))
+    found = [(name, labels) for name, labels in used if name not in FUNCTIONS | WORDS | {"inf"}]
     assert [name for name, _ in found if name not in known and not name.endswith("_ratio_")] == []
     for name, labels in found:
         assert set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", labels)) <= known[name] | TARGET_LABELS
-    every = set().union(*known.values()) | TARGET_LABELS
+    all_labels = set().union(*known.values()) | TARGET_LABELS
     for group in re.findall(r"\b(?:by|on)\s*\(([^)]*)\)", expression):
-        assert {label.strip() for label in group.split(",")} <= every
+        assert {label.strip() for label in group.split(",")} <= all_labels
 
 
 def without_groups(expression: str) -> str:
     return re.sub(r"\b(by|on)\s*\([^)]*\)", "", expression)
 
 
-def test_every_metric_of_ours_is_on_the_dashboard() -> None:
+def test_the_dashboard_shows_every_metric_but_these() -> None:
     text = " ".join(dashboard_expressions())
     names = {name for name, _ in samples(exposition(snapshot())) if name.startswith(metrics.PREFIX)}
     unseen = {name for name in names if name not in text} - {"alpaca_proxy_feed_lag_seconds_sum"}
@@ -189,7 +188,7 @@ def test_every_metric_of_ours_is_on_the_dashboard() -> None:
     }
 
 
-def test_the_dashboard_has_no_gap_and_no_overlap() -> None:
+def test_the_panels_of_the_dashboard_have_no_gap_and_no_overlap() -> None:
     dashboard = json.loads(DASHBOARD.read_text("utf-8"))
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
     places = [panel["gridPos"] for panel in dashboard["panels"]]
@@ -199,7 +198,7 @@ def test_the_dashboard_has_no_gap_and_no_overlap() -> None:
     assert len(cells) == len(set(cells)) == 24 * (1 + max(y for _, y in cells))
 
 
-def test_every_alert_says_what_happened_and_what_to_do() -> None:
+def test_every_alert_has_a_severity_a_summary_and_a_description() -> None:
     [group] = yaml.safe_load(ALERTS.read_text("utf-8"))["groups"]
     for rule in group["rules"]:
         assert rule["alert"].startswith("AlpacaProxy")

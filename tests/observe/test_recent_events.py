@@ -1,4 +1,4 @@
-"""The newest events, as the status page shows them."""
+"""The newest log events for the status page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from proxy.observe import logs
 from proxy.observe import recent_events as events
-from proxy.observe.logs import FOLD_SECONDS, Log
+from proxy.observe.logs import REPEAT_SECONDS, Log
 from proxy.observe.recent_events import RecentEvents
 
 
@@ -47,7 +47,7 @@ def names(recent: RecentEvents) -> list[str]:
     return [event.name for event in recent.events()]
 
 
-def test_events_with_their_fields_oldest_first(recent: RecentEvents) -> None:
+def test_events_have_their_fields_and_come_oldest_first(recent: RecentEvents) -> None:
     log = Log("upstream", feed="iex")
     log.info("live", topics=3)
     log.warning("lost", reason="closed", retry_in=1.25)
@@ -59,30 +59,30 @@ def test_events_with_their_fields_oldest_first(recent: RecentEvents) -> None:
 
 
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
-def test_the_level_of_the_log_is_the_logs_own(recent: RecentEvents, level: str) -> None:
+def test_events_do_not_depend_on_the_level_of_the_log(recent: RecentEvents, level: str) -> None:
     out = io.StringIO()
     logs.set_up("json", level, out)
     log = Log("part")
-    log.debug("whisper")
-    log.info("said")
-    log.error("shouted")
-    assert names(recent) == ["part.said", "part.shouted"]
-    written = [line for line in ("whisper", "said", "shouted") if line in out.getvalue()]
-    assert written == {"debug": ["whisper", "said", "shouted"], "info": ["said", "shouted"]}.get(level, ["shouted"])
+    log.debug("first")
+    log.info("second")
+    log.error("third")
+    assert names(recent) == ["part.second", "part.third"]
+    written = [event for event in ("first", "second", "third") if event in out.getvalue()]
+    assert written == {"debug": ["first", "second", "third"], "info": ["second", "third"]}.get(level, ["third"])
 
 
-def test_a_storm_leaves_the_others_in_sight(recent: RecentEvents, clock: Clock) -> None:
+def test_repeats_do_not_displace_other_events(recent: RecentEvents, clock: Clock) -> None:
     log = Log("session")
     log.info("rare")
     for _ in range(1000):
         log.info("refused", code=402)
     assert names(recent) == ["session.rare", "session.refused"]
-    clock.now += FOLD_SECONDS
+    clock.now += REPEAT_SECONDS
     assert names(recent) == ["session.rare", "session.refused", "session.refused"]
     assert recent.events()[-1].fields == {"code": "402", "repeated": "999"}
 
 
-def test_it_is_bounded(recent: RecentEvents) -> None:
+def test_events_and_fields_are_bounded(recent: RecentEvents) -> None:
     log = Log("session")
     for number in range(3 * events.KEPT):
         log.info("closed", reason=f"{number} " + "x" * 5000)

@@ -1,4 +1,4 @@
-"""Who may see what, against a model so simple that it must be right; and who is who."""
+"""Allowlists against a simple model, and the authentication of clients."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.routing import allowlists as access
-from proxy.routing.allowlists import Allowlist, Client, Directory, WhenSlow, digest
+from proxy.routing import allowlists
+from proxy.routing.allowlists import Allowlist, Client, Directory, SymbolPatterns, WhenSlow, digest
 
 FEEDS = st.sampled_from(["iex", "crypto", "trading"])
 CHANNELS = st.sampled_from(["trades", "quotes", "corrections", "cancelErrors", "something", "*"])
@@ -22,7 +22,7 @@ RULES = st.dictionaries(FEEDS, st.dictionaries(LISTED, st.lists(ENTRIES, max_siz
 Rules = dict[str, dict[str, list[str]]]
 
 
-def plainly_permitted(rules: Rules, feed: str, channel: str, symbol: str) -> bool:
+def permitted_by_model(rules: Rules, feed: str, channel: str, symbol: str) -> bool:
     if channel in ("corrections", "cancelErrors"):
         channel = "trades"
     entries = [*rules.get(feed, {}).get(channel, []), *rules.get(feed, {}).get("*", [])]
@@ -32,27 +32,29 @@ def plainly_permitted(rules: Rules, feed: str, channel: str, symbol: str) -> boo
 
 
 def client(name: str = "momentum", key: str = "momentum", secret: str = "hunter2", **more: object) -> Client:
-    given = {"accounts": {"default": "paper"}, "allow": Allowlist({}), **more}
-    return Client(name=name, key=key, digest=digest(secret), **given)  # type: ignore[arg-type]
+    settings = {"accounts": {"default": "paper"}, "allow": Allowlist({}), **more}
+    return Client(name=name, key=key, digest=digest(secret), **settings)  # type: ignore[arg-type]
 
 
 @given(RULES, FEEDS, CHANNELS, SYMBOLS)
-def test_permits_is_what_the_rules_plainly_say(rules: Rules, feed: str, channel: str, symbol: str) -> None:
+def test_permits_and_explain_agree_with_the_model(rules: Rules, feed: str, channel: str, symbol: str) -> None:
     allow = Allowlist(rules)
-    permitted = plainly_permitted(rules, feed, channel, symbol)
+    permitted = permitted_by_model(rules, feed, channel, symbol)
     assert allow.permits(feed, channel, symbol) == permitted
     entry = allow.explain(feed, channel, symbol)
     assert (entry is not None) == permitted
-    assert entry is None or plainly_permitted({feed: {"*": [entry]}}, feed, channel, symbol)
+    assert entry is None or permitted_by_model({feed: {"*": [entry]}}, feed, channel, symbol)
 
 
 @given(RULES, FEEDS, st.lists(st.tuples(CHANNELS, SYMBOLS)))
-def test_refused_are_those_that_are_not_permitted(rules: Rules, feed: str, topics: list[tuple[str, str]]) -> None:
-    refused = [topic for topic in topics if not plainly_permitted(rules, feed, *topic)]
+def test_refused_returns_the_topics_that_are_not_permitted(
+    rules: Rules, feed: str, topics: list[tuple[str, str]]
+) -> None:
+    refused = [topic for topic in topics if not permitted_by_model(rules, feed, *topic)]
     assert Allowlist(rules).refused(feed, topics) == refused
 
 
-def test_what_is_not_listed_is_denied() -> None:
+def test_topics_that_are_not_listed_are_denied() -> None:
     allow = Allowlist({"iex": {"trades": ["AAPL"]}, "sip": {}})
     assert not Allowlist({}).permits("iex", "trades", "AAPL")
     assert not allow.permits("iex", "quotes", "AAPL")
@@ -71,7 +73,7 @@ def test_a_prefix_never_permits_the_wildcard() -> None:
     assert not allow.permits("iex", "trades", "*")
 
 
-def test_the_wildcard_permits_all_and_itself() -> None:
+def test_the_wildcard_permits_all_symbols_and_itself() -> None:
     allow = Allowlist({"iex": {"bars": ["*"]}})
     assert allow.permits("iex", "bars", "*")
     assert allow.permits("iex", "bars", "AAPL")
@@ -79,10 +81,10 @@ def test_the_wildcard_permits_all_and_itself() -> None:
     assert not allow.permits("iex", "novelties", "AAPL")
 
 
-def test_the_channel_wildcard_covers_channels_that_nobody_knows() -> None:
+def test_the_channel_wildcard_covers_unknown_channels() -> None:
     allow = Allowlist({"iex": {"*": ["AAPL"], "quotes": ["MSFT"]}})
-    assert allow.accepts_unknown("iex")
-    assert not allow.accepts_unknown("sip")
+    assert allow.accepts_unknown("iex") == SymbolPatterns(["AAPL"])
+    assert allow.accepts_unknown("sip") is None
     assert allow.permits("iex", "novelties", "AAPL")
     assert allow.permits("iex", "quotes", "AAPL")
     assert allow.permits("iex", "corrections", "AAPL")
@@ -96,14 +98,14 @@ def test_corrections_and_cancel_errors_follow_the_trades() -> None:
         assert not allow.permits("iex", channel, "MSFT")
 
 
-def test_locations_of_crypto_are_feeds_of_their_own() -> None:
+def test_each_crypto_location_is_a_feed_of_its_own() -> None:
     allow = Allowlist({"crypto-us-1": {"*": ["*"]}})
     assert allow.names("crypto-us-1")
     assert not allow.names("crypto")
     assert not allow.permits("crypto", "trades", "BTC/USD")
 
 
-def test_the_entry_that_permits_is_the_most_exact_one() -> None:
+def test_explain_returns_the_most_exact_entry() -> None:
     allow = Allowlist({"iex": {"trades": ["*", "A*", "AAPL", "AA*"], "*": ["MSFT"]}})
     assert allow.explain("iex", "trades", "AAPL") == "AAPL"
     assert allow.explain("iex", "cancelErrors", "AAP") == "AA*"
@@ -115,7 +117,7 @@ def test_the_entry_that_permits_is_the_most_exact_one() -> None:
     assert allow.granted_by("iex", "cancelErrors", "AAPL") == ("trades", "AAPL")
 
 
-def test_allowlists_are_equal_by_what_they_list() -> None:
+def test_allowlists_with_the_same_entries_are_equal() -> None:
     assert Allowlist({"iex": {"trades": ["A", "B"]}}) == Allowlist({"iex": {"trades": ("B", "A", "A")}})
     assert Allowlist({"iex": {"trades": ["A"]}}) != Allowlist({"iex": {"trades": ["A", "B"]}})
     assert Allowlist({"iex": {}}) != Allowlist({})
@@ -123,7 +125,7 @@ def test_allowlists_are_equal_by_what_they_list() -> None:
     assert hash(Allowlist({"iex": {"trades": ["A"]}})) == hash(Allowlist({"iex": {"trades": ["A"]}}))
 
 
-def test_an_allowlist_shows_its_feeds_and_entries() -> None:
+def test_feeds_entries_and_repr_of_an_allowlist() -> None:
     allow = Allowlist({"iex": {"trades": ["B", "A", "B"]}, "crypto": {"*": ["*"]}})
     assert allow.feeds() == ("iex", "crypto")
     assert allow.entries("iex") == {"trades": ("B", "A")}
@@ -132,7 +134,7 @@ def test_an_allowlist_shows_its_feeds_and_entries() -> None:
     assert repr(Allowlist({})) == "Allowlist(nothing)"
 
 
-def test_a_client_proves_itself_with_key_and_secret() -> None:
+def test_authentication_needs_the_key_and_its_secret() -> None:
     one, two = client("one", "k1", "s1"), client("two", "k2", "s2")
     directory = Directory([one, two])
     assert directory.authenticate("k1", "s1") is one
@@ -142,18 +144,18 @@ def test_a_client_proves_itself_with_key_and_secret() -> None:
 
 
 @given(st.text(st.characters()), st.text(st.characters()))
-def test_any_text_may_be_tried(key: str, secret: str) -> None:
-    assert Directory([client(secret="a secret that is not tried")]).authenticate(key, secret) is None
-    mine = client(key=key, secret=secret)
-    assert Directory([mine]).authenticate(key, secret) is mine
+def test_any_text_can_be_a_key_and_a_secret(key: str, secret: str) -> None:
+    assert Directory([client(secret="another secret")]).authenticate(key, secret) is None
+    configured = client(key=key, secret=secret)
+    assert Directory([configured]).authenticate(key, secret) is configured
 
 
-def test_a_huge_secret_is_only_wrong() -> None:
+def test_a_huge_secret_is_refused() -> None:
     assert Directory([client()]).authenticate("momentum", "é" * 10_000_000) is None
 
 
-@pytest.mark.parametrize("key", ["momentum", "nobody"])
-def test_an_unknown_key_takes_the_steps_of_a_wrong_secret(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("key", ["momentum", "unknown"])
+def test_an_unknown_key_takes_the_same_steps_as_a_wrong_secret(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compared, digested = [], []
 
     def compare(one: bytes, other: bytes) -> bool:
@@ -165,14 +167,14 @@ def test_an_unknown_key_takes_the_steps_of_a_wrong_secret(key: str, monkeypatch:
         return digest(secret)
 
     directory = Directory([client()])
-    monkeypatch.setattr(access, "hmac", type("hmac", (), {"compare_digest": staticmethod(compare)}))
-    monkeypatch.setattr(access, "digest", digest_of)
+    monkeypatch.setattr(allowlists, "hmac", type("hmac", (), {"compare_digest": staticmethod(compare)}))
+    monkeypatch.setattr(allowlists, "digest", digest_of)
     assert directory.authenticate(key, "wrong") is None
     assert compared == [(32, 32)]
     assert digested == ["wrong"]
 
 
-def test_a_key_belongs_to_one_client() -> None:
+def test_two_clients_cannot_have_the_same_key() -> None:
     with pytest.raises(ValueError, match="the clients one and two share the key 'k'"):
         Directory([client("one", "k"), client("two", "k")])
 
@@ -187,15 +189,15 @@ def test_a_directory_is_a_collection_of_clients() -> None:
     assert repr(directory) == "Directory(one, two)"
 
 
-def test_a_client_shows_its_key_and_never_its_digest() -> None:
-    shown = repr(client(when_slow=WhenSlow.CONFLATE))
-    assert "momentum" in shown
-    assert "digest" not in shown
-    assert digest("hunter2").hex() not in shown
-    assert str(digest("hunter2")) not in shown
+def test_the_repr_of_a_client_has_its_key_but_not_its_digest() -> None:
+    text = repr(client(when_slow=WhenSlow.CONFLATE))
+    assert "momentum" in text
+    assert "digest" not in text
+    assert digest("hunter2").hex() not in text
+    assert str(digest("hunter2")) not in text
 
 
-def test_a_client_is_a_value() -> None:
+def test_clients_are_compared_by_value_and_immutable() -> None:
     assert client() == client()
     assert client() != client(secret="other")
     assert client() != client(allow=Allowlist({"iex": {"trades": ["A"]}}))

@@ -1,4 +1,7 @@
-"""Whoever hears a pair's order book has Alpaca's own book at every step, however late it joined."""
+"""Each subscriber to an order book has the same book as Alpaca at every step.
+
+It does not matter how late it has joined.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ from proxy.alpaca.codec import JSON, MSGPACK, Codec
 from proxy.alpaca.endpoints import endpoint
 from proxy.alpaca.plain_pairs import PLAIN_PAIRS
 from proxy.alpaca.topics import NO_TOPICS, Subscription, Topic
-from proxy.routing import order_books as module
+from proxy.routing import order_books
 from proxy.routing.router import Delivery, Router
-from tests.routing.test_router import Member as Silent
+from tests.routing.test_router import Member as RouterMember
 
 PAIRS = ("BTC/USD", "ETH/USD", "SOL/USD")
 SYMBOLS = (*PAIRS, "*")
-STAMP = "2024-03-12T10:39:39.445492807Z"
+TIME = "2024-03-12T10:39:39.445492807Z"
 PRICES, SIZES = st.integers(1, 6), st.sampled_from((0, 1, 2.5))
 LEVELS = st.lists(st.tuples(PRICES, SIZES), max_size=4)
 
@@ -34,11 +37,11 @@ def topics(*symbols: str) -> Subscription:
 
 def update(pair: str, sides: Any, whole: bool) -> dict[str, Any]:
     bids, asks = ([{"p": price, "s": size} for price, size in side] for side in sides)
-    return {"T": "o", "S": pair, "t": STAMP, "b": bids, "a": asks, **({"r": True} if whole else {})}
+    return {"T": "o", "S": pair, "t": TIME, "b": bids, "a": asks, **({"r": True} if whole else {})}
 
 
-def follow(book: Sides | None, message: dict[str, Any]) -> Sides | None:
-    """The book after a message, as Alpaca documents it."""
+def apply(book: Sides | None, message: dict[str, Any]) -> Sides | None:
+    """Return the book after a message, as Alpaca documents it."""
     if message.get("r"):
         book = {}, {}
     for side, levels in zip(book or (), (message["b"], message["a"]), strict=False):
@@ -49,8 +52,8 @@ def follow(book: Sides | None, message: dict[str, Any]) -> Sides | None:
     return book
 
 
-class Member(Silent):
-    """A client, and the books that it has made of what it heard."""
+class Member(RouterMember):
+    """A client that builds order books from the messages that it receives."""
 
     def __init__(self, codec: Codec) -> None:
         super().__init__(codec)
@@ -60,45 +63,52 @@ class Member(Silent):
         for delivery in deliveries:
             if any(member is self for member in delivery.members):
                 payload = delivery.payload
-                heard = json.loads(payload) if delivery.text else msgpack.unpackb(payload)
-                assert len(heard) == delivery.messages
-                for message in heard:
+                messages = json.loads(payload) if delivery.text else msgpack.unpackb(payload)
+                assert len(messages) == delivery.messages
+                for message in messages:
                     pair = message["S"] if "/" in message["S"] else message["S"].replace("USD", "/USD")
                     assert ("/" in message["S"]) is (self.codec.base is self.codec)
-                    self.books[pair] = follow(self.books.get(pair), message)
+                    self.books[pair] = apply(self.books.get(pair), message)
+
+
+def make_router(codec: Codec = JSON) -> Router:
+    served = endpoint("crypto")
+    assert served is not None
+    return Router(served, codec)
 
 
 class LateJoiners(RuleBasedStateMachine):
     @initialize(codec=st.sampled_from((JSON, MSGPACK)))
     def begin(self, codec: Codec) -> None:
         self.codec = codec
-        known = endpoint("crypto")
-        assert known is not None
-        self.router = Router(known, codec)
+        self.router = make_router(codec)
         self.members = [Member(c) for c in (JSON, MSGPACK, *PLAIN_PAIRS.values())]
         self.held: dict[Member, Subscription] = dict.fromkeys(self.members, NO_TOPICS)
         self.alpaca: dict[str, Sides] = {pair: ({}, {}) for pair in PAIRS}
         self.acked: frozenset[Topic] = NO_TOPICS
 
-    def told(self, *messages: dict[str, Any]) -> None:
-        """Alpaca says something."""
+    def publish(self, *messages: dict[str, Any]) -> None:
+        """Alpaca sends these messages in one frame."""
         assert self.router.take(self.codec.encode(list(messages))) is None
         deliveries = self.router.flush()
         for member in self.members:
             member.receive(deliveries)
 
-    def whole(self, *pairs: str) -> None:
+    def publish_whole(self, *pairs: str) -> None:
         for pair in pairs:
-            self.told(update(pair, [side.items() for side in self.alpaca[pair]], True))
+            self.publish(update(pair, [side.items() for side in self.alpaca[pair]], True))
 
     @rule(number=st.integers(0, 3), symbols=st.frozensets(st.sampled_from(SYMBOLS)), early=st.booleans())
     def set_subscription(self, number: int, symbols: frozenset[str], early: bool) -> None:
-        """A client changes what it holds. Alpaca confirms what is new and tells its books, before or after that."""
+        """A client changes its subscription.
+
+        Alpaca sends the whole books of new pairs, before or after the router has the subscription.
+        """
         member, wanted = self.members[number], topics(*symbols)
         union = wanted.union(*(held for other, held in self.held.items() if other is not member))
-        fresh = [pair for pair in PAIRS if self.covered(union, pair) and not self.covered(self.acked, pair)]
+        new = [pair for pair in PAIRS if self.covered(union, pair) and not self.covered(self.acked, pair)]
         if early:
-            self.whole(*fresh)
+            self.publish_whole(*new)
         self.acked = union
         self.router.prune_books(union)
         before, self.held[member] = self.held[member], wanted
@@ -107,18 +117,18 @@ class LateJoiners(RuleBasedStateMachine):
                 member.books.pop(pair, None)
         member.receive(self.router.set_subscription(member, wanted))
         if not early:
-            assert not any(member.books.get(pair) for pair in fresh), "a book of the past"
-            self.whole(*fresh)
+            assert not any(member.books.get(pair) for pair in new), "an outdated book"
+            self.publish_whole(*new)
 
     @rule(pair=st.sampled_from(PAIRS), bids=LEVELS, asks=LEVELS)
-    def moves(self, pair: str, bids: list[tuple[int, float]], asks: list[tuple[int, float]]) -> None:
+    def difference(self, pair: str, bids: list[tuple[int, float]], asks: list[tuple[int, float]]) -> None:
         message = update(pair, (bids, asks), False)
-        self.alpaca[pair] = follow(self.alpaca[pair], message) or ({}, {})
+        self.alpaca[pair] = apply(self.alpaca[pair], message) or ({}, {})
         if self.covered(self.acked, pair):
-            self.told(message)
+            self.publish(message)
 
     @rule()
-    def all_leave(self) -> None:
+    def remove_all(self) -> None:
         for member in self.members:
             self.router.remove(member)
             member.books.clear()
@@ -127,12 +137,12 @@ class LateJoiners(RuleBasedStateMachine):
         self.router.prune_books(NO_TOPICS)
 
     @rule()
-    def reconnects(self) -> None:
+    def reconnect(self) -> None:
         self.router.prune_books(NO_TOPICS)
-        self.whole(*(pair for pair in PAIRS if self.covered(self.acked, pair)))
+        self.publish_whole(*(pair for pair in PAIRS if self.covered(self.acked, pair)))
 
     @invariant()
-    def every_book_is_alpacas(self) -> None:
+    def every_book_equals_alpacas(self) -> None:
         for member, held in self.held.items():
             for pair in PAIRS:
                 expected = self.alpaca[pair] if self.covered(held, pair) else None
@@ -147,77 +157,108 @@ TestLateJoiners = LateJoiners.TestCase
 TestLateJoiners.settings = settings(stateful_step_count=30)
 
 
-# The same, in single steps
+# Examples
 
 
-def router(codec: Codec = JSON) -> Router:
-    known = endpoint("crypto")
-    assert known is not None
-    return Router(known, codec)
-
-
-def flows(router: Router, *messages: dict[str, Any]) -> None:
+def publish(router: Router, *messages: dict[str, Any]) -> None:
     assert router.take(router.codec.encode(list(messages))) is None
     router.flush()
 
 
-def joins(router: Router, *symbols: str) -> list[dict[str, Any]]:
+def join(router: Router, *symbols: str) -> list[dict[str, Any]]:
+    """Add a member with these symbols and return the messages that it is sent first."""
     return [
         message
-        for each in router.set_subscription(Silent(JSON), topics(*symbols))
-        for message in json.loads(each.payload)
+        for delivery in router.set_subscription(RouterMember(JSON), topics(*symbols))
+        for message in json.loads(delivery.payload)
     ]
 
 
-def test_a_whole_book_is_told_as_alpaca_tells_it() -> None:
-    feed = router()
-    flows(feed, update("BTC/USD", ([(1, 2), (3, 0.5)], [(5, 1), (4, 1)]), True))
-    flows(feed, update("BTC/USD", ([(1, 0), (2, 7)], []), False) | {"t": "2024-03-12T10:39:40Z"})
-    [message] = joins(feed, "BTC/USD")
+def test_a_whole_book_has_the_form_of_alpacas() -> None:
+    router = make_router()
+    publish(router, update("BTC/USD", ([(1, 2), (3, 0.5)], [(5, 1), (4, 1)]), True))
+    publish(router, update("BTC/USD", ([(1, 0), (2, 7)], []), False) | {"t": "2024-03-12T10:39:40Z"})
+    [message] = join(router, "BTC/USD")
     assert [*message] == ["T", "S", "t", "b", "a", "r"]
     expected = update("BTC/USD", ([(3, 0.5), (2, 7)], [(4, 1), (5, 1)]), True)
     assert message == expected | {"t": "2024-03-12T10:39:40Z"}
 
 
 def test_nanoseconds_and_integers_are_kept() -> None:
-    feed = router(MSGPACK)
-    stamp = msgpack.Timestamp(1_710_239_979, 445_492_807)
-    flows(feed, update("BTC/USD", ([(1, 2)], []), True) | {"t": STAMP})
-    assert feed.take(msgpack.packb([update("BTC/USD", ([(2, 2.5)], []), False) | {"t": stamp}])) is None
-    native, foreign = (feed.set_subscription(Silent(codec), topics("*"))[0].payload for codec in (MSGPACK, JSON))
-    assert msgpack.unpackb(native)[0]["t"] == stamp
+    router = make_router(MSGPACK)
+    time = msgpack.Timestamp(1_710_239_979, 445_492_807)
+    publish(router, update("BTC/USD", ([(1, 2)], []), True) | {"t": TIME})
+    assert router.take(msgpack.packb([update("BTC/USD", ([(2, 2.5)], []), False) | {"t": time}])) is None
+    native, foreign = (
+        router.set_subscription(RouterMember(codec), topics("*"))[0].payload for codec in (MSGPACK, JSON)
+    )
+    assert msgpack.unpackb(native)[0]["t"] == time
     assert b'"b":[{"p":2,"s":2.5},{"p":1,"s":2}]' in foreign
-    assert f'"t":"{STAMP}"'.encode() in foreign
+    assert f'"t":"{TIME}"'.encode() in foreign
 
 
-def test_who_holds_it_already_is_not_told_again() -> None:
-    feed = router()
-    flows(feed, update("BTC/USD", ([(1, 2)], []), True))
-    member = Silent(JSON)
-    assert len(feed.set_subscription(member, topics("BTC/USD"))) == 1
-    assert feed.set_subscription(member, topics("BTC/USD", "*")) == []
-    assert feed.set_subscription(member, topics("*")) == []
+def test_a_whole_book_is_sent_once_to_each_member() -> None:
+    router = make_router()
+    publish(router, update("BTC/USD", ([(1, 2)], []), True))
+    member = RouterMember(JSON)
+    assert len(router.set_subscription(member, topics("BTC/USD"))) == 1
+    assert router.set_subscription(member, topics("BTC/USD", "*")) == []
+    assert router.set_subscription(member, topics("*")) == []
 
 
-def test_differences_of_an_unknown_book_are_no_book() -> None:
-    feed = router()
-    flows(feed, update("BTC/USD", ([(1, 2)], []), False))
-    assert joins(feed, "BTC/USD") == []
+def test_differences_without_a_whole_book_are_ignored() -> None:
+    router = make_router()
+    publish(router, update("BTC/USD", ([(1, 2)], []), False))
+    assert join(router, "BTC/USD") == []
 
 
 @pytest.mark.parametrize("broken", [{"b": 7}, {"a": [{"p": "1", "s": 2}]}, {"b": [{}]}, {"r": "yes"}], ids=repr)
-def test_a_book_that_cannot_be_followed_is_forgotten(broken: dict[str, Any]) -> None:
-    feed = router()
-    flows(feed, update("BTC/USD", ([(1, 2)], []), True), update("ETH/USD", ([(1, 2)], []), True))
-    flows(feed, update("BTC/USD", ((), ()), False) | broken)
-    assert [message["S"] for message in joins(feed, "*")] == ["ETH/USD"]
+def test_a_book_is_removed_when_a_difference_cannot_be_applied(broken: dict[str, Any]) -> None:
+    router = make_router()
+    publish(router, update("BTC/USD", ([(1, 2)], []), True), update("ETH/USD", ([(1, 2)], []), True))
+    publish(router, update("BTC/USD", ((), ()), False) | broken)
+    assert [message["S"] for message in join(router, "*")] == ["ETH/USD"]
 
 
 def test_books_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_BOOKS", 2)
-    monkeypatch.setattr(module, "MAX_LEVELS", 3)
-    feed = router()
-    flows(feed, *(update(f"{number}/USD", ([(1, 1)], []), True) for number in range(5)))
-    assert [message["S"] for message in joins(feed, "*")] == ["0/USD", "1/USD"]
-    flows(feed, update("0/USD", ([(price, 1) for price in range(2, 9)], []), False))
-    assert [message["S"] for message in joins(feed, "*")] == ["1/USD"]
+    monkeypatch.setattr(order_books, "MAX_BOOKS", 2)
+    monkeypatch.setattr(order_books, "MAX_LEVELS", 3)
+    router = make_router()
+    publish(router, *(update(f"{number}/USD", ([(1, 1)], []), True) for number in range(5)))
+    assert [message["S"] for message in join(router, "*")] == ["0/USD", "1/USD"]
+    publish(router, update("0/USD", ([(price, 1) for price in range(2, 9)], []), False))
+    assert [message["S"] for message in join(router, "*")] == ["1/USD"]
+
+
+def test_the_levels_of_all_books_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A book that exceeds the bound is removed.
+
+    Levels that are removed make room for others.
+    """
+    monkeypatch.setattr(order_books, "MAX_ALL_LEVELS", 6)
+    router = make_router()
+    publish(router, update("0/USD", ([(1, 1), (2, 1), (3, 1)], []), True))
+    publish(router, update("1/USD", ([(1, 1), (2, 1), (3, 1), (4, 1)], []), True))
+    assert [message["S"] for message in join(router, "*")] == ["0/USD"]
+    publish(router, update("0/USD", ([(2, 0), (3, 0)], []), False))
+    publish(router, update("1/USD", ([(1, 1), (2, 1), (3, 1), (4, 1)], []), True))
+    assert [message["S"] for message in join(router, "*")] == ["0/USD", "1/USD"]
+    publish(router, update("1/USD", ([(7, 1)], []), True))
+    assert router._books._levels == 2
+
+
+@pytest.mark.parametrize("price", [2**53 + 1, -(2**61), 10**30])
+def test_a_book_is_removed_when_a_number_is_out_of_range(price: int) -> None:
+    """Larger integers could be chosen so that their hashes collide."""
+    router = make_router()
+    publish(router, update("0/USD", ([(1, 1)], []), True))
+    publish(router, update("0/USD", ([(price, 1)], []), False))
+    assert join(router, "*") == []
+
+
+def test_a_book_is_removed_when_an_update_is_over_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order_books, "MAX_UPDATE", 1000)
+    router = make_router()
+    publish(router, update("0/USD", ([(1, 1)], []), True))
+    publish(router, update("0/USD", ([(price, 1) for price in range(200)], []), False))
+    assert join(router, "*") == []

@@ -1,8 +1,8 @@
-"""The ledger against a small Alpaca: whatever sessions do and whatever Alpaca answers, the books are right.
+"""The reconciler against a model of Alpaca, with any sequence of events.
 
-`Alpaca` holds a set, a limit and some symbols that it refuses; a request that breaks a rule is refused whole. The state
-machine lets sessions ask, give up, leave and come, and lets Alpaca answer, fall silent, change its rules or drop the
-connection, in any order.
+`Alpaca` has a set of topics, a limit and some symbols that it refuses; a request that breaks a rule is refused as a
+whole. In the state machine sessions subscribe, unsubscribe, leave and join, and Alpaca replies, stays silent, changes
+its rules or drops the connection, in any order.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NOT_IN_THE_PLAN = (409, "insufficient subscription")
 
 
 class Alpaca:
-    """The other side: what it holds, and the rules by which it refuses."""
+    """A model of Alpaca: the topics it holds, and its rules for refusals."""
 
     def __init__(self, poison: Collection[str], limit: int) -> None:
         self.held: set[Topic] = set()
@@ -45,11 +45,11 @@ class Alpaca:
         self.limit = limit
 
     def refuses(self, topics: Collection[Topic]) -> bool:
-        """Whether a request to add these is refused."""
+        """Whether a request that adds these topics is refused."""
         return any(symbol in self.poison for _, symbol in topics) or len(self.held.union(topics)) > self.limit
 
-    def answer(self, request: UpstreamRequest) -> bool:
-        """Whether the request is carried out."""
+    def carry_out(self, request: UpstreamRequest) -> bool:
+        """Carry out the request unless it is refused; return whether it was carried out."""
         if not request.add:
             self.held.difference_update(request.topics)
         elif self.refuses(request.topics):
@@ -60,33 +60,36 @@ class Alpaca:
 
 
 @dataclass(eq=False)
-class Asked:
-    """A request of a session. `guilty`: Alpaca has refused something that it would refuse of this one by itself;
-    `gone`: what the session has given up, or lost of other requests, since it asked."""
+class Request:
+    """A request of a session.
+
+    `may_be_refused`: Alpaca has refused a request, and would refuse this one on its own. `given_up`: topics that the
+    session has since given up, or lost with other requests.
+    """
 
     add: Subscription
     remove: Subscription
     at: float
     denied: tuple[int, str] | None = None
-    guilty: bool = False
-    gone: Subscription = NO_TOPICS
+    may_be_refused: bool = False
+    given_up: Subscription = NO_TOPICS
 
 
 @dataclass(eq=False)
 class Session:
-    """What a session has been told, and what it waits for. `sure`: what Alpaca has confirmed of what it was told."""
+    """A session: the state last sent to it, the confirmed part, and its requests."""
 
     requests: SubscriberRequests
-    told: Subscription = NO_TOPICS
-    sure: Subscription = NO_TOPICS
-    waits: deque[Asked] = field(default_factory=deque)
-    past: list[Asked] = field(default_factory=list)
+    state: Subscription = NO_TOPICS
+    confirmed: Subscription = NO_TOPICS
+    unanswered: deque[Request] = field(default_factory=deque)
+    answered: list[Request] = field(default_factory=list)
 
 
-class Books(RuleBasedStateMachine):
+class ReconcilerMachine(RuleBasedStateMachine):
     @initialize(poison=POISON, limit=LIMITS, many=st.sampled_from([1, 2, ref_counts.MANY]))
     def begin(self, poison: set[str], limit: int, many: int) -> None:
-        """`many`: how large the sets are that are counted as a whole."""
+        """`many` is the size from which sets are counted as a whole."""
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(ref_counts, "MANY", many)
         self.reconciler = SubscriptionReconciler()
@@ -100,54 +103,60 @@ class Books(RuleBasedStateMachine):
         self.making_room = False
         self.denials = 0
 
-    # What is told
+    # Outcomes
 
-    def take(self, answers: list[RequestOutcome]) -> None:
-        """One answer to each request, in their order; a late refusal besides."""
-        for answer in answers:
-            [session] = [session for session in self.sessions if session.requests is answer.requests]
-            if answer.error is not None and answer.state is not None:
-                self._late(session, answer)
+    def check(self, outcomes: list[RequestOutcome]) -> None:
+        """Each request has one outcome, in order; a late refusal may come in addition."""
+        for outcome in outcomes:
+            [session] = [session for session in self.sessions if session.requests is outcome.requests]
+            if outcome.error is not None and outcome.state is not None:
+                self._late_refusal(session, outcome)
                 continue
-            asked = session.waits.popleft()
-            session.past.append(asked)
-            assert answer.error is None or asked.denied == answer.error or (asked.guilty and asked.denied is None)
-            if answer.error is None:
-                self._acknowledged(session, asked, answer.state)
-        assert all(session.told == session.requests.acknowledged for session in self.sessions)
+            request = session.unanswered.popleft()
+            session.answered.append(request)
+            assert (
+                outcome.error is None
+                or request.denied == outcome.error
+                or (request.may_be_refused and request.denied is None)
+            )
+            if outcome.error is None:
+                self._acknowledged(session, request, outcome.state)
+        assert all(session.state == session.requests.acknowledged for session in self.sessions)
 
-    def _acknowledged(self, session: Session, asked: Asked, state: Subscription | None) -> None:
-        assert asked.denied is None
-        new = (asked.add & session.requests.holds) - session.told - asked.gone
-        assert new <= self.there() or self.now - asked.at >= ACK_SECONDS, "an acknowledgement that is not true"
+    def _acknowledged(self, session: Session, request: Request, state: Subscription | None) -> None:
+        assert request.denied is None
+        new = (request.add & session.requests.holds) - session.state - request.given_up
+        assert new <= self.held_by_alpaca() or self.now - request.at >= ACK_SECONDS, (
+            "acknowledged before it was confirmed"
+        )
         assert state is not None
-        assert state - asked.gone == (session.told | asked.add) - asked.remove - asked.gone
-        session.told = state
-        session.sure &= state
+        assert state - request.given_up == (session.state | request.add) - request.remove - request.given_up
+        session.state = state
+        session.confirmed &= state
 
-    def _late(self, session: Session, answer: RequestOutcome) -> None:
-        """Refused after it was acknowledged: something that was asked for in one request is lost, and nothing else."""
-        state = answer.state
+    def _late_refusal(self, session: Session, outcome: RequestOutcome) -> None:
+        """A refusal after the acknowledgement takes the topics of one request."""
+        state = outcome.state
         assert state is not None
-        assert state <= session.told
-        lost = session.told - state
-        if answer.error == NOT_IN_THE_PLAN:
-            unsure = [asked.add for asked in session.past if not asked.add <= session.sure]
-            assert lost <= NO_TOPICS.union(*unsure)
-            assert state <= session.sure
+        assert state <= session.state
+        lost = session.state - state
+        if outcome.error == NOT_IN_THE_PLAN:
+            unconfirmed = [request.add for request in session.answered if not request.add <= session.confirmed]
+            assert lost <= NO_TOPICS.union(*unconfirmed)
+            assert state <= session.confirmed
         else:
-            assert any(lost <= asked.add and self.alpaca.refuses(asked.add) for asked in session.past)
-        session.told = state
-        session.sure &= state
-        for asked in session.waits:
-            asked.gone |= lost
+            assert any(lost <= request.add and self.alpaca.refuses(request.add) for request in session.answered)
+        session.state = state
+        session.confirmed &= state
+        for request in session.unanswered:
+            request.given_up |= lost
 
-    def there(self) -> set[Topic]:
-        """What Alpaca holds, and will hold when it has carried out the request under way."""
+    def held_by_alpaca(self) -> set[Topic]:
+        """The topics that Alpaca holds, without those that the request under way removes."""
         request = self.reconciler.request
         return self.alpaca.held.difference(() if request is None or request.add else request.topics)
 
-    # What sessions do
+    # Events of sessions
 
     @rule(number=NUMBERS, add=TOPICS)
     def subscribe(self, number: int, add: Subscription) -> None:
@@ -162,44 +171,44 @@ class Books(RuleBasedStateMachine):
         self.change(self.sessions[number], add, self.sessions[number].requests.holds)
 
     def change(self, session: Session, add: Subscription, remove: Subscription) -> None:
-        for asked in session.waits:
-            asked.gone |= remove
-        session.waits.append(Asked(add, remove - add, self.now, guilty=self.reconciler.closed))
-        self.take(self.reconciler.change(session.requests, add, remove, self.now))
+        for request in session.unanswered:
+            request.given_up |= remove
+        session.unanswered.append(Request(add, remove - add, self.now, may_be_refused=self.reconciler.closed))
+        self.check(self.reconciler.change(session.requests, add, remove, self.now))
 
     @rule(number=NUMBERS)
-    def ask_for_what_the_allowlist_denies(self, number: int) -> None:
+    def subscribe_to_topics_that_the_allowlist_denies(self, number: int) -> None:
         session = self.sessions[number]
         self.denials += 1
         error = (409, f"denied {self.denials}")
-        session.waits.append(Asked(NO_TOPICS, NO_TOPICS, self.now, denied=error))
-        self.take(self.reconciler.deny(session.requests, *error, self.now))
+        session.unanswered.append(Request(NO_TOPICS, NO_TOPICS, self.now, denied=error))
+        self.check(self.reconciler.deny(session.requests, *error, self.now))
 
     @rule(number=NUMBERS)
-    def leave_and_come_again(self, number: int) -> None:
-        gone, self.sessions[number] = self.sessions[number], Session(SubscriberRequests("another"))
-        self.reconciler.leave(gone.requests)
-        assert gone.requests.holds == NO_TOPICS
+    def leave_and_join_again(self, number: int) -> None:
+        left, self.sessions[number] = self.sessions[number], Session(SubscriberRequests("another"))
+        self.reconciler.leave(left.requests)
+        assert left.requests.holds == NO_TOPICS
 
     @rule(number=NUMBERS, requests=st.lists(TOPICS.filter(bool), max_size=3))
-    def come_from_another_account(self, number: int, requests: list[Subscription]) -> None:
+    def move_from_another_account(self, number: int, requests: list[Subscription]) -> None:
         self.reconciler.leave(self.sessions[number].requests)
-        session = self.sessions[number] = Session(SubscriberRequests("moved"), told=NO_TOPICS.union(*requests))
-        session.past = [Asked(add, NO_TOPICS, self.now) for add in requests]
-        self.take(self.reconciler.adopt(session.requests, requests))
+        session = self.sessions[number] = Session(SubscriberRequests("moved"), state=NO_TOPICS.union(*requests))
+        session.answered = [Request(add, NO_TOPICS, self.now) for add in requests]
+        self.check(self.reconciler.adopt(session.requests, requests))
 
-    # What Alpaca does
+    # Events of Alpaca
 
     @rule(steps=st.integers(1, 5))
-    def talk(self, steps: int) -> None:
+    def send_requests_and_reply(self, steps: int) -> None:
         for _ in range(steps):
             if self.reconciler.request is None:
                 self.send()
             else:
-                self.answer()
+                self.reply()
 
     def send(self) -> None:
-        wanted, there = self.reconciler.wanted, self.there()
+        wanted, there = self.reconciler.wanted, self.held_by_alpaca()
         request = self.reconciler.next_request()
         assert self.reconciler.request is None or self.reconciler.next_request() is None, "two requests under way"
         if request is None:
@@ -207,29 +216,29 @@ class Books(RuleBasedStateMachine):
         elif request.add:
             assert request.topics
             assert there.isdisjoint(request.topics)
-            assert wanted.issuperset(request.topics), "asked for though nobody wants it, or after a refusal"
+            assert wanted.issuperset(request.topics), "requested though no session wants it, or again after a refusal"
             self.making_room = False
         else:
             assert request.topics
             assert there.issuperset(request.topics)
             assert wanted.isdisjoint(request.topics)
-            assert wanted <= there or self.making_room, "removed before what is missing was added"
+            assert wanted <= there or self.making_room, "removals sent before additions"
 
-    def answer(self) -> None:
+    def reply(self) -> None:
         request = self.reconciler.request
         assert request is not None
-        if self.alpaca.answer(request):
-            self.take(self.reconciler.confirmed())
+        if self.alpaca.carry_out(request):
+            self.check(self.reconciler.confirmed())
             return
         self.making_room = True
         for session in self.sessions:
-            for asked in session.waits:
-                asked.guilty = asked.guilty or self.alpaca.refuses(asked.add)
-        self.take(self.reconciler.refused(*LIMIT_EXCEEDED))
+            for unanswered in session.unanswered:
+                unanswered.may_be_refused = unanswered.may_be_refused or self.alpaca.refuses(unanswered.add)
+        self.check(self.reconciler.refused(*LIMIT_EXCEEDED))
 
     @rule(poison=POISON, limit=LIMITS)
-    def remove(self, poison: set[str], limit: int) -> None:
-        """The rules may have changed when the connection is there again."""
+    def reconnect(self, poison: set[str], limit: int) -> None:
+        """Alpaca's rules may be different on the next connection."""
         self.lose(Alpaca(poison, limit))
         assert self.reconciler.request is None
 
@@ -240,31 +249,35 @@ class Books(RuleBasedStateMachine):
             return
         self.lose(Alpaca(self.alpaca.poison, self.alpaca.limit))
         for session in self.sessions:
-            for asked in session.waits:
-                asked.guilty = bool(asked.add)
-        self.take(self.reconciler.close(*NOT_IN_THE_PLAN))
-        assert not any(session.waits for session in self.sessions), "nobody is left to wait"
-        assert all(session.told <= session.sure for session in self.sessions), "what was never confirmed is refused"
+            for request in session.unanswered:
+                request.may_be_refused = bool(request.add)
+        self.check(self.reconciler.close(*NOT_IN_THE_PLAN))
+        assert not any(session.unanswered for session in self.sessions), "a request is still unanswered"
+        assert all(session.state <= session.confirmed for session in self.sessions), (
+            "an unconfirmed topic is still held"
+        )
 
     def lose(self, then: Alpaca) -> None:
         for session in self.sessions:
-            session.sure |= session.told & self.there()
+            session.confirmed |= session.state & self.held_by_alpaca()
         self.alpaca = then
         self.reconciler.lost()
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 2.5]))
     def wait(self, seconds: float) -> None:
         self.now += seconds
-        self.take(self.reconciler.overdue(self.now))
+        self.check(self.reconciler.overdue(self.now))
         for session in self.sessions:
-            assert all(self.now - asked.at < ACK_SECONDS for asked in session.waits), "nobody waits longer"
+            assert all(self.now - request.at < ACK_SECONDS for request in session.unanswered), (
+                "a request has waited longer"
+            )
 
     @rule()
     def settle(self) -> None:
-        """Alpaca answers everything until there is nothing more to say."""
+        """Send requests and replies until there is no difference left."""
         for _ in range(200):
             if self.reconciler.request is not None:
-                self.answer()
+                self.reply()
             self.send()
             if self.reconciler.request is None:
                 break
@@ -272,17 +285,17 @@ class Books(RuleBasedStateMachine):
             raise AssertionError("it never comes to an end")
         assert self.reconciler.acked == self.reconciler.wanted == self.alpaca.held
         for session in self.sessions:
-            assert not session.waits
-            assert session.requests.holds == session.told
-            assert not any(symbol in self.alpaca.poison for _, symbol in session.told)
+            assert not session.unanswered
+            assert session.requests.holds == session.state
+            assert not any(symbol in self.alpaca.poison for _, symbol in session.state)
 
     def teardown(self) -> None:
-        """Who leaves leaves nothing behind."""
+        """After all sessions have left, the reconciler is empty."""
         if not hasattr(self, "reconciler"):
             return
         try:
             for number in range(3):
-                self.leave_and_come_again(number)
+                self.leave_and_join_again(number)
             self.settle()
             assert repr(self.reconciler) == "<SubscriptionReconciler 0 wanted, 0 acked, 0 requests>"
         finally:
@@ -296,20 +309,20 @@ class Books(RuleBasedStateMachine):
 
     @invariant()
     def acked_is_what_alpaca_holds(self) -> None:
-        assert self.reconciler.acked == self.there()
+        assert self.reconciler.acked == self.held_by_alpaca()
 
     @invariant()
     def the_differences_are_those_of_wanted_and_acked(self) -> None:
-        """They are kept, not computed: thousands of topics may be in them."""
+        """They are stored, not computed, since they may have thousands of topics."""
         assert self.reconciler._missing.keys() == self.reconciler.wanted - self.reconciler.acked
         assert self.reconciler._surplus == self.reconciler.acked - self.reconciler.wanted
 
 
-TestBooks = Books.TestCase
-TestBooks.settings = settings(stateful_step_count=40)
+TestReconcilerMachine = ReconcilerMachine.TestCase
+TestReconcilerMachine.settings = settings(stateful_step_count=40)
 
 
-# The same, in single steps
+# Single scenarios
 
 
 def trades(*symbols: str) -> Subscription:
@@ -321,41 +334,41 @@ def many(count: int, prefix: str = "SYMBOL") -> Subscription:
 
 
 def settle(reconciler: SubscriptionReconciler, refuse: Collection[str] = ()) -> list[RequestOutcome]:
-    """Carries out everything; requests that name one of these symbols are refused whole."""
-    answers: list[RequestOutcome] = []
+    """Send all requests; those that add one of the symbols in `refuse` are refused."""
+    outcomes: list[RequestOutcome] = []
     for _ in range(1000):
         request = reconciler.next_request()
         if request is None:
-            return answers
-        bad = request.add and any(symbol in refuse for _, symbol in request.topics)
-        answers += reconciler.refused(*LIMIT_EXCEEDED) if bad else reconciler.confirmed()
+            return outcomes
+        refused = request.add and any(symbol in refuse for _, symbol in request.topics)
+        outcomes += reconciler.refused(*LIMIT_EXCEEDED) if refused else reconciler.confirmed()
     raise AssertionError("it never comes to an end")
 
 
-Told = tuple[str, tuple[int, str] | None, Subscription | None]
+Outcome = tuple[str, tuple[int, str] | None, Subscription | None]
 
 
-def told(answers: list[RequestOutcome]) -> list[Told]:
-    return [(answer.requests.member, answer.error, answer.state) for answer in answers]
+def outcomes_of(outcomes: list[RequestOutcome]) -> list[Outcome]:
+    return [(outcome.requests.member, outcome.error, outcome.state) for outcome in outcomes]
 
 
-def test_a_refusal_finds_its_author_and_nobody_else_hears_of_it() -> None:
-    """The claims are asked for one by one, oldest first."""
+def test_only_the_refused_request_gets_the_error() -> None:
+    """The pending requests are retried one by one, oldest first."""
     reconciler = SubscriptionReconciler()
     good, bad, late = SubscriberRequests("good"), SubscriberRequests("bad"), SubscriberRequests("late")
     for requests, symbols in ((good, "AB"), (bad, "AX"), (late, "C")):
         assert reconciler.change(requests, trades(*symbols), NO_TOPICS, 0.0) == []
-    assert told(settle(reconciler, {"X"})) == [
+    assert outcomes_of(settle(reconciler, {"X"})) == [
         ("good", None, trades("A", "B")),
         ("bad", LIMIT_EXCEEDED, None),
         ("late", None, trades("C")),
     ]
     assert reconciler.wanted == reconciler.acked == trades("A", "B", "C")
-    assert settle(reconciler) == [], "the refused topics are not asked for again"
+    assert settle(reconciler) == [], "the refused topics are not requested again"
 
 
-def test_after_a_reconnect_a_refusal_still_finds_its_author() -> None:
-    """It comes as the error, then the state as it now is; what the author was told of other requests stays."""
+def test_a_refusal_after_a_reconnect() -> None:
+    """The session gets the error, then its state with the topics of other requests."""
     reconciler = SubscriptionReconciler()
     one, two = SubscriberRequests("one"), SubscriberRequests("two")
     reconciler.change(one, trades("A"), NO_TOPICS, 0.0)
@@ -363,12 +376,12 @@ def test_after_a_reconnect_a_refusal_still_finds_its_author() -> None:
     reconciler.change(two, trades("X", "C"), NO_TOPICS, 0.0)
     settle(reconciler)
     reconciler.lost()
-    assert told(settle(reconciler, {"X"})) == [("two", LIMIT_EXCEEDED, trades("A"))]
+    assert outcomes_of(settle(reconciler, {"X"})) == [("two", LIMIT_EXCEEDED, trades("A"))]
     assert reconciler.wanted == reconciler.acked == trades("A")
 
 
-def test_a_reconnect_asks_for_everything_together() -> None:
-    """Even if claims were being asked for one by one."""
+def test_after_a_reconnect_all_topics_are_requested_together() -> None:
+    """Even if pending requests were being retried one by one."""
     reconciler = SubscriptionReconciler()
     for symbol in "ABX":
         reconciler.change(SubscriberRequests(symbol), trades(symbol), NO_TOPICS, 0.0)
@@ -381,27 +394,32 @@ def test_a_reconnect_asks_for_everything_together() -> None:
     assert set(request.topics) == trades("A", "B", "X")
 
 
-def test_who_is_left_when_the_author_goes_is_not_blamed() -> None:
-    """The author leaves while its request is under way; the answer must not hit who shared it."""
-    for gone in ("left", "given up"):
+def test_a_refusal_of_a_request_that_was_given_up_is_not_assigned_to_another() -> None:
+    """The session leaves or unsubscribes while the request is under way.
+
+    The other session whose topics are in the request must not get the error.
+    """
+    for event in ("left", "given up"):
         reconciler = SubscriptionReconciler()
-        author, other = SubscriberRequests("author"), SubscriberRequests("other")
-        reconciler.change(author, trades("X"), NO_TOPICS, 0.0)
+        refused, other = SubscriberRequests("refused"), SubscriberRequests("other")
+        reconciler.change(refused, trades("X"), NO_TOPICS, 0.0)
         reconciler.change(other, trades("A"), NO_TOPICS, 0.0)
         request = reconciler.next_request()
         assert request is not None
         assert set(request.topics) == trades("X", "A")
-        if gone == "left":
-            reconciler.leave(author)
+        if event == "left":
+            reconciler.leave(refused)
         else:
-            reconciler.change(author, NO_TOPICS, trades("X"), 0.0)
+            reconciler.change(refused, NO_TOPICS, trades("X"), 0.0)
         assert reconciler.refused(*LIMIT_EXCEEDED) == []
-        assert told(settle(reconciler, {"X"})) == [("other", None, trades("A"))]
+        assert outcomes_of(settle(reconciler, {"X"})) == [("other", None, trades("A"))]
         reconciler.change(other, trades("Y"), NO_TOPICS, 0.0)
-        assert told(settle(reconciler, {"Y"})) == [("other", LIMIT_EXCEEDED, None)], "the next refusal finds its author"
+        assert outcomes_of(settle(reconciler, {"Y"})) == [("other", LIMIT_EXCEEDED, None)], (
+            "the next refusal is assigned"
+        )
 
 
-def test_what_is_given_up_on_trial_is_not_blamed() -> None:
+def test_a_refusal_of_topics_given_up_during_a_retry_is_ignored() -> None:
     reconciler = SubscriptionReconciler()
     first, second = SubscriberRequests("first"), SubscriberRequests("second")
     reconciler.change(first, trades("A", "X"), NO_TOPICS, 0.0)
@@ -413,34 +431,34 @@ def test_what_is_given_up_on_trial_is_not_blamed() -> None:
     assert set(request.topics) == trades("A", "X")
     assert reconciler.change(first, NO_TOPICS, trades("X"), 0.0) == []
     assert reconciler.refused(*LIMIT_EXCEEDED) == []
-    assert told(settle(reconciler, {"X"})) == [
-        ("first", None, trades("A", "X")),  # to the first request; the answer to the second comes with it
+    assert outcomes_of(settle(reconciler, {"X"})) == [
+        ("first", None, trades("A", "X")),  # of the first request; the outcome of the second follows at once
         ("first", None, trades("A")),
         ("second", None, trades("B")),
     ]
 
 
-def test_a_late_refusal_leaves_what_later_requests_ask_for() -> None:
-    """Something refused after it was acknowledged, while the session waits for a part of it again."""
+def test_a_late_refusal_while_a_later_request_repeats_a_topic() -> None:
+    """The refusal comes after the acknowledgement, during the later request."""
     reconciler = SubscriptionReconciler()
-    requests, other = SubscriberRequests("seat"), SubscriberRequests("other")
+    requests, other = SubscriberRequests("subscriber"), SubscriberRequests("other")
     reconciler.change(requests, trades("A", "X"), NO_TOPICS, 0.0)
-    assert told(reconciler.overdue(ACK_SECONDS)) == [("seat", None, trades("A", "X"))]
+    assert outcomes_of(reconciler.overdue(ACK_SECONDS)) == [("subscriber", None, trades("A", "X"))]
     reconciler.change(requests, trades("A", "Y"), NO_TOPICS, ACK_SECONDS)
     reconciler.change(other, trades("B"), NO_TOPICS, ACK_SECONDS)
-    assert told(settle(reconciler, {"X", "Y"})) == [
-        ("seat", LIMIT_EXCEEDED, NO_TOPICS),
-        ("seat", LIMIT_EXCEEDED, None),
+    assert outcomes_of(settle(reconciler, {"X", "Y"})) == [
+        ("subscriber", LIMIT_EXCEEDED, NO_TOPICS),
+        ("subscriber", LIMIT_EXCEEDED, None),
         ("other", None, trades("B")),
     ]
     assert requests.acknowledged == requests.holds == NO_TOPICS
 
 
-def test_a_request_of_many_pieces_is_refused_whole() -> None:
+def test_a_request_in_several_parts_is_refused_as_a_whole() -> None:
     reconciler = SubscriptionReconciler()
-    requests = SubscriberRequests("seat")
+    requests = SubscriberRequests("subscriber")
     reconciler.change(requests, many(5000) | trades("X"), NO_TOPICS, 0.0)
-    assert told(settle(reconciler, {"X"})) == [("seat", LIMIT_EXCEEDED, None)]
+    assert outcomes_of(settle(reconciler, {"X"})) == [("subscriber", LIMIT_EXCEEDED, None)]
     assert not reconciler.acked
     assert not reconciler.wanted
 
@@ -455,29 +473,29 @@ def test_a_request_of_many_pieces_is_refused_whole() -> None:
         "\x00\x1f{:05}",
     ],
 )
-def test_requests_are_small(symbol: str) -> None:
-    """In either codec, whatever the symbols need to be written; each piece is as large as it may be."""
+def test_upstream_requests_are_bounded_in_bytes(symbol: str) -> None:
+    """In either codec, with any escapes; all but the last are close to the bound."""
     reconciler = SubscriptionReconciler()
-    channels = ("trades", "quotes", "something that nobody knows")
+    channels = ("trades", "quotes", "some undocumented channel")
     wanted = frozenset((channel, symbol.format(number)) for channel in channels for number in range(1000))
-    requests = SubscriberRequests("seat")
+    requests = SubscriberRequests("subscriber")
     reconciler.change(requests, wanted, NO_TOPICS, 0.0)
     for add in (True, False):
-        asked: set[Topic] = set()
+        requested: set[Topic] = set()
         sizes = []
         while request := reconciler.next_request():
             assert request.add is add
-            asked |= set(request.topics)
+            requested |= set(request.topics)
             sizes.append(len(JSON.encode(market.change(add, request.topics))))
             assert len(msgpack.packb(market.change(add, request.topics))) <= REQUEST_BYTES
             reconciler.confirmed()
-        assert asked == wanted
+        assert requested == wanted
         assert max(sizes) <= REQUEST_BYTES
         assert min(sizes[:-1]) > REQUEST_BYTES - 500
         reconciler.leave(requests)
 
 
-def test_a_small_request_is_not_stuck_behind_a_large_one() -> None:
+def test_a_small_request_does_not_wait_for_a_large_one() -> None:
     reconciler = SubscriptionReconciler()
     large, small = SubscriberRequests("large"), SubscriberRequests("small")
     reconciler.change(large, many(10_000), NO_TOPICS, 0.0)
@@ -487,14 +505,13 @@ def test_a_small_request_is_not_stuck_behind_a_large_one() -> None:
     request = reconciler.next_request()
     assert request is not None
     assert ("trades", "SPY") in request.topics
-    assert len(request.topics) > 100  # the rest of its room is not wasted
-    assert told(reconciler.confirmed()) == [("small", None, trades("SPY"))]
+    assert len(request.topics) > 100  # the remaining bytes are used
+    assert outcomes_of(reconciler.confirmed()) == [("small", None, trades("SPY"))]
 
 
 def test_large_requests_take_turns() -> None:
     reconciler = SubscriptionReconciler()
-    seats = [SubscriberRequests(name) for name in "abc"]
-    for requests in seats:
+    for requests in [SubscriberRequests(name) for name in "abc"]:
         reconciler.change(requests, many(3000, requests.member), NO_TOPICS, 0.0)
     first_letters = []
     while request := reconciler.next_request():
@@ -503,9 +520,9 @@ def test_large_requests_take_turns() -> None:
     assert first_letters[:4] == ["a", "b", "c", "a"]
 
 
-def test_additions_go_before_removals_but_make_room_when_there_is_none() -> None:
+def test_additions_go_before_removals_unless_the_limit_is_exceeded() -> None:
     reconciler = SubscriptionReconciler()
-    requests = SubscriberRequests("seat")
+    requests = SubscriberRequests("subscriber")
     reconciler.change(requests, trades("A"), NO_TOPICS, 0.0)
     settle(reconciler)
     reconciler.change(requests, NO_TOPICS, trades("A"), 0.0)
@@ -515,31 +532,31 @@ def test_additions_go_before_removals_but_make_room_when_there_is_none() -> None
     assert reconciler.next_request() == UpstreamRequest(False, (("trades", "A"),))
     reconciler.confirmed()
     assert reconciler.next_request() == UpstreamRequest(True, (("trades", "B"),))
-    assert told(reconciler.confirmed()) == [("seat", None, trades("B"))]
+    assert outcomes_of(reconciler.confirmed()) == [("subscriber", None, trades("B"))]
     reconciler.change(requests, NO_TOPICS, trades("B"), 0.0)
     reconciler.change(requests, trades("C"), NO_TOPICS, 0.0)
-    assert reconciler.next_request() == UpstreamRequest(True, (("trades", "C"),)), "the room was made once"
+    assert reconciler.next_request() == UpstreamRequest(True, (("trades", "C"),)), "removals go first only once"
 
 
 @pytest.mark.parametrize("refused", [True, False])
-def test_a_request_that_replaces_does_both_or_nothing(refused: bool) -> None:
-    """As `listen` does on the trading stream; what is asked for meanwhile is not lost with it."""
+def test_a_request_that_replaces_topics_adds_and_removes_or_does_neither(refused: bool) -> None:
+    """As `listen` does; a request made in the meantime is not lost with it."""
     reconciler = SubscriptionReconciler()
-    requests = SubscriberRequests("seat")
+    requests = SubscriberRequests("subscriber")
     reconciler.change(requests, trades("A", "B"), NO_TOPICS, 0.0)
     settle(reconciler)
     assert reconciler.change(requests, trades("X"), trades("A", "B"), 0.0) == []
     assert reconciler.change(requests, trades("A"), NO_TOPICS, 0.0) == []
-    answers = settle(reconciler, {"X"} if refused else ())
+    outcomes = settle(reconciler, {"X"} if refused else ())
     if refused:
-        assert told(answers) == [("seat", LIMIT_EXCEEDED, None), ("seat", None, trades("A", "B"))]
+        assert outcomes_of(outcomes) == [("subscriber", LIMIT_EXCEEDED, None), ("subscriber", None, trades("A", "B"))]
     else:
-        assert told(answers) == [("seat", None, trades("X")), ("seat", None, trades("A", "X"))]
+        assert outcomes_of(outcomes) == [("subscriber", None, trades("X")), ("subscriber", None, trades("A", "X"))]
     assert reconciler.wanted == reconciler.acked == requests.holds == requests.acknowledged
 
 
-def test_what_is_being_removed_is_not_there_for_who_asks_now() -> None:
-    """An acknowledgement before Alpaca has added it again would be of a gap."""
+def test_a_topic_that_is_being_removed_is_not_acknowledged() -> None:
+    """Data would be missing between an acknowledgement at once and the next addition."""
     reconciler = SubscriptionReconciler()
     one, two = SubscriberRequests("one"), SubscriberRequests("two")
     reconciler.change(one, trades("A"), NO_TOPICS, 0.0)
@@ -549,82 +566,89 @@ def test_what_is_being_removed_is_not_there_for_who_asks_now() -> None:
     assert reconciler.change(two, trades("A"), NO_TOPICS, 0.0) == []
     assert reconciler.confirmed() == []
     assert reconciler.next_request() == UpstreamRequest(True, (("trades", "A"),))
-    assert told(reconciler.confirmed()) == [("two", None, trades("A"))]
+    assert outcomes_of(reconciler.confirmed()) == [("two", None, trades("A"))]
 
 
-def test_a_removal_that_is_refused_is_let_be() -> None:
+def test_a_refused_removal_is_ignored() -> None:
     reconciler = SubscriptionReconciler()
-    requests = SubscriberRequests("seat")
+    requests = SubscriberRequests("subscriber")
     reconciler.change(requests, trades("A"), NO_TOPICS, 0.0)
     settle(reconciler)
-    assert told(reconciler.change(requests, NO_TOPICS, trades("A"), 0.0)) == [("seat", None, NO_TOPICS)]
+    assert outcomes_of(reconciler.change(requests, NO_TOPICS, trades("A"), 0.0)) == [("subscriber", None, NO_TOPICS)]
     assert reconciler.next_request() == UpstreamRequest(False, (("trades", "A"),))
     assert reconciler.change(requests, trades("A"), NO_TOPICS, 0.0) == []
     assert reconciler.refused(500, "internal error") == []
-    assert told(settle(reconciler)) == [("seat", None, trades("A"))]
+    assert outcomes_of(settle(reconciler)) == [("subscriber", None, trades("A"))]
     reconciler.leave(requests)
     assert reconciler.next_request() == UpstreamRequest(False, (("trades", "A"),))
     assert reconciler.refused(500, "internal error") == []
     assert reconciler.next_request() is None
 
 
-def test_what_alpaca_has_confirmed_already_is_acknowledged_at_once() -> None:
+def test_acked_topics_are_acknowledged_at_once() -> None:
     reconciler = SubscriptionReconciler()
     one, two = SubscriberRequests("one"), SubscriberRequests("two")
     reconciler.change(one, trades("A", "B"), NO_TOPICS, 0.0)
     settle(reconciler)
-    assert told(reconciler.change(two, trades("A"), NO_TOPICS, 0.0)) == [("two", None, trades("A"))]
-    assert told(reconciler.change(two, NO_TOPICS, NO_TOPICS, 0.0)) == [("two", None, trades("A"))]
-    assert told(reconciler.change(two, NO_TOPICS, trades("C"), 0.0)) == [("two", None, trades("A"))]
+    assert outcomes_of(reconciler.change(two, trades("A"), NO_TOPICS, 0.0)) == [("two", None, trades("A"))]
+    assert outcomes_of(reconciler.change(two, NO_TOPICS, NO_TOPICS, 0.0)) == [("two", None, trades("A"))]
+    assert outcomes_of(reconciler.change(two, NO_TOPICS, trades("C"), 0.0)) == [("two", None, trades("A"))]
     assert reconciler.next_request() is None
 
 
-def test_each_request_stands_for_itself() -> None:
-    """What a refused one asked for too is not refused with it."""
+def test_each_request_has_its_own_outcome() -> None:
+    """A topic of a refused request is not refused to another request."""
     reconciler = SubscriptionReconciler()
-    requests = SubscriberRequests("seat")
+    requests = SubscriberRequests("subscriber")
     reconciler.change(requests, trades("A", "X"), NO_TOPICS, 0.0)
     reconciler.change(requests, trades("A"), NO_TOPICS, 0.0)
     reconciler.change(requests, trades("X"), NO_TOPICS, 0.0)
-    assert told(settle(reconciler, {"X"})) == [
-        ("seat", LIMIT_EXCEEDED, None),
-        ("seat", None, trades("A")),
-        ("seat", LIMIT_EXCEEDED, None),
+    assert outcomes_of(settle(reconciler, {"X"})) == [
+        ("subscriber", LIMIT_EXCEEDED, None),
+        ("subscriber", None, trades("A")),
+        ("subscriber", LIMIT_EXCEEDED, None),
     ]
     assert reconciler.acked == requests.holds == trades("A")
 
 
-def test_what_is_only_remembered_is_not_confirmed() -> None:
-    """Who asks for it again waits for Alpaca again; once it has confirmed, there is nothing more to ask."""
+def test_a_provisional_acknowledgement_is_not_a_confirmation() -> None:
+    """A repeated request waits for Alpaca again, until Alpaca has confirmed."""
     reconciler = SubscriptionReconciler()
-    requests = SubscriberRequests("seat")
+    requests = SubscriberRequests("subscriber")
     reconciler.change(requests, trades("A"), NO_TOPICS, 0.0)
-    assert told(reconciler.overdue(ACK_SECONDS)) == [("seat", None, trades("A"))]
+    assert outcomes_of(reconciler.overdue(ACK_SECONDS)) == [("subscriber", None, trades("A"))]
     assert reconciler.change(requests, trades("A"), NO_TOPICS, ACK_SECONDS) == []
-    assert told(settle(reconciler)) == [("seat", None, trades("A"))]
+    assert outcomes_of(settle(reconciler)) == [("subscriber", None, trades("A"))]
     for _ in range(100):
-        assert told(reconciler.change(requests, trades("A"), NO_TOPICS, ACK_SECONDS)) == [("seat", None, trades("A"))]
+        assert outcomes_of(reconciler.change(requests, trades("A"), NO_TOPICS, ACK_SECONDS)) == [
+            ("subscriber", None, trades("A"))
+        ]
     assert len(requests.pending) == 2
 
 
-def test_who_resends_all_it_has_does_not_risk_it() -> None:
-    """Python's SDKs do so at every change: the one symbol that is new may be refused, the others stay."""
+def test_resent_topics_are_not_lost_with_a_refusal() -> None:
+    """Python's SDKs resend all topics at every change.
+
+    The new symbol may be refused; the others stay.
+    """
     reconciler = SubscriptionReconciler()
-    requests = SubscriberRequests("seat")
+    requests = SubscriberRequests("subscriber")
     reconciler.change(requests, trades("A", "B"), NO_TOPICS, 0.0)
     settle(reconciler)
     for _ in range(100):
-        assert told(reconciler.change(requests, trades("A", "B"), NO_TOPICS, 0.0)) == [("seat", None, trades("A", "B"))]
+        assert outcomes_of(reconciler.change(requests, trades("A", "B"), NO_TOPICS, 0.0)) == [
+            ("subscriber", None, trades("A", "B"))
+        ]
     assert len(requests.pending) == 1
     reconciler.change(requests, trades("A", "B", "X"), NO_TOPICS, 0.0)
-    assert told(settle(reconciler, {"X"})) == [("seat", LIMIT_EXCEEDED, None)]
+    assert outcomes_of(settle(reconciler, {"X"})) == [("subscriber", LIMIT_EXCEEDED, None)]
     assert reconciler.acked == requests.acknowledged == trades("A", "B")
 
 
-def test_asking_on_and_on_while_alpaca_is_away() -> None:
-    """What is kept of it stays small, and all of it is asked for in the end."""
+def test_many_requests_during_an_outage() -> None:
+    """The pending requests stay few, and all topics are requested in the end."""
     reconciler = SubscriptionReconciler()
-    requests, other = SubscriberRequests("seat"), SubscriberRequests("other")
+    requests, other = SubscriberRequests("subscriber"), SubscriberRequests("other")
     reconciler.change(other, trades("A"), NO_TOPICS, 0.0)
     reconciler.overdue(ACK_SECONDS)
     for number in range(500):
@@ -636,8 +660,8 @@ def test_asking_on_and_on_while_alpaca_is_away() -> None:
     assert settle(reconciler) == []
     assert reconciler.acked == everything
     reconciler.leave(other)
-    assert told(reconciler.change(requests, NO_TOPICS, everything - trades("A"), 9999.0)) == [
-        ("seat", None, trades("A"))
+    assert outcomes_of(reconciler.change(requests, NO_TOPICS, everything - trades("A"), 9999.0)) == [
+        ("subscriber", None, trades("A"))
     ]
     settle(reconciler)
     assert reconciler.acked == trades("A")
@@ -647,11 +671,11 @@ def test_asking_on_and_on_while_alpaca_is_away() -> None:
 
 
 def test_a_feed_that_is_not_in_the_plan_refuses_every_request_until_it_is() -> None:
-    """What was acknowledged for the remembered state is refused too; what Alpaca has confirmed once is not."""
+    """Provisional requests are refused too; requests confirmed once are not."""
     reconciler = SubscriptionReconciler()
-    confirmed, remembered, waiting, later = (
+    confirmed, provisional, waiting, later = (
         SubscriberRequests("confirmed"),
-        SubscriberRequests("remembered"),
+        SubscriberRequests("provisional"),
         SubscriberRequests("waiting"),
         SubscriberRequests("later"),
     )
@@ -659,31 +683,31 @@ def test_a_feed_that_is_not_in_the_plan_refuses_every_request_until_it_is() -> N
     settle(reconciler)
     reconciler.lost()
     for symbol in ("R", "S"):
-        reconciler.change(remembered, trades(symbol), NO_TOPICS, -ACK_SECONDS)
-        assert told(reconciler.overdue(0.0)) == [("remembered", None, remembered.holds)]
+        reconciler.change(provisional, trades(symbol), NO_TOPICS, -ACK_SECONDS)
+        assert outcomes_of(reconciler.overdue(0.0)) == [("provisional", None, provisional.holds)]
     reconciler.change(waiting, trades("A"), NO_TOPICS, 0.0)
     reconciler.change(waiting, NO_TOPICS, trades("C"), 0.0)
     reconciler.change(waiting, trades("B"), NO_TOPICS, 0.0)
     assert not reconciler.closed
-    assert told(reconciler.close(*NOT_IN_THE_PLAN)) == [
-        ("remembered", NOT_IN_THE_PLAN, NO_TOPICS),
+    assert outcomes_of(reconciler.close(*NOT_IN_THE_PLAN)) == [
+        ("provisional", NOT_IN_THE_PLAN, NO_TOPICS),
         ("waiting", NOT_IN_THE_PLAN, None),
         ("waiting", None, NO_TOPICS),
         ("waiting", NOT_IN_THE_PLAN, None),
     ]
     assert reconciler.closed
-    assert told(reconciler.change(later, trades("B"), NO_TOPICS, 0.0)) == [("later", NOT_IN_THE_PLAN, None)]
-    assert told(reconciler.change(later, NO_TOPICS, trades("B"), 0.0)) == [("later", None, NO_TOPICS)]
+    assert outcomes_of(reconciler.change(later, trades("B"), NO_TOPICS, 0.0)) == [("later", NOT_IN_THE_PLAN, None)]
+    assert outcomes_of(reconciler.change(later, NO_TOPICS, trades("B"), 0.0)) == [("later", None, NO_TOPICS)]
     assert reconciler.wanted == trades("K")
     reconciler.open()
     reconciler.change(later, trades("B"), NO_TOPICS, 0.0)
-    assert told(settle(reconciler)) == [("later", None, trades("B"))]
+    assert outcomes_of(settle(reconciler)) == [("later", None, trades("B"))]
     assert reconciler.acked == trades("K", "B")
 
 
-def test_what_was_confirmed_after_its_acknowledgement_is_confirmed() -> None:
+def test_a_confirmation_after_a_provisional_acknowledgement_counts() -> None:
     reconciler = SubscriptionReconciler()
-    requests = SubscriberRequests("seat")
+    requests = SubscriberRequests("subscriber")
     reconciler.change(requests, trades("A"), NO_TOPICS, -ACK_SECONDS)
     reconciler.overdue(0.0)
     settle(reconciler)
@@ -692,35 +716,35 @@ def test_what_was_confirmed_after_its_acknowledgement_is_confirmed() -> None:
     assert requests.acknowledged == requests.holds == trades("A")
 
 
-def test_a_seat_from_another_account_is_refused_request_by_request() -> None:
+def test_a_subscriber_from_another_account_is_refused_request_by_request() -> None:
     reconciler = SubscriptionReconciler()
-    requests = SubscriberRequests("seat")
+    requests = SubscriberRequests("subscriber")
     assert reconciler.adopt(requests, [trades("A", "B"), trades("X", "Y")]) == []
     assert requests.acknowledged == trades("A", "B", "X", "Y")
-    assert told(settle(reconciler, {"X"})) == [("seat", LIMIT_EXCEEDED, trades("A", "B"))]
+    assert outcomes_of(settle(reconciler, {"X"})) == [("subscriber", LIMIT_EXCEEDED, trades("A", "B"))]
     assert reconciler.acked == requests.holds == trades("A", "B")
     assert reconciler.adopt(SubscriberRequests("holds nothing"), []) == []
 
 
-def test_a_seat_from_another_account_where_alpaca_does_not_serve_the_feed() -> None:
+def test_a_subscriber_from_another_account_on_a_closed_feed() -> None:
     reconciler = SubscriptionReconciler()
     reconciler.close(*NOT_IN_THE_PLAN)
-    assert told(reconciler.adopt(SubscriberRequests("seat"), [trades("A"), trades("B")])) == [
-        ("seat", NOT_IN_THE_PLAN, NO_TOPICS)
+    assert outcomes_of(reconciler.adopt(SubscriberRequests("subscriber"), [trades("A"), trades("B")])) == [
+        ("subscriber", NOT_IN_THE_PLAN, NO_TOPICS)
     ]
     assert reconciler.adopt(SubscriberRequests("holds nothing"), []) == []
     assert reconciler.idle
 
 
-def test_answers_when_nothing_is_under_way() -> None:
-    """Alpaca may say anything at any time."""
+def test_replies_without_a_request_under_way_are_ignored() -> None:
+    """Alpaca may send a reply at any time."""
     reconciler = SubscriptionReconciler()
-    reconciler.change(SubscriberRequests("seat"), trades("A"), NO_TOPICS, 0.0)
+    reconciler.change(SubscriberRequests("subscriber"), trades("A"), NO_TOPICS, 0.0)
     assert reconciler.confirmed() == reconciler.refused(*LIMIT_EXCEEDED) == []
     assert reconciler.next_request() == UpstreamRequest(True, (("trades", "A"),))
 
 
-def test_seats_and_ledgers_name_themselves() -> None:
+def test_reprs() -> None:
     reconciler = SubscriptionReconciler()
     requests = SubscriberRequests("momentum")
     reconciler.change(requests, trades("A", "B"), NO_TOPICS, 0.0)
@@ -728,32 +752,35 @@ def test_seats_and_ledgers_name_themselves() -> None:
     assert repr(reconciler) == "<SubscriptionReconciler 2 wanted, 0 acked, 1 requests>"
 
 
-# What it costs
+# CPU time
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Of CPU."""
+    """Return the CPU time of `work`."""
     began = time.process_time()
     work()
     return time.process_time() - began
 
 
-def test_a_change_costs_what_its_topics_cost_however_many_hold_them() -> None:
-    """8,000 topics, held by 200 seats already: a few passes over a set, and nothing in it waits for the 200."""
+def test_the_cpu_time_of_a_change_does_not_depend_on_the_number_of_subscribers() -> None:
+    """8,000 topics that 200 subscribers hold already.
+
+    A change takes a few passes over a set, and no loop over the 200.
+    """
     reconciler = SubscriptionReconciler()
     topics = many(8000)
     for number in range(200):
-        reconciler.change(SubscriberRequests(f"seat {number}"), frozenset(topics), NO_TOPICS, 0.0)
-    counting = min(seconds(lambda: dict.fromkeys(topics, 0) | dict.fromkeys(topics, 1)) for _ in range(7))
-    asking = 0.0
-    while not asking or reconciler.request:
+        reconciler.change(SubscriberRequests(f"subscriber {number}"), frozenset(topics), NO_TOPICS, 0.0)
+    baseline = min(seconds(lambda: dict.fromkeys(topics, 0) | dict.fromkeys(topics, 1)) for _ in range(7))
+    longest = 0.0
+    while not longest or reconciler.request:
         reconciler.confirmed()
-        asking = max(asking, seconds(reconciler.next_request))
-    assert asking < 60 * counting
+        longest = max(longest, seconds(reconciler.next_request))
+    assert longest < 60 * baseline
 
-    def come_and_go() -> None:
+    def join_and_leave() -> None:
         requests = SubscriberRequests("new")
         assert reconciler.change(requests, topics, NO_TOPICS, 0.0)
         reconciler.leave(requests)
 
-    assert min(seconds(come_and_go) for _ in range(7)) < 40 * counting
+    assert min(seconds(join_and_leave) for _ in range(7)) < 40 * baseline

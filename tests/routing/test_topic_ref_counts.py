@@ -1,4 +1,4 @@
-"""The tally against a plain count."""
+"""Reference counts of topics, checked against a plain counter."""
 
 from __future__ import annotations
 
@@ -15,33 +15,36 @@ from proxy.routing.topic_ref_counts import TopicRefCounts
 HOLDINGS = st.frozensets(st.tuples(st.sampled_from(["trades", "quotes"]), st.sampled_from("AB*")))
 
 
-@pytest.mark.parametrize(("many", "wholes"), [(1, 1), (1, 2), (1, 16), (3, 2), (3, 16), (500, 16)])
-@given(steps=st.lists(st.tuples(HOLDINGS, st.sampled_from(["come", "go", "give up"])), max_size=60))
-def test_it_knows_who_is_the_first_to_hold_a_topic_and_who_the_last(
-    many: int, wholes: int, steps: list[tuple[Subscription, str]]
+@pytest.mark.parametrize(("many", "whole_sets"), [(1, 1), (1, 2), (1, 16), (3, 2), (3, 16), (500, 16)])
+@given(steps=st.lists(st.tuples(HOLDINGS, st.sampled_from(["add", "remove", "shrink"])), max_size=60))
+def test_the_first_and_the_last_reference_of_each_topic(
+    many: int, whole_sets: int, steps: list[tuple[Subscription, str]]
 ) -> None:
-    """However large the sets are that are counted as a whole, and however many."""
+    """With any number of whole sets, of any size.
+
+    `many` is the size from which sets are counted as a whole, `whole_sets` the most that are.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ref_counts, "MANY", many)
-        patch.setattr(ref_counts, "MAX_WHOLE_SETS", wholes)
-        ours, count, held = TopicRefCounts(), Counter[tuple[str, str]](), list[Subscription]()
+        patch.setattr(ref_counts, "MAX_WHOLE_SETS", whole_sets)
+        counts, count, held = TopicRefCounts(), Counter[tuple[str, str]](), list[Subscription]()
         for topics, step in steps:
-            if step == "come":
+            if step == "add":
                 held.append(topics)
-                assert ours.add(topics) == {topic for topic in topics if not count[topic]}
+                assert counts.add(topics) == {topic for topic in topics if not count[topic]}
                 count.update(topics)
             elif held:
                 before = held.pop(0)
-                given = before & topics if step == "give up" else before
-                count.subtract(given)
-                gone = {topic for topic in given if not count[topic]}
-                if given == before:
-                    assert ours.remove(before) == gone
+                removed = before & topics if step == "shrink" else before
+                count.subtract(removed)
+                gone = {topic for topic in removed if not count[topic]}
+                if removed == before:
+                    assert counts.remove(before) == gone
                 else:
-                    assert ours.shrink(before, given) == gone
-                    held.append(before - given)
-            assert ours.topics == set(+count)
+                    assert counts.shrink(before, removed) == gone
+                    held.append(before - removed)
+            assert counts.topics == set(+count)
         for topics in held:
-            ours.remove(topics)
-        assert repr(ours) == "<TopicRefCounts 0 topics, 0 of them counted>"
-        assert not ours._wholes
+            counts.remove(topics)
+        assert repr(counts) == "<TopicRefCounts 0 topics, 0 of them counted>"
+        assert not counts._whole_sets

@@ -1,4 +1,7 @@
-"""An algorithm as its user runs it: a program of its own on a real SDK, told what to do and heard by its output."""
+"""An algorithm as a separate program on a real SDK.
+
+It reads commands from stdin and prints events to stdout.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,13 @@ from tests.sdk.environments import Driver
 from tests.sdk.stand import SECONDS, wait_for
 
 Event = dict[str, Any]
-# Neither the account of whoever runs the tests nor the settings of this Python are an SDK's business.
+# The developer's own Alpaca account and the settings of this Python must not reach an SDK.
 _ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("APCA_", "PYTHON"))}
 START_SECONDS = 60  # the first import of a fresh environment compiles it
 
 
 class Algorithm:
-    """A running driver. Its events are kept in `events`, in order."""
+    """A running driver; `events` holds its events in order."""
 
     def __init__(self, driver: Driver, variables: Mapping[str, str] | None = None) -> None:
         self.events: list[Event] = []
@@ -50,11 +53,11 @@ class Algorithm:
         self.close()
 
     def ready(self) -> None:
-        """Waits until it has imported its SDK."""
+        """Wait until it has imported its SDK."""
         self.wait(lambda event: event["event"] == "ready", "the driver is ready", START_SECONDS)
 
-    def tell(self, **command: Any) -> None:
-        """Gives a command and waits until it is carried out."""
+    def execute(self, **command: Any) -> None:
+        """Send a command and wait until it is done."""
         done = self.count("done")
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(command) + "\n")
@@ -63,22 +66,22 @@ class Algorithm:
         assert self.count("done") > done, f"{command} killed the driver; {self.story()}"
 
     def open(self, stream: str, url: str, topics: Mapping[str, Sequence[str]], **more: Any) -> None:
-        """Begins a stream that subscribes to these topics; its `kind` is its name unless it is given."""
-        usual = {"kind": stream, "key": "algo", "secret": "algo-secret"}
-        self.tell(do="open", stream=stream, url=url, topics=topics, **(usual | more))
+        """Open a stream that subscribes to these topics; its `kind` defaults to its name."""
+        defaults = {"kind": stream, "key": "algo", "secret": "algo-secret"}
+        self.execute(do="open", stream=stream, url=url, topics=topics, **(defaults | more))
 
     def subscribe(self, stream: str, channel: str, *symbols: str) -> None:
-        self.tell(do="subscribe", stream=stream, channel=channel, symbols=symbols)
+        self.execute(do="subscribe", stream=stream, channel=channel, symbols=symbols)
 
     def unsubscribe(self, stream: str, channel: str, *symbols: str) -> None:
-        self.tell(do="unsubscribe", stream=stream, channel=channel, symbols=symbols)
+        self.execute(do="unsubscribe", stream=stream, channel=channel, symbols=symbols)
 
-    def count(self, kind: str, **like: Any) -> int:
-        """How many events of a kind there were so far."""
-        return sum(event["event"] == kind and _like(event, like) for event in self.events)
+    def count(self, kind: str, **values: Any) -> int:
+        """The number of events of a kind so far, with these values."""
+        return sum(event["event"] == kind and _matches(event, values) for event in self.events)
 
     def messages(self, stream: str, channel: str | None = None) -> list[Event]:
-        """What has been heard on a stream."""
+        """The events of the messages received on a stream, or on one of its channels."""
         return [
             event
             for event in self.events
@@ -88,13 +91,16 @@ class Algorithm:
         ]
 
     def wait(self, matches: Callable[[Event], bool], what: str, seconds: float = SECONDS) -> Event:
-        """The first event that matches."""
+        """Wait for the first event that matches, and return it.
 
-        def found() -> Event | None:
-            assert not self.over or any(matches(event) for event in self.events), f"no more; {self.story()}"
+        `what` names it in the failure.
+        """
+
+        def first() -> Event | None:
+            assert not self.over or any(matches(event) for event in self.events), f"it has ended; {self.story()}"
             return next((event for event in self.events if matches(event)), None)
 
-        event: Event = wait_for(found, lambda: f"not so: {what}; {self.story()}", seconds)
+        event: Event = wait_for(first, lambda: f"missing event: {what}; {self.story()}", seconds)
         return event
 
     @property
@@ -107,16 +113,16 @@ class Algorithm:
         return self._process.pid
 
     def story(self) -> str:
-        """The last that was heard of it, for a test that fails."""
+        """Its last events and errors, for the message of a failed test."""
         last = "\n".join(json.dumps(event)[:400] for event in self.events[-12:])
         return f"its last events:\n{last}\n{''.join(self._errors[-12:])}"
 
     def crash(self) -> None:
-        """Ends it without a chance to say a word."""
+        """Kill it."""
         self._process.kill()
 
     def close(self) -> None:
-        """Ends it."""
+        """End it by closing its stdin; kill it if it does not end in time."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
@@ -144,5 +150,5 @@ class Algorithm:
         self._errors.extend(self._process.stderr)
 
 
-def _like(event: Event, like: Mapping[str, Any]) -> bool:
-    return all(event.get(name) == value for name, value in like.items())
+def _matches(event: Event, values: Mapping[str, Any]) -> bool:
+    return all(event.get(name) == value for name, value in values.items())

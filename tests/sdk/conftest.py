@@ -19,17 +19,17 @@ from websockets.sync.client import connect
 from tests.harness import Client
 from tests.sdk.algorithm import Algorithm
 from tests.sdk.environments import ROOT, Environments, cache
-from tests.sdk.sdks import FOLLOWERS, SDKS, Sdk
+from tests.sdk.sdks import IMPLIED_CHANNELS, SDKS, Sdk
 from tests.sdk.stand import START_AT_ONCE, Stand, wait_for
 from tests.sdk.table import Table
 from tests.sdk.tape import STREAMS, Message
 
-# A client of the tests' own says nothing by itself, and takes whatever comes.
+# The tests' own client sends nothing unasked and queues everything it receives.
 QUIET: dict[str, Any] = {"compression": None, "close_timeout": 1, "ping_interval": None, "max_queue": None}
 
 
 class Live:
-    """An algorithm on one SDK, live on all the streams that it knows, and what it lives on."""
+    """A running algorithm on one SDK, subscribed on all its streams, with its stand."""
 
     def __init__(self, sdk: Sdk, stand: Stand, algorithm: Algorithm, trust: ssl.SSLContext | None = None) -> None:
         self.sdk = sdk
@@ -39,94 +39,103 @@ class Live:
         self._number = 100
 
     def symbol(self, stream: str) -> str:
-        """What this SDK calls the symbol of a stream."""
+        """The symbol of a stream in this SDK's spelling."""
         return self.sdk.symbols.get(stream, STREAMS[stream].symbol)
 
     def open(self, stream: str) -> None:
-        """Opens a stream with all of its channels."""
+        """Open a stream with all of its channels."""
         topics = {channel: [self.symbol(stream)] for channel in self.sdk.streams[stream]}
         self.algorithm.open(stream, self.stand.url + STREAMS[stream].path, topics)
 
     def publish(self, stream: str, channel: str) -> Message:
-        """Publishes the next message of a channel, and returns it as it should be heard."""
+        """Publish the next message of a channel; return it as the SDK should receive it."""
         return self.publish_all(stream, [channel])[channel]
 
     def publish_all(self, stream: str, channels: Sequence[str]) -> dict[str, Message]:
-        """The same for several, which come in one frame."""
-        self._number += 1
-        known = STREAMS[stream]
-        messages = {channel: known.channels[channel](self._number) for channel in channels}
-        self.stand.simulator.publish(known.feed, list(messages.values()))
-        renamed = {"S": self.symbol(stream)} if stream == "crypto" else {}
-        return {channel: message | renamed for channel, message in messages.items()}
+        """Publish the next message of each channel in one frame.
 
-    def asked(self, stream: str) -> list[str]:
-        """The channels of a stream that are asked for by name; two others come with trades."""
-        return [channel for channel in self.sdk.streams[stream] if channel not in FOLLOWERS]
+        Return them as the SDK should receive them.
+        """
+        self._number += 1
+        tape = STREAMS[stream]
+        messages = {channel: tape.channels[channel](self._number) for channel in channels}
+        self.stand.simulator.publish(tape.feed, list(messages.values()))
+        symbol = {"S": self.symbol(stream)} if stream == "crypto" else {}
+        return {channel: message | symbol for channel, message in messages.items()}
+
+    def requested(self, stream: str) -> list[str]:
+        """The channels of a stream that are requested by name.
+
+        IMPLIED_CHANNELS come with trades.
+        """
+        return [channel for channel in self.sdk.streams[stream] if channel not in IMPLIED_CHANNELS]
 
     def settled(self, stream: str) -> bool:
-        """Whether Alpaca has been asked for the algorithm's subscriptions of a stream."""
-        held = self.stand.simulator.subscribed(STREAMS[stream].feed)
-        return all(self.topic(stream) in held.get(channel, ()) for channel in self.asked(stream))
+        """Whether Alpaca has all of the algorithm's subscriptions of a stream."""
+        subscribed = self.stand.simulator.subscribed(STREAMS[stream].feed)
+        return all(self.topic(stream) in subscribed.get(channel, ()) for channel in self.requested(stream))
 
     def topic(self, stream: str) -> str:
-        """What Alpaca calls what this SDK asks for."""
+        """The symbol of a stream in Alpaca's spelling."""
         symbol = self.symbol(stream)
         return {"BTCUSD": "BTC/USD"}.get(symbol, symbol)
 
     def connects(self, stream: str) -> int:
-        """How many sessions ever authenticated where this stream's sessions count."""
+        """The number of log-ins so far on the feed that this stream counts for."""
         return self.stand.connects(STREAMS[stream].counts_for or STREAMS[stream].feed)
 
     def sessions(self, stream: str) -> int:
-        """How many are open there now."""
+        """The number of open sessions on the feed that this stream counts for."""
         return self.stand.sessions(STREAMS[stream].counts_for or STREAMS[stream].feed)
 
     def expected_sessions(self, stream: str) -> int:
-        """How many should be: one of each of its streams that count there, or of each of a program's channels."""
-        feed = STREAMS[stream].counts_for or STREAMS[stream].feed
-        counted = [each for each in self.sdk.streams if (STREAMS[each].counts_for or STREAMS[each].feed) == feed]
-        return sum(len(self.sdk.streams[each]) if self.sdk.program else 1 for each in counted)
+        """The expected number: one for each stream that counts for the feed.
 
-    def why(self, stream: str) -> str:
-        """For a test that fails because a stream is not settled."""
-        held = self.stand.simulator.subscribed(STREAMS[stream].feed)
-        return f"{stream} is subscribed to {held} alone; {self.algorithm.story()}"
+        For a program it is one for each channel.
+        """
+        feed = STREAMS[stream].counts_for or STREAMS[stream].feed
+        counted = [name for name in self.sdk.streams if (STREAMS[name].counts_for or STREAMS[name].feed) == feed]
+        return sum(len(self.sdk.streams[name]) if self.sdk.program else 1 for name in counted)
+
+    def unsettled(self, stream: str) -> str:
+        """The failure message for a stream that is not settled."""
+        subscribed = self.stand.simulator.subscribed(STREAMS[stream].feed)
+        return f"{stream} is subscribed only to {subscribed}; {self.algorithm.story()}"
 
     @contextmanager
     def witness(self, stream: str, channel: str) -> Iterator[Client]:
-        """Another algorithm that holds one channel of a stream, whatever it is called by this SDK."""
-        known = STREAMS["stocks" if stream == "legacy" else stream]
+        """Another client that is subscribed to one channel of a stream."""
+        tape = STREAMS["stocks" if stream == "legacy" else stream]
         codec = "msgpack" if stream == "options" else "json"
-        with connect(self.stand.url + known.path, ssl=self._trust, **QUIET) as ws:
+        with connect(self.stand.url + tape.path, ssl=self._trust, **QUIET) as ws:
             client = Client(ws, codec, trading=False)
             client.receive()
             client.log_in("algo", "algo-secret")
-            assert client.subscribe(**{channel: [known.symbol]})[channel] == [known.symbol]
+            assert client.subscribe(**{channel: [tape.symbol]})[channel] == [tape.symbol]
             yield client
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """A certificate of this machine's own, for 127.0.0.1."""
+    """A self-signed certificate for 127.0.0.1."""
 
     cert: Path
     key: Path
 
     @property
     def variables(self) -> dict[str, str]:
-        """What makes a program trust it."""
+        """The environment variables that make Node trust it."""
         return {"NODE_EXTRA_CA_CERTS": str(self.cert)}
 
     @property
     def context(self) -> ssl.SSLContext:
-        """What trusts it."""
+        """A client's TLS context that trusts it."""
         return ssl.create_default_context(cafile=str(self.cert))
 
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    """Made as README says."""
+    """A certificate made with README's command."""
     folder = tmp_path_factory.mktemp("tls")
     command = [word for word in shlex.split(recipe("sh", "openssl")) if word != "\n"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
@@ -134,15 +143,18 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 
 def recipe(language: str, word: str) -> str:
-    """The code in README that is in this language and begins with this word."""
+    """README's code block in this language that begins with this word."""
     readme = (ROOT / "README.md").read_text("utf-8")
-    [found] = re.findall(rf"^```{language}\n({re.escape(word)}.*?)^```", readme, re.MULTILINE | re.DOTALL)
-    code: str = found
+    [block] = re.findall(rf"^```{language}\n({re.escape(word)}.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    code: str = block
     return code
 
 
 class Lives:
-    """A `Live` for each SDK. They begin at the same time, each as soon as it is installed."""
+    """A `Live` for each SDK.
+
+    They start concurrently, each as soon as its SDK is installed.
+    """
 
     def __init__(self, environments: Environments, certificate: Certificate, folders: pytest.TempPathFactory) -> None:
         self._environments = environments
@@ -150,31 +162,31 @@ class Lives:
         self._folders = folders
         self._stack = ExitStack()
         self._starting = BoundedSemaphore(START_AT_ONCE)
-        self._sending: dict[Sdk, gevent.Greenlet] = {}
+        self._started: dict[Sdk, gevent.Greenlet] = {}
 
     def begin(self, sdks: Sequence[Sdk]) -> None:
         for sdk in sdks:
-            self._sending[sdk] = gevent.spawn(self._begin, sdk)
+            self._started[sdk] = gevent.spawn(self._start, sdk)
 
     def of(self, sdk: Sdk) -> Live:
-        """Fails the test that asks if it cannot be had."""
-        begun = self._sending[sdk]
-        begun.join()
-        if not begun.successful():
-            pytest.fail(f"{sdk} cannot begin: {begun.exception}", pytrace=False)
-        live: Live = begun.value
+        """The SDK's `Live`; the calling test fails if it could not be started."""
+        start = self._started[sdk]
+        start.join()
+        if not start.successful():
+            pytest.fail(f"{sdk} cannot start: {start.exception}", pytrace=False)
+        live: Live = start.value
         return live
 
     def all(self) -> list[Live]:
-        """Those that can be had."""
-        gevent.joinall([*self._sending.values()])
-        return [begun.value for begun in self._sending.values() if begun.successful()]
+        """Every `Live` that could be started."""
+        gevent.joinall([*self._started.values()])
+        return [start.value for start in self._started.values() if start.successful()]
 
     def close(self) -> None:
-        gevent.joinall([*self._sending.values()])
+        gevent.joinall([*self._started.values()])
         self._stack.close()
 
-    def _begin(self, sdk: Sdk) -> Live:
+    def _start(self, sdk: Sdk) -> Live:
         driver = self._environments.driver(sdk)
         tls = (self._certificate.cert, self._certificate.key) if sdk.tls else None
         with self._starting:
@@ -185,24 +197,28 @@ class Lives:
         for stream in sdk.streams:
             live.open(stream)
         for stream in sdk.streams:
-            wait_for(partial(live.settled, stream), partial(live.why, stream))
+            wait_for(partial(live.settled, stream), partial(live.unsettled, stream))
         return live
 
 
 def wanted(session: pytest.Session) -> list[Sdk]:
-    """The SDKs that tests of this run are about."""
-    asked = {sdk_of(item) for item in session.items}
-    return [sdk for sdk in SDKS if sdk in asked]
+    """The SDKs that the selected tests need."""
+    needed = {sdk_of(item) for item in session.items}
+    return [sdk for sdk in SDKS if sdk in needed]
 
 
 def sdk_of(item: pytest.Item) -> Sdk | None:
+    """The SDK that a test is parametrized with, if any."""
     sdk: Sdk | None = item.callspec.params.get("sdk") if hasattr(item, "callspec") else None
     return sdk
 
 
 @pytest.fixture(scope="session")
 def environments(request: pytest.FixtureRequest) -> Iterator[Environments]:
-    """Every SDK that this run needs is being installed from the first test that needs one on."""
+    """The environments of all SDKs that this run needs.
+
+    Their installation starts here.
+    """
     environments = Environments(cache())
     environments.prepare(wanted(request.session))
     yield environments
@@ -224,18 +240,18 @@ def lives(
 
 @pytest.fixture
 def live(lives: Lives, sdk: Sdk) -> Live:
-    """An algorithm on this SDK, live on all of its streams."""
+    """The running algorithm on this SDK."""
     return lives.of(sdk)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def early(request: pytest.FixtureRequest) -> None:
-    """SDKs are being installed while tests run that need none of them."""
+def start_installing_early(request: pytest.FixtureRequest) -> None:
+    """Start to install SDKs at once, while tests run that need none of them."""
     if wanted(request.session):
         request.getfixturevalue("environments")
 
 
-MODULES = ("streams", "refusals", "together", "recipes")  # in this order, after those that need nothing installed
+MODULES = ("streams", "refusals", "together", "recipes")  # run in this order, after those that need no SDK
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -266,7 +282,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def stream_of(item: pytest.Item) -> list[str]:
-    """The one stream that a test is about, if it is about one."""
+    """The stream that a test is parametrized with, as a list of one or none."""
     stream = item.callspec.params.get("stream") if hasattr(item, "callspec") else None
     return [] if stream is None else [stream]
 

@@ -1,8 +1,8 @@
-"""The environments that SDKs are installed into: a Python environment or a folder of Node's for each set of
-requirements, and in front of a shared one a folder for each SDK that is installed alone.
+"""The environments that SDKs are installed into.
 
-They are kept from one run to the next, in `$ALPACA_PROXY_SDK_CACHE` or `.sdk` at the root of the repository; each is
-made anew when what is installed or the interpreter has changed.
+There is a Python environment or a Node folder for each set of requirements, and a folder in front of a shared one for
+each SDK that is installed alone. They are cached in `$ALPACA_PROXY_SDK_CACHE` or `.sdk` at the root of the repository;
+each is rebuilt when its requirements or the interpreter have changed.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ DRIVERS = Path(__file__).resolve().parent / "drivers"
 CACHE_VARIABLE = "ALPACA_PROXY_SDK_CACHE"
 INSTALL_SECONDS = 240  # for each command
 AT_ONCE = 3
-NODE = 20  # the oldest that JavaScript's 4 runs on
+NODE = 20  # the oldest version that the JavaScript SDK 4 runs on
 
 
 class InstallError(Exception):
-    """An SDK could not be installed; the text says which and why."""
+    """An SDK could not be installed; the message names it and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """What runs an SDK's driver: a command, and variables of its environment."""
+    """The command that runs an SDK's driver, and additional environment variables."""
 
     command: Sequence[str]
     variables: dict[str, str] = field(default_factory=dict)
 
 
 def cache() -> Path:
-    """Where environments are kept."""
+    """The folder of the cached environments."""
     return Path(os.environ.get(CACHE_VARIABLE) or ROOT / ".sdk")
 
 
 class Environments:
-    """Installs in the background, a few at once; `driver` waits for what it needs."""
+    """Installs SDKs in the background, AT_ONCE at a time."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,10 @@ class Environments:
         self._pending: dict[str, Future[Path]] = {}
 
     def prepare(self, sdks: Iterable[Sdk]) -> None:
-        """Begins with these, in this order; what is shared comes first, since the rest waits for it."""
+        """Start to install these, in this order.
+
+        Shared environments come first, the rest waits for them.
+        """
         sdks = list(sdks)
         for sdk in sdks:
             self._begin(sdk.environment, _install_node if sdk.javascript else _install_python, sdk)
@@ -65,7 +68,7 @@ class Environments:
                 self._begin(sdk.package, self._install_alone, sdk)
 
     def driver(self, sdk: Sdk) -> Driver:
-        """Raises InstallError."""
+        """The command for an SDK, once it is installed. Raises InstallError."""
         self.prepare([sdk])
         folder, program = self._pending[sdk.environment].result(), str(DRIVERS / sdk.driver)
         if sdk.javascript:
@@ -74,20 +77,20 @@ class Environments:
         return Driver([str(folder / "bin" / "python"), "-u", program], alone)
 
     def close(self) -> None:
-        """Waits for what is being installed, so that nothing is left half made."""
+        """Wait for running installations, so that none is left incomplete."""
         self._pool.shutdown(cancel_futures=True)
 
     def _begin(self, name: str, install: Callable[[Sdk, Path], None], sdk: Sdk) -> None:
         if name not in self._pending:
-            self._pending[name] = self._pool.submit(_made, sdk, self._folder / name, install)
+            self._pending[name] = self._pool.submit(_install_unless_cached, sdk, self._folder / name, install)
 
     def _install_alone(self, sdk: Sdk, folder: Path) -> None:
-        intern_topics = self._pending[sdk.environment].result()
-        _pip(sdk, intern_topics, "--no-deps", "--target", str(folder), *sdk.alone)
+        environment = self._pending[sdk.environment].result()
+        _pip(sdk, environment, "--no-deps", "--target", str(folder), *sdk.alone)
 
 
-def _made(sdk: Sdk, folder: Path, install: Callable[[Sdk, Path], None]) -> Path:
-    """The folder with its contents, from the cache if they are there."""
+def _install_unless_cached(sdk: Sdk, folder: Path, install: Callable[[Sdk, Path], None]) -> Path:
+    """The folder, installed unless the cached one is current."""
     recipe = json.dumps([sys.version, sdk.requirements, sdk.alone if folder.name == sdk.package else []])
     stamp = folder / "made-of"
     digest = hashlib.sha256(recipe.encode()).hexdigest()
@@ -102,7 +105,7 @@ def _install_node(sdk: Sdk, folder: Path) -> None:
     folder.mkdir()
     node = _run(sdk, ["node", "--version"]).strip()
     if int(node.removeprefix("v").partition(".")[0]) < NODE:
-        raise InstallError(f"{sdk} cannot be installed: it wants Node {NODE}, and this is {node}")
+        raise InstallError(f"{sdk} cannot be installed: it needs Node {NODE}, and this is {node}")
     npm = ["npm", "install", "--prefix", str(folder), "--loglevel=error", "--no-audit", "--no-fund"]
     _run(sdk, [*npm, *sdk.requirements])
 
@@ -110,19 +113,24 @@ def _install_node(sdk: Sdk, folder: Path) -> None:
 def _install_python(sdk: Sdk, folder: Path) -> None:
     _run(sdk, [sys.executable, "-m", "venv", "--without-pip", str(folder)])
     _pip(sdk, folder, *sdk.requirements)
-    # The most of what they import; compiled once here, and not by each of them at the same time.
+    # pandas is most of what the SDKs import: compile it once here instead of in each of them at the same time.
     _run(sdk, [str(folder / "bin" / "python"), "-c", "import pandas"])
 
 
 def _pip(sdk: Sdk, environment: Path, *arguments: str) -> None:
-    """Installs into an environment that has no pip of its own. What is imported is compiled when it is; compiling all
-    of it takes longer than the rest."""
+    """Install into an environment that has no pip.
+
+    Compiling all modules would take longer than installing.
+    """
     pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python")]
     _run(sdk, [*pip, "install", "--quiet", "--no-compile", *arguments])
 
 
 def _run(sdk: Sdk, command: list[str]) -> str:
-    """What a command prints. Raises InstallError with the reason that it gives for its failure."""
+    """Run a command and return its output.
+
+    Raises InstallError with the reason from its stderr.
+    """
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
@@ -130,7 +138,7 @@ def _run(sdk: Sdk, command: list[str]) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise InstallError(f"{sdk} cannot be installed: {error}") from error
     if done.returncode:
-        said = [line.strip() for line in done.stderr.splitlines() if "error" in line.lower()] or ["no reason given"]
-        why = next((line for line in said if "No matching" in line), said[-1])
-        raise InstallError(f"{sdk} cannot be installed: {why}")
+        errors = [line.strip() for line in done.stderr.splitlines() if "error" in line.lower()] or ["no reason given"]
+        reason = next((line for line in errors if "No matching" in line), errors[-1])
+        raise InstallError(f"{sdk} cannot be installed: {reason}")
     return done.stdout

@@ -1,4 +1,4 @@
-"""The SDKs that the suite runs: an entry for each version, with what it needs to be installed and what it streams."""
+"""The SDKs that the suite runs, with requirements and streams of each version."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from dataclasses import dataclass, field
 class Sdk:
     """One version of one SDK.
 
-    `requirements` are what is installed for it, in an environment that it shares with those that want the same; `alone`
-    is what is installed for it in front of that, without the requirements of its own, which are too old to be had
-    today. `streams` says which channels it knows of each stream, `symbols` what it calls something that others call
-    otherwise, `unread` which fields of messages its classes have no place for. `program`: whether it is not an SDK but
-    a program on one, which subscribes once, with a connection for each channel; `leaky`: whether it leaves a connection
-    behind whenever it connects again; `gives_up`: after which refusals of a stream's log-in it does not try again, as
-    it would not at Alpaca; `tls`: whether it insists on that; `note`: what its users should know.
+    requirements: installed into an environment shared by all SDKs with the same requirements.
+    alone: packages installed in front of that environment without their own requirements, which are no longer
+        installable.
+    streams: the channels that it has of each stream.
+    symbols: its symbol on a stream, where it differs from Alpaca's.
+    unread: fields of messages that its classes do not have.
+    program: not an SDK but a program on one, which subscribes once, with a connection for each channel.
+    leaky: leaves a connection behind whenever it reconnects.
+    gives_up: the refusals of a stream's log-in after which it does not retry, at Alpaca neither.
+    tls: connects with TLS only.
+    note: shown to its users in README.
     """
 
     name: str
@@ -38,17 +42,17 @@ class Sdk:
 
     @property
     def environment(self) -> str:
-        """The name of its environment, which it may share."""
+        """The name of its environment, which other SDKs may share."""
         return "python" if self.alone else _named(self.requirements[0])
 
     @property
     def package(self) -> str:
-        """The name of what is installed for it alone, if anything is."""
+        """The name of its folder of packages installed alone, or ""."""
         return _named(self.alone[0]) if self.alone else ""
 
     @property
     def stocks(self) -> str:
-        """The stream that it has stocks from."""
+        """The name of the stream that it gets stocks from."""
         return "legacy" if "legacy" in self.streams else "stocks"
 
     @property
@@ -63,13 +67,13 @@ def _named(requirement: str) -> str:
 Streams = Mapping[str, tuple[str, ...]]
 
 _PRICES = ("trades", "quotes", "bars", "updatedBars", "dailyBars")
-FOLLOWERS = ("corrections", "cancelErrors")  # they come with trades, and cannot be asked for
+IMPLIED_CHANNELS = ("corrections", "cancelErrors")  # they come with trades and cannot be requested
 _ORDERS = {"trading": ("trade_updates",)}
 _NEWS = {"news": ("news",)}
 _OPTIONS = {"options": ("trades", "quotes")}
 
-# What the older ones need between them. alpaca-py names no bounds for what came after it, and pandas 3 brings no pytz
-# any more; alpaca-trade-api pins releases that no longer build, and these are the nearest that run.
+# The requirements of all older SDKs. alpaca-py sets no upper bounds, and pandas 3 no longer brings pytz;
+# alpaca-trade-api pins releases that no longer build, and these are the nearest that run.
 _OLDER_NEEDS = (
     "pandas<3",
     "pytz",
@@ -92,7 +96,7 @@ _JS_NOTE = "Speaks TLS only, for stocks, options and news; gives up if `onDiscon
 
 def _alpaca_py(version: str, websockets: str = "", streams: Streams | None = None) -> Sdk:
     package = f"alpaca-py=={version}"
-    stocks = {"stocks": (*_PRICES, "statuses", *FOLLOWERS), "crypto": (*_PRICES, "orderbooks")}
+    stocks = {"stocks": (*_PRICES, "statuses", *IMPLIED_CHANNELS), "crypto": (*_PRICES, "orderbooks")}
     return Sdk(
         "alpaca-py",
         version,
@@ -106,7 +110,7 @@ def _alpaca_py(version: str, websockets: str = "", streams: Streams | None = Non
 
 
 def _trade_api(version: str, *more_crypto: str, old: bool = False) -> Sdk:
-    stocks = {"stocks": (*_PRICES, "statuses", "lulds", *FOLLOWERS), "crypto": (*_PRICES, *more_crypto)}
+    stocks = {"stocks": (*_PRICES, "statuses", "lulds", *IMPLIED_CHANNELS), "crypto": (*_PRICES, *more_crypto)}
     return Sdk(
         "alpaca-trade-api",
         version,
@@ -134,7 +138,10 @@ def _stream_conn(version: str) -> Sdk:
 
 
 def _javascript(version: str, *more_stocks: str, tls: bool = True, options: bool = True, old: bool = False) -> Sdk:
-    stocks = {"stocks": (*_PRICES, "statuses", "lulds", *FOLLOWERS, *more_stocks), "crypto": (*_PRICES, "orderbooks")}
+    stocks = {
+        "stocks": (*_PRICES, "statuses", "lulds", *IMPLIED_CHANNELS, *more_stocks),
+        "crypto": (*_PRICES, "orderbooks"),
+    }
     return Sdk(
         "javascript",
         version,
@@ -175,7 +182,7 @@ def _backtrader() -> Sdk:
     )
 
 
-SDKS = (
+SDKS = (  # in the order of README's table
     _alpaca_py("0.44.0"),
     _alpaca_py("0.43.2", "websockets"),
     _alpaca_py("0.30.1", "websockets<14"),  # later ones have another client
@@ -192,7 +199,7 @@ SDKS = (
     _backtrader(),
 )
 
-REFUSED = [sdk for sdk in SDKS if not sdk.program]  # those that take refusals in a way of their own
+REFUSED = [sdk for sdk in SDKS if not sdk.program]  # a program handles refusals as the SDK below it does
 REFUSALS = {
     "402": "`auth failed`",
     "404": "`auth timeout`",

@@ -1,8 +1,7 @@
-"""Alpaca's stand-in and the proxy in front of it, as the SDKs meet them: the proxy is the program itself, in a process
-of its own, which can be killed and started again at its address.
+"""The test stand for SDKs: a simulator, and the proxy as a separate process.
 
-The simulator runs in the greenlets of the process that runs the tests, so that a test publishes what it likes and sees
-who is connected; it has only sockets in common with the proxy.
+The proxy can be killed and restarted at the same address. The simulator runs in greenlets of the test process, so that
+a test can publish messages and inspect connections; it shares only sockets with the proxy.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from proxy.simulator import Simulator
 from tests.sdk.environments import ROOT
 
 START_SECONDS = 60
-START_AT_ONCE = 3  # of more at the same time each would be late
+START_AT_ONCE = 3  # more at the same time would slow each other down too much
 SECONDS = 30.0
 
 CONFIG = """\
@@ -47,16 +46,19 @@ CLIENT = """\
 
 
 def wait_for(condition: Callable[[], Any], what: Callable[[], str] | str, seconds: float = SECONDS) -> Any:
-    """What `condition` returns once it is something; fails with `what` after so many seconds."""
+    """Wait until `condition` returns a true value, and return it.
+
+    Fail with `what` after `seconds`.
+    """
     deadline = time.monotonic() + seconds
-    while not (found := condition()):
+    while not (value := condition()):
         assert time.monotonic() < deadline, f"{what if isinstance(what, str) else what()} (within {seconds:.0f} s)"
         gevent.sleep(0.01)
-    return found
+    return value
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody has at this moment."""
+    """Ports on 127.0.0.1 that are free at this moment."""
     with ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
@@ -65,13 +67,16 @@ def free_ports(count: int) -> list[int]:
 
 
 def accepts(port: int) -> bool:
-    """Whether somebody listens."""
+    """Whether a server listens on this port of 127.0.0.1."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 class Proxy:
-    """The program, run with a configuration in `folder`. `start` again after `kill` keeps its ports."""
+    """The proxy as a process, with its configuration in `folder`.
+
+    A restart keeps its ports.
+    """
 
     def __init__(
         self, folder: Path, url: str, clients: str, tls: tuple[Path, Path] | None = None, account: str = ""
@@ -80,15 +85,15 @@ class Proxy:
         self._log = folder / "proxy.log"
         self._process: subprocess.Popen[bytes] | None = None
         self.port, self.admin_port = free_ports(2)
-        secured = "" if tls is None else ", tls: {{cert: {}, key: {}}}".format(*tls)
+        tls_setting = "" if tls is None else ", tls: {{cert: {}, key: {}}}".format(*tls)
         text = CONFIG.format(
-            listen=self.port, admin=self.admin_port, url=url, clients=clients, tls=secured, account=account
+            listen=self.port, admin=self.admin_port, url=url, clients=clients, tls=tls_setting, account=account
         )
         self._file.write_text(text)
         self._file.chmod(0o600)
 
     def start(self) -> None:
-        """Runs it; returns once it listens."""
+        """Start it and wait until it listens."""
         before = len(self.log())
         with self._log.open("ab") as log:
             process = self._process = subprocess.Popen(
@@ -101,13 +106,13 @@ class Proxy:
 
         def listening() -> bool:
             assert process.poll() is None, f"the proxy has ended: {self.log()[before:]}"
-            # The admin port listens before the other.
+            # The admin port listens before the client port.
             return all(accepts(port) for port in (self.admin_port, self.port))
 
         wait_for(listening, lambda: f"the proxy does not listen: {self.log()[before:]}", START_SECONDS)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Ends it without a chance to say a word, or with this signal."""
+        """End it with a signal, and wait for its end."""
         if self._process is not None:
             process, self._process = self._process, None
             process.send_signal(number)
@@ -119,11 +124,11 @@ class Proxy:
                 raise
 
     def log(self) -> str:
-        """All that it has logged."""
+        """Its log so far."""
         return self._log.read_text() if self._log.exists() else ""
 
     def metric(self, name: str, **labels: str) -> float:
-        """One sample of /metrics; 0 while there is none."""
+        """The value of one sample of /metrics; 0 if there is none."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/metrics", timeout=SECONDS) as page:
             text = page.read().decode()
         for line in text.splitlines():
@@ -133,7 +138,10 @@ class Proxy:
 
 
 class Stand:
-    """A simulator, and a proxy whose only account is there. `account` is what the account's line says besides."""
+    """A simulator, and a proxy whose only account connects to it.
+
+    `account` is appended to its YAML line.
+    """
 
     def __init__(
         self, folder: Path, clients: str = CLIENT, *, tls: tuple[Path, Path] | None = None, account: str = ""
@@ -157,13 +165,13 @@ class Stand:
 
     @property
     def url(self) -> str:
-        """Where clients connect, without a path."""
+        """The URL that clients connect to, without a path."""
         return f"{self._scheme}://127.0.0.1:{self.proxy.port}"
 
     def sessions(self, feed: str, client: str = "algo") -> int:
-        """How many sessions a client has open."""
+        """The number of sessions that a client has open."""
         return int(self.proxy.metric("client_sessions", client=client, feed=feed))
 
     def connects(self, feed: str, client: str = "algo") -> int:
-        """How many sessions of a client ever authenticated, since the proxy was started."""
+        """The number of log-ins of a client since the proxy was started."""
         return int(self.proxy.metric("client_connects_total", client=client, feed=feed))

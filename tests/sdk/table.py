@@ -1,7 +1,7 @@
-"""Which SDK is known to work on what: gathered from the outcomes of the tests, and printed at their end.
+"""The table of SDKs and streams, built from the outcomes of the tests.
 
-A cell is good if every test of that SDK on that stream passed, and says nothing if none was run. README shows the table
-of a run in which all is good, letter for letter; docs/sdks.md how each SDK takes refusals, as the tests have it.
+A cell is ✓ if every test of that SDK on that stream passed, and ? if none was run. README has the exact table of a run
+in which all tests pass; docs/sdks.md has the table of how each SDK handles refusals.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from enum import Enum
 
 from tests.sdk.sdks import REFUSALS, REFUSED, SDKS, Sdk
 
-# Each column's key and heading. The last is how an SDK takes refusals and outages.
+# Each column's key and heading; the last is for refusals and outages.
 COLUMNS: Mapping[str, str] = {
     "stocks": "stocks",
     "crypto": "crypto",
@@ -33,7 +33,7 @@ class Mark(Enum):
 
 
 class Table:
-    """Outcomes by row and column; a row is an SDK or a client that was replayed."""
+    """Outcomes by row and column; a row is an SDK or a replayed client."""
 
     def __init__(self) -> None:
         self._outcomes: dict[tuple[str, str], list[bool]] = defaultdict(list)
@@ -43,12 +43,14 @@ class Table:
             self._outcomes[row, column].append(passed)
 
     def lines(self) -> list[str]:
-        """The table as Markdown, with what the SDKs' users should know."""
+        """The table as lines of Markdown, with the SDKs' notes."""
         notes = list(dict.fromkeys(sdk.note for sdk in SDKS if sdk.note))
         rows = [["SDK", *COLUMNS.values()], ["---", *[":-:"] * len(COLUMNS)]]
         for sdk in SDKS:
-            raised = f" <sup>{notes.index(sdk.note) + 1}</sup>" if sdk.note else ""
-            rows.append([f"{sdk.name} {sdk.version}{raised}", *(self._mark(sdk, column).value for column in COLUMNS)])
+            reference = f" <sup>{notes.index(sdk.note) + 1}</sup>" if sdk.note else ""
+            rows.append(
+                [f"{sdk.name} {sdk.version}{reference}", *(self._mark(sdk, column).value for column in COLUMNS)]
+            )
         replays = ", ".join(f"{name} {self._of(row, '').value}" for row, name in REPLAYED.items())
         return [
             *map(_row, rows),
@@ -69,12 +71,12 @@ class Table:
 
 
 def columns(sdk: Sdk) -> list[str]:
-    """What there is to say of an SDK: its streams, and how it takes refusals if that is for itself to decide."""
+    """The columns of an SDK: its streams, and refusals unless it is a program."""
     return [*sdk.streams, *([] if sdk.program else ["refusals"])]
 
 
 def good() -> Table:
-    """The table of a run in which all is good."""
+    """The table of a run in which all tests pass."""
     table = Table()
     for sdk in SDKS:
         table.record(str(sdk), columns(sdk), True)
@@ -84,14 +86,20 @@ def good() -> Table:
 
 
 def reactions() -> list[str]:
-    """What SDKs do when their log-in is refused, as Markdown: for market data, and for orders where that differs."""
+    """The SDKs' reactions to refused log-ins as lines of Markdown.
+
+    A cell is about market data, and names orders where they differ.
+    """
     rows = [["SDK", *(f"{code} {text}" for code, text in REFUSALS.items())], ["---"] * (1 + len(REFUSALS))]
     for sdk in REFUSED:
         data, orders = (
             ["gives up" if code in sdk.gives_up.get(stream, ()) else "tries again" for code in REFUSALS]
             for stream in (sdk.stocks, "trading")
         )
-        cells = [one if one == other else f"{one}; orders: {other}" for one, other in zip(data, orders, strict=True)]
+        cells = [
+            market if market == trading else f"{market}; orders: {trading}"
+            for market, trading in zip(data, orders, strict=True)
+        ]
         rows.append([f"{sdk.name} {sdk.version}", *cells])
     return [*map(_row, rows)]
 

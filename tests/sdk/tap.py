@@ -1,4 +1,4 @@
-"""A tap between an SDK and the proxy: passes bytes on, and knows how many connections an SDK makes and leaves open."""
+"""A TCP relay between an SDK and the proxy, which records its connections."""
 
 from __future__ import annotations
 
@@ -18,22 +18,26 @@ HEAD_END = b"\r\n\r\n"
 
 @dataclass(slots=True)
 class Span:
-    """One connection; `closed` is None while it is open. Seconds of time.monotonic()."""
+    """The lifetime of one connection in seconds of time.monotonic().
+
+    `closed` is None while it is open.
+    """
 
     opened: float
     closed: float | None = None
 
 
 class Tap:
-    """Listens on a port of its own and connects through to the port `target`. A `deaf` one passes a request's head on
-    and nothing that follows, so that the client seems never to log in. With `tls` it speaks that to the client, and not
-    beyond.
+    """Listens on a free port and relays to the port `target`.
+
+    With `head_only` it forwards a request's head and drops everything after it, so that the client never seems to log
+    in. `tls` applies to the client's side only.
     """
 
-    def __init__(self, target: int, *, deaf: bool = False, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, target: int, *, head_only: bool = False, tls: ssl.SSLContext | None = None) -> None:
         self.spans: list[Span] = []
         self._target = ("127.0.0.1", target)
-        self._deaf = deaf
+        self._head_only = head_only
         options = {} if tls is None else {"ssl_context": tls}
         self._server = StreamServer(("127.0.0.1", 0), self._serve, **options)
 
@@ -46,16 +50,16 @@ class Tap:
 
     @property
     def url(self) -> str:
-        """Where it listens, without a path."""
+        """The URL that it listens at, without a path."""
         return f"{'wss' if self._server.ssl_enabled else 'ws'}://127.0.0.1:{self._server.server_port}"
 
     @property
     def open(self) -> int:
-        """How many connections are open now."""
+        """The number of open connections."""
         return sum(span.closed is None for span in self.spans)
 
     def most_at_once(self) -> int:
-        """How many were open at once, at most."""
+        """The maximum number of connections that were open at once."""
         changes = [(span.opened, 1) for span in self.spans]
         changes += [(span.closed, -1) for span in self.spans if span.closed is not None]
         now = most = 0
@@ -65,7 +69,7 @@ class Tap:
         return most
 
     def most_within(self, seconds: float) -> int:
-        """How many were opened within so many seconds, at most."""
+        """The maximum number of connections opened within any period of `seconds`."""
         opened = sorted(span.opened for span in self.spans)
         return max((sum(at <= later < at + seconds for later in opened) for at in opened), default=0)
 
@@ -75,20 +79,20 @@ class Tap:
         try:
             with contextlib.suppress(OSError):
                 proxy = gevent.socket.create_connection(self._target)
-                outward = gevent.spawn(self._pass_on, client, proxy, self._deaf)
-                inward = gevent.spawn(self._pass_on, proxy, client, False)
-                # When one side is over so is the other; what was on its way has been passed on.
+                outward = gevent.spawn(self._relay, client, proxy, self._head_only)
+                inward = gevent.spawn(self._relay, proxy, client, False)
+                # When one direction ends, so does the connection; its data has been relayed by then.
                 gevent.wait([outward, inward], count=1)
                 gevent.killall([outward, inward])
                 proxy.close()
         finally:
             span.closed = time.monotonic()
 
-    def _pass_on(self, source: Any, sink: Any, deaf: bool) -> None:
+    def _relay(self, source: Any, sink: Any, head_only: bool) -> None:
         head = b""
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
-                if deaf:
+                if head_only:
                     if HEAD_END in head:
                         continue
                     head += data

@@ -1,6 +1,6 @@
-"""What Alpaca publishes in these tests: for each stream its feed, its path, and a message of every channel.
+"""The messages of these tests: feed, path and messages of each stream.
 
-Messages are numbered: prices carry the number, so that what an SDK heard names the message that it came from.
+Messages are numbered: prices contain the number, so that a received message can be identified.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ STOCK, PAIR, CONTRACT = "AAPL", "BTC/USD", "AAPL291221C00250000"
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A stream that SDKs have a class for: the feed that its data comes from, its path, the symbol that is used, its
-    messages, and the feed that its sessions count for if it is another.
+    """A stream that SDKs have a class for.
+
+    `feed` is the source of its data, `symbol` the one that tests use, `channels` builds a numbered message for each
+    channel, and `counts_for` is the feed that its sessions count for if that is another.
     """
 
     feed: str

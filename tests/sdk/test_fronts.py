@@ -1,4 +1,4 @@
-"""A real SDK over wss:// through nginx, and through Caddy where there is one, as config/ has them."""
+"""A real SDK over wss:// through nginx, and through Caddy if installed."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ FRONTS = [nginx, caddy] if program("caddy") else [nginx]
 
 
 def test_quiet_sessions_stay(environments: Environments, tmp_path: Path) -> None:
-    """All at the same time. Nothing is published for longer than a session may be without a pong: the proxy's pings
-    and the SDK's pongs get through, and nobody in between hangs up."""
+    """Nothing is published for longer than a session may be without a pong.
+
+    The proxy's pings and the SDK's pongs must get through, and the server in front must not close the connection. All
+    servers are tested at the same time.
+    """
     cert, key = certificate(tmp_path)
     driver = environments.driver(next(sdk for sdk in SDKS if str(sdk).startswith("alpaca-py")))
     with Stand(tmp_path) as stand, ExitStack() as stack:
@@ -39,8 +42,8 @@ def test_quiet_sessions_stay(environments: Environments, tmp_path: Path) -> None
         for number in (1, 2):
             stand.simulator.publish(STOCKS.feed, [STOCKS.channels["trades"](number)])
             for algorithm in algorithms:
-                wait_for(lambda heard=algorithm, all_=number: len(heard.messages("stocks")) == all_, algorithm.story)
+                wait_for(lambda reader=algorithm, all_=number: len(reader.messages("stocks")) == all_, algorithm.story)
             if number == 1:
-                quiet = time.monotonic() + GONE_SECONDS + 1
-                wait_for(lambda until=quiet: time.monotonic() >= until, "time has stopped")
+                deadline = time.monotonic() + GONE_SECONDS + 1
+                wait_for(lambda until=deadline: time.monotonic() >= until, "the clock does not advance")
         assert stand.connects(STOCKS.feed) == len(FRONTS)

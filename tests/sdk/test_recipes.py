@@ -1,5 +1,6 @@
-"""README's recipe for JavaScript 2 and 3, letter for letter: two objects, TLS, and the certificate that it says how to
-make.
+"""README's exact recipe for JavaScript 2 and 3.
+
+It has two objects, TLS, and a certificate made with README's command.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ pytestmark = [pytest.mark.sdk, pytest.mark.timeout(120, func_only=True)]
 CLIENTS = """\
   momentum: {key: momentum, secret: canary, allow: {iex: {trades: [AAPL]}, trading: {trade_updates: ["*"]}}}
 """
-# Alpaca's own key, which must not come to the proxy, and the client's.
+# Alpaca's own key, which must not be sent to the proxy, and the client's secret.
 KEYS = {"APCA_API_KEY_ID": "PKALPACA", "APCA_API_SECRET_KEY": "alpaca", "MOMENTUM_SECRET": "canary"}
 REST = 'console.log(rest.configuration.baseUrl, rest.configuration.keyId, "is where REST goes");\n'
 
@@ -41,14 +42,14 @@ def test_two_objects(sdk: Sdk, environments: Environments, certificate: Certific
                     lambda feed=feed, channel=channel: channel in stand.simulator.subscribed(feed), f"no {channel}"
                 )
             for stream in ("stocks", "trading"):
-                known = STREAMS[stream]
-                stand.simulator.publish(known.feed, [next(iter(known.channels.values()))(7)])
+                tape = STREAMS[stream]
+                stand.simulator.publish(tape.feed, [next(iter(tape.channels.values()))(7)])
             assert node.stdout is not None
-            said: list[str] = []
-            while not {"7.25\n", "fill\n"} <= set(said):
-                said.append(node.stdout.readline())
-                assert said[-1], said
-            assert "https://paper-api.alpaca.markets PKALPACA is where REST goes\n" in said
+            output: list[str] = []
+            while not {"7.25\n", "fill\n"} <= set(output):
+                output.append(node.stdout.readline())
+                assert output[-1], output
+            assert "https://paper-api.alpaca.markets PKALPACA is where REST goes\n" in output
         finally:
             node.kill()
             node.communicate()

@@ -1,4 +1,4 @@
-"""The documents show what this suite prints when all of it passes, and what it expects."""
+"""README and docs/sdks.md show the tables of this suite."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from tests.sdk.sdks import SDKS
 from tests.sdk.table import Table, good, reactions
 
 
-def test_readme_shows_the_table_of_a_good_run() -> None:
+def test_readme_has_the_table_of_a_run_that_passes() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
-    shown = "\n".join(good().lines())
-    assert shown in readme, f"README.md should have:\n{shown}"
+    expected = "\n".join(good().lines())
+    assert expected in readme, f"README.md should have:\n{expected}"
 
 
-def test_the_page_of_sdks_shows_how_they_take_refusals() -> None:
-    shown = "\n".join(reactions())
-    assert shown in (ROOT / "docs" / "sdks.md").read_text("utf-8"), f"docs/sdks.md should have:\n{shown}"
+def test_docs_sdks_has_the_table_of_refusals() -> None:
+    expected = "\n".join(reactions())
+    assert expected in (ROOT / "docs" / "sdks.md").read_text("utf-8"), f"docs/sdks.md should have:\n{expected}"
 
 
-def test_a_failure_shows_and_so_does_what_was_not_run() -> None:
+def test_the_table_shows_failures_and_tests_that_were_not_run() -> None:
     table = Table()
     first, second = SDKS[:2]
     table.record(str(first), first.streams, True)

@@ -1,4 +1,4 @@
-"""Algorithms on different SDKs share one connection to Alpaca, and none is the worse for what another does."""
+"""Algorithms on different SDKs share one connection without side effects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.sdk.tape import STREAMS
 pytestmark = [pytest.mark.sdk, pytest.mark.timeout(120, func_only=True)]
 
 NAMES = ("alpaca-py-0.44.0", "alpaca-trade-api-3.2.0", "StreamConn-1.5.1", "javascript-4.0.2")
-STREAM = {"StreamConn-1.5.1": "legacy"}  # the others' is stocks
+STREAM = {"StreamConn-1.5.1": "legacy"}  # the others use stocks
 
 CLIENTS = "".join(
     f"  {name}: {{key: {name}, secret: secret, allow: {{iex: {{trades: [AAPL, {symbol}]}}}}}}\n"
@@ -33,7 +33,7 @@ def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
 
 @pytest.fixture
 def algorithms(environments: Environments, stand: Stand) -> Iterator[dict[str, Algorithm]]:
-    """Each has trades of AAPL and of a symbol of its own."""
+    """Running algorithms, each subscribed to trades of AAPL and one other symbol."""
     with ExitStack() as stack:
         started = {}
         for sdk in SDKS:
@@ -50,8 +50,8 @@ def algorithms(environments: Environments, stand: Stand) -> Iterator[dict[str, A
         yield started
 
 
-def test_one_connection_is_enough_for_all(stand: Stand, algorithms: dict[str, Algorithm]) -> None:
-    """And when one of them crashes, the others miss nothing."""
+def test_all_algorithms_share_one_connection(stand: Stand, algorithms: dict[str, Algorithm]) -> None:
+    """When one of them crashes, the others miss no message."""
     trade = STREAMS["stocks"].channels["trades"]
     simulator = stand.simulator
     simulator.publish("iex", [trade(1), *(trade(2) | {"S": symbol} for symbol in OWN.values()), trade(3)])
@@ -65,12 +65,14 @@ def test_one_connection_is_enough_for_all(stand: Stand, algorithms: dict[str, Al
             crashed.crash()
     for name, algorithm in algorithms.items():
         assert prices(algorithm, name, 103)[3:] == [("AAPL", number + 0.25) for number in range(4, 104)]
-    wait_for(lambda: "MSFT" not in simulator.subscribed("iex")["trades"], "what nobody wants is still subscribed")
+    wait_for(
+        lambda: "MSFT" not in simulator.subscribed("iex")["trades"], "the crashed algorithm's topic is still subscribed"
+    )
     assert (simulator.opened("iex"), simulator.peak("iex")) == (1, 1)
 
 
 def prices(algorithm: Algorithm, name: str, count: int) -> list[tuple[str, float]]:
-    """What it has heard, once it is so many messages."""
+    """The symbols and prices of the received messages, once there are `count`."""
     stream = STREAM.get(name, "stocks")
     wait_for(lambda: len(algorithm.messages(stream)) >= count, algorithm.story)
     return [(event["fields"]["S"], event["fields"]["p"]) for event in algorithm.messages(stream)]

@@ -1,4 +1,7 @@
-"""A client that shares no code with the simulator: the `websockets` library, `json` and `msgpack`."""
+"""Fixtures with a client that shares no code with the simulator.
+
+The client is the `websockets` library with `json` and `msgpack`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ MSGPACK = {"Content-Type": "application/msgpack"}
 
 
 class Client:
-    """A connection to the simulator, seen from the other side."""
+    """Client side of a connection to the simulator."""
 
     def __init__(self, ws: ClientConnection, packed: bool) -> None:
         self.ws = ws
@@ -58,7 +61,10 @@ def simulator() -> Iterator[Simulator]:
 
 @pytest.fixture
 def dial() -> Iterator[Callable[..., Client]]:
-    """Opens connections, and closes them in the end: `dial(simulator, "/v2/iex", headers={…})`."""
+    """Return a function that connects; its connections are closed at the end.
+
+    Use: `dial(simulator, "/v2/iex", headers={…})`.
+    """
     with ExitStack() as stack:
 
         def dial(simulator: Simulator, path: str, headers: dict[str, str] | None = None, **options: Any) -> Client:
@@ -72,12 +78,15 @@ def dial() -> Iterator[Callable[..., Client]]:
 
 @pytest.fixture
 def wait_for() -> Callable[..., None]:
-    """Waits until something is so: `wait_for(lambda: simulator.opened("iex") == 2)`."""
+    """Return a function that waits for a condition.
+
+    Use: `wait_for(lambda: simulator.opened("iex") == 2)`.
+    """
 
     def wait_for(predicate: Callable[[], object], seconds: float = SECONDS) -> None:
         deadline = time.monotonic() + seconds
         while not predicate():
-            assert time.monotonic() < deadline, "it did not come about in time"
+            assert time.monotonic() < deadline, "condition not met in time"
             time.sleep(0.005)
 
     return wait_for

@@ -1,4 +1,4 @@
-"""Every scripted fault, as a client sees it."""
+"""Every scripted fault, from the client's side."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from proxy.simulator.faults import GARBAGE
 AUTH = {"action": "auth", "key": "key", "secret": "secret"}
 TRADE = {"T": "t", "S": "AAPL", "i": 1, "x": "V", "p": 1.5, "s": 1, "c": [], "z": "C", "t": "2023-04-06T11:54:26Z"}
 MSGPACK = {"Content-Type": "application/msgpack"}
-MOMENT = 0.1  # long enough for a message to arrive, were it sent
+MOMENT = 0.1  # long enough for a sent message to arrive
 
 Dial = Callable[..., Any]
 WaitFor = Callable[..., None]
 
 
-def test_dropped_with_a_close_frame(simulator: Simulator, dial: Dial) -> None:
+def test_drop_with_a_close_frame(simulator: Simulator, dial: Dial) -> None:
     client = dial(simulator, "/v2/iex").log_in()
     simulator.drop("iex")
     with pytest.raises(ConnectionClosed) as closed:
@@ -35,7 +35,7 @@ def test_dropped_with_a_close_frame(simulator: Simulator, dial: Dial) -> None:
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
-def test_dropped_without_one(simulator: Simulator, dial: Dial, how: str) -> None:
+def test_drop_without_a_close_frame(simulator: Simulator, dial: Dial, how: str) -> None:
     client, other = dial(simulator, "/v2/iex").log_in(), dial(simulator, "/v2/sip").log_in()
     simulator.drop("iex", how)
     with pytest.raises(ConnectionClosedError) as closed:
@@ -44,7 +44,7 @@ def test_dropped_without_one(simulator: Simulator, dial: Dial, how: str) -> None
     assert other.subscribe(trades=["AAPL"])[0]["trades"] == ["AAPL"]
 
 
-def test_the_place_is_free_after_a_drop(simulator: Simulator, dial: Dial) -> None:
+def test_the_slot_is_free_after_a_drop(simulator: Simulator, dial: Dial) -> None:
     for how in ("close", "fin", "rst"):
         dial(simulator, "/v2/iex").log_in()
         simulator.drop("iex", how)
@@ -66,7 +66,9 @@ def test_mute_and_unmute(simulator: Simulator, dial: Dial) -> None:
     assert pong.wait(5)
 
 
-def test_a_muted_connection_ends_when_the_client_goes(simulator: Simulator, dial: Dial, wait_for: WaitFor) -> None:
+def test_a_muted_connection_ends_when_the_client_disconnects(
+    simulator: Simulator, dial: Dial, wait_for: WaitFor
+) -> None:
     client = dial(simulator, "/v2/iex").log_in()
     simulator.mute("iex")
     client.ws.close()
@@ -130,7 +132,7 @@ def test_a_refused_upgrade(simulator: Simulator, dial: Dial, status: int) -> Non
 
 
 @pytest.mark.parametrize(
-    ("order", "arguments"),
+    ("fault", "arguments"),
     [
         (Simulator.refuse_upgrade, ("iex", 299)),
         (Simulator.stall, ("lunch", "iex")),
@@ -138,13 +140,13 @@ def test_a_refused_upgrade(simulator: Simulator, dial: Dial, status: int) -> Non
         (Simulator.garbage, ("iex", "nice")),
     ],
 )
-def test_only_known_faults_can_be_ordered(order: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def test_unknown_faults_are_errors(fault: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     with pytest.raises((ValueError, KeyError)):
-        order(Simulator(), *arguments)
+        fault(Simulator(), *arguments)
 
 
 @pytest.mark.parametrize("code", [402, 406, 409, 500])
-def test_a_failing_login(simulator: Simulator, dial: Dial, code: int) -> None:
+def test_a_refused_login(simulator: Simulator, dial: Dial, code: int) -> None:
     simulator.fail_auth("iex", code)
     client = dial(simulator, "/v2/iex")
     client.receive()
@@ -153,7 +155,7 @@ def test_a_failing_login(simulator: Simulator, dial: Dial, code: int) -> None:
     assert client.ask(AUTH) == [{"T": "success", "msg": "authenticated"}]
 
 
-def test_a_failing_trading_login(simulator: Simulator, dial: Dial) -> None:
+def test_a_refused_trading_login(simulator: Simulator, dial: Dial) -> None:
     simulator.fail_auth("trading", 402)
     assert dial(simulator, "/stream").ask(AUTH)["data"]["status"] == "unauthorized"
 
@@ -181,7 +183,7 @@ def test_slow_acks(simulator: Simulator, dial: Dial) -> None:
 
 @pytest.mark.parametrize("headers", [{}, MSGPACK])
 @pytest.mark.parametrize("kind", ["not-json", "truncated"])
-def test_garbage_that_cannot_be_decoded(simulator: Simulator, dial: Dial, headers: dict[str, str], kind: str) -> None:
+def test_undecodable_garbage(simulator: Simulator, dial: Dial, headers: dict[str, str], kind: str) -> None:
     client = dial(simulator, "/v2/iex", headers).log_in()
     simulator.garbage("iex", kind)
     with pytest.raises((json.JSONDecodeError, msgpack.FormatError, ValueError)):
@@ -191,15 +193,15 @@ def test_garbage_that_cannot_be_decoded(simulator: Simulator, dial: Dial, header
 
 
 @pytest.mark.parametrize("headers", [{}, MSGPACK])
-def test_garbage_of_an_unknown_kind(simulator: Simulator, dial: Dial, headers: dict[str, str]) -> None:
+def test_message_of_an_unknown_kind(simulator: Simulator, dial: Dial, headers: dict[str, str]) -> None:
     client = dial(simulator, "/v2/iex", headers).log_in()
     simulator.garbage("iex", "unknown-kind")
     assert client.receive() == [{"T": "zz", "S": "AAPL", "new": [1]}]
 
 
 @pytest.mark.parametrize(("kind", "code"), [("oversize", 1009), ("masked", 1002), ("bad-utf8", 1007)])
-def test_garbage_that_breaks_the_frames(simulator: Simulator, dial: Dial, kind: str, code: int) -> None:
-    """An orderly client closes the connection with the code that says why."""
+def test_garbage_that_violates_the_frame_format(simulator: Simulator, dial: Dial, kind: str, code: int) -> None:
+    """A conforming client closes the connection with the matching code."""
     client = dial(simulator, "/v2/iex").log_in()
     simulator.garbage("iex", kind)
     with pytest.raises(ConnectionClosedError) as closed:
@@ -219,7 +221,7 @@ def test_garbage_is_one_frame(kind: str, codec: str) -> None:
         assert len(frame) == 2 + size + (4 if frame[1] & 0x80 else 0)
 
 
-def test_json_garbage_is_no_json() -> None:
+def test_json_garbage_is_invalid_json() -> None:
     for kind in ("not-json", "truncated"):
         with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
             json.loads(GARBAGE[kind]("json")[2:])

@@ -1,4 +1,4 @@
-"""The simulator over real sockets, met by a WebSocket client and decoders that are not its own."""
+"""The simulator over real sockets, with an independent client and decoders."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def test_every_market_feed_in_msgpack(simulator: Simulator, dial: Dial, feed: st
 
 
 @pytest.mark.parametrize("path", ["/v2/nonsense", "/", "/iex", "/us", "/v2/iex/", "/v1beta1/crypto"])
-def test_no_other_path_is_alpacas(simulator: Simulator, dial: Dial, path: str) -> None:
+def test_other_paths_are_404(simulator: Simulator, dial: Dial, path: str) -> None:
     with pytest.raises(InvalidStatus) as refused:
         dial(simulator, path)
     assert refused.value.response.status_code == 404
 
 
 @pytest.mark.parametrize("path", ["/stream", "/stream/"])
-def test_trading_speaks_json_in_binary_frames(simulator: Simulator, dial: Dial, path: str) -> None:
+def test_trading_sends_json_in_binary_frames(simulator: Simulator, dial: Dial, path: str) -> None:
     client = dial(simulator, path)
     assert client.ask({"action": "authenticate", "data": {"key_id": "key", "secret_key": "secret"}})["data"] == {
         "status": "authorized",
@@ -96,7 +96,7 @@ def test_wrong_header_credentials(simulator: Simulator, dial: Dial) -> None:
         ("/v1beta1/opra", "application/json", False),
     ],
 )
-def test_the_codec_is_that_of_the_request(
+def test_the_codec_follows_the_content_type(
     simulator: Simulator, dial: Dial, path: str, content_type: str | None, packed: bool
 ) -> None:
     frame = dial(simulator, path, {"Content-Type": content_type} if content_type else {}).ws.recv(timeout=5)
@@ -104,7 +104,7 @@ def test_the_codec_is_that_of_the_request(
     assert (msgpack.unpackb(frame) if isinstance(frame, bytes) else json.loads(frame)) == CONNECTED
 
 
-def test_json_data_is_what_was_published(simulator: Simulator, dial: Dial) -> None:
+def test_json_data_equals_the_published_data(simulator: Simulator, dial: Dial) -> None:
     client = dial(simulator, "/v2/iex").log_in()
     client.subscribe(trades=["AAPL"])
     simulator.publish("iex", [TRADE, TRADE | {"S": "MSFT"}, TRADE | {"i": 629}])
@@ -114,7 +114,7 @@ def test_json_data_is_what_was_published(simulator: Simulator, dial: Dial) -> No
     assert frame.startswith('[{"T":"t","S":"AAPL","i":628,')
 
 
-def test_msgpack_data_has_timestamps_and_keeps_integers(simulator: Simulator, dial: Dial) -> None:
+def test_msgpack_data_has_timestamps_and_integers(simulator: Simulator, dial: Dial) -> None:
     client = dial(simulator, "/v2/iex", MSGPACK).log_in()
     client.subscribe(trades=["*"])
     simulator.publish("iex", [TRADE])
@@ -125,21 +125,21 @@ def test_msgpack_data_has_timestamps_and_keeps_integers(simulator: Simulator, di
     assert (type(trade["i"]), type(trade["s"]), type(trade["p"])) == (int, int, float)
 
 
-def test_news_and_funding_times_are_timestamps_too(simulator: Simulator, dial: Dial) -> None:
+def test_news_times_are_timestamps_in_msgpack(simulator: Simulator, dial: Dial) -> None:
     client = dial(simulator, "/v1beta1/news", MSGPACK).log_in()
     client.subscribe(news=["*"])
     simulator.publish("news", [{"T": "n", "id": 1, "symbols": [], "created_at": "2022-01-05T22:00:37Z"}])
     assert client.receive()[0]["created_at"] == msgpack.Timestamp(1641420037, 0)
 
 
-def test_together_or_each_in_its_own_frame(simulator: Simulator, dial: Dial) -> None:
+def test_publish_in_separate_frames(simulator: Simulator, dial: Dial) -> None:
     client = dial(simulator, "/v2/iex").log_in()
     client.subscribe(trades=["AAPL"])
     simulator.publish("iex", [TRADE, TRADE], together=False)
     assert client.receive() == client.receive() == [TRADE]
 
 
-def test_published_trades_are_counted_from_one(simulator: Simulator, dial: Dial) -> None:
+def test_published_trades_are_numbered_from_one(simulator: Simulator, dial: Dial) -> None:
     client = dial(simulator, "/v2/iex").log_in()
     client.subscribe(trades=["AAPL"])
     simulator.publish_trades("iex", "AAPL", 5, batch=2)
@@ -151,14 +151,14 @@ def test_published_trades_are_counted_from_one(simulator: Simulator, dial: Dial)
 def test_twenty_thousand_messages_a_second(simulator: Simulator, dial: Dial) -> None:
     client = dial(simulator, "/v2/iex").log_in()
     client.subscribe(trades=["AAPL"])
-    begun = time.monotonic()
+    start = time.monotonic()
     simulator.publish_trades("iex", "AAPL", 20_000, batch=10)
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - start < 1
     numbers = [trade["i"] for _ in range(2_000) for trade in client.receive()]
     assert numbers == list(range(1, 20_001))
 
 
-def test_raw_bytes_and_errors_go_to_everyone(simulator: Simulator, dial: Dial) -> None:
+def test_raw_bytes_and_errors_go_to_every_connection(simulator: Simulator, dial: Dial) -> None:
     text, packed = dial(simulator, "/v2/iex").log_in(), dial(simulator, "/v2/sip", MSGPACK).log_in()
     simulator.publish_raw("iex", b'[{"T":"zz"}]')
     simulator.publish_raw("sip", b"\x90")
@@ -168,7 +168,7 @@ def test_raw_bytes_and_errors_go_to_everyone(simulator: Simulator, dial: Dial) -
     assert (packed.receive(), packed.receive()) == ([], [{"T": "error", "code": 406, "msg": "go away"}])
 
 
-def test_what_it_has_seen(simulator: Simulator, dial: Dial, wait_for: WaitFor) -> None:
+def test_counters_and_recorded_requests(simulator: Simulator, dial: Dial, wait_for: WaitFor) -> None:
     first = dial(simulator, "/v2/iex").log_in()
     second = dial(simulator, "/v2/iex")
     assert second.receive() == CONNECTED
@@ -188,7 +188,7 @@ def test_what_it_has_seen(simulator: Simulator, dial: Dial, wait_for: WaitFor) -
     assert simulator.subscribed("iex") == {}
 
 
-def test_the_login_has_its_time(dial: Dial) -> None:
+def test_login_timeout(dial: Dial) -> None:
     with Simulator(plan=AccountPlan(auth_seconds=0.1)) as simulator:
         idle, active = dial(simulator, "/v2/iex"), dial(simulator, "/v2/iex").log_in()
         assert idle.receive() == CONNECTED
@@ -205,7 +205,7 @@ def test_a_fragmented_request(simulator: Simulator, dial: Dial) -> None:
     assert client.receive()[0]["trades"] == ["AAPL"]
 
 
-def test_a_request_over_the_bound_is_closed_with_1009(simulator: Simulator, dial: Dial) -> None:
+def test_a_request_over_the_limit_is_closed_with_1009(simulator: Simulator, dial: Dial) -> None:
     client = dial(simulator, "/v2/iex").log_in()
     client.send_json({"action": "subscribe", "trades": ["AAPL"] * 4000})
     with pytest.raises(ConnectionClosedError) as closed:
@@ -214,7 +214,7 @@ def test_a_request_over_the_bound_is_closed_with_1009(simulator: Simulator, dial
     assert closed.value.rcvd.code == 1009
 
 
-def test_pings_are_answered_and_a_close_is_replied_to(simulator: Simulator, dial: Dial) -> None:
+def test_pings_and_close_frames_are_answered(simulator: Simulator, dial: Dial) -> None:
     client = dial(simulator, "/v2/iex").log_in()
     assert client.ws.ping().wait(5)
     client.ws.close(4000, "bye")
@@ -229,7 +229,7 @@ def test_a_half_closed_connection_ends(simulator: Simulator, dial: Dial, wait_fo
         client.receive()
 
 
-def test_a_slow_client_is_told_so_and_holds_up_nobody(simulator: Simulator, dial: Dial, wait_for: WaitFor) -> None:
+def test_a_slow_client_gets_407_and_does_not_delay_others(simulator: Simulator, dial: Dial, wait_for: WaitFor) -> None:
     slow = dial(simulator, "/v2/sip", max_queue=1, max_size=None).log_in()
     slow.subscribe(trades=["*"])
     quick = dial(simulator, "/v2/iex").log_in()
@@ -249,7 +249,7 @@ def test_a_slow_client_is_told_so_and_holds_up_nobody(simulator: Simulator, dial
     assert len(frames) < 40
 
 
-def test_it_starts_again_at_its_old_port(dial: Dial) -> None:
+def test_restart_on_the_same_port(dial: Dial) -> None:
     simulator = Simulator()
     for number in (1, 2):
         with simulator:
@@ -263,14 +263,14 @@ def test_it_starts_again_at_its_old_port(dial: Dial) -> None:
 
 @pytest.mark.filterwarnings(
     "ignore::ResourceWarning"
-)  # gevent leaves the socket that it could not bind to the collector
+)  # gevent leaves a socket that it could not bind to the garbage collector
 def test_an_address_in_use_is_an_error(simulator: Simulator) -> None:
     port = int(simulator.url.rpartition(":")[2])
     with pytest.raises(OSError, match="in use"):
         Simulator(port=port).start()
 
 
-def test_a_market_is_alive_and_begins_with_the_book(dial: Dial) -> None:
+def test_a_market_sends_order_books_first(dial: Dial) -> None:
     with Simulator(market=Market(rate=500, bar_seconds=0.2), seed=1) as simulator:
         client = dial(simulator, "/v1beta3/crypto/us").log_in()
         client.subscribe(orderbooks=["BTC/USD", "NEW/USD"], trades=["*"], bars=["*"])
@@ -284,7 +284,7 @@ def test_a_market_is_alive_and_begins_with_the_book(dial: Dial) -> None:
         assert ("o", "ETH/USD") not in seen
 
 
-def test_orders_are_told_one_by_one(dial: Dial) -> None:
+def test_order_updates_have_a_frame_each(dial: Dial) -> None:
     with Simulator(market=Market(order_seconds=0.01)) as simulator:
         client = dial(simulator, "/stream")
         client.ask({"action": "auth", "key": "key", "secret": "secret"})
@@ -294,7 +294,7 @@ def test_orders_are_told_one_by_one(dial: Dial) -> None:
         assert updates[0]["data"]["event"] == "new"
 
 
-def test_the_program_serves_until_it_is_told_to_stop() -> None:
+def test_the_program_serves_until_sigterm() -> None:
     program = (
         "from gevent import monkey; monkey.patch_all()\n"
         "from proxy.simulator import run\n"

@@ -1,4 +1,4 @@
-"""The synthetic market: the shape of every kind of message, and what must be true between them."""
+"""The synthetic market: the fields and the consistency of its messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STAMP = "stamp"
 TEXTS = "texts"
 LEVELS = "levels"
 
-# kind → its keys in Alpaca's documented order, with what each holds. Stocks, then where other feeds differ.
+# kind → its keys in Alpaca's documented order, with their types: stocks first, then the other feeds' differences.
 BAR = {"o": NUMBER, "h": NUMBER, "l": NUMBER, "c": NUMBER, "v": int, "t": STAMP, "n": int, "vw": NUMBER}
 STOCKS: dict[str, dict[str, Any]] = {
     "t": {"i": int, "x": str, "p": NUMBER, "s": int, "c": TEXTS, "z": str, "t": STAMP},
@@ -78,7 +78,7 @@ SHAPES = {
 
 @cache
 def run(feed: str, market: Market = LIVELY, seconds: float = 20, seed: int = 0, symbol: str = "*") -> list[Any]:
-    """All that a feed says in these seconds."""
+    """Return all messages of a feed in these seconds."""
     exchange = Exchange(market, seed)
     endpoint = feeds.endpoint(feed)
     assert endpoint is not None
@@ -90,7 +90,7 @@ def run(feed: str, market: Market = LIVELY, seconds: float = 20, seed: int = 0, 
     return messages
 
 
-def fits(value: Any, shape: Any) -> bool:
+def matches(value: Any, shape: Any) -> bool:
     if shape == STAMP:
         return isinstance(value, str) and timestamps.nanoseconds(value) > START - 86_400 * SECOND
     if shape == TEXTS:
@@ -101,13 +101,13 @@ def fits(value: Any, shape: Any) -> bool:
 
 
 @pytest.mark.parametrize("feed", SHAPES)
-def test_every_kind_has_alpacas_shape(feed: str) -> None:
+def test_messages_have_the_documented_fields(feed: str) -> None:
     seen = set()
     for message in run(feed):
         kind = message["T"]
         shape = {"T": str, "S": str} | SHAPES[feed][kind]
         assert list(message) == list(shape)
-        assert [key for key, kind_of in shape.items() if not fits(message[key], kind_of)] == []
+        assert [key for key, kind_of in shape.items() if not matches(message[key], kind_of)] == []
         seen.add(kind)
     assert seen == set(SHAPES[feed])
     endpoint = feeds.endpoint(feed)
@@ -115,7 +115,7 @@ def test_every_kind_has_alpacas_shape(feed: str) -> None:
     assert {CHANNEL_OF_KIND[kind] for kind in seen} <= set(endpoint.channels)
 
 
-def test_news_has_alpacas_shape() -> None:
+def test_news_has_the_documented_fields() -> None:
     articles = run("news", seconds=40)
     keys = [
         "T",
@@ -131,13 +131,13 @@ def test_news_has_alpacas_shape() -> None:
         "source",
     ]
     assert all(list(article) == keys and article["T"] == "n" for article in articles)
-    assert all(fits(article["created_at"], STAMP) and fits(article["symbols"], TEXTS) for article in articles)
+    assert all(matches(article["created_at"], STAMP) and matches(article["symbols"], TEXTS) for article in articles)
     assert {len(article["symbols"]) for article in articles} == {0, 1, 2}
     assert len({article["id"] for article in articles}) == len(articles) > 50
 
 
 @pytest.mark.parametrize("feed", [*SHAPES, "news"])
-def test_msgpack_keeps_integers_and_stamps_times(feed: str) -> None:
+def test_msgpack_keeps_types_and_encodes_timestamps(feed: str) -> None:
     for message in run(feed, seconds=5):
         [decoded] = msgpack.unpackb(wire.encode_data([message], wire.MSGPACK))
         assert list(decoded) == list(message)
@@ -151,31 +151,31 @@ def test_msgpack_keeps_integers_and_stamps_times(feed: str) -> None:
 
 
 @pytest.mark.parametrize("feed", ["iex", "crypto"])
-def test_trades_are_counted_without_a_gap_by_symbol(feed: str) -> None:
+def test_trade_numbers_have_no_gaps(feed: str) -> None:
     numbers = defaultdict(list)
     for message in run(feed):
         if message["T"] == "t":
             numbers[message["S"]].append(message["i"])
-    for counted in numbers.values():
-        assert counted == list(range(counted[0], counted[0] + len(counted)))
+    for ids in numbers.values():
+        assert ids == list(range(ids[0], ids[0] + len(ids)))
     assert numbers["AAPL" if feed == "iex" else "BTC/USD"][0] == (1 if feed == "iex" else 3_447_222_699_101_865_076)
 
 
 @pytest.mark.parametrize("feed", ["iex", "crypto"])
-def test_bars_add_up_the_trades_of_their_span(feed: str) -> None:
+def test_bars_add_up_their_trades(feed: str) -> None:
     trades: dict[str, list[Any]] = defaultdict(list)
     bars = 0
     for message in run(feed):
         if message["T"] == "t":
             trades[message["S"]].append(message)
         elif message["T"] == "b":
-            of_span, trades[message["S"]] = trades[message["S"]], []
-            prices = [trade["p"] for trade in of_span]
-            sizes = [trade["s"] for trade in of_span]
+            bar_trades, trades[message["S"]] = trades[message["S"]], []
+            prices = [trade["p"] for trade in bar_trades]
+            sizes = [trade["s"] for trade in bar_trades]
             assert (message["o"], message["h"], message["l"], message["c"]) == (
                 prices[0], max(prices), min(prices), prices[-1],
             )  # fmt: skip
-            assert message["n"] == len(of_span)
+            assert message["n"] == len(bar_trades)
             assert message["v"] == pytest.approx(sum(sizes))
             value = sum(price * size for price, size in zip(prices, sizes, strict=True))
             assert message["vw"] == pytest.approx(value / sum(sizes), abs=1e-6)
@@ -183,14 +183,14 @@ def test_bars_add_up_the_trades_of_their_span(feed: str) -> None:
     assert bars > 20
 
 
-def test_updated_bars_tell_a_bar_again() -> None:
-    told = {}
+def test_updated_bars_add_a_late_trade() -> None:
+    bars = {}
     updated = 0
     for message in run("iex"):
         if message["T"] == "b":
-            told[message["S"]] = message
+            bars[message["S"]] = message
         elif message["T"] == "u":
-            bar = told[message["S"]]
+            bar = bars[message["S"]]
             assert message["t"] == bar["t"]
             assert message["n"] == bar["n"] + 1
             assert message["v"] > bar["v"]
@@ -198,7 +198,7 @@ def test_updated_bars_tell_a_bar_again() -> None:
     assert updated > 5
 
 
-def test_corrections_and_cancels_are_of_trades_that_were() -> None:
+def test_corrections_and_cancels_refer_to_earlier_trades() -> None:
     trades = {}
     seen = set()
     for message in run("iex", seconds=40):
@@ -213,12 +213,12 @@ def test_corrections_and_cancels_are_of_trades_that_were() -> None:
     assert seen == {"c", "x"}
 
 
-def test_a_quote_is_not_crossed() -> None:
+def test_quotes_are_not_crossed() -> None:
     for feed in ("iex", "crypto", "opra"):
         assert all(message["bp"] < message["ap"] for message in run(feed, seconds=10) if message["T"] == "q")
 
 
-def test_differences_lead_from_one_book_to_the_next() -> None:
+def test_book_differences_add_up_to_the_next_snapshot() -> None:
     exchange = Exchange(LIVELY, 3)
     [snapshot] = exchange.follow("crypto", "orderbooks", "BTC/USD", START)
     assert snapshot["r"] is True
@@ -236,7 +236,7 @@ def test_differences_lead_from_one_book_to_the_next() -> None:
     assert {side: {level["p"]: level["s"] for level in whole[side]} for side in "ab"} == sides
 
 
-def test_all_books_are_told_for_the_wildcard() -> None:
+def test_the_wildcard_gets_all_books() -> None:
     exchange = Exchange(LIVELY, 0)
     exchange.follow("crypto", "trades", "NEW/USD", START)
     books = exchange.follow("crypto", "orderbooks", "*", START)
@@ -244,7 +244,7 @@ def test_all_books_are_told_for_the_wildcard() -> None:
     assert all(book["r"] is True and book["a"] and book["b"] for book in books)
 
 
-def test_an_unknown_symbol_gets_a_walk_and_their_number_is_bounded() -> None:
+def test_unknown_symbols_get_data_up_to_a_limit() -> None:
     assert any(message["S"] == "ZZZZ" for message in run("iex", symbol="ZZZZ"))
     exchange = Exchange(LIVELY, 0)
     for number in range(2 * MAX_SYMBOLS):
@@ -258,7 +258,7 @@ def test_an_unknown_symbol_gets_a_walk_and_their_number_is_bounded() -> None:
     assert 100 < len({message["S"] for message in messages}) <= MAX_SYMBOLS
 
 
-def test_the_same_seed_makes_the_same_market() -> None:
+def test_equal_seeds_make_equal_markets() -> None:
     for feed in ("iex", "crypto", "news", "trading"):
         again = run.__wrapped__(feed, seconds=3)
         assert run(feed, seconds=3) == again
@@ -272,7 +272,7 @@ def test_the_rate_is_ticks_a_second() -> None:
     assert 3 <= len([message for message in run("opra", Market(rate=0.5), seconds=10) if message["T"] == "q"]) <= 5
 
 
-def test_a_feed_that_nobody_hears_stands_still() -> None:
+def test_a_feed_without_clients_does_not_advance() -> None:
     exchange = Exchange(Market(rate=100, bar_seconds=10_000), 0)
     exchange.follow("opra", "trades", "*", START)
     assert list(exchange.advance(START + SECOND, [])) == []
@@ -287,7 +287,7 @@ def updates(seconds: float = 120) -> list[Any]:
     return [message["data"] for message in messages]
 
 
-def test_orders_have_alpacas_shape() -> None:
+def test_orders_have_the_documented_fields() -> None:
     events = set()
     for update in updates():
         events.add(update["event"])
@@ -301,7 +301,7 @@ def test_orders_have_alpacas_shape() -> None:
     assert events == {"new", "partial_fill", "fill", "canceled", "replaced"}
 
 
-def test_strategies_sign_their_orders_and_alpaca_its_own() -> None:
+def test_orders_have_the_prefixes_of_strategies() -> None:
     prefixes = {update["order"]["client_order_id"].partition("-")[0] for update in updates()}
     assert {"momentum", "meanrev"} < prefixes
 
@@ -317,15 +317,15 @@ def test_a_replacement_is_linked_both_ways() -> None:
         assert not order["client_order_id"].startswith(("momentum", "meanrev"))
 
 
-def test_the_legs_of_a_bracket_have_lives_of_their_own() -> None:
-    told = updates()
-    orders = {update["order"]["id"]: update["order"] for update in told}
+def test_legs_of_a_bracket_are_filled_and_canceled() -> None:
+    all_updates = updates()
+    orders = {update["order"]["id"]: update["order"] for update in all_updates}
     legs = [leg for order in orders.values() for leg in order["legs"] or ()]
-    lived = [orders[leg["id"]]["status"] for leg in legs if leg["id"] in orders]
-    assert {"filled", "canceled"} <= set(lived)
+    statuses = [orders[leg["id"]]["status"] for leg in legs if leg["id"] in orders]
+    assert {"filled", "canceled"} <= set(statuses)
 
 
-def test_what_is_filled_adds_up() -> None:
+def test_fills_add_up() -> None:
     filled: dict[str, int] = defaultdict(int)
     for update in updates():
         if update["event"] in ("fill", "partial_fill"):
@@ -338,7 +338,7 @@ def test_what_is_filled_adds_up() -> None:
 
 @given(st.integers(0, 1000))
 @settings(max_examples=20)
-def test_a_walk_stays_near_its_home(seed: int) -> None:
+def test_a_walk_stays_near_its_start(seed: int) -> None:
     walk = Walk(Random(seed), 100.0, 0.0004, 2)
     for _ in range(2000):
         price = walk.move()
@@ -346,6 +346,6 @@ def test_a_walk_stays_near_its_home(seed: int) -> None:
     assert 70 < price < 140
 
 
-def test_a_bar_without_trades_has_no_average() -> None:
+def test_a_bar_without_trades_has_average_0() -> None:
     message = Bar(START, 5.5).message("b", "AAPL")
     assert (message["o"], message["v"], message["n"], message["vw"]) == (5.5, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""The trading conversation without a socket."""
+"""Trading sessions without a socket."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOGINS = [
 AUTHORIZED = {"stream": "authorization", "data": {"status": "authorized", "action": "authenticate"}}
 
 
-def begin(slots: AccountSlots | None = None, log_in: bool = True) -> TradingSession:
+def open_session(slots: AccountSlots | None = None, log_in: bool = True) -> TradingSession:
     endpoint = feeds.endpoint("trading")
     assert endpoint is not None
     slots = slots or AccountSlots({"key": "secret", "oauth": "token"}, AccountPlan(), lambda: 0.0)
@@ -44,35 +44,35 @@ def status(reply: Any) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("login", LOGINS)
-def test_all_ways_to_log_in(login: dict[str, Any]) -> None:
-    assert ask(begin(log_in=False), login) == AUTHORIZED
+def test_all_logins(login: dict[str, Any]) -> None:
+    assert ask(open_session(log_in=False), login) == AUTHORIZED
 
 
 @pytest.mark.parametrize("login", [{"action": "auth", "key": "key", "secret": "no"}, {"action": "auth"}])
-def test_a_refused_login_may_be_tried_again(login: dict[str, Any]) -> None:
-    session = begin(log_in=False)
+def test_a_refused_login_can_be_retried(login: dict[str, Any]) -> None:
+    session = open_session(log_in=False)
     assert status(ask(session, login)) == ("unauthorized", "authenticate")
     assert ask(session, LOGINS[0]) == AUTHORIZED
 
 
-def test_listening_comes_after_the_login() -> None:
+def test_listen_requires_a_login() -> None:
     request = {"action": "listen", "data": {"streams": ["trade_updates"]}}
-    assert status(ask(begin(log_in=False), request)) == ("unauthorized", "listen")
+    assert status(ask(open_session(log_in=False), request)) == ("unauthorized", "listen")
 
 
-def test_the_place_is_taken() -> None:
-    first = begin()
-    assert status(ask(begin(first._slots, log_in=False), LOGINS[0])) == ("exceeded", "authenticate")
-    first.end(farewell=True)
-    begin(first._slots)
+def test_login_without_a_free_slot() -> None:
+    first = open_session()
+    assert status(ask(open_session(first._slots, log_in=False), LOGINS[0])) == ("exceeded", "authenticate")
+    first.end(close_frame=True)
+    open_session(first._slots)
 
 
-def test_a_second_login_is_told_so() -> None:
-    assert ask(begin(), LOGINS[1])["data"] == {"error": "your connection is already authenticated"}
+def test_a_second_login_is_an_error() -> None:
+    assert ask(open_session(), LOGINS[1])["data"] == {"error": "your connection is already authenticated"}
 
 
-def test_listen_replaces_and_leaves_unknown_streams_out() -> None:
-    session = begin()
+def test_listen_replaces_streams_and_ignores_unknown_ones() -> None:
+    session = open_session()
     listen = {"action": "listen", "data": {"streams": ["trade_updates", "nonsense", 7]}}
     assert ask(session, listen) == {"stream": "listening", "data": {"streams": ["trade_updates"]}}
     assert session.wants({"stream": "trade_updates", "data": {}})
@@ -83,23 +83,26 @@ def test_listen_replaces_and_leaves_unknown_streams_out() -> None:
     assert ask(session, {"action": "listen", "data": {"streams": []}})["data"] == {"streams": []}
 
 
-def test_time_to_log_in_ends_without_a_word() -> None:
-    assert begin(log_in=False).expire() == [Hangup()]
-    assert begin().expire() == []
+def test_login_timeout_sends_no_error() -> None:
+    assert open_session(log_in=False).expire() == [Hangup()]
+    assert open_session().expire() == []
 
 
-def test_no_secret_is_heard() -> None:
-    session = begin(log_in=False)
-    heard = [
+def test_received_requests_have_no_secrets() -> None:
+    session = open_session(log_in=False)
+    received = [
         each for login in LOGINS for each in session.receive(json.dumps(login).encode()) if isinstance(each, Received)
     ]
-    assert heard[0] == Received({"action": "authenticate", "data": {"key_id": "key"}})
-    assert heard[1:] == [Received({"action": "auth", "key": "key"}), Received({"action": "authenticate", "data": {}})]
+    assert received[0] == Received({"action": "authenticate", "data": {"key_id": "key"}})
+    assert received[1:] == [
+        Received({"action": "auth", "key": "key"}),
+        Received({"action": "authenticate", "data": {}}),
+    ]
 
 
 @given(st.binary(max_size=60))
-def test_what_cannot_be_read_ends_the_connection(payload: bytes) -> None:
-    outcomes = begin().receive(payload)
+def test_an_undecodable_message_ends_the_connection(payload: bytes) -> None:
+    outcomes = open_session().receive(payload)
     assert outcomes[-2:] == [
         Respond({"action": "error", "data": {"error_message": "internal server error"}}),
         Hangup(),

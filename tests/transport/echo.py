@@ -1,4 +1,4 @@
-"""A server that says back what it hears, with nothing of the proxy above the WebSocket."""
+"""An echo server on the proxy's transport alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ SECONDS = 5
 
 
 def echo(limit: int) -> Listener:
-    """Messages up to `limit` bytes; it closes as RFC 6455 asks, and waits then for the other side to hang up."""
+    """Return a listener that echoes messages up to `limit` bytes.
+
+    It answers a close frame as RFC 6455 requires, then waits for the client to close the connection.
+    """
 
     def serve(connection: ClientConnection, _: Environ) -> None:
         with suppress(ConnectionLost):

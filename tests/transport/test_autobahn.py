@@ -1,8 +1,10 @@
-"""The Autobahn test suite, `pytest -m autobahn`: its clients against an echo on the proxy's own adapter, and its server
-against the connection to Alpaca. What it reports is what docs/conformance.md says.
+"""The Autobahn test suite: `pytest -m autobahn`.
 
-The suite runs on Python 2.7 alone: the one that `$ALPACA_PROXY_PYTHON27` names, one on the path, or one of pyenv's. It
-is installed once, into `.autobahn`.
+Its clients connect to an echo server on the proxy's transport, and the connection to Alpaca connects to its server. Its
+results must be those in docs/conformance.md.
+
+The suite needs Python 2.7: the interpreter that `$ALPACA_PROXY_PYTHON27` names, one on the path, or one of pyenv. It is
+installed once, into `.autobahn`.
 """
 
 from __future__ import annotations
@@ -33,13 +35,14 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "conformance.md"
 CACHE = ROOT / ".autobahn"
 SUITE = "autobahntestsuite==25.10.1"
-VIRTUALENV = "virtualenv==20.21.1"  # the newest that makes environments of Python 2.7
+VIRTUALENV = "virtualenv==20.21.1"  # the newest that supports Python 2.7
 AGENT = "alpaca-proxy"
 GROUPS = [f"{group}.*" for group in (1, 2, 3, 4, 5, 6, 7, 10)]
 CASES = 247
-TOLD_ONLY = dict.fromkeys(("7.1.6", "7.13.1", "7.13.2"), "INFORMATIONAL")  # the suite judges these of nobody
-AT_THE_END = dict.fromkeys(("6.4.1", "6.4.2", "6.4.3", "6.4.4"), "NON-STRICT")
-LARGEST = 1 << 20  # of a message
+INFORMATIONAL = dict.fromkeys(("7.1.6", "7.13.1", "7.13.2"), "INFORMATIONAL")  # the suite passes no verdict on these
+# Invalid UTF-8 in a part of a message is reported only at the message's end.
+NON_STRICT = dict.fromkeys(("6.4.1", "6.4.2", "6.4.3", "6.4.4"), "NON-STRICT")
+MESSAGE_BYTES = 1 << 20
 INSTALL_SECONDS = 300
 SECONDS = 240
 
@@ -48,12 +51,12 @@ pytestmark = [pytest.mark.autobahn, pytest.mark.timeout(INSTALL_SECONDS + SECOND
 
 @pytest.fixture(scope="session")
 def wstest() -> Path:
-    """The suite's command, installed."""
+    """The suite's command; installs the suite if it is missing."""
     command = CACHE / "bin" / "wstest"
     if not command.exists():
         python = _python27()
         if python is None:
-            pytest.skip("the Autobahn suite wants Python 2.7, and there is none: $ALPACA_PROXY_PYTHON27 may name one")
+            pytest.skip("the Autobahn suite needs Python 2.7; set $ALPACA_PROXY_PYTHON27 to an interpreter")
         shutil.rmtree(CACHE, ignore_errors=True)
         tools = CACHE / "tools"
         _run(sys.executable, "-m", "venv", str(tools))
@@ -64,27 +67,27 @@ def wstest() -> Path:
 
 
 def _python27() -> str | None:
-    """An interpreter of Python 2.7, if there is any."""
-    named = os.environ.get("ALPACA_PROXY_PYTHON27")
+    """Return an interpreter of Python 2.7, or None."""
+    configured = os.environ.get("ALPACA_PROXY_PYTHON27")
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
-    found = [named, *map(str, sorted(pyenv.glob("versions/2.7.*/bin/python"))), shutil.which("python2.7")]
-    for python in filter(None, found):
-        asked = subprocess.run(
+    candidates = [configured, *map(str, sorted(pyenv.glob("versions/2.7.*/bin/python"))), shutil.which("python2.7")]
+    for python in filter(None, candidates):
+        version = subprocess.run(
             [python, "-c", "import sys; print(sys.version_info[:2])"], capture_output=True, text=True
         )
-        if asked.stdout.strip() == "(2, 7)":
+        if version.stdout.strip() == "(2, 7)":
             return python
     return None
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS)
-    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+    result = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS)
+    assert result.returncode == 0, f"{' '.join(command)}: {result.stderr}"
 
 
 @contextmanager
 def running(wstest: Path, mode: str, specification: dict[str, Any], folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """The suite at work; its report is in `folder` / "report"."""
+    """Run the suite; its report is in `folder` / "report"."""
     file = folder / "specification.json"
     file.write_text(json.dumps({"outdir": str(folder / "report"), "cases": GROUPS} | specification))
     command = [str(wstest), "--mode", mode, "--webport", "0", "--spec", str(file)]
@@ -96,24 +99,27 @@ def running(wstest: Path, mode: str, specification: dict[str, Any], folder: Path
 
 
 def verdicts(folder: Path) -> tuple[Counter[str], dict[str, str]]:
-    """How many cases had which outcome; and those that were not all right, the end of the connection included."""
+    """Return the number of cases by verdict, and the cases that are not OK.
+
+    A case is not OK if its verdict or that on its close is not.
+    """
     cases = json.loads((folder / "report" / "index.json").read_text())[AGENT]
-    counts = Counter(said["behavior"] for said in cases.values())
-    unclean = {case: said["behaviorClose"] for case, said in cases.items()}
-    wrong = {case: said["behavior"] for case, said in cases.items() if said["behavior"] != "OK"}
+    counts = Counter(result["behavior"] for result in cases.values())
+    unclean = {case: result["behaviorClose"] for case, result in cases.items()}
+    wrong = {case: result["behavior"] for case, result in cases.items() if result["behavior"] != "OK"}
     return counts, {case: closed for case, closed in unclean.items() if closed != "OK"} | wrong
 
 
-def documented(whom: str) -> Counter[str]:
-    """The same counts, as the document has them."""
-    [row] = re.findall(rf"\| {whom} \| (\d+) \| (\d+) \| (\d+) \|", DOCUMENT.read_text("utf-8"))
+def documented(side: str) -> Counter[str]:
+    """Return the number of cases by verdict as in docs/conformance.md."""
+    [row] = re.findall(rf"\| {side} \| (\d+) \| (\d+) \| (\d+) \|", DOCUMENT.read_text("utf-8"))
     counts = dict(zip(("OK", "NON-STRICT", "INFORMATIONAL"), map(int, row), strict=True))
     assert sum(counts.values()) == CASES
     return +Counter(counts)
 
 
-def test_what_algorithms_connect_to(wstest: Path, tmp_path: Path) -> None:
-    listener = echo(16 * LARGEST)
+def test_client_listener(wstest: Path, tmp_path: Path) -> None:
+    listener = echo(16 * MESSAGE_BYTES)
     listener.start()
     servers = [{"agent": AGENT, "url": f"ws://127.0.0.1:{listener.server_port}"}]
     try:
@@ -122,13 +128,13 @@ def test_what_algorithms_connect_to(wstest: Path, tmp_path: Path) -> None:
     finally:
         listener.stop()
     counts, wrong = verdicts(tmp_path)
-    assert wrong == TOLD_ONLY
+    assert wrong == INFORMATIONAL
     assert counts == documented("the client port")
 
 
-def test_what_connects_to_alpaca(wstest: Path, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as holder:
-        port = holder.getsockname()[1]
+def test_alpaca_connection(wstest: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
     url = f"ws://127.0.0.1:{port}"
     with running(wstest, "fuzzingserver", {"url": url}, tmp_path) as suite:
         [count] = _run_connection(f"{url}/getCaseCount", patient=True)
@@ -138,28 +144,31 @@ def test_what_connects_to_alpaca(wstest: Path, tmp_path: Path) -> None:
             _run_connection(f"{url}/runCase?case={case}&agent={AGENT}", echoes=True)
         _run_connection(f"{url}/updateReports?agent={AGENT}")
     counts, wrong = verdicts(tmp_path)
-    assert wrong == TOLD_ONLY | AT_THE_END
+    assert wrong == INFORMATIONAL | NON_STRICT
     assert counts == documented("the connection to Alpaca")
 
 
 def _run_connection(url: str, *, echoes: bool = False, patient: bool = False) -> list[bytes]:
-    """All that is heard until the other side ends it, said back if asked."""
+    """Return the payloads of all messages until the server closes.
+
+    With `echoes`, send each of them back. With `patient`, retry for 20 s to connect, until the suite has started.
+    """
     deadline = time.monotonic() + (20 if patient else 0)
     while True:
         try:
-            line = AlpacaConnection(url, "application/json", time.monotonic)
+            connection = AlpacaConnection(url, "application/json", time.monotonic)
             break
         except ConnectionLost:
-            assert time.monotonic() < deadline, "the suite's server does not answer"
+            assert time.monotonic() < deadline, "the suite's server does not accept connections"
             gevent.sleep(0.05)
-    heard = []
+    payloads = []
     try:
         while True:
-            for frame in line.receive():
-                heard.append(frame.payload)
+            for frame in connection.receive():
+                payloads.append(frame.payload)
                 if echoes:
-                    line.send_json(TEXT if frame.text else BINARY, frame.payload)
+                    connection.send(TEXT if frame.text else BINARY, frame.payload)
     except ConnectionLost:
-        return heard
+        return payloads
     finally:
-        line.close()
+        connection.close()

@@ -1,4 +1,4 @@
-"""Steady time, as far as the process was there to live it."""
+"""The clock that ignores gaps while the process was suspended."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def test_gaps_count_as_no_time(steps: list[float]) -> None:
     assert GAP_SECONDS == 5
     machine = [1000.0]
     clock = Clock(lambda: machine[-1])
-    lived = clock()
+    expected = clock()
     for step in steps:
         machine.append(machine[-1] + step)
-        lived += step if step < GAP_SECONDS else 0
-        assert abs(clock() - lived) < 1e-3
+        expected += step if step < GAP_SECONDS else 0
+        assert abs(clock() - expected) < 1e-3

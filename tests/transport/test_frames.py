@@ -1,6 +1,6 @@
-"""What clients send, as RFC 6455 §4-§7 sees it: one table of bytes and outcomes, and properties beside it.
+"""Frames of clients, by RFC 6455 §4-§7: a table of outcomes, and properties.
 
-The table is run on the pure reader, however its bytes are chopped, and in part over real sockets.
+The table runs on the pure parser, with the bytes whole and in pieces; a part of it also runs over real sockets.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from tests.transport import echo as echo_server
 
 LIMIT = 70_000
 CONTINUATION = 0
-KEY = bytes.fromhex("37fa213d")  # that of the examples in RFC 6455 §5.7
+KEY = bytes.fromhex("37fa213d")  # from the examples in RFC 6455 §5.7
 PROTOCOL_ERROR, NOT_UTF8, TOO_BIG = 1002, 1007, 1009
 EURO = "€".encode()
 
-Outcome = list[FrameEvent | int]  # what is delivered, and in the end the close code of the fault, if there is one
+Outcome = list[FrameEvent | int]  # events, and at the end the close code of the error, if there is one
 
 
 def frame(
@@ -55,8 +55,11 @@ def frame(
     size: int | None = None,
     width: int | None = None,
 ) -> bytes:
-    """A client's frame, as wrong as it is asked to be: `size` is announced in place of the payload's, in `width` bits
-    in place of the fewest that hold it; without a `key` the payload is not masked."""
+    """Return a client's frame, which may be invalid.
+
+    `size` replaces the payload's length in the header, and `width` its number of bits. Without a `key`, the payload is
+    not masked.
+    """
     size = len(payload) if size is None else size
     width = width or (7 if size < 126 else 16 if size < 1 << 16 else 64)
     length = {
@@ -72,7 +75,7 @@ def frame(
 
 
 def fragments(opcode: int, *parts: bytes) -> bytes:
-    """One message in so many frames."""
+    """Return one message, each part in a frame of its own."""
     last = len(parts) - 1
     return b"".join(frame(CONTINUATION if at else opcode, part, fin=at == last) for at, part in enumerate(parts))
 
@@ -129,7 +132,7 @@ CASES: dict[str, tuple[bytes, Outcome]] = {
     "ping of 125 bytes": (frame(PING, b"\xff" * 125), [Ping(b"\xff" * 125)]),
     "ping of 126 bytes": (frame(PING, b"x" * 126), [PROTOCOL_ERROR]),
     "close of 126 bytes": (close(1000, b"x" * 124), [PROTOCOL_ERROR]),
-    "unasked pong": (frame(PONG, b"Hello"), [Pong(b"Hello")]),
+    "unsolicited pong": (frame(PONG, b"Hello"), [Pong(b"Hello")]),
     "pong of 65536 bytes announced": (frame(PONG, size=65536), [PROTOCOL_ERROR]),
     "ping in fragments": (frame(PING, b"x", fin=False), [PROTOCOL_ERROR]),
     "pong in fragments": (frame(PONG, b"x", fin=False), [PROTOCOL_ERROR]),
@@ -138,7 +141,7 @@ CASES: dict[str, tuple[bytes, Outcome]] = {
     "two fragments": (fragments(TEXT, b"Hel", b"lo"), [Message(b"Hello")]),
     "three binary fragments": (fragments(BINARY, b"\xff", b"\x00", b"\xfe"), [binary(b"\xff\x00\xfe")]),
     "empty fragments": (fragments(TEXT, b"", b"", b"x", b""), [Message(b"x")]),
-    "nothing in fragments": (fragments(TEXT, b"", b""), [Message(b"")]),
+    "empty text in fragments": (fragments(TEXT, b"", b""), [Message(b"")]),
     "a message after one in fragments": (
         fragments(TEXT, b"a", b"b") + frame(BINARY, b"c"),
         [Message(b"ab"), binary(b"c")],
@@ -156,8 +159,8 @@ CASES: dict[str, tuple[bytes, Outcome]] = {
         [Pong(b""), Message(b"ab")],
     ),
     "a close between fragments": (frame(TEXT, b"a", fin=False) + close(1001), [Closed(1001)]),
-    "a continuation of nothing": (frame(CONTINUATION, b"x"), [PROTOCOL_ERROR]),
-    "a continuation of nothing, not the last": (frame(CONTINUATION, b"x", fin=False), [PROTOCOL_ERROR]),
+    "a continuation without a beginning": (frame(CONTINUATION, b"x"), [PROTOCOL_ERROR]),
+    "a continuation without a beginning, not the last": (frame(CONTINUATION, b"x", fin=False), [PROTOCOL_ERROR]),
     "a continuation after a whole message": (
         frame(TEXT, b"a") + frame(CONTINUATION, b"b"),
         [Message(b"a"), PROTOCOL_ERROR],
@@ -167,11 +170,11 @@ CASES: dict[str, tuple[bytes, Outcome]] = {
     "256 fragments": (fragments(TEXT, *[b"x"] * 256), [Message(b"x" * 256)]),
     "257 fragments": (fragments(TEXT, *[b"x"] * 257), [TOO_BIG]),
     "200 fragments, twice": (fragments(TEXT, *[b"x"] * 200) * 2, [Message(b"x" * 200)] * 2),
-    "empty fragments without end": (frame(TEXT, fin=False) + frame(CONTINUATION, fin=False) * 256, [TOO_BIG]),
+    "endless empty fragments": (frame(TEXT, fin=False) + frame(CONTINUATION, fin=False) * 256, [TOO_BIG]),
     # Sizes
     "the limit": (frame(BINARY, b"x" * LIMIT), [binary(b"x" * LIMIT)]),
     "the limit in fragments": (fragments(TEXT, b"x", b"x" * (LIMIT - 1)), [Message(b"x" * LIMIT)]),
-    "a ping when there is room for no more": (
+    "a ping after as many bytes as the limit": (
         frame(TEXT, b"x" * LIMIT, fin=False) + frame(PING, b"p") + frame(CONTINUATION),
         [Ping(b"p"), Message(b"x" * LIMIT)],
     ),
@@ -179,7 +182,7 @@ CASES: dict[str, tuple[bytes, Outcome]] = {
     "a gigabyte announced": (frame(BINARY, size=1 << 30), [TOO_BIG]),
     "2^63 - 1 bytes announced": (frame(BINARY, size=(1 << 63) - 1), [TOO_BIG]),
     "over the limit in fragments": (fragments(BINARY, b"x" * LIMIT, b"x"), [TOO_BIG]),
-    "a ping before too much": (frame(PING) + frame(TEXT, size=1 << 30), [Ping(b""), TOO_BIG]),
+    "a ping before a message over the limit": (frame(PING) + frame(TEXT, size=1 << 30), [Ping(b""), TOO_BIG]),
     # UTF-8 (§8.1)
     "all of Unicode": (
         frame(TEXT, "aß€\U0010ffff\ufffe\0\ufeff".encode()),
@@ -193,8 +196,8 @@ CASES: dict[str, tuple[bytes, Outcome]] = {
     "half a character": (frame(TEXT, EURO[:2]), [NOT_UTF8]),
     "half a character in the last fragment": (fragments(TEXT, b"x", EURO[:2]), [NOT_UTF8]),
     "half a character, then an empty fragment": (fragments(TEXT, EURO[:2], b""), [NOT_UTF8]),
-    "a byte that is none": (frame(TEXT, b"Hello\xff"), [NOT_UTF8]),
-    "a byte that is none in the second fragment": (fragments(TEXT, b"Hello", b"\xff", b"x"), [NOT_UTF8]),
+    "an invalid byte": (frame(TEXT, b"Hello\xff"), [NOT_UTF8]),
+    "an invalid byte in the second fragment": (fragments(TEXT, b"Hello", b"\xff", b"x"), [NOT_UTF8]),
     "overlong": (frame(TEXT, b"\xc0\x80"), [NOT_UTF8]),
     "overlong slash": (frame(TEXT, b"\xe0\x80\xaf"), [NOT_UTF8]),
     "a surrogate": (frame(TEXT, b"\xed\xa0\x80"), [NOT_UTF8]),
@@ -247,7 +250,7 @@ OVER_SOCKETS = [
 
 
 def outcome(chunks: Iterable[bytes], limit: int = LIMIT) -> Outcome:
-    """What the reader makes of bytes that arrive in these pieces."""
+    """Return the parser's outcome for bytes that arrive in these pieces."""
     inbound = Inbound(limit)
     events: Outcome = []
     try:
@@ -266,7 +269,7 @@ def pieces(data: bytes, size: int) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize(("data", "expected"), CASES.values(), ids=CASES.keys())
-def test_bytes_and_what_they_are(data: bytes, expected: Outcome) -> None:
+def test_bytes_and_their_outcome(data: bytes, expected: Outcome) -> None:
     assert outcome([data]) == expected
     assert outcome(pieces(data, 1 if len(data) < 4096 else 1021)) == expected
 
@@ -280,7 +283,7 @@ def echo() -> Iterator[Listener]:
 
 
 @pytest.mark.parametrize("name", OVER_SOCKETS)
-def test_the_same_over_sockets(echo: Listener, name: str) -> None:
+def test_the_outcome_over_sockets(echo: Listener, name: str) -> None:
     data, expected = CASES[name]
     if not isinstance(expected[-1], Closed | int):
         data, expected = data + close(1000), [*expected, Closed(1000)]
@@ -288,7 +291,7 @@ def test_the_same_over_sockets(echo: Listener, name: str) -> None:
 
 
 def answers(port: int, data: bytes) -> Iterator[tuple[Opcode, object]]:
-    """What the server says, until it hangs up."""
+    """Yield the server's messages and control frames until it closes."""
     request = [
         "GET / HTTP/1.1",
         "Host: x",
@@ -300,11 +303,11 @@ def answers(port: int, data: bytes) -> Iterator[tuple[Opcode, object]]:
     ]
     with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
         sock.sendall("\r\n".join(request).encode() + data)
-        heard = b"".join(iter(lambda: sock.recv(65536), b""))
-    head, _, said = heard.partition(b"\r\n\r\n")
+        received = b"".join(iter(lambda: sock.recv(65536), b""))
+    head, _, output = received.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 101 ")
     client = FrameProtocol(client=True, extensions=[])
-    client.receive_bytes(said)
+    client.receive_bytes(output)
     parts: list[bytes] = []
     for piece in client.received_frames():
         if isinstance(piece.payload, tuple):
@@ -332,7 +335,7 @@ def answer_to(event: FrameEvent | int) -> list[tuple[Opcode, object]]:
             return []
 
 
-# Properties of what is read
+# Properties of the parser
 
 CONTROLS = st.one_of(
     st.binary(max_size=125).map(lambda payload: (frame(PING, payload), Ping(payload))),
@@ -346,7 +349,10 @@ PAYLOADS = st.one_of(
 
 @st.composite
 def sessions(draw: st.DrawFn) -> tuple[bytes, Outcome]:
-    """A valid stream of frames: messages in any number of fragments, with control frames between them."""
+    """Generate a valid stream of frames.
+
+    Messages have any number of fragments, with control frames between them.
+    """
     stream = b""
     expected: Outcome = []
     for opcode, payload in draw(st.lists(PAYLOADS, max_size=4)):
@@ -362,11 +368,11 @@ def sessions(draw: st.DrawFn) -> tuple[bytes, Outcome]:
 
 
 @given(sessions(), st.data())
-def test_a_valid_stream_is_the_same_however_it_is_chopped(
-    conversation: tuple[bytes, Outcome], data: st.DataObject
+def test_the_events_of_a_stream_do_not_depend_on_its_pieces(
+    session: tuple[bytes, Outcome], data: st.DataObject
 ) -> None:
-    stream, expected = conversation
-    assert outcome(chopped(stream, data)) == expected
+    stream, expected = session
+    assert outcome(cut(stream, data)) == expected
 
 
 @given(
@@ -375,46 +381,47 @@ def test_a_valid_stream_is_the_same_however_it_is_chopped(
     ),
     st.data(),
 )
-def test_no_bytes_do_more_than_break_the_rules(parts: list[bytes], data: st.DataObject) -> None:
+def test_any_bytes_raise_frame_error_at_the_most(parts: list[bytes], data: st.DataObject) -> None:
     stream = b"".join(parts)
     whole = outcome([stream])
-    assert outcome(chopped(stream, data)) == whole
+    assert outcome(cut(stream, data)) == whole
     assert {event for event in whole if isinstance(event, int)} <= {PROTOCOL_ERROR, NOT_UTF8, TOO_BIG}
 
 
-def chopped(stream: bytes, data: st.DataObject) -> list[bytes]:
+def cut(stream: bytes, data: st.DataObject) -> list[bytes]:
+    """Return the stream in pieces that hypothesis chooses."""
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8), label="cuts"))
     return [stream[begin:end] for begin, end in pairwise([0, *cuts, len(stream)])]
 
 
 @given(st.integers(0, 3), st.binary(max_size=300), st.binary(max_size=300), st.integers(0, 600))
-def test_what_is_missing_of_a_frame_is_known(before: int, first: bytes, second: bytes, cut: int) -> None:
-    """So much may be read at once: there is no other frame in it."""
+def test_missing_never_exceeds_the_rest_of_the_frame(before: int, first: bytes, second: bytes, at: int) -> None:
+    """So many bytes can be read at once, since they contain no other frame."""
     stream = frame(PING) * before + frame(BINARY, first, fin=False) + frame(PING, b"!") + frame(CONTINUATION, second)
     ends = [before * len(frame(PING)) + len(frame(BINARY, first)), len(stream)]
     inbound = Inbound(LIMIT)
-    list(inbound.receive(stream[:cut]))
-    left = min((end - cut for end in ends if end >= cut), default=0)
-    assert 0 <= inbound.missing <= left
-    list(inbound.receive(stream[cut : cut + left]))
+    list(inbound.receive(stream[:at]))
+    rest = min((end - at for end in ends if end >= at), default=0)
+    assert 0 <= inbound.missing <= rest
+    list(inbound.receive(stream[at : at + rest]))
     assert inbound.missing == 0
 
 
-def test_of_a_large_frame_most_is_missing() -> None:
+def test_missing_of_a_large_frame() -> None:
     inbound = Inbound(LIMIT)
     whole = frame(TEXT, b"x" * 60_000)
     list(inbound.receive(whole[:2048]))
     assert inbound.missing == len(whole) - 2048
 
 
-def test_after_a_fault_nothing_is_heard() -> None:
+def test_no_event_follows_an_error() -> None:
     inbound = Inbound(LIMIT)
     with pytest.raises(FrameError, match="not UTF-8"):
         list(inbound.receive(frame(TEXT, b"\xff")))
     assert list(inbound.receive(frame(TEXT, b"x"))) == []
 
 
-def test_the_limit_may_be_raised_in_the_middle() -> None:
+def test_the_limit_may_be_raised_between_messages() -> None:
     inbound = Inbound(3)
     assert list(inbound.receive(frame(TEXT, b"abc"))) == [Message(b"abc")]
     inbound.limit = 6
@@ -424,7 +431,7 @@ def test_the_limit_may_be_raised_in_the_middle() -> None:
     assert fault.value.code == TOO_BIG
 
 
-def test_a_message_in_tiny_pieces_takes_little_more_than_its_size() -> None:
+def test_the_memory_of_a_message_in_tiny_pieces_is_bounded() -> None:
     size = 16 * 1024
     inbound = Inbound(size)
     payload = os.urandom(size)
@@ -433,18 +440,18 @@ def test_a_message_in_tiny_pieces_takes_little_more_than_its_size() -> None:
     try:
         for piece in pieces(stream[:-2], 3):
             assert list(inbound.receive(piece)) == []
-        taken, _ = tracemalloc.get_traced_memory()
+        allocated, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert taken < 2 * size
+    assert allocated < 2 * size
     assert list(inbound.receive(stream[-2:])) == [binary(payload)]
 
 
-# What is sent
+# Encoding
 
 
 @given(st.sampled_from([TEXT, BINARY]), st.sampled_from([0, 1, 125, 126, 127, 65535, 65536, 100_000]))
-def test_what_is_encoded_is_what_a_client_reads(opcode: int, size: int) -> None:
+def test_a_client_reads_the_encoded_frame(opcode: int, size: int) -> None:
     payload = b"x" * size
     encoded = frames.encode(opcode, payload)
     assert frames.payload_of(encoded) == payload
@@ -456,19 +463,19 @@ def test_what_is_encoded_is_what_a_client_reads(opcode: int, size: int) -> None:
 
 
 @pytest.mark.parametrize("opcode", [PING, PONG])
-def test_control_frames_carry_their_bytes(opcode: int) -> None:
+def test_encoded_control_frames(opcode: int) -> None:
     assert frames.encode(opcode, b"\x00\xff") == bytes((0x80 | opcode, 2)) + b"\x00\xff"
 
 
 @given(st.sampled_from([1000, 1001, 1002, 1007, 1008, 1009, 1011]), st.text())
-def test_a_close_has_its_code_and_as_much_of_its_reason_as_fits(code: int, reason: str) -> None:
+def test_an_encoded_close_frame_has_as_much_of_its_reason_as_fits(code: int, reason: str) -> None:
     encoded = frames.encode_close(code, reason)
     assert len(encoded) <= 127
     client = FrameProtocol(client=True, extensions=[])
     client.receive_bytes(encoded)
     [read] = client.received_frames()
     assert isinstance(read.payload, tuple)
-    said_code, said_reason = read.payload
-    assert said_code == code
-    assert reason.startswith(said_reason)
-    assert said_reason == reason or len(encoded) > 127 - 4
+    read_code, read_reason = read.payload
+    assert read_code == code
+    assert reason.startswith(read_reason)
+    assert read_reason == reason or len(encoded) > 127 - 4

@@ -1,4 +1,4 @@
-"""The door, over raw sockets: what it answers to which request, whom it keeps out, and what it survives."""
+"""The listener, over raw sockets: upgrades, refusals, limits, TLS."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ Serve = Callable[[ClientConnection, Environ], None]
 
 
 def request(first: str = "GET /v2/iex HTTP/1.1", headers: dict[str, str | None] | None = None) -> bytes:
-    """A request for a WebSocket, with some headers changed, or left out where None."""
+    """Return an upgrade request, with some headers changed, or left out if None."""
     lines = [f"{name}: {value}" for name, value in (UPGRADE | (headers or {})).items() if value is not None]
     return "\r\n".join([first, *lines, "\r\n"]).encode("latin-1")
 
 
 class Client:
-    """A raw socket to the server, and wsproto's reader of what comes from there."""
+    """A raw socket to the server, with wsproto's frame parser."""
 
     def __init__(self, port: int, *, tls: ssl.SSLContext | None = None, source: tuple[str, int] | None = None) -> None:
         self.sock: socket.socket = socket.create_connection((HERE, port), SECONDS, source_address=source)
@@ -60,18 +60,18 @@ class Client:
             self.sock = tls.wrap_socket(self.sock, server_hostname=HERE)
         self._frames = FrameProtocol(client=True, extensions=[])
 
-    def send_json(self, data: bytes) -> Client:
+    def send_raw(self, data: bytes) -> Client:
         self.sock.sendall(data)
         return self
 
     def send(self, payload: bytes) -> Client:
-        return self.send_json(bytes(FrameProtocol(client=True, extensions=[]).send_data(payload)))
+        return self.send_raw(bytes(FrameProtocol(client=True, extensions=[]).send_data(payload)))
 
     def ping(self, payload: bytes = b"") -> Client:
-        return self.send_json(bytes(FrameProtocol(client=True, extensions=[]).ping(payload)))
+        return self.send_raw(bytes(FrameProtocol(client=True, extensions=[]).ping(payload)))
 
     def head(self) -> str:
-        """The head of an answer, and nothing of what follows."""
+        """Read the head of a response, and nothing of what follows."""
         head = b""
         while not head.endswith(b"\r\n\r\n"):
             byte = self.sock.recv(1)
@@ -80,11 +80,11 @@ class Client:
         return head.decode()
 
     def upgrade(self) -> Client:
-        assert self.send_json(request()).head().startswith("HTTP/1.1 101 ")
+        assert self.send_raw(request()).head().startswith("HTTP/1.1 101 ")
         return self
 
     def receive(self) -> tuple[int, bytes]:
-        """The next whole message or control frame."""
+        """Return the next whole message or control frame."""
         payload = b""
         while True:
             for frame in self._frames.received_frames():
@@ -102,19 +102,22 @@ class Client:
         self._frames.receive_bytes(data)
 
     def rest(self) -> bytes:
-        """Everything up to the end."""
+        """Return all data until the server closes."""
         return b"".join(iter(lambda: self.sock.recv(65536), b""))
 
-    def gone(self) -> bool:
-        """Whether the server hangs up, with no word or with a TLS alert."""
-        said = b""
+    def closed_silently(self) -> bool:
+        """Wait until the server closes; return whether it sent no data before.
+
+        A TLS alert does not count as data.
+        """
+        received = b""
         with contextlib.suppress(ConnectionError):
             while data := self.sock.recv(65536):
-                said += data
-        return said[:1] in (b"", b"\x15")
+                received += data
+        return received[:1] in (b"", b"\x15")
 
     def reset(self) -> None:
-        """Ends the connection without good manners."""
+        """Close the socket with a TCP reset."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
 
@@ -139,35 +142,35 @@ def answer(environ: Environ) -> HttpResponse:
 
 
 @pytest.fixture
-def open_door() -> Iterator[Callable[..., Listener]]:
-    """Listeners: `open_door(serve=…)`."""
+def start_listener() -> Iterator[Callable[..., Listener]]:
+    """Starts listeners: `start_listener(serve=…)`."""
     with ExitStack() as stack:
 
-        def open_door(
+        def start_listener(
             serve: Serve = echo, answer: Callable[[Environ], HttpResponse] = answer, **options: Any
         ) -> Listener:
-            opened = Listener((HERE, 0), serve=serve, refuse=refuse, answer=answer, log=Log("listener"), **options)
-            opened.start()
-            stack.callback(opened.stop)
-            return opened
+            server = Listener((HERE, 0), serve=serve, refuse=refuse, answer=answer, log=Log("listener"), **options)
+            server.start()
+            stack.callback(server.stop)
+            return server
 
-        yield open_door
-
-
-@pytest.fixture
-def door(open_door: Callable[..., Listener]) -> Listener:
-    return open_door()
+        yield start_listener
 
 
 @pytest.fixture
-def client(door: Listener) -> Iterator[Callable[..., Client]]:
-    """Connections to the door, or to the one at another port."""
+def server(start_listener: Callable[..., Listener]) -> Listener:
+    return start_listener()
+
+
+@pytest.fixture
+def client(server: Listener) -> Iterator[Callable[..., Client]]:
+    """Connects clients to `server`, or to a server at another port."""
     with ExitStack() as stack:
 
         def client(port: int = 0, **options: Any) -> Client:
-            opened = Client(port or door.server_port, **options)
-            stack.callback(opened.sock.close)
-            return opened
+            connected = Client(port or server.server_port, **options)
+            stack.callback(connected.sock.close)
+            return connected
 
         yield client
 
@@ -181,14 +184,14 @@ def nothing_on_standard_error(capfd: pytest.CaptureFixture[str]) -> Iterator[Non
 # The handshake
 
 ACCEPTED = {
-    "as browsers ask": request(headers={"Connection": "keep-alive, Upgrade", "Origin": "http://localhost:3000"}),
+    "of a browser": request(headers={"Connection": "keep-alive, Upgrade", "Origin": "http://localhost:3000"}),
     "in lower case": request()
     .lower()
     .replace(b"get /v2/iex http", b"GET /v2/iex HTTP")
     .replace(UPGRADE["Sec-WebSocket-Key"].lower().encode(), UPGRADE["Sec-WebSocket-Key"].encode()),
     "in upper case": request(headers={"Upgrade": "WEBSOCKET", "Connection": "UPGRADE"}),
     "with a query": request("GET /v2/iex?x=1 HTTP/1.1"),
-    "with a body of nothing": request(headers={"Content-Length": "0"}),
+    "with an empty body": request(headers={"Content-Length": "0"}),
     "with the SDKs' headers": request(
         headers={"Content-Type": "application/msgpack", "User-Agent": "x", "APCA-API-KEY-ID": "k"}
     ),
@@ -200,19 +203,19 @@ ACCEPTED = {
     "a head of almost 16 KiB": request(headers={"X-Filler": "x" * 15_900}),
 }
 
-REST = b"POST /v2/orders HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n"
-UNVERSIONED = "WebSocket version 13 is needed."
+REST_CALL = b"POST /v2/orders HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n"
+NO_VERSION = "WebSocket version 13 is needed."
 NO_KEY = "Sec-WebSocket-Key is not the base64 of 16 bytes."
 NO_UPGRADE = "The Connection header lacks Upgrade."
 NO_GET = "A WebSocket is opened with GET and HTTP/1.1."
 NO_BODY = "A WebSocket is opened without a body."
 PLAIN = "This is a WebSocket stream."
 REFUSED: dict[str, tuple[bytes, int, str]] = {
-    "no version": (request(headers={"Sec-WebSocket-Version": None}), 426, UNVERSIONED),
-    "version 12": (request(headers={"Sec-WebSocket-Version": "12"}), 426, UNVERSIONED),
-    "version 8": (request(headers={"Sec-WebSocket-Version": "8"}), 426, UNVERSIONED),
-    "version 7": (request(headers={"Sec-WebSocket-Version": "7"}), 426, UNVERSIONED),
-    "several versions": (request(headers={"Sec-WebSocket-Version": "13, 8"}), 426, UNVERSIONED),
+    "no version": (request(headers={"Sec-WebSocket-Version": None}), 426, NO_VERSION),
+    "version 12": (request(headers={"Sec-WebSocket-Version": "12"}), 426, NO_VERSION),
+    "version 8": (request(headers={"Sec-WebSocket-Version": "8"}), 426, NO_VERSION),
+    "version 7": (request(headers={"Sec-WebSocket-Version": "7"}), 426, NO_VERSION),
+    "several versions": (request(headers={"Sec-WebSocket-Version": "13, 8"}), 426, NO_VERSION),
     "no key": (request(headers={"Sec-WebSocket-Key": None}), 400, NO_KEY),
     "an empty key": (request(headers={"Sec-WebSocket-Key": ""}), 400, NO_KEY),
     "a short key": (request(headers={"Sec-WebSocket-Key": "c2hvcnQ="}), 400, NO_KEY),
@@ -234,234 +237,249 @@ REFUSED: dict[str, tuple[bytes, int, str]] = {
     "another path": (request("GET /v2/orders HTTP/1.1"), 404, "No stream has this path."),
     "a path in Latin-1": (request("GET /v2/i\xe9x HTTP/1.1"), 404, "No stream has this path."),
     "plain HTTP": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 426, PLAIN),
-    "plain HTTP that wants to stay": (b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", 426, PLAIN),
-    "a REST call whose body does not come": (REST + b"\r\n", 426, PLAIN),
-    "a REST call that asks first": (REST + b"Expect: 100-continue\r\n\r\n", 426, PLAIN),
+    "plain HTTP with keep-alive": (b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", 426, PLAIN),
+    "a REST call whose body does not arrive": (REST_CALL + b"\r\n", 426, PLAIN),
+    "a REST call with Expect": (REST_CALL + b"Expect: 100-continue\r\n\r\n", 426, PLAIN),
     "HEAD": (b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n", 426, ""),
     "a head over 16 KiB": (request(headers={"X-Filler": "x" * 16_384}), 431, ""),
     "a head over 16 KiB in many lines": (request(headers={f"X-{n}": "x" * 400 for n in range(50)}), 431, ""),
     "over a hundred headers": (request(headers={f"X-{n}": "" for n in range(101)}), 431, ""),
     "a request line too long": (request(f"GET /{'x' * 9000} HTTP/1.1"), 414, ""),
     "garbage": (b"\x16\x03\x01\x02\x00\x01\x00\n\r\n", 400, ""),
-    "words": (b"HELO there you lovely server\r\n\r\n", 400, ""),
+    "SMTP": (b"HELO there you lovely server\r\n\r\n", 400, ""),
     "an empty line": (b"\r\n" + request(), 400, ""),
     "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, ""),
     "HTTP/nonsense": (request("GET / HTTP/x.y"), 400, ""),
-    "a length below zero": (request(headers={"Content-Length": "-1"}), 400, ""),
-    "a length that is no number": (request(headers={"Content-Length": "ten"}), 400, ""),
+    "a negative length": (request(headers={"Content-Length": "-1"}), 400, ""),
+    "a length that is not a number": (request(headers={"Content-Length": "ten"}), 400, ""),
 }
 
 
-@pytest.mark.parametrize("asked", ACCEPTED.values(), ids=ACCEPTED.keys())
-def test_these_become_websockets(client: Callable[..., Client], asked: bytes) -> None:
-    opened = client().send_json(asked)
-    status, *headers = opened.head().splitlines()
+@pytest.mark.parametrize("data", ACCEPTED.values(), ids=ACCEPTED.keys())
+def test_valid_upgrades_are_accepted(client: Callable[..., Client], data: bytes) -> None:
+    peer = client().send_raw(data)
+    status, *headers = peer.head().splitlines()
     assert status == "HTTP/1.1 101 Switching Protocols"
     assert sorted(filter(None, headers)) == [
         "Connection: Upgrade",
         f"Sec-WebSocket-Accept: {ACCEPT}",
         "Upgrade: websocket",
     ]
-    assert opened.send(b"Hello").receive() == (frames.BINARY, b"Hello")
+    assert peer.send(b"Hello").receive() == (frames.BINARY, b"Hello")
 
 
-@pytest.mark.parametrize(("asked", "status", "body"), REFUSED.values(), ids=REFUSED.keys())
-def test_these_are_refused(
-    door: Listener, client: Callable[..., Client], wait_until: Wait, asked: bytes, status: int, body: str
+@pytest.mark.parametrize(("data", "status", "body"), REFUSED.values(), ids=REFUSED.keys())
+def test_other_requests_are_refused(
+    server: Listener, client: Callable[..., Client], wait_until: Wait, data: bytes, status: int, body: str
 ) -> None:
-    head, _, said = client().send_json(asked).rest().decode().partition("\r\n\r\n")
+    head, _, content = client().send_raw(data).rest().decode().partition("\r\n\r\n")
     first, *headers = head.splitlines()
     assert first.startswith(f"HTTP/1.1 {status} ")
-    assert said == (f"{body}\n" if body else "")
+    assert content == (f"{body}\n" if body else "")
     assert "Connection: close" in headers
     assert ("Sec-WebSocket-Version: 13" in headers) == ("Upgrade: websocket" in headers) == (status == 426)
-    wait_until(lambda: door.unauthenticated == 0)
+    wait_until(lambda: server.unauthenticated == 0)
 
 
 def test_frames_right_behind_the_request_are_not_lost(client: Callable[..., Client]) -> None:
-    both = [bytes(FrameProtocol(client=True, extensions=[]).send_data(word)) for word in (b"a" * 3, b"b" * 20_000)]
-    opened = client().send_json(request() + b"".join(both))
-    assert opened.head().startswith("HTTP/1.1 101 ")
-    assert [opened.receive(), opened.receive()] == [(frames.BINARY, b"a" * 3), (frames.BINARY, b"b" * 20_000)]
+    sent = [bytes(FrameProtocol(client=True, extensions=[]).send_data(data)) for data in (b"a" * 3, b"b" * 20_000)]
+    peer = client().send_raw(request() + b"".join(sent))
+    assert peer.head().startswith("HTTP/1.1 101 ")
+    assert [peer.receive(), peer.receive()] == [(frames.BINARY, b"a" * 3), (frames.BINARY, b"b" * 20_000)]
 
 
-def test_a_head_in_pieces(client: Callable[..., Client]) -> None:
-    opened = client()
+def test_a_head_that_arrives_in_pieces(client: Callable[..., Client]) -> None:
+    peer = client()
     for at in range(len(request())):
-        opened.send_json(request()[at : at + 1])
-    assert opened.head().startswith("HTTP/1.1 101 ")
+        peer.send_raw(request()[at : at + 1])
+    assert peer.head().startswith("HTTP/1.1 101 ")
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /v2", request()[:-2]], ids=["nothing", "half a line", "half a head"])
-def test_half_a_head_is_waited_for_only_so_long(
-    door: Listener, client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch, sent: bytes
+def test_an_incomplete_head_times_out(
+    server: Listener, client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
     monkeypatch.setattr(http, "HEAD_SECONDS", 0.05)
-    assert client().send_json(sent).gone()
+    assert client().send_raw(sent).closed_silently()
     assert client().upgrade().send(b"x").receive() == (frames.BINARY, b"x")
 
 
 def test_a_head_that_drips_has_the_same_time(client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "HEAD_SECONDS", 0.1)
-    opened = client()
+    peer = client()
     with pytest.raises(ConnectionError):  # noqa: PT012
         for _ in range(500):
-            opened.send_json(b"G")
+            peer.send_raw(b"G")
             gevent.sleep(0.01)
 
 
-def test_an_upgraded_connection_has_all_the_time_in_the_world(
+def test_the_heads_timeout_ends_with_the_upgrade(
     client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http, "HEAD_SECONDS", 0.05)
-    opened = client().upgrade()
+    peer = client().upgrade()
     gevent.sleep(0.1)
-    assert opened.send(b"x").receive() == (frames.BINARY, b"x")
+    assert peer.send(b"x").receive() == (frames.BINARY, b"x")
 
 
-def test_an_answer_that_is_not_taken_is_given_up(
-    open_door: Callable[..., Listener],
+def test_a_response_that_is_not_read_times_out(
+    start_listener: Callable[..., Listener],
     client: Callable[..., Client],
     wait_until: Wait,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(http, "ANSWER_SECONDS", 0.1)
-    door = open_door(answer=lambda _: ("200 OK", "x" * (32 << 20)))
-    opened = client(door.server_port).send_json(b"GET / HTTP/1.1\r\n\r\n")
-    wait_until(lambda: door.unauthenticated == 1)
-    wait_until(lambda: door.unauthenticated == 0)
-    assert 0 < len(opened.rest()) < 32 << 20
+    server = start_listener(answer=lambda _: ("200 OK", "x" * (32 << 20)))
+    peer = client(server.server_port).send_raw(b"GET / HTTP/1.1\r\n\r\n")
+    wait_until(lambda: server.unauthenticated == 1)
+    wait_until(lambda: server.unauthenticated == 0)
+    assert 0 < len(peer.rest()) < 32 << 20
     assert caplog.records == []
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET", b"garbage\r\n\r\n", request("GET /nowhere HTTP/1.1"), request()])
-def test_a_client_that_breaks_off_is_nobodys_error(
-    door: Listener, client: Callable[..., Client], wait_until: Wait, caplog: pytest.LogCaptureFixture, sent: bytes
+def test_a_client_that_disconnects_early_is_not_logged(
+    server: Listener, client: Callable[..., Client], wait_until: Wait, caplog: pytest.LogCaptureFixture, sent: bytes
 ) -> None:
-    client().send_json(sent).reset()
-    client().send_json(sent).sock.close()
-    wait_until(lambda: door.unauthenticated == 0)
+    client().send_raw(sent).reset()
+    client().send_raw(sent).sock.close()
+    wait_until(lambda: server.unauthenticated == 0)
     assert caplog.records == []
 
 
-@pytest.mark.parametrize("asked", [b"GET / HTTP/1.1\r\n\r\n", request("GET /nowhere HTTP/1.1"), request()])
-def test_what_is_over_leaves_nothing_for_the_garbage_collector(
-    door: Listener, client: Callable[..., Client], wait_until: Wait, asked: bytes
+@pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\n\r\n", request("GET /nowhere HTTP/1.1"), request()])
+def test_a_closed_connection_leaves_no_cycles_for_the_garbage_collector(
+    server: Listener, client: Callable[..., Client], wait_until: Wait, data: bytes
 ) -> None:
     gc.collect()
     gc.disable()
     try:
-        opened = client().send_json(asked)
-        opened.head()
-        opened.sock.close()
-        wait_until(lambda: door.unauthenticated == 0)
-        wait_until(lambda: not [thing for thing in gc.get_objects() if isinstance(thing, Handler | ClientConnection)])
+        peer = client().send_raw(data)
+        peer.head()
+        peer.sock.close()
+        wait_until(lambda: server.unauthenticated == 0)
+        wait_until(lambda: not [each for each in gc.get_objects() if isinstance(each, Handler | ClientConnection)])
     finally:
         gc.enable()
-    assert not hasattr(door, "clients")  # the library's own register, by address
+    assert not hasattr(server, "clients")  # the library's own table of clients by address
 
 
-@pytest.mark.parametrize("asked", [b"GET / HTTP/1.1\r\n\r\n", request()], ids=["answer", "serve"])
-def test_a_bug_is_logged_once_and_ends_its_own_connection_only(
-    open_door: Callable[..., Listener], client: Callable[..., Client], caplog: pytest.LogCaptureFixture, asked: bytes
+@pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\n\r\n", request()], ids=["answer", "serve"])
+def test_an_internal_error_is_logged_once_and_ends_only_its_own_connection(
+    start_listener: Callable[..., Listener],
+    client: Callable[..., Client],
+    caplog: pytest.LogCaptureFixture,
+    data: bytes,
 ) -> None:
     def broken(*_: object) -> Any:
-        raise KeyError("a bug")
+        raise KeyError("an internal error")
 
-    door = open_door(serve=broken, answer=broken)
-    said = client(door.server_port).send_json(asked).rest().decode()
-    assert said.startswith("HTTP/1.1 101 " if asked == request() else "HTTP/1.1 500 ")
+    server = start_listener(serve=broken, answer=broken)
+    response = client(server.server_port).send_raw(data).rest().decode()
+    assert response.startswith("HTTP/1.1 101 " if data == request() else "HTTP/1.1 500 ")
     [record] = caplog.records
     assert (record.getMessage(), record.levelno) == ("listener.internal_error", logging.ERROR)
     assert record.exc_info is not None
 
 
-# Strangers
+# Limits of unauthenticated sockets
 
 
-def test_strangers_are_bounded_per_address(
-    door: Listener, client: Callable[..., Client], wait_until: Wait, monkeypatch: pytest.MonkeyPatch
+def test_unauthenticated_sockets_are_bounded_per_address(
+    server: Listener, client: Callable[..., Client], wait_until: Wait, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A new socket displaces the oldest of its address, whatever state that one is in."""
     monkeypatch.setattr(listener, "MAX_UNAUTHENTICATED_PER_ADDRESS", 3)
-    waiting = [client(), client().upgrade(), client().send_json(b"GET")]
-    wait_until(lambda: door.unauthenticated == 3)
-    assert client().gone()
-    for one in waiting:
-        one.sock.close()
-        wait_until(lambda: door.unauthenticated == 2)
+    waiting = [client(), client().upgrade(), client().send_raw(b"GET")]
+    wait_until(lambda: server.unauthenticated == 3)
+    for oldest in waiting:
         client().upgrade()
-        assert client().gone()
-    assert door.unauthenticated == 3
+        assert oldest.closed_silently()
+        assert server.unauthenticated == 3
+    peer = client().upgrade()
+    peer.sock.close()
+    wait_until(lambda: server.unauthenticated == 2)
 
 
-def test_strangers_are_bounded_in_all(
-    door: Listener, client: Callable[..., Client], wait_until: Wait, monkeypatch: pytest.MonkeyPatch
+def test_unauthenticated_sockets_are_bounded_in_total(
+    server: Listener, client: Callable[..., Client], wait_until: Wait, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A new socket displaces the oldest of the address that has the most."""
     monkeypatch.setattr(listener, "MAX_UNAUTHENTICATED", 2)
-    first, _ = client().upgrade(), client().upgrade()
-    assert client().gone()
-    first.reset()
-    wait_until(lambda: door.unauthenticated == 1)
+    first, second = client().upgrade(), client().upgrade()
+    client().upgrade()
+    assert first.closed_silently()
+    second.reset()
+    wait_until(lambda: server.unauthenticated == 1)
     client().upgrade()
 
 
-def test_who_is_admitted_takes_no_strangers_place(
-    open_door: Callable[..., Listener], client: Callable[..., Client], wait_until: Wait, monkeypatch: pytest.MonkeyPatch
+def test_admitted_sockets_do_not_count_as_unauthenticated(
+    start_listener: Callable[..., Listener],
+    client: Callable[..., Client],
+    wait_until: Wait,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(listener, "MAX_UNAUTHENTICATED_PER_ADDRESS", 1)
 
     def serve(connection: ClientConnection, environ: Environ) -> None:
-        opened.admit(environ)
+        server.admit(environ)
         echo(connection, environ)
 
-    opened = open_door(serve=serve)
+    server = start_listener(serve=serve)
     admitted = []
     for _ in range(3):
-        admitted.append(client(opened.server_port).upgrade().send(b"x"))
+        admitted.append(client(server.server_port).upgrade().send(b"x"))
         assert admitted[-1].receive() == (frames.BINARY, b"x")
-        assert opened.unauthenticated == 0
-    for one in admitted:
-        one.sock.close()
-    assert client(opened.server_port).upgrade().send(b"x").receive() == (frames.BINARY, b"x")
-    assert opened.unauthenticated == 0
+        assert server.unauthenticated == 0
+    for peer in admitted:
+        peer.sock.close()
+    assert client(server.server_port).upgrade().send(b"x").receive() == (frames.BINARY, b"x")
+    assert server.unauthenticated == 0
 
 
-def test_a_port_that_comes_back_is_counted_once(
-    open_door: Callable[..., Listener], client: Callable[..., Client], wait_until: Wait, monkeypatch: pytest.MonkeyPatch
+def test_a_reused_port_is_counted_once(
+    start_listener: Callable[..., Listener],
+    client: Callable[..., Client],
+    wait_until: Wait,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A client that was reset may come again from the same port while its last conversation still winds up."""
+    """A client may reconnect from the same port before its last session has ended."""
     released = Event()
     monkeypatch.setattr(listener, "MAX_UNAUTHENTICATED_PER_ADDRESS", 1)
-    door = open_door(serve=lambda *_: released.wait(SECONDS) and None)
-    first = client(door.server_port).upgrade()
+    server = start_listener(serve=lambda *_: released.wait(SECONDS) and None)
+    first = client(server.server_port).upgrade()
     source = first.sock.getsockname()
     first.reset()
 
-    def come_again() -> Client | None:
+    def reconnect() -> Client | None:
         try:
-            return client(door.server_port, source=source)
+            return client(server.server_port, source=source)
         except OSError:
             return None  # the port is not free yet
 
-    again = wait_until(come_again).upgrade()
+    second = wait_until(reconnect).upgrade()
     released.set()
-    assert again.gone()
-    wait_until(lambda: door.unauthenticated == 0)
+    assert second.closed_silently()
+    wait_until(lambda: server.unauthenticated == 0)
     for _ in range(3):
-        assert client(door.server_port).upgrade().gone()
+        assert client(server.server_port).upgrade().closed_silently()
 
 
-# The connection of a client
+# ClientConnection
 
 
 @pytest.mark.parametrize("sent", ["one large message", "a flood of pings"])
-def test_what_a_client_sends_is_read_in_small_slices_between_which_others_have_their_turn(
-    open_door: Callable[..., Listener], client: Callable[..., Client], wait_until: Wait, sent: str
+def test_data_is_read_in_small_slices_so_that_other_greenlets_run_in_between(
+    start_listener: Callable[..., Listener], client: Callable[..., Client], wait_until: Wait, sent: str
 ) -> None:
-    """The work is counted, not timed: at the least 400 turns for a mebibyte, at the most 400 frames in a turn."""
+    """Counts work instead of time.
+
+    At least 400 yields for a mebibyte, and at most 400 frames between two yields.
+    """
     work: list[int] = []
-    turns = 0
+    yields = 0
 
     def serve(connection: ClientConnection, _: Environ) -> None:
         inbound = frames.Inbound(1 << 20)
@@ -470,29 +488,29 @@ def test_what_a_client_sends_is_read_in_small_slices_between_which_others_have_t
             gevent.sleep(0)
 
     def tick() -> None:
-        nonlocal turns
+        nonlocal yields
         while True:
-            turns += 1
+            yields += 1
             gevent.sleep(0)
 
     ticker = gevent.spawn(tick)
     try:
-        opened = client(open_door(serve=serve).server_port).upgrade()
+        peer = client(start_listener(serve=serve).server_port).upgrade()
         if sent == "one large message":
-            began = turns
-            opened.send(bytes(1 << 20))
+            before = yields
+            peer.send(bytes(1 << 20))
             wait_until(lambda: sum(work) == 1)
-            assert turns - began >= 400
+            assert yields - before >= 400
         else:
-            opened.send_json(bytes.fromhex("8980 00000000") * 20_000)
+            peer.send_raw(bytes.fromhex("8980 00000000") * 20_000)
             wait_until(lambda: sum(work) == 20_000)
             assert max(work) <= 400
     finally:
         ticker.kill()
 
 
-def test_a_send_that_does_not_get_through_ends_in_time(
-    open_door: Callable[..., Listener], client: Callable[..., Client], wait_until: Wait
+def test_a_send_that_blocks_times_out(
+    start_listener: Callable[..., Listener], client: Callable[..., Client], wait_until: Wait
 ) -> None:
     outcomes: list[bool] = []
 
@@ -500,14 +518,14 @@ def test_a_send_that_does_not_get_through_ends_in_time(
         outcomes.append(connection.send(bytes(100), 1))
         outcomes.append(connection.send(bytes(32 << 20), 0.1))
 
-    opened = client(open_door(serve=serve).server_port).upgrade()
+    peer = client(start_listener(serve=serve).server_port).upgrade()
     wait_until(lambda: len(outcomes) == 2)
     assert outcomes == [True, False]
-    assert 100 < len(opened.rest()) < 32 << 20
+    assert 100 < len(peer.rest()) < 32 << 20
 
 
-def test_try_send_never_waits(
-    open_door: Callable[..., Listener], client: Callable[..., Client], wait_until: Wait
+def test_try_send_never_blocks(
+    start_listener: Callable[..., Listener], client: Callable[..., Client], wait_until: Wait
 ) -> None:
     taken: list[int] = []
 
@@ -515,24 +533,26 @@ def test_try_send_never_waits(
         while not taken or taken[-1]:
             taken.append(connection.try_send(bytes(1 << 20)))
 
-    opened = client(open_door(serve=serve).server_port).upgrade()
+    peer = client(start_listener(serve=serve).server_port).upgrade()
     wait_until(lambda: taken and taken[-1] == 0)
-    assert len(opened.rest()) == sum(taken)
+    assert len(peer.rest()) == sum(taken)
 
 
-def test_small_frames_are_not_held_back(open_door: Callable[..., Listener], client: Callable[..., Client]) -> None:
+def test_small_frames_are_sent_without_nagles_delay(
+    start_listener: Callable[..., Listener], client: Callable[..., Client]
+) -> None:
     options: list[int] = []
 
     def serve(connection: ClientConnection, _: Environ) -> None:
         options.append(connection._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
-    assert client(open_door(serve=serve).server_port).upgrade().gone()
+    assert client(start_listener(serve=serve).server_port).upgrade().closed_silently()
     assert options == [1]
 
 
 @pytest.mark.parametrize("blocked", ["receive", "send"])
-def test_shut_wakes_whoever_waits(
-    open_door: Callable[..., Listener], client: Callable[..., Client], wait_until: Wait, blocked: str
+def test_shut_wakes_a_blocked_greenlet(
+    start_listener: Callable[..., Listener], client: Callable[..., Client], wait_until: Wait, blocked: str
 ) -> None:
     ended: list[object] = []
     connections: list[ClientConnection] = []
@@ -544,18 +564,18 @@ def test_shut_wakes_whoever_waits(
         except ConnectionLost as error:
             ended.append(error)
 
-    opened = client(open_door(serve=serve).server_port).upgrade()
+    peer = client(start_listener(serve=serve).server_port).upgrade()
     wait_until(lambda: connections)
     gevent.sleep(0.02)
     connections[0].shut()
     wait_until(lambda: ended)
     assert ended == [b""] if blocked == "receive" else isinstance(ended[0], ConnectionLost)
     connections[0].shut()
-    opened.rest()
+    peer.rest()
 
 
-def test_last_words_arrive_however_much_is_still_said(
-    open_door: Callable[..., Listener], client: Callable[..., Client]
+def test_the_close_frame_arrives_even_if_the_client_keeps_sending(
+    start_listener: Callable[..., Listener], client: Callable[..., Client]
 ) -> None:
     flooded = Event()
 
@@ -564,30 +584,30 @@ def test_last_words_arrive_however_much_is_still_said(
         connection.send(frames.encode_close(frames.POLICY, "enough"), 1)
         connection.linger(SECONDS)
 
-    opened = client(open_door(serve=serve).server_port).upgrade().send_json(bytes(100_000))
+    peer = client(start_listener(serve=serve).server_port).upgrade().send_raw(bytes(100_000))
     flooded.set()
-    assert opened.receive() == (frames.CLOSE, struct.pack("!H", frames.POLICY))
-    opened.send_json(bytes(100_000)).sock.shutdown(socket.SHUT_WR)
-    assert opened.rest() == b""
+    assert peer.receive() == (frames.CLOSE, struct.pack("!H", frames.POLICY))
+    peer.send_raw(bytes(100_000)).sock.shutdown(socket.SHUT_WR)
+    assert peer.rest() == b""
 
 
-def test_nobody_is_waited_for_longer_than_that(
-    open_door: Callable[..., Listener], client: Callable[..., Client], wait_until: Wait
+def test_linger_times_out(
+    start_listener: Callable[..., Listener], client: Callable[..., Client], wait_until: Wait
 ) -> None:
-    door = open_door(serve=lambda connection, _: connection.linger(0.05))
-    opened = client(door.server_port).upgrade()
-    assert opened.rest() == b""
-    wait_until(lambda: door.unauthenticated == 0)
+    server = start_listener(serve=lambda connection, _: connection.linger(0.05))
+    peer = client(server.server_port).upgrade()
+    assert peer.rest() == b""
+    wait_until(lambda: server.unauthenticated == 0)
 
 
 # TLS
 
 
 @pytest.fixture
-def secure(open_door: Callable[..., Listener], certificate: tuple[Path, Path]) -> Listener:
+def secure(start_listener: Callable[..., Listener], certificate: tuple[Path, Path]) -> Listener:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
-    return open_door(tls=context)
+    return start_listener(tls=context)
 
 
 @pytest.fixture
@@ -596,17 +616,17 @@ def trust(certificate: tuple[Path, Path]) -> ssl.SSLContext:
 
 
 def test_tls(
-    open_door: Callable[..., Listener], secure: Listener, client: Callable[..., Client], trust: ssl.SSLContext
+    start_listener: Callable[..., Listener], secure: Listener, client: Callable[..., Client], trust: ssl.SSLContext
 ) -> None:
     port = secure.server_port
     for size in (0, 5, 300_000):
         assert client(port, tls=trust).upgrade().send(b"x" * size).receive() == (frames.BINARY, b"x" * size)
-    assert client(port, tls=trust).send_json(b"garbage\r\n\r\n").rest().startswith(b"HTTP/1.1 400 ")
-    assert client(port, tls=trust).send_json(request("GET /nowhere HTTP/1.1")).rest().startswith(b"HTTP/1.1 404 ")
+    assert client(port, tls=trust).send_raw(b"garbage\r\n\r\n").rest().startswith(b"HTTP/1.1 400 ")
+    assert client(port, tls=trust).send_raw(request("GET /nowhere HTTP/1.1")).rest().startswith(b"HTTP/1.1 404 ")
 
 
-def test_a_send_over_tls_ends_in_time_too(
-    open_door: Callable[..., Listener],
+def test_a_send_over_tls_that_blocks_times_out(
+    start_listener: Callable[..., Listener],
     client: Callable[..., Client],
     certificate: tuple[Path, Path],
     trust: ssl.SSLContext,
@@ -621,13 +641,13 @@ def test_a_send_over_tls_ends_in_time_too(
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
-    client(open_door(serve=serve, tls=context).server_port, tls=trust).upgrade()
+    client(start_listener(serve=serve, tls=context).server_port, tls=trust).upgrade()
     wait_until(lambda: len(outcomes) == 3)
     assert outcomes == [True, True, False]
 
 
 @pytest.mark.parametrize("sent", [b"", request(), b"\x16\x03\x01\x00\x05hello", b"\x16\x03\x01\xff\xff" + bytes(100)])
-def test_what_is_no_tls_handshake_is_hung_up_on(
+def test_a_failed_tls_handshake_closes_the_connection(
     secure: Listener,
     client: Callable[..., Client],
     trust: ssl.SSLContext,
@@ -636,13 +656,13 @@ def test_what_is_no_tls_handshake_is_hung_up_on(
     sent: bytes,
 ) -> None:
     monkeypatch.setattr(listener, "HEAD_SECONDS", 0.1)
-    assert client(secure.server_port).send_json(sent).gone()
-    client(secure.server_port).send_json(sent).reset()
+    assert client(secure.server_port).send_raw(sent).closed_silently()
+    client(secure.server_port).send_raw(sent).reset()
     wait_until(lambda: secure.unauthenticated == 0)
     client(secure.server_port, tls=trust).upgrade()
 
 
-def test_half_a_head_over_tls_is_waited_for_only_so_long(
+def test_an_incomplete_head_over_tls_times_out(
     secure: Listener,
     client: Callable[..., Client],
     trust: ssl.SSLContext,
@@ -650,32 +670,29 @@ def test_half_a_head_over_tls_is_waited_for_only_so_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(http, "HEAD_SECONDS", 0.05)
-    assert client(secure.server_port, tls=trust).send_json(b"GET /v2").gone()
-    client(secure.server_port, tls=trust).send_json(request()).reset()
+    assert client(secure.server_port, tls=trust).send_raw(b"GET /v2").closed_silently()
+    client(secure.server_port, tls=trust).send_raw(request()).reset()
     wait_until(lambda: secure.unauthenticated == 0)
 
 
-# A process at risk
+# A server in a process of its own
 
 SERVER = """
 import resource, sys, time
 import gevent
 from gevent.queue import Queue
 from proxy.observe import logs
-from proxy.observe.logs import Log
-from proxy.transport.errors import ConnectionLost
-from proxy.observe.logs import Log
 from proxy.transport import frames
-from proxy.observe.logs import Log
+from proxy.transport.errors import ConnectionLost
 from proxy.transport.listener import Listener
 
 pings = 0
 
 def serve(connection, environ):
     global pings
-    door.admit(environ)
-    says = Queue()
-    writer = gevent.spawn(write, connection, says)
+    server.admit(environ)
+    outgoing = Queue()
+    writer = gevent.spawn(write, connection, outgoing)
     inbound = frames.Inbound(1024)
     try:
         while data := connection.receive():
@@ -683,43 +700,46 @@ def serve(connection, environ):
                 match event:
                     case frames.Ping(payload):
                         pings += 1
-                        says.put(frames.encode(frames.PONG, payload))
+                        outgoing.put(frames.encode(frames.PONG, payload))
                     case frames.Message(b"flood"):
                         for _ in range(512):
-                            says.put(frames.encode(frames.BINARY, bytes(64 * 1024)))
+                            outgoing.put(frames.encode(frames.BINARY, bytes(64 * 1024)))
                     case frames.Message(b"pings"):
-                        says.put(frames.encode(frames.BINARY, b"%d" % pings))
+                        outgoing.put(frames.encode(frames.BINARY, b"%d" % pings))
                     case frames.Message(b"work"):
-                        says.put(frames.encode(frames.BINARY, b"%f" % time.process_time()))
+                        outgoing.put(frames.encode(frames.BINARY, b"%f" % time.process_time()))
     except ConnectionLost:
         pass
     finally:
         writer.kill()
 
-def write(connection, says):
+def write(connection, outgoing):
     try:
         while True:
-            connection.send(says.get(), 60)
+            connection.send(outgoing.get(), 60)
     except ConnectionLost:
         pass
 
 logs.set_up("human", "info")
-door = Listener(
+server = Listener(
     ("127.0.0.1", 0),
     serve=serve,
     refuse=lambda _: None,
     answer=lambda _: ("404 Not Found", "-"),
     log=logs.Log("listener"),
 )
-door.start()
-print(door.server_port, flush=True)
+server.start()
+print(server.server_port, flush=True)
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]),) * 2)
-door.serve_forever()
+server.serve_forever()
 """
 
 
-class Server:
-    """A server in a process of its own: a reader and a writer for each connection, and few descriptors."""
+class ServerProcess:
+    """A server in a process of its own, with few descriptors.
+
+    It has a reader and a writer for each connection.
+    """
 
     def __init__(self, descriptors: int) -> None:
         program = f"from gevent import monkey; monkey.patch_all()\n{SERVER}"
@@ -734,32 +754,32 @@ class Server:
         self.port = int(self.process.stdout.readline())
 
     def end(self) -> str:
-        """Ends it, which it must not have done by itself; what it wrote to standard error."""
+        """Kill the process, which must still be running; return its standard error."""
         assert self.process.poll() is None
         self.process.kill()
         return self.process.communicate(timeout=SECONDS)[1]
 
 
 @pytest.fixture
-def server() -> Iterator[Callable[[int], Server]]:
-    started: list[Server] = []
+def start_process() -> Iterator[Callable[[int], ServerProcess]]:
+    started: list[ServerProcess] = []
 
-    def start(descriptors: int) -> Server:
-        started.append(Server(descriptors))
+    def start(descriptors: int) -> ServerProcess:
+        started.append(ServerProcess(descriptors))
         return started[-1]
 
     yield start
-    for server in started:
-        server.process.kill()
-        server.process.communicate(timeout=SECONDS)
+    for running in started:
+        running.process.kill()
+        running.process.communicate(timeout=SECONDS)
 
 
 @pytest.mark.parametrize("ending", ["reads on", "closes", "resets"])
-def test_pings_of_a_slow_client_disturb_nobody(
-    server: Callable[[int], Server], client: Callable[..., Client], wait_until: Wait, ending: str
+def test_pings_of_a_slow_client_do_not_affect_others(
+    start_process: Callable[[int], ServerProcess], client: Callable[..., Client], wait_until: Wait, ending: str
 ) -> None:
-    """A second greenlet writing to a socket whose writer waits once ended the process, not just the connection."""
-    running = server(256)
+    """Regression: a second writer of a blocked socket ended the whole process."""
+    running = start_process(256)
     other = client(running.port).upgrade()
     slow = client(running.port).upgrade().send(b"flood")
     first = slow.sock.recv(1)
@@ -772,44 +792,44 @@ def test_pings_of_a_slow_client_disturb_nobody(
         slow.reset()
     else:
         slow.unread(first)
-        heard = [slow.receive() for _ in range(512 + 50)]
-        assert heard[:512] == [(frames.BINARY, bytes(64 * 1024))] * 512
-        assert heard[512:] == [(frames.PONG, b"%d" % n) for n in range(50)]
+        received = [slow.receive() for _ in range(512 + 50)]
+        assert received[:512] == [(frames.BINARY, bytes(64 * 1024))] * 512
+        assert received[512:] == [(frames.PONG, b"%d" % n) for n in range(50)]
     assert client(running.port).upgrade().send(b"pings").receive() == (frames.BINARY, b"50")
     assert other.send(b"pings").receive() == (frames.BINARY, b"50")
     assert running.end() == ""
 
 
 @pytest.mark.slow
-def test_when_descriptors_run_out_those_who_are_in_are_served_and_the_others_wait(
-    server: Callable[[int], Server], client: Callable[..., Client]
+def test_without_free_descriptors_clients_are_served_and_new_ones_wait(
+    start_process: Callable[[int], ServerProcess], client: Callable[..., Client]
 ) -> None:
-    running = server(40)
-    inside: list[Client] = []
-    outside: list[Client] = []
+    running = start_process(40)
+    accepted: list[Client] = []
+    waiting: list[Client] = []
     for _ in range(60):
-        opened = client(running.port).send_json(request())
-        opened.sock.settimeout(0.001 if outside else 0.5)
+        peer = client(running.port).send_raw(request())
+        peer.sock.settimeout(0.001 if waiting else 0.5)
         try:
-            assert opened.head().startswith("HTTP/1.1 101 ")
-            inside.append(opened)
+            assert peer.head().startswith("HTTP/1.1 101 ")
+            accepted.append(peer)
         except TimeoutError:
-            outside.append(opened)
-        opened.sock.settimeout(SECONDS)
-    assert len(inside) > 10
-    assert len(outside) > 10
-    began = float(inside[0].send(b"work").receive()[1])
+            waiting.append(peer)
+        peer.sock.settimeout(SECONDS)
+    assert len(accepted) > 10
+    assert len(waiting) > 10
+    began = float(accepted[0].send(b"work").receive()[1])
     gevent.sleep(0.5)
-    assert float(inside[-1].send(b"work").receive()[1]) - began < 0.2
-    for opened in inside[1:]:
-        opened.sock.close()
-    for opened in outside:
-        assert opened.head().startswith("HTTP/1.1 101 ")
-        assert opened.send(b"pings").receive() == (frames.BINARY, b"0")
-        opened.sock.close()
-    assert inside[0].send(b"pings").receive() == (frames.BINARY, b"0")
+    assert float(accepted[-1].send(b"work").receive()[1]) - began < 0.2
+    for peer in accepted[1:]:
+        peer.sock.close()
+    for peer in waiting:
+        assert peer.head().startswith("HTTP/1.1 101 ")
+        assert peer.send(b"pings").receive() == (frames.BINARY, b"0")
+        peer.sock.close()
+    assert accepted[0].send(b"pings").receive() == (frames.BINARY, b"0")
     lines = running.end().splitlines()
-    assert 0 < len(lines) < 3  # the first, and perhaps one that counts those like it
+    assert 0 < len(lines) < 3  # the first, and perhaps one with the count of its repeats
     for line in lines:
         assert re.fullmatch(
             r"\d\d:\d\d:\d\d warning listener\.starved .*Too many open files.* hint=.*ulimit -n.*", line

@@ -1,4 +1,4 @@
-"""Who is told what, in which order, and in whose turn."""
+"""The ack dispatcher: the order of outcomes, and yielding between them."""
 
 from __future__ import annotations
 
@@ -10,37 +10,40 @@ import pytest
 from proxy.alpaca.topics import NO_TOPICS, Subscription
 from proxy.observe.logs import Log
 from proxy.routing.pending_requests import RequestOutcome, SubscriberRequests
-from proxy.transport import time_slice as turn
+from proxy.transport import time_slice
 from proxy.upstream.ack_dispatcher import SHORT, AckDispatcher
 
 LONG: Subscription = frozenset(("trades", f"S{number}") for number in range(SHORT + 1))
 
 
-class Told:
-    """What has been told. Whoever is named `broken` cannot be told anything."""
+class Recorder:
+    """A dispatcher and the outcomes that it has delivered.
+
+    Delivery to the member `broken` fails.
+    """
 
     def __init__(self) -> None:
-        self.replies: list[RequestOutcome] = []
+        self.delivered: list[RequestOutcome] = []
         self.pauses = 0
-        self.teller = AckDispatcher(self.tell, Log("upstream"))
+        self.dispatcher = AckDispatcher(self.deliver, Log("upstream"))
 
-    def tell(self, answer: RequestOutcome) -> Iterator[None]:
-        if answer.requests.member == "broken":
-            raise RuntimeError("a bug")
+    def deliver(self, outcome: RequestOutcome) -> Iterator[None]:
+        if outcome.requests.member == "broken":
+            raise RuntimeError("an internal error")
         for _ in range(self.pauses):
             yield
-        self.replies.append(answer)
+        self.delivered.append(outcome)
 
     def finish(self) -> None:
-        """Lets the teller's greenlet come to its end."""
+        """Wait until the dispatcher's greenlet has ended."""
         with gevent.Timeout(5):
-            while repr(self.teller) != "<AckDispatcher 0 sessions due>":
+            while repr(self.dispatcher) != "<AckDispatcher 0 sessions queued>":
                 gevent.sleep(0)
 
 
 @pytest.fixture
-def told() -> Told:
-    return Told()
+def recorder() -> Recorder:
+    return Recorder()
 
 
 def short(requests: SubscriberRequests) -> RequestOutcome:
@@ -51,69 +54,71 @@ def long(requests: SubscriberRequests) -> RequestOutcome:
     return RequestOutcome(requests, None, LONG)
 
 
-def test_what_is_short_is_told_at_once(told: Told) -> None:
-    replies = [
+def test_short_outcomes_are_delivered_at_once(recorder: Recorder) -> None:
+    outcomes = [
         short(SubscriberRequests("one")),
         RequestOutcome(SubscriberRequests("two"), (405, "symbol limit exceeded"), None),
     ]
-    told.teller.take(replies)
-    assert told.replies == replies
+    recorder.dispatcher.take(outcomes)
+    assert recorder.delivered == outcomes
 
 
-def test_a_session_hears_its_answers_in_their_order_and_others_need_not_wait(told: Told) -> None:
+def test_outcomes_of_a_session_keep_their_order_and_others_do_not_wait(recorder: Recorder) -> None:
     one, two = SubscriberRequests("one"), SubscriberRequests("two")
     first, second, other = long(one), short(one), short(two)
-    told.teller.take([first])
-    told.teller.take([second, other])
-    assert told.replies == [other]
-    told.finish()
-    assert told.replies == [other, first, second]
+    recorder.dispatcher.take([first])
+    recorder.dispatcher.take([second, other])
+    assert recorder.delivered == [other]
+    recorder.finish()
+    assert recorder.delivered == [other, first, second]
     third = short(one)
-    told.teller.take([third])
-    assert told.replies[-1] is third, "nothing is due any more"
+    recorder.dispatcher.take([third])
+    assert recorder.delivered[-1] is third, "the queue is empty"
 
 
-def test_many_answers_are_told_in_many_turns(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turn, "SLICE_SECONDS", 0.0)
-    replies = [short(SubscriberRequests(number)) for number in range(20)]
-    told.teller.take(replies)
-    heard = []
+def test_other_greenlets_run_between_many_outcomes(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time_slice, "SLICE_SECONDS", 0.0)
+    outcomes = [short(SubscriberRequests(number)) for number in range(20)]
+    recorder.dispatcher.take(outcomes)
+    counts = []
     with gevent.Timeout(5):
-        while len(told.replies) < len(replies):
-            heard.append(len(told.replies))
+        while len(recorder.delivered) < len(outcomes):
+            counts.append(len(recorder.delivered))
             gevent.sleep(0.000_01)
-    assert told.replies == replies
-    assert len(set(heard)) > 2, "nobody else had a turn between them"
+    assert recorder.delivered == outcomes
+    assert len(set(counts)) > 2, "no other greenlet ran between them"
 
 
-def test_what_takes_several_turns_is_told_in_its_order(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What comes for a session that is just being told waits for its turn."""
-    monkeypatch.setattr(turn, "SLICE_SECONDS", 0.0)
-    told.pauses = 3
+def test_outcomes_that_take_several_time_slices_keep_their_order(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An outcome for a session is queued while another one is being delivered to it."""
+    monkeypatch.setattr(time_slice, "SLICE_SECONDS", 0.0)
+    recorder.pauses = 3
     one, two = SubscriberRequests("one"), SubscriberRequests("two")
     first, second, third, other = long(one), short(one), short(one), long(two)
-    told.teller.take([first, other])
-    for answer in (second, third):
+    recorder.dispatcher.take([first, other])
+    for outcome in (second, third):
         gevent.sleep(0.000_01)
-        assert told.replies == [], "it is being told"
-        told.teller.take([answer])
-    told.finish()
-    assert told.replies == [first, other, second, third], "nobody waits for all that another has asked for"
+        assert recorder.delivered == [], "the first is still being delivered"
+        recorder.dispatcher.take([outcome])
+    recorder.finish()
+    assert recorder.delivered == [first, other, second, third], "one outcome of each session in turn"
 
 
-def test_who_has_left_is_not_told_any_more(told: Told) -> None:
+def test_outcomes_of_sessions_that_have_left_are_dropped(recorder: Recorder) -> None:
     one, two = SubscriberRequests("one"), SubscriberRequests("two")
-    told.teller.take([long(one), long(two)])
+    recorder.dispatcher.take([long(one), long(two)])
     one.member = None
-    told.finish()
-    assert [answer.requests for answer in told.replies] == [two]
+    recorder.finish()
+    assert [outcome.requests for outcome in recorder.delivered] == [two]
 
 
-def test_a_bug_costs_one_answer(told: Told) -> None:
-    replies = [long(SubscriberRequests("broken")), long(SubscriberRequests("one"))]
-    told.teller.take(replies)
-    told.finish()
-    assert told.replies == replies[1:]
-    told.teller.take(replies[1:])
-    told.finish()
-    assert len(told.replies) == 2, "it goes on"
+def test_an_internal_error_costs_one_outcome(recorder: Recorder) -> None:
+    outcomes = [long(SubscriberRequests("broken")), long(SubscriberRequests("one"))]
+    recorder.dispatcher.take(outcomes)
+    recorder.finish()
+    assert recorder.delivered == outcomes[1:]
+    recorder.dispatcher.take(outcomes[1:])
+    recorder.finish()
+    assert len(recorder.delivered) == 2, "the dispatcher still works"

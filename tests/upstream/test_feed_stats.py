@@ -1,4 +1,4 @@
-"""How late messages come and when the last one came, from a look now and then."""
+"""The lag of messages and the age of the last one, from samples and ticks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from proxy.alpaca.codec import JSON
 from proxy.upstream.feed_stats import SAMPLE_SECONDS, FeedStats
 
 EPOCH = 1_700_000_000.0
-MADE = "2023-11-14T22:13:20Z"  # is EPOCH
+EPOCH_TEXT = "2023-11-14T22:13:20Z"
 
 
 class Clock:
-    """Seconds since some time, and since 1970."""
+    """A monotonic clock and Unix time, both set by a test."""
 
     def __init__(self) -> None:
         self.now = 50.0
@@ -26,8 +26,8 @@ class Clock:
         return EPOCH + self.now - 50.0
 
 
-def tick(made: str) -> bytes:
-    return json.dumps([{"T": "t", "S": "AAPL", "t": made}]).encode()
+def trade(time: str) -> bytes:
+    return json.dumps([{"T": "t", "S": "AAPL", "t": time}]).encode()
 
 
 @pytest.fixture
@@ -36,38 +36,36 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def watch(clock: Clock) -> FeedStats:
+def stats(clock: Clock) -> FeedStats:
     return FeedStats(clock.steady, clock.wall)
 
 
-def test_lag_is_measured_to_when_the_message_was_heard_and_not_to_when_it_is_looked_at(
-    watch: FeedStats, clock: Clock
-) -> None:
+def test_lag_ends_when_the_message_is_received_not_when_it_is_sampled(stats: FeedStats, clock: Clock) -> None:
     clock.now += 0.25
     received_at = clock.now
     clock.now += 3.0
-    watch.sample(tick(MADE), JSON, received_at)
-    assert watch.lags.turn()[0] == pytest.approx(0.25)
+    stats.sample(trade(EPOCH_TEXT), JSON, received_at)
+    assert stats.lags.turn()[0] == pytest.approx(0.25)
 
 
-def test_a_message_from_the_future_has_a_lag_below_0(watch: FeedStats, clock: Clock) -> None:
-    watch.sample(tick("2023-11-14T22:13:22Z"), JSON, clock.now)
-    assert watch.lags.turn()[0] == pytest.approx(-2.0)
-    assert watch.lags.state().sum == 0
+def test_a_message_from_the_future_has_a_negative_lag(stats: FeedStats, clock: Clock) -> None:
+    stats.sample(trade("2023-11-14T22:13:22Z"), JSON, clock.now)
+    assert stats.lags.turn()[0] == pytest.approx(-2.0)
+    assert stats.lags.state().sum == 0
 
 
-def test_the_next_look_is_a_while_away_whether_or_not_there_was_anything_to_see(watch: FeedStats, clock: Clock) -> None:
-    for frame in (tick(MADE), b'[{"T":"b","t":"2023-11-14T22:13:00Z"}]', b"nonsense"):
+def test_the_next_sample_is_due_later_even_if_a_frame_has_no_event_time(stats: FeedStats, clock: Clock) -> None:
+    for frame in (trade(EPOCH_TEXT), b'[{"T":"b","t":"2023-11-14T22:13:00Z"}]', b"nonsense"):
         clock.now += 1
-        watch.sample(frame, JSON, clock.now)
-        assert watch.due == clock.now + SAMPLE_SECONDS
+        stats.sample(frame, JSON, clock.now)
+        assert stats.due == clock.now + SAMPLE_SECONDS
 
 
-def test_age_is_that_of_the_tick_which_saw_something_new(watch: FeedStats) -> None:
-    watch.tick(0, 60.0)
-    assert watch.age(61.0) is None
-    watch.tick(5, 62.0)
-    watch.tick(5, 63.0)
-    assert watch.age(64.0) == 2.0
-    watch.tick(1, 65.0)  # a new router counts from 0
-    assert watch.age(65.0) == 0.0
+def test_age_counts_from_the_tick_that_saw_a_new_message(stats: FeedStats) -> None:
+    stats.tick(0, 60.0)
+    assert stats.age(61.0) is None
+    stats.tick(5, 62.0)
+    stats.tick(5, 63.0)
+    assert stats.age(64.0) == 2.0
+    stats.tick(1, 65.0)  # a new router counts from 0
+    assert stats.age(65.0) == 0.0

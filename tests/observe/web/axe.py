@@ -1,4 +1,4 @@
-"""axe-core, the checks for accessibility, as npm has them: fetched once, checked against its digest."""
+"""axe-core, the accessibility checker, from npm: fetched once and compared with its digest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECONDS = 60
 
 
 def script(cache: Path) -> str:
-    """Its script; the package stays in `cache`."""
+    """The script of axe-core; the package is kept in `cache`."""
     archive = cache / f"{PACKAGE.replace('@', '-')}.tgz"
     if not archive.exists():
         npm = shutil.which("npm")
@@ -24,7 +24,7 @@ def script(cache: Path) -> str:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS)
         assert done.returncode == 0, f"npm cannot fetch {PACKAGE}: {done.stderr}"
     digest = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
-    assert digest == SHA512, f"{archive} is not the package that was chosen"
+    assert digest == SHA512, f"{archive} does not have the expected digest"
     with tarfile.open(archive) as members:
         member = members.extractfile("package/axe.min.js")
         assert member is not None

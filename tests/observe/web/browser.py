@@ -1,7 +1,7 @@
-"""A real Chromium without a window, driven over its DevTools protocol with nothing but a WebSocket client.
+"""A headless Chromium, driven over its DevTools protocol with a WebSocket client.
 
-https://chromedevtools.github.io/devtools-protocol/. One connection carries every tab (`flatten`); commands are answered
-by their number, and what comes in between are events.
+https://chromedevtools.github.io/devtools-protocol/. One connection carries every tab (`flatten`). A result has the
+number of its command; messages without a number are events.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SECONDS = 15.0
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--headless",
-    "--no-sandbox",  # a container runs as root, where there is none
+    "--no-sandbox",  # tests in a container run as root, for which the sandbox is not available
     "--disable-gpu",
     "--disable-quic",
     "--disable-dev-shm-usage",
@@ -39,14 +39,14 @@ FLAGS = (
 
 
 def chromium() -> str:
-    """Where it is. Fails with the next step if there is none."""
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    assert found is not None, "these tests drive Chromium: apt-get install chromium"
-    return found
+    """The path of Chromium. Fails with the command that installs it if it is missing."""
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    assert path is not None, "these tests drive Chromium: apt-get install chromium"
+    return path
 
 
 class Browser:
-    """One process with a profile of its own in `folder`."""
+    """One browser process, with its profile in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         command = [chromium(), *FLAGS, f"--user-data-dir={folder}", "about:blank"]
@@ -57,9 +57,9 @@ class Browser:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        place = folder / "DevToolsActivePort"
+        port_file = folder / "DevToolsActivePort"
         deadline = time.monotonic() + SECONDS
-        while len(lines := place.read_text().splitlines() if place.exists() else []) < 2:
+        while len(lines := port_file.read_text().splitlines() if port_file.exists() else []) < 2:
             assert time.monotonic() < deadline, f"Chromium did not start within {SECONDS} s"
             assert self._process.poll() is None, "Chromium has ended"
             time.sleep(0.02)
@@ -70,7 +70,7 @@ class Browser:
         self._tabs: dict[str, Tab] = {}
 
     def tab(self, width: int = 1200, height: int = 900, *, dark: bool = False) -> Tab:
-        """A new tab, with a profile of its own, of this size in CSS pixels."""
+        """A new tab with its own browser context; the size is in CSS pixels."""
         context = self.call("Target.createBrowserContext")["browserContextId"]
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -79,7 +79,7 @@ class Browser:
         return tab
 
     def call(self, method: str, session: str | None = None, /, **parameters: Any) -> dict[str, Any]:
-        """A command and its result."""
+        """Send a command and return its result."""
         number = next(self._numbers)
         command: dict[str, Any] = {"id": number, "method": method, "params": parameters}
         self._connection.send(json.dumps(command if session is None else {**command, "sessionId": session}))
@@ -99,8 +99,7 @@ class Browser:
 
 
 class Tab:
-    """One page. `complaints` is whatever its console showed as an error or a warning; `requests` are the addresses that
-    it asked for."""
+    """One page. `complaints` are the errors and warnings of its console, `requests` the URLs of its requests."""
 
     def __init__(self, call: Callable[..., dict[str, Any]]) -> None:
         self.complaints: list[str] = []
@@ -134,41 +133,41 @@ class Tab:
         self.wait("document.readyState === 'complete'")
 
     def run(self, expression: str) -> Any:
-        """The value of an expression; a promise's is waited for."""
+        """The value of a JavaScript expression; a promise is awaited."""
         result = self._call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
     def wait(self, expression: str, seconds: float = SECONDS) -> Any:
-        """Its value, as soon as it is true."""
+        """Wait until an expression is true; return its value."""
         deadline = time.monotonic() + seconds
         while not (value := self.run(expression)):
             assert time.monotonic() < deadline, (
-                f"not within {seconds} s: {expression}; the page says: {self.text('body')}"
+                f"not within {seconds} s: {expression}; the page shows: {self.text('body')}"
             )
             time.sleep(0.05)
         return value
 
     def text(self, selector: str) -> str:
-        """What is to be read there."""
+        """The text of an element."""
         return str(self.run(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
 
     def press(self, key: str, text: str = "") -> None:
-        """A key, as from a keyboard."""
+        """Press and release a key."""
         code = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "ArrowLeft": 37, "ArrowRight": 39}.get(key, 0)
         down = {"type": "keyDown", "key": key, "windowsVirtualKeyCode": code}
         self._call("Input.dispatchKeyEvent", **down, **({"text": text} if text else {}))
         self._call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
     def write(self, text: str) -> None:
-        """Text into what has the focus."""
+        """Insert text into the focused element."""
         self._call("Input.insertText", text=text)
 
     def bypass_policy(self) -> None:
-        """Lets a test's own script into the next page, whose policy would refuse it."""
+        """Disable the Content-Security-Policy of the next page, which would refuse a test's own script."""
         self._call("Page.setBypassCSP", enabled=True)
 
     def screenshot(self, path: Path) -> None:
-        """The whole page as a PNG."""
+        """Save the whole page as a PNG."""
         picture = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(picture["data"]))

@@ -25,7 +25,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def axe_core(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Kept with what pytest keeps, unless it is told to keep nothing."""
+    """The script of axe-core, kept in pytest's cache directory if the cache plugin is enabled."""
     cache = getattr(pytestconfig, "cache", None)
     return axe.script(Path(cache.mkdir("axe")) if cache else tmp_path_factory.mktemp("axe"))
 
@@ -37,7 +37,7 @@ def proxy(start: Callable[..., Harness]) -> Harness:
 
 @pytest.fixture
 def show(browser: Browser) -> Callable[..., Tab]:
-    """Opens a proxy's status page; `width` and `dark` are for the tab."""
+    """A function that opens a proxy's status page; `width` and `dark` are passed to the tab."""
 
     def show(proxy: Harness, width: int = 1200, *, dark: bool = False, content: bool = True) -> Tab:
         tab = browser.tab(width, dark=dark)

@@ -1,4 +1,4 @@
-"""/status.json: what it says of a snapshot, and that its pieces are one document."""
+"""/status.json: the document of a snapshot, and that its pieces form one document."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def seconds(count: int) -> tuple[Second, ...]:
     return tuple(history.seconds)
 
 
-def said(since: int = 0, **more: Any) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(b"".join(document.render(snapshot(**more), since)))
-    return found
+def rendered(since: int = 0, **more: Any) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads(b"".join(document.render(snapshot(**more), since)))
+    return parsed
 
 
-def test_the_whole() -> None:
+def test_whole_document() -> None:
     rates = {("main", "iex"): 12.5}
-    status = said(
+    status = rendered(
         received=rates, delivered={("alpha", "iex"): 7.25}, events=(LogEvent(5.0, "info", "a.b", {"c": "d"}),)
     )
     assert (status["version"], status["state"], status["ready"], status["uptime"]) == (1, "serving", False, 60.0)
@@ -44,16 +44,16 @@ def test_the_whole() -> None:
     assert status["events"] == [{"time": 5.0, "level": "info", "event": "a.b", "fields": {"c": "d"}}]
 
 
-def test_a_client_without_a_session_is_still_told() -> None:
-    [client] = said(sessions=(), totals={("gone", "iex"): Totals(1, 5)})["clients"]
+def test_a_client_without_sessions_is_included() -> None:
+    [client] = rendered(sessions=(), totals={("gone", "iex"): Totals(1, 5)})["clients"]
     assert (client["client"], client["delivered"], client["sessions"]) == ("gone", 5, [])
 
 
-def test_nobody() -> None:
-    assert said(sessions=(), totals={}, feeds=())["clients"] == []
+def test_without_clients() -> None:
+    assert rendered(sessions=(), totals={}, feeds=())["clients"] == []
 
 
-def test_many_sessions_in_many_pieces() -> None:
+def test_many_sessions_are_rendered_in_many_pieces() -> None:
     sessions = tuple(session(pending=number) for number in range(101))
     pieces = list(document.render(snapshot(sessions=sessions, totals={("alpha", "iex"): Totals()})))
     [client] = json.loads(b"".join(pieces))["clients"]
@@ -61,10 +61,10 @@ def test_many_sessions_in_many_pieces() -> None:
     assert len(pieces) > 5
 
 
-def test_of_many_topics_some_are_named_and_the_rest_is_counted() -> None:
+def test_many_topics_are_shortened() -> None:
     held = frozenset(("trades", f"S{number}") for number in range(5000))
     many = SessionState("alpha", "iex", "127.0.0.1:1", "json", 1.0, held, 0, 1000, 0, 0, 0, False)
-    [client] = said(sessions=(many,), totals={("alpha", "iex"): Totals()})["clients"]
+    [client] = rendered(sessions=(many,), totals={("alpha", "iex"): Totals()})["clients"]
     [one] = client["sessions"]
     assert one["topics"] == 5000
     assert one["holds"].endswith(" and 4,988 more")
@@ -72,13 +72,13 @@ def test_of_many_topics_some_are_named_and_the_rest_is_counted() -> None:
 
 
 def test_history_since_a_second() -> None:
-    whole = said(seconds=seconds(10))["history"]
+    whole = rendered(seconds=seconds(10))["history"]
     assert (whole["first"], len(whole["delivered"])) == (1, 10)
     iex, crypto = whole["feeds"]
     assert iex["received"] == [5.0] * 10
     assert iex["p50"] == [now / 1000 for now in range(1, 11)]
     assert crypto["received"] == [0.0] * 10
-    newer = said(8, seconds=seconds(10))["history"]
+    newer = rendered(8, seconds=seconds(10))["history"]
     assert (newer["first"], newer["feeds"][0]["p99"]) == (9, [0.009, 0.01])
-    none = said(10, seconds=seconds(10))["history"]
+    none = rendered(10, seconds=seconds(10))["history"]
     assert (none["first"], none["delivered"], none["feeds"][0]["received"]) == (11, [], [])

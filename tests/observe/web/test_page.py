@@ -1,4 +1,4 @@
-"""The file of the status page, and the policy that goes with it."""
+"""The HTML of the status page, and its Content-Security-Policy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 from proxy.observe.status_page import Page
 
 
-def test_the_policy_names_the_pages_own_script_and_style_and_nothing_else() -> None:
+def test_the_policy_allows_only_the_pages_own_script_and_style() -> None:
     page = Page()
     policy = dict(directive.split(" ", 1) for directive in page.policy.split("; "))
     for tag in ("script", "style"):
@@ -21,15 +21,15 @@ def test_the_policy_names_the_pages_own_script_and_style_and_nothing_else() -> N
     assert "unsafe" not in page.policy
 
 
-def test_it_is_one_file_that_names_no_other_place() -> None:
+def test_the_page_loads_nothing_and_has_no_inline_handlers() -> None:
     html = Page().html(False)
     addresses = re.findall(r"(?:https?:)?//[\w.]+", html)
-    assert set(addresses) <= {"http://www.w3.org"}  # the name of SVG, which is never asked for
+    assert set(addresses) <= {"http://www.w3.org"}  # the namespace of SVG, which is never fetched
     assert re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"(?!data:)", html) == []
     assert re.findall(r"\son\w+=|\sstyle=|innerHTML|outerHTML|insertAdjacentHTML|document\.write\b|eval\(", html) == []
 
 
-def test_it_knows_whether_a_token_is_wanted() -> None:
+def test_the_page_is_marked_if_a_token_is_required() -> None:
     page = Page()
     assert 'data-token=""' in page.html(False)
     assert 'data-token="wanted"' in page.html(True)

@@ -1,5 +1,7 @@
-"""Prometheus itself over a proxy at work: it scrapes the metrics, answers what the dashboard asks, and every alert rule
-fires when what it is for has happened, and not before."""
+"""A real Prometheus scrapes a running proxy.
+
+It evaluates every expression of the dashboard, and each alert rule fires when its condition occurs, and not before.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,9 @@ scrape_configs:
 
 
 class Prometheus:
-    """A server that scrapes each of its ports five times a second. It chooses its own itself, and its log says which.
+    """A Prometheus server that scrapes each of the given ports five times a second; its own port is read from its log.
 
-    It takes five seconds to look for targets, so there is one for all tests, and a port for each proxy.
+    Target discovery takes five seconds, so all tests share one server, with one port for each proxy.
     """
 
     def __init__(self, folder: Path, ports: Iterable[int]) -> None:
@@ -64,9 +66,9 @@ class Prometheus:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         wait_for(lambda: self._ended() or self._listening(), "Prometheus listens nowhere", SECONDS)
-        found = self._listening()
-        assert found is not None, self._log.read_text()
-        self._address = found[1]
+        match = self._listening()
+        assert match is not None, self._log.read_text()
+        self._address = match[1]
 
     def _listening(self) -> re.Match[str] | None:
         return re.search(r'"Listening on".* address=(\S+)', self._log.read_text())
@@ -74,17 +76,17 @@ class Prometheus:
     def _ended(self) -> bool:
         return self._process.poll() is not None
 
-    def ask(self, expression: str) -> list[dict[str, Any]]:
-        """The series that an expression has now. Raises OSError before the server is there."""
-        query = urllib.parse.urlencode({"query": expression})
-        with urllib.request.urlopen(f"http://{self._address}/api/v1/query?{query}", timeout=5) as answer:
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """The current series of an expression. Raises OSError before the server listens."""
+        parameters = urllib.parse.urlencode({"query": expression})
+        with urllib.request.urlopen(f"http://{self._address}/api/v1/query?{parameters}", timeout=5) as answer:
             series: list[dict[str, Any]] = json.load(answer)["data"]["result"]
         return series
 
-    def knows(self, expression: str) -> bool:
-        """Whether there are any, none of them NaN."""
+    def has(self, expression: str) -> bool:
+        """Whether an expression has series, none of them NaN."""
         try:
-            series = self.ask(expression)
+            series = self.query(expression)
         except OSError:
             assert not self._ended(), self._log.read_text()
             return False
@@ -97,21 +99,21 @@ class Prometheus:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What Prometheus knows of one proxy."""
+    """The series of one proxy at Prometheus."""
 
     server: Prometheus
     port: int
 
-    def knows(self, expression: str) -> bool:
-        return self.server.knows(f'({expression}) and on (instance) up{{instance="127.0.0.1:{self.port}"}}')
+    def has(self, expression: str) -> bool:
+        return self.server.has(f'({expression}) and on (instance) up{{instance="127.0.0.1:{self.port}"}}')
 
     def fires(self, alert: str) -> bool:
-        return self.knows(expressions()[alert])
+        return self.has(expressions()[alert])
 
 
 @pytest.fixture(scope="module")
-def subscribers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[Watched]]:
-    """A server, and ports to put proxies on: nobody else gets them, for they are bound, though nobody listens yet."""
+def targets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[Watched]]:
+    """A server, and ports for the proxies. The ports are bound here without listening, which reserves them."""
     with ExitStack() as stack:
         ports = []
         for _ in range(PROXIES):
@@ -125,8 +127,8 @@ def subscribers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[W
 
 
 @pytest.fixture
-def prometheus(subscribers: Iterator[Watched]) -> Watched:
-    return next(subscribers)
+def prometheus(targets: Iterator[Watched]) -> Watched:
+    return next(targets)
 
 
 @pytest.fixture
@@ -136,17 +138,17 @@ def proxy(prometheus: Watched, start: Callable[..., Harness], monkeypatch: pytes
 
 
 def expressions() -> dict[str, str]:
-    """The alert rules' expressions. Their `for` is left out: it is Prometheus' own to wait."""
+    """The alert rules' expressions, without `for`: the tests do not wait for that time."""
     [group] = yaml.safe_load(ALERTS.read_text("utf-8"))["groups"]
     return {rule["alert"]: rule["expr"] for rule in group["rules"]}
 
 
 def settle(prometheus: Watched) -> None:
-    """The server has scraped a few times, and just now."""
-    wait_for(lambda: prometheus.knows("sum_over_time(up[10m]) > 3 and up == 1"), "no scrape", SECONDS)
+    """Wait until the server has scraped several times, the last time successfully."""
+    wait_for(lambda: prometheus.has("sum_over_time(up[10m]) > 3 and up == 1"), "no scrape", SECONDS)
 
 
-def test_it_answers_all_that_the_dashboard_asks(proxy: Harness, prometheus: Watched) -> None:
+def test_every_expression_of_the_dashboard_has_series(proxy: Harness, prometheus: Watched) -> None:
     client = proxy.client("alpha")
     client.subscribe(trades=["AAPL"])
 
@@ -168,72 +170,74 @@ def test_it_answers_all_that_the_dashboard_asks(proxy: Harness, prometheus: Watc
             ):
                 expression = expression.replace(variable, text)
             assert "$" not in expression
-            wait_for(lambda asked=expression: prometheus.server.knows(asked), f"nothing for {expression}", SECONDS)
+            wait_for(
+                lambda expression=expression: prometheus.server.has(expression), f"nothing for {expression}", SECONDS
+            )
     finally:
         flowing.kill()
 
 
-def test_nothing_fires_while_all_is_well(proxy: Harness, prometheus: Watched) -> None:
+def test_no_alert_fires_in_normal_operation(proxy: Harness, prometheus: Watched) -> None:
     client = proxy.client("alpha")
     client.subscribe(trades=["AAPL"])
     settle(prometheus)
-    wait_for(lambda: not any(prometheus.fires(alert) for alert in expressions()), "an alarm goes on", SECONDS)
+    wait_for(lambda: not any(prometheus.fires(alert) for alert in expressions()), "an alert fires", SECONDS)
 
 
-def test_a_feed_that_is_down_and_one_that_comes_and_goes(proxy: Harness, prometheus: Watched) -> None:
+def test_alerts_of_a_feed_that_is_down_or_unstable(proxy: Harness, prometheus: Watched) -> None:
     client = proxy.client("alpha")
     client.subscribe(trades=["AAPL"])
     settle(prometheus)
     proxy.simulator.refuse_upgrade("iex", 502)
     proxy.simulator.drop("iex")
-    wait_for(lambda: prometheus.fires("AlpacaProxyFeedDown"), "no alarm", SECONDS)
+    wait_for(lambda: prometheus.fires("AlpacaProxyFeedDown"), "no alert", SECONDS)
     proxy.simulator.accept("iex")
-    wait_for(lambda: not prometheus.fires("AlpacaProxyFeedDown"), "the alarm went on", SECONDS)
+    wait_for(lambda: not prometheus.fires("AlpacaProxyFeedDown"), "the alert still fires", SECONDS)
     assert not prometheus.fires("AlpacaProxyFeedUnstable")
     for connects in range(3, 9):
         proxy.simulator.drop("iex")
         wait_for(lambda so_many=connects: proxy.upstream().connects == so_many)
-    wait_for(lambda: prometheus.fires("AlpacaProxyFeedUnstable"), "no alarm", SECONDS)
+    wait_for(lambda: prometheus.fires("AlpacaProxyFeedUnstable"), "no alert", SECONDS)
 
 
-def test_a_slow_client(proxy: Harness, prometheus: Watched) -> None:
+def test_alerts_of_a_slow_client(proxy: Harness, prometheus: Watched) -> None:
     proxy.wire(buffer=4096).log_in("slow", trades=["AAPL"])
-    [conversation] = proxy.gateway.server.sessions
+    [session] = proxy.gateway.server.sessions
     settle(prometheus)
-    proxy.fill(conversation.outbox, 600_000)
-    wait_for(lambda: prometheus.fires("AlpacaProxyClientFallingBehind"), "no alarm", SECONDS)
+    proxy.fill(session.outbox, 600_000)
+    wait_for(lambda: prometheus.fires("AlpacaProxyClientFallingBehind"), "no alert", SECONDS)
     assert not prometheus.fires("AlpacaProxySlowClient")
     proxy.gateway._outboxes.limit = 700_000
-    wait_for(lambda: prometheus.fires("AlpacaProxyOutboxesFull"), "no alarm", SECONDS)
-    while not conversation.outbox.slow:
+    wait_for(lambda: prometheus.fires("AlpacaProxyOutboxesFull"), "no alert", SECONDS)
+    while not session.outbox.slow:
         proxy.publish("iex", "AAPL", 200, batch=100)
         gevent.sleep(0)
-    wait_for(lambda: prometheus.fires("AlpacaProxySlowClient"), "no alarm", SECONDS)
+    wait_for(lambda: prometheus.fires("AlpacaProxySlowClient"), "no alert", SECONDS)
 
 
-def test_messages_that_are_late_or_cannot_be_read(proxy: Harness, prometheus: Watched) -> None:
+def test_alerts_of_late_and_malformed_messages(proxy: Harness, prometheus: Watched) -> None:
     client = proxy.client("alpha")
     client.subscribe(trades=["AAPL"])
     settle(prometheus)
     until = time.monotonic() + SECONDS
     while not prometheus.fires("AlpacaProxyLag"):
-        assert time.monotonic() < until, "no alarm"
-        proxy.simulator.publish("iex", [trade("AAPL", 1)])  # of 2023
+        assert time.monotonic() < until, "no alert"
+        proxy.simulator.publish("iex", [trade("AAPL", 1)])  # its timestamp is of 2023
         gevent.sleep(0.05)
     proxy.simulator.publish_raw("iex", b"\xc1")
-    wait_for(lambda: prometheus.fires("AlpacaProxyMalformedFrames"), "no alarm", SECONDS)
+    wait_for(lambda: prometheus.fires("AlpacaProxyMalformedFrames"), "no alert", SECONDS)
 
 
-def test_a_proxy_that_is_out_of_breath_and_then_gone(proxy: Harness, prometheus: Watched) -> None:
+def test_alerts_of_a_delayed_proxy_and_of_a_stopped_one(proxy: Harness, prometheus: Watched) -> None:
     settle(prometheus)
     began = time.thread_time()
     while time.thread_time() - began < 0.8:
-        pass  # nobody else runs meanwhile
-    wait_for(lambda: prometheus.fires("AlpacaProxyDelayed"), "no alarm", SECONDS)
+        pass  # blocks the event loop
+    wait_for(lambda: prometheus.fires("AlpacaProxyDelayed"), "no alert", SECONDS)
     proxy.gateway.stop(0.5)
-    wait_for(lambda: prometheus.fires("AlpacaProxyDown"), "no alarm", SECONDS)
+    wait_for(lambda: prometheus.fires("AlpacaProxyDown"), "no alert", SECONDS)
 
 
-def test_every_rule_has_fired_above() -> None:
+def test_every_alert_rule_has_a_test() -> None:
     text = Path(__file__).read_text("utf-8")
     assert [alert for alert in expressions() if f'"{alert}"' not in text] == []

@@ -1,6 +1,8 @@
-"""Drives alpaca-py for the tests, with that package's own interpreter and nothing of the proxy.
+"""Driver of alpaca-py for the tests.
 
-Reads commands, a JSON object a line, and prints events likewise:
+It runs in that package's environment and imports nothing of the proxy.
+
+It reads commands and prints events, one JSON object a line:
 
     {"do": "open", "stream": …, "kind": "stocks", "url": …, "key": …, "secret": …, "topics": {"trades": ["AAPL"]}}
     {"do": "subscribe" | "unsubscribe", "stream": …, "channel": …, "symbols": […]}
@@ -9,7 +11,7 @@ Reads commands, a JSON object a line, and prints events likewise:
     {"event": "log", "stream": …, "level": …, "text": …}   what the SDK logs
     {"event": "over", "stream": …, "error": …}             its run() has returned or raised
 
-Fields are named as Alpaca names them on the wire, so that one expectation serves every SDK.
+Fields have the names of Alpaca's messages, so that the tests can expect the same of every SDK.
 """
 
 from __future__ import annotations
@@ -86,7 +88,7 @@ FIELDS = {
 _printing = threading.Lock()
 
 
-def tell(**event: Any) -> None:
+def emit(**event: Any) -> None:
     with _printing:
         print(json.dumps(event, default=str), flush=True)
 
@@ -100,7 +102,7 @@ def plain(value: Any) -> Any:
 
 
 def fields(value: Any) -> dict[str, Any]:
-    """A message's fields by their names on the wire, read from the attributes of the SDK's object."""
+    """The fields of an SDK's object by their names in Alpaca's messages."""
     kind = type(value).__name__
     if kind == "TradeUpdate":
         order = value.order
@@ -116,20 +118,20 @@ def fields(value: Any) -> dict[str, Any]:
             "status": plain(order.status),
             "filled_qty": order.filled_qty,
         }
-    read = {letter: plain(getattr(value, name)) for letter, name in FIELDS[kind].items()}
+    wire = {letter: plain(getattr(value, name)) for letter, name in FIELDS[kind].items()}
     if kind == "News":
-        return read | {name: plain(getattr(value, name)) for name in ("created_at", "updated_at")}
+        return wire | {name: plain(getattr(value, name)) for name in ("created_at", "updated_at")}
     if kind == "Orderbook":
-        read |= {
+        wire |= {
             letter: [{"p": level.price, "s": level.size} for level in getattr(value, side)]
             for letter, side in (("b", "bids"), ("a", "asks"))
         }
-    return read | {"S": value.symbol, "t": plain(value.timestamp)}
+    return wire | {"S": value.symbol, "t": plain(value.timestamp)}
 
 
-class Logged(logging.Handler):
+class LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        tell(event="log", stream=record.threadName, level=record.levelname, text=record.getMessage())
+        emit(event="log", stream=record.threadName, level=record.levelname, text=record.getMessage())
 
 
 class Stream:
@@ -145,7 +147,7 @@ class Stream:
 
     def subscribe(self, channel: str, symbols: list[str]) -> None:
         async def handle(value: Any) -> None:
-            tell(
+            emit(
                 event="message",
                 stream=self.name,
                 channel=channel,
@@ -167,22 +169,22 @@ class Stream:
             self.sdk.run()
         except BaseException as raised:
             error = repr(raised)
-        tell(event="over", stream=self.name, error=error)
+        emit(event="over", stream=self.name, error=error)
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, handlers=[Logged()])
+    logging.basicConfig(level=logging.INFO, handlers=[LogHandler()])
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     streams: dict[str, Stream] = {}
     importlib.import_module("alpaca.data.live")
     importlib.import_module("alpaca.trading.stream")
-    tell(event="ready")
+    emit(event="ready")
     for line in sys.stdin:
         command = json.loads(line)
         name = command["stream"]
         if command["do"] == "open":
-            given = (command[each] for each in ("kind", "url", "key", "secret"))
-            stream = streams[name] = Stream(name, *given)
+            arguments = (command[option] for option in ("kind", "url", "key", "secret"))
+            stream = streams[name] = Stream(name, *arguments)
             for channel, symbols in command["topics"].items():
                 stream.subscribe(channel, symbols)
             stream.thread.start()
@@ -190,8 +192,8 @@ def main() -> None:
             streams[name].subscribe(command["channel"], command["symbols"])
         else:
             streams[name].unsubscribe(command["channel"], command["symbols"])
-        tell(event="done", do=command["do"], stream=name)
-    os._exit(0)  # its streams run in threads of their own, and would go on
+        emit(event="done", do=command["do"], stream=name)
+    os._exit(0)  # the threads of its streams would keep it running
 
 
 if __name__ == "__main__":

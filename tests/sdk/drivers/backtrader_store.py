@@ -1,7 +1,9 @@
-"""Drives the streams of alpaca-backtrader-api for the tests: the same commands and events as `alpaca_py.py`.
+"""Driver of alpaca-backtrader-api's streams for the tests.
 
-A store has a `Streamer` for each data feed and one for orders, each with a connection of its own, and takes what they
-put into its queues. It never unsubscribes.
+Commands and events are those of `alpaca_py.py`.
+
+A store has a `Streamer` for each data feed and one for orders, each with its own connection, and reads the queues that
+they fill. It never unsubscribes.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ import threading
 from typing import Any
 from urllib.parse import urlsplit
 
-from trade_api import Logged, fields, plain, tell
+from trade_api import LogHandler, emit, fields, plain
 
 METHODS = {"quotes": "Quote", "bars": "MinuteAgg", "trade_updates": "AccountUpdate"}
-# The names that alpaca-trade-api gives to fields, by those on the wire.
-LONG = {
+# alpaca-trade-api's names of fields, by those in Alpaca's messages.
+NAMES = {
     "quotes": {
         "bx": "bid_exchange",
         "bp": "bid_price",
@@ -35,43 +37,43 @@ LONG = {
 }
 
 
-def client_protocol_for(stream: str, channel: str, url: str, key: str, secret: str, symbol: str) -> None:
+def start(stream: str, channel: str, url: str, key: str, secret: str, symbol: str) -> None:
     store = importlib.import_module("alpaca_backtrader_api.alpacastore")
     parts = urlsplit(url)
     host = f"http{parts.scheme[2:]}://{parts.netloc}"
-    heard: queue.Queue[Any] = queue.Queue()
+    values: queue.Queue[Any] = queue.Queue()
 
     def run() -> None:
         method = store.StreamingMethod[METHODS[channel]]
-        store.Streamer(heard, key, secret, symbol, method, base_url=host, data_url=host).run()
-        tell(event="over", stream=stream, error="")
+        store.Streamer(values, key, secret, symbol, method, base_url=host, data_url=host).run()
+        emit(event="over", stream=stream, error="")
 
     def report() -> None:
         while True:
-            value = heard.get()
-            kind, read = type(value).__name__, None
+            value = values.get()
+            kind = type(value).__name__
             if channel == "trade_updates":
-                read = fields(value)
+                wire = fields(value)
             else:
-                names = {**LONG[channel], "S": "symbol", "t": "timestamp"}
-                read = {letter: plain(letter, value[name]) for letter, name in names.items() if name in value}
-            tell(event="message", stream=stream, channel=channel, **{"class": kind}, fields=read)
+                names = {**NAMES[channel], "S": "symbol", "t": "timestamp"}
+                wire = {letter: plain(letter, value[name]) for letter, name in names.items() if name in value}
+            emit(event="message", stream=stream, channel=channel, **{"class": kind}, fields=wire)
 
-    for each in (run, report):
-        threading.Thread(target=each, name=stream, daemon=True).start()
+    for target in (run, report):
+        threading.Thread(target=target, name=stream, daemon=True).start()
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, handlers=[Logged()])
+    logging.basicConfig(level=logging.INFO, handlers=[LogHandler()])
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     importlib.import_module("alpaca_backtrader_api.alpacastore")
-    tell(event="ready")
+    emit(event="ready")
     for line in sys.stdin:
         command = json.loads(line)
         for channel, symbols in command["topics"].items():
-            client_protocol_for(command["stream"], channel, command["url"], command["key"], command["secret"], *symbols)
-        tell(event="done", do=command["do"], stream=command["stream"])
-    os._exit(0)  # its streams run in threads of their own, and would go on
+            start(command["stream"], channel, command["url"], command["key"], command["secret"], *symbols)
+        emit(event="done", do=command["do"], stream=command["stream"])
+    os._exit(0)  # the threads of its streams would keep it running
 
 
 if __name__ == "__main__":

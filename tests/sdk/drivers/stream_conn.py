@@ -1,7 +1,9 @@
-"""Drives the `StreamConn` of alpaca-trade-api before 2.0 for the tests: the same commands and events as `alpaca_py.py`.
+"""Driver of the `StreamConn` of alpaca-trade-api before 2.0 for the tests.
 
-It listens to order updates, and to market data under the names of 2020: `T.AAPL`, `Q.AAPL`, `AM.AAPL`. Fields are told
-by the names that they have on the wire today.
+Commands and events are those of `alpaca_py.py`.
+
+It listens to order updates, and to market data under the names of 2020: `T.AAPL`, `Q.AAPL`, `AM.AAPL`. Events have the
+field names of today's messages.
 """
 
 from __future__ import annotations
@@ -42,14 +44,14 @@ FIELDS = {
         "t": "timestamp",
     },
 }
-AGAIN_SECONDS = 0.5
+RESTART_SECONDS = 0.5
 UPDATE = ("event", "price", "qty", "position_qty", "timestamp")
 ORDER = ("client_order_id", "symbol", "side", "status", "filled_qty")
 
 _printing = threading.Lock()
 
 
-def tell(**event: Any) -> None:
+def emit(**event: Any) -> None:
     with _printing:
         print(json.dumps(event, default=str), flush=True)
 
@@ -67,9 +69,9 @@ def fields(value: Any) -> dict[str, Any]:
     return {letter: plain(getattr(value, name)) for letter, name in FIELDS[kind].items()}
 
 
-class Logged(logging.Handler):
+class LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        tell(event="log", stream=record.threadName, level=record.levelname, text=record.getMessage())
+        emit(event="log", stream=record.threadName, level=record.levelname, text=record.getMessage())
 
 
 class Stream:
@@ -78,26 +80,26 @@ class Stream:
         self.name = name
         self.account = (key, secret)
         self.host = f"http{parts.scheme[2:]}://{parts.netloc}"
-        self.streams = [each for channel, symbols in topics.items() for each in names(channel, symbols)]
+        self.streams = [stream for channel, symbols in topics.items() for stream in names(channel, symbols)]
         self.sdk: Any = None
         self.thread = threading.Thread(target=self.run, name=name, daemon=True)
 
     def run(self) -> None:
-        """On a new Python the SDK's own `run` ends when its connection does; whoever uses it has to call it again."""
+        """Call the SDK's `run` in a loop: on new Pythons it ends with its connection."""
         while True:
             asyncio.set_event_loop(asyncio.new_event_loop())
             try:
                 self.listen()
             except BaseException as error:
-                tell(event="log", stream=self.name, level="WARNING", text=f"run() has ended: {error!r}")
-            time.sleep(AGAIN_SECONDS)
+                emit(event="log", stream=self.name, level="WARNING", text=f"run() has ended: {error!r}")
+            time.sleep(RESTART_SECONDS)
 
     def listen(self) -> None:
         stream_conn = importlib.import_module("alpaca_trade_api.stream2").StreamConn
         self.sdk = stream_conn(*self.account, base_url=self.host, data_url=self.host)
         for channel, name in NAMES.items():
             self.sdk.register(name.replace(".", r"\.") + ".*", self.handler(channel))
-        # `register` has filled the handlers of its connections, which it takes for a sign that they are open.
+        # `register` has filled the handlers of its connections, and the SDK takes that for open connections.
         for connection in (self.sdk.trading_ws, self.sdk.data_ws):
             connection._handlers = {}
         self.sdk.run(self.streams)
@@ -108,23 +110,23 @@ class Stream:
 
     def handler(self, channel: str) -> Any:
         async def handle(connection: Any, name: str, value: Any) -> None:
-            named = {"class": type(value).__name__, "fields": fields(value)}
-            tell(event="message", stream=self.name, channel=channel, **named)
+            content = {"class": type(value).__name__, "fields": fields(value)}
+            emit(event="message", stream=self.name, channel=channel, **content)
 
         return handle
 
 
 def names(channel: str, symbols: list[str]) -> list[str]:
-    """`T.AAPL`, …; order updates have no symbols."""
+    """The names of streams: `T.AAPL`, …; order updates have no symbols."""
     return [NAMES[channel]] if channel == "trade_updates" else [NAMES[channel] + symbol for symbol in symbols]
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, handlers=[Logged()])
+    logging.basicConfig(level=logging.INFO, handlers=[LogHandler()])
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     streams: dict[str, Stream] = {}
     importlib.import_module("alpaca_trade_api.stream2")
-    tell(event="ready")
+    emit(event="ready")
     for line in sys.stdin:
         command = json.loads(line)
         name = command["stream"]
@@ -134,8 +136,8 @@ def main() -> None:
             stream.thread.start()
         else:
             streams[name].call(command["do"], command["channel"], command["symbols"])
-        tell(event="done", do=command["do"], stream=name)
-    os._exit(0)  # its streams run in threads of their own, and would go on
+        emit(event="done", do=command["do"], stream=name)
+    os._exit(0)  # the threads of its streams would keep it running
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
-"""Drives the `Stream` of alpaca-trade-api for the tests, as `alpaca_py.py` does alpaca-py's streams: the same commands,
-the same events. This SDK takes a host and makes the paths itself.
+"""Driver of alpaca-trade-api's `Stream` for the tests.
+
+Commands and events are those of `alpaca_py.py`.
+
+This SDK takes a host and adds the paths itself.
 """
 
 from __future__ import annotations
@@ -87,13 +90,16 @@ ORDER = ("client_order_id", "symbol", "side", "status", "filled_qty")
 _printing = threading.Lock()
 
 
-def tell(**event: Any) -> None:
+def emit(**event: Any) -> None:
     with _printing:
         print(json.dumps(event, default=str), flush=True)
 
 
 def plain(name: str, value: Any) -> Any:
-    """Times as text: pandas' have nanoseconds, msgpack's too, and this SDK leaves some as a number of those."""
+    """The value, with times as text.
+
+    Times of pandas and msgpack have nanoseconds, and this SDK leaves some as a number of nanoseconds.
+    """
     if hasattr(value, "nanoseconds"):
         value = value.seconds * 1_000_000_000 + value.nanoseconds
     elif type(value).__name__ == "Timestamp":
@@ -105,7 +111,7 @@ def plain(name: str, value: Any) -> Any:
 
 
 def fields(value: Any) -> dict[str, Any]:
-    """A message's fields by their names on the wire, read from the attributes of the SDK's object."""
+    """The fields of an SDK's object by their names in Alpaca's messages."""
     kind = type(value).__name__
     if kind == "Entity":
         return {name: getattr(value, name) for name in UPDATE} | {name: value.order[name] for name in ORDER}
@@ -117,14 +123,14 @@ def fields(value: Any) -> dict[str, Any]:
             for letter, side in (("b", "bids"), ("a", "asks"))
         }
         return {"S": value.symbol, "t": plain("t", value.timestamp), **sides}
-    # Of some classes the attributes cannot be read: they look for the names that `_raw` no longer has.
+    # The attributes of some classes cannot be read: they look for names that `_raw` no longer has.
     names = FIELDS.get(kind, NAMES)
     return {letter: plain(letter, value._raw[name]) for letter, name in names.items() if name in value._raw}
 
 
-class Logged(logging.Handler):
+class LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        tell(event="log", stream=record.threadName, level=record.levelname, text=record.getMessage())
+        emit(event="log", stream=record.threadName, level=record.levelname, text=record.getMessage())
 
 
 class Stream:
@@ -156,13 +162,13 @@ class Stream:
         self.method("unsubscribe", channel)(*symbols)
 
     def method(self, verb: str, channel: str) -> Any:
-        middle = "crypto_" if self.kind == "crypto" else ""
-        return getattr(self.sdk, f"{verb}_{middle}{METHODS[channel]}")
+        prefix = "crypto_" if self.kind == "crypto" else ""
+        return getattr(self.sdk, f"{verb}_{prefix}{METHODS[channel]}")
 
     def handler(self, channel: str) -> Any:
         async def handle(value: Any) -> None:
-            named = {"class": type(value).__name__, "fields": fields(value)}
-            tell(event="message", stream=self.name, channel=channel, **named)
+            content = {"class": type(value).__name__, "fields": fields(value)}
+            emit(event="message", stream=self.name, channel=channel, **content)
 
         return handle
 
@@ -173,29 +179,29 @@ class Stream:
             self.sdk.run()
         except BaseException as raised:
             error = repr(raised)
-        tell(event="over", stream=self.name, error=error)
+        emit(event="over", stream=self.name, error=error)
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, handlers=[Logged()])
+    logging.basicConfig(level=logging.INFO, handlers=[LogHandler()])
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     streams: dict[str, Stream] = {}
     importlib.import_module("alpaca_trade_api.stream")
-    tell(event="ready")
+    emit(event="ready")
     for line in sys.stdin:
         command = json.loads(line)
         name = command["stream"]
         if command["do"] == "open":
-            given = (command[each] for each in ("kind", "url", "key", "secret"))
-            stream = streams[name] = Stream(name, *given)
+            arguments = (command[option] for option in ("kind", "url", "key", "secret"))
+            stream = streams[name] = Stream(name, *arguments)
             stream.subscribe(command["topics"])
             stream.thread.start()
         elif command["do"] == "subscribe":
             streams[name].subscribe({command["channel"]: command["symbols"]})
         else:
             streams[name].unsubscribe(command["channel"], command["symbols"])
-        tell(event="done", do=command["do"], stream=name)
-    os._exit(0)  # its streams run in threads of their own, and would go on
+        emit(event="done", do=command["do"], stream=name)
+    os._exit(0)  # the threads of its streams would keep it running
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
 
 @pytest.fixture(scope="session")
 def transcoding(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    """A proxy that speaks JSON with Alpaca where it can, so that msgpack is made by itself."""
+    """A stand whose proxy uses JSON with Alpaca and transcodes to msgpack."""
     account = ", codec: {iex: json, crypto: json, news: json}"
     with Stand(tmp_path_factory.mktemp("transcoding"), CLIENTS, account=account) as stand:
         yield stand
@@ -48,7 +48,7 @@ def transcoding(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
 
 @pytest.fixture(scope="session", autouse=True)
 def silent(stand: Stand) -> Iterator[tuple[float, Json]]:
-    """Somebody who does not log in, and since when. It sits there while other tests run."""
+    """The start time and client of a connection that does not log in."""
     wire = Wire(("127.0.0.1", stand.proxy.port), "/v2/iex", JAVA)
     wire.socket.settimeout(LOGIN_SECONDS + SECONDS)
     yield time.monotonic(), Json(wire)
@@ -57,7 +57,7 @@ def silent(stand: Stand) -> Iterator[tuple[float, Json]]:
 
 @pytest.fixture
 def dial(stand: Stand) -> Iterator[Dial]:
-    """Opens connections, and closes them in the end."""
+    """Open connections, which are closed after the test."""
     with ExitStack() as stack:
 
         def dial(path: str, headers: str, at: Stand = stand) -> Wire:

@@ -1,8 +1,8 @@
-"""Clients of bytes, which say what the SDKs say that cannot run here, and read as strictly as those do.
+"""Clients that replay SDKs that cannot run here, with equally strict decoding.
 
-Go's, C#'s and Java's sources are what they follow. Go: each answer within 3 seconds, an array of exactly one; `T` the
-first key of every map; integers where it wants integers. C#: JSON in binary frames, two documents in one if it is in a
-hurry. Java: JSON in text frames, errors known by their texts.
+They follow the sources of the Go, C# and Java SDKs. Go: each reply within 3 seconds, an array of exactly one; `T` is
+the first key of every map; integers where it declares integers. C#: JSON in binary frames, two documents in one message
+when calls are rapid. Java: JSON in text frames, errors recognized by their texts.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tests.sdk.stand import Stand, wait_for
 from tests.sdk.tape import STREAMS
 
 CONTINUATION = 0
-ACK_SECONDS = 3.0  # Go's, for each answer
-LOGIN_SECONDS = 10.0  # how long a client may take to log in
+ACK_SECONDS = 3.0  # Go's timeout for each reply
+LOGIN_SECONDS = 10.0  # the proxy's deadline for a log-in
 
 GO = (
     "Content-Type: application/msgpack\r\nUser-Agent: APCA-GO/3.9.0\r\nSec-WebSocket-Extensions: permessage-deflate\r\n"
@@ -43,7 +43,7 @@ STOCK_KEYS = (
     "cancelErrors",
 )
 
-# Fields of stocks that Go decodes as integers; a float there loses the rest of the batch. Of pairs it is `i` and `n`.
+# Fields of stocks that Go decodes as integers; a float there loses the rest of the batch. For pairs only `i` and `n`.
 INTEGERS: Mapping[str, tuple[str, ...]] = {
     "t": ("i", "s"),
     "q": ("bs", "as"),
@@ -55,15 +55,15 @@ INTEGERS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-Dial = Callable[..., Wire]  # a path, a request's headers, and at which stand if not at the usual one
+Dial = Callable[..., Wire]  # arguments: path, headers of the request, stand (optional)
 
 
 class Peer:
-    """A client at the level of frames. What it hears is kept in `heard`."""
+    """A client at the level of frames; `received` holds all data frames."""
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
-        self.heard: list[tuple[int, bytes]] = []
+        self.received: list[tuple[int, bytes]] = []
 
     def receive(self) -> tuple[int, bytes]:
         """The next frame that carries a message; pings are answered."""
@@ -72,23 +72,23 @@ class Peer:
             if opcode == PING:
                 self.wire.send(PONG, payload)
             elif opcode != PONG:
-                self.heard.append((opcode, payload))
+                self.received.append((opcode, payload))
                 return opcode, payload
 
 
 class Go(Peer):
-    """Go's client: msgpack in binary frames, nothing else."""
+    """Go's client: it sends and expects msgpack in binary frames only."""
 
     def ask(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         self.wire.send(BINARY, msgpack.packb(request))
         return self.answer()
 
     def answer(self) -> list[dict[str, Any]]:
-        """The next message, which must be an array of one and come in time."""
+        """The next message, which must be an array of one and come within ACK_SECONDS."""
         began = time.monotonic()
-        [only] = self.read()
+        [message] = self.read()
         assert time.monotonic() - began < ACK_SECONDS
-        return [only]
+        return [message]
 
     def read(self) -> list[dict[str, Any]]:
         """The next message, decoded as strictly as Go does."""
@@ -97,13 +97,16 @@ class Go(Peer):
         return [self._map(pairs) for pairs in msgpack.unpackb(payload, object_pairs_hook=list)]
 
     def start(self, **subscribed: list[str]) -> list[dict[str, Any]]:
-        """What `Connect` does; the acknowledgement."""
+        """Log in and subscribe as its `Connect` does; return the acknowledgement."""
         assert self.answer() == CONNECTED
         assert self.ask(AUTH) == AUTHENTICATED
         return self.change("subscribe", **subscribed)
 
     def change(self, action: str, **subscribed: list[str]) -> list[dict[str, Any]]:
-        """Every channel is named each time, nil where nothing is wanted; the order is that of a Go map: any."""
+        """Send a request with every channel, nil for unused ones.
+
+        In Go their order is random.
+        """
         channels = (
             "trades", "quotes", "bars", "updatedBars", "dailyBars", "statuses", "imbalances", "lulds", "orderbooks",
             "news", "pricing",
@@ -123,19 +126,19 @@ class Go(Peer):
 
 
 def _levels(value: Any) -> Any:
-    """The levels of an order book are the only maps in a message; here they come as lists of pairs."""
+    """Decode an order book's levels, the only maps in a message, from lists of pairs."""
     if isinstance(value, list) and value and isinstance(value[0], list):
         return [dict(pairs) for pairs in value]
     return value
 
 
 class Json(Peer):
-    """C#'s and Java's client: JSON, in the frames that it sends it in."""
+    """Java's client: JSON in frames with `opcode`."""
 
     opcode = TEXT
 
     def send_json(self, *requests: dict[str, Any]) -> None:
-        """Several requests become one message, as C# lets them when calls are rapid."""
+        """Send the requests in one message, as C# does when calls are rapid."""
         self.send("".join(json.dumps(request, separators=(",", ":")) for request in requests).encode())
 
     def send(self, payload: bytes) -> None:
@@ -146,7 +149,7 @@ class Json(Peer):
         return self.read()
 
     def read(self) -> Any:
-        """The next message; market data is in text frames, trading in binary ones."""
+        """The next message; market data must come in text frames, trading in binary ones."""
         opcode, payload = self.receive()
         message = json.loads(payload)
         assert opcode == (TEXT if isinstance(message, list) else BINARY)
@@ -158,7 +161,7 @@ class Json(Peer):
 
 
 class CSharp(Json):
-    """C#'s client: it makes no text frames, and a frame for each segment of its pipe."""
+    """C#'s client: it sends binary frames only, one for each segment of its pipe."""
 
     opcode = BINARY
     SEGMENT = 4096
@@ -170,14 +173,17 @@ class CSharp(Json):
             self.wire.send(CONTINUATION if number else self.opcode, segment, first=final)
 
 
-def hears_an_order_update(client: Json, stand: Stand) -> None:
-    """The whole conversation on the trading stream; every answer is in a binary frame, as Alpaca's are."""
+def check_trading_stream(client: Json, stand: Stand) -> None:
+    """Log in, listen and receive an order update.
+
+    Every reply is in a binary frame, as from Alpaca.
+    """
     data = {"key_id": "algo", "secret_key": "secret"}
     authorized = {"stream": "authorization", "data": {"status": "authorized", "action": "authenticate"}}
     assert client.ask({"action": "authenticate", "data": data}) == authorized
     listening = {"stream": "listening", "data": {"streams": ["trade_updates"]}}
     assert client.ask({"action": "listen", "data": {"streams": ["trade_updates"]}}) == listening
-    wait_for(lambda: "trade_updates" in stand.simulator.subscribed("trading"), "Alpaca was not asked")
+    wait_for(lambda: "trade_updates" in stand.simulator.subscribed("trading"), "nothing was subscribed")
     update = STREAMS["trading"].channels["trade_updates"](5)
     stand.simulator.publish("trading", [update])
     assert client.read() == update

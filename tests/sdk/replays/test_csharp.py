@@ -1,4 +1,4 @@
-"""C#'s conversation, byte for byte."""
+"""Replay of the C# SDK's sessions, byte for byte."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.sdk.replays.peers import (
     CSharp,
     Dial,
     Go,
-    hears_an_order_update,
+    check_trading_stream,
 )
 from tests.sdk.stand import Stand
 from tests.sdk.tape import STREAMS
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.sdk, pytest.mark.timeout(120)]
 
 
 def test_csharp_subscribes_in_chunks(dial: Dial) -> None:
-    """A hundred streams to a message, one message after the other without waiting."""
+    """It sends a hundred symbols in each message, without waiting for replies."""
     client = CSharp(dial("/v2/iex", CSHARP))
     client.start()
     symbols = [f"C{number:03}" for number in range(500)]
@@ -34,7 +34,7 @@ def test_csharp_subscribes_in_chunks(dial: Dial) -> None:
     assert acks[-1][0]["trades"] == acks[-1][0]["corrections"] == symbols
 
 
-def test_csharp_sends_what_is_large_in_fragments(dial: Dial) -> None:
+def test_csharp_sends_large_requests_in_fragments(dial: Dial) -> None:
     client = CSharp(dial("/v2/iex", CSHARP))
     client.start()
     symbols = [f"{'LONG' * 12}{number:03}" for number in range(100)]
@@ -50,7 +50,7 @@ def test_csharp_may_put_two_requests_into_one_message(dial: Dial) -> None:
     assert (ack["quotes"], ack["trades"]) == (["AAPL"], ["MSFT"])
 
 
-def test_csharp_logs_in_again_when_it_is_told_that_it_has_not(dial: Dial) -> None:
+def test_csharp_logs_in_again_after_401(dial: Dial) -> None:
     client = CSharp(dial("/v2/iex", CSHARP))
     assert client.read() == CONNECTED
     assert client.ask({"action": "subscribe", "trades": ["AAPL"]})[0]["code"] == 401
@@ -58,14 +58,14 @@ def test_csharp_logs_in_again_when_it_is_told_that_it_has_not(dial: Dial) -> Non
     assert client.ask(AUTH)[0]["code"] == 403
 
 
-def test_csharps_pongs_that_nobody_asked_for_do_no_harm(dial: Dial) -> None:
+def test_csharps_unsolicited_pongs_are_ignored(dial: Dial) -> None:
     client = CSharp(dial("/v1beta3/crypto/us?exchanges=CBSE,FTXU", CSHARP))
     client.start()
     client.wire.send(PONG, b"")
     assert client.ask({"action": "subscribe", "quotes": ["BTC/USD"]})[0]["quotes"] == ["BTC/USD"]
 
 
-def test_csharp_has_options_in_msgpack_without_asking(stand: Stand, dial: Dial) -> None:
+def test_csharp_gets_options_in_msgpack_by_default(stand: Stand, dial: Dial) -> None:
     client = Go(dial("/v1beta1/indicative", CSHARP))
     assert client.answer() == CONNECTED
     assert client.ask(AUTH) == AUTHENTICATED
@@ -76,4 +76,4 @@ def test_csharp_has_options_in_msgpack_without_asking(stand: Stand, dial: Dial) 
 
 
 def test_csharps_trading_is_json_in_binary_frames(stand: Stand, dial: Dial) -> None:
-    hears_an_order_update(CSharp(dial("/stream", CSHARP)), stand)
+    check_trading_stream(CSharp(dial("/stream", CSHARP)), stand)

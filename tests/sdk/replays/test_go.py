@@ -1,4 +1,4 @@
-"""Go's conversation, byte for byte."""
+"""Replay of the Go SDK's sessions, byte for byte."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def test_go_starts_on_every_path_that_it_opens(
         assert ack[channel] == symbols
 
 
-def test_go_hears_its_acknowledgement_before_any_data(stand: Stand, dial: Dial) -> None:
-    """Though data flows to others without a pause."""
+def test_go_gets_its_acknowledgement_before_any_data(stand: Stand, dial: Dial) -> None:
+    """Data of the same topics flows to another client without a pause."""
     Go(dial("/v2/iex", GO)).start(trades=["FLOW"], quotes=["FLOW"])
     trade, quote = (STREAMS["stocks"].channels[channel](1) | {"S": "FLOW"} for channel in ("trades", "quotes"))
     over = False
@@ -73,37 +73,37 @@ def test_go_reads_every_kind_of_message(
     stand: Stand, transcoding: Stand, dial: Dial, stream: str, upstream: str
 ) -> None:
     at = stand if upstream == "msgpack" else transcoding
-    known = STREAMS[stream]
-    client = Go(dial(known.path, GO, at))
-    asked = [channel for channel in known.channels if channel not in ("corrections", "cancelErrors")]
-    client.start(**{channel: [known.symbol] for channel in asked})
-    published = [message(7) for message in known.channels.values()]
-    at.simulator.publish(known.feed, published)
-    heard: list[dict[str, Any]] = []
-    while len(heard) < len(published):
-        heard += client.read()
-    for sent, got in zip(published, heard, strict=True):
+    tape = STREAMS[stream]
+    client = Go(dial(tape.path, GO, at))
+    requested = [channel for channel in tape.channels if channel not in ("corrections", "cancelErrors")]
+    client.start(**{channel: [tape.symbol] for channel in requested})
+    published = [message(7) for message in tape.channels.values()]
+    at.simulator.publish(tape.feed, published)
+    received: list[dict[str, Any]] = []
+    while len(received) < len(published):
+        received += client.read()
+    for sent, got in zip(published, received, strict=True):
         assert set(got) == set(sent)
         for name in set(sent) - {"t", "created_at", "updated_at"}:
             assert got[name] == sent[name]
 
 
-def test_go_reads_what_perpetuals_cost_and_what_is_new(stand: Stand, dial: Dial) -> None:
-    """A kind that this proxy does not know goes by its symbol to whom the allowlist gives all; Go skips it."""
+def test_go_reads_prices_of_perpetuals_and_unknown_kinds(stand: Stand, dial: Dial) -> None:
+    """Unknown kinds are routed by symbol to clients that may have `*`; Go skips them."""
     client = Go(dial("/v1beta1/crypto-perps/global", GO))
     client.start(pricing=["BTC-PERP", "AAPL"])
     price = {"T": "p", "S": "BTC-PERP", "x": "G", "ip": 1.5, "mp": 2.5, "fr": 0.25, "oi": 7.5, "t": STAMP, "ft": STAMP}
     stand.simulator.publish("crypto-perps-global", [price])
     stand.simulator.garbage("crypto-perps-global", "unknown-kind")
     stand.simulator.publish("crypto-perps-global", [price])
-    heard: list[dict[str, Any]] = []
-    while len(heard) < 3:
-        heard += client.read()
-    assert [message["T"] for message in heard] == ["p", "zz", "p"]
-    assert (heard[0]["mp"], heard[0]["oi"], heard[1]["new"]) == (2.5, 7.5, [1])
+    received: list[dict[str, Any]] = []
+    while len(received) < 3:
+        received += client.read()
+    assert [message["T"] for message in received] == ["p", "zz", "p"]
+    assert (received[0]["mp"], received[0]["oi"], received[1]["new"]) == (2.5, 7.5, [1])
 
 
-def test_go_changes_what_it_hears_even_if_alpaca_is_slow(stand: Stand, dial: Dial) -> None:
+def test_go_changes_its_subscription_while_alpaca_is_slow(stand: Stand, dial: Dial) -> None:
     client = Go(dial("/v2/iex", GO))
     client.start(trades=["AAPL"])
     stand.simulator.slow_acks(ACK_SECONDS + 1)
@@ -112,11 +112,11 @@ def test_go_changes_what_it_hears_even_if_alpaca_is_slow(stand: Stand, dial: Dia
         assert client.change("unsubscribe", trades=["AAPL"])[0]["trades"] == []
     finally:
         stand.simulator.slow_acks(0)
-        wait_for(lambda: stand.simulator.subscribed("iex") == {"bars": {"SLOW"}}, "Alpaca has not heard all of it yet")
+        wait_for(lambda: stand.simulator.subscribed("iex") == {"bars": {"SLOW"}}, "requests are still pending")
 
 
-def test_a_refusal_is_the_answer_to_gos_change(stand: Stand, dial: Dial) -> None:
-    """Any acknowledgement completes a pending change, so that no other may come first."""
+def test_a_refusal_is_the_reply_to_gos_change(stand: Stand, dial: Dial) -> None:
+    """Any acknowledgement completes Go's pending change, so the error comes first."""
     client = Go(dial("/v2/iex", GO))
     client.start(trades=["AAPL"])
     stand.simulator.refuse_symbols(["TSLA"])
@@ -124,8 +124,8 @@ def test_a_refusal_is_the_answer_to_gos_change(stand: Stand, dial: Dial) -> None
     assert client.change("subscribe", quotes=["MSFT"])[0]["trades"] == ["AAPL"]
 
 
-def test_go_gets_the_place_on_the_socket_that_it_has(dial: Dial) -> None:
-    """It asks again and again on the same one (406) while another still has the place."""
+def test_go_logs_in_on_the_same_connection_after_406(dial: Dial) -> None:
+    """It retries on the same connection while another session has the only slot."""
     holder = Json(dial("/v2/iex", JAVA))
     assert holder.read() == CONNECTED
     single = AUTH | {"key": "single"}
@@ -138,14 +138,14 @@ def test_go_gets_the_place_on_the_socket_that_it_has(dial: Dial) -> None:
     holder.wire.socket.close()
     for attempt in itertools.count(1):
         gevent.sleep(0.5)
-        if (answer := client.ask(single)) == AUTHENTICATED:
+        if (reply := client.ask(single)) == AUTHENTICATED:
             break
-        assert answer == refusal
+        assert reply == refusal
         assert attempt < 4
 
 
 def test_go_connects_while_alpaca_refuses(stand: Stand, dial: Dial) -> None:
-    """An HTTP status of 400 and more would end it for good."""
+    """Go would give up for good after an HTTP status of 400 or more."""
     stand.simulator.refuse_upgrade("news", 403)
     stand.simulator.drop("news")
     try:
