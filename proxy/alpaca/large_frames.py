@@ -20,6 +20,7 @@ TOKENS = 1000  # that are scanned between two pauses, in some 0.3 ms
 # byte is scanned twice.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[][{}]', re.DOTALL)
 _BEGIN = re.compile(rb"[ \t\r\n]*\[[ \t\r\n]*")
+_NOTHING = re.compile(rb"")
 _SEPARATOR = re.compile(rb"[ \t\r\n]*,[ \t\r\n]*")
 _END = re.compile(rb"[ \t\r\n]*\][ \t\r\n]*")
 
@@ -54,7 +55,8 @@ def _json_bodies(frame: bytes) -> Iterator[bytes | None]:
         mark = token[0]
         if mark in (b"{", b"["):
             if not depth:
-                if start and not _SEPARATOR.fullmatch(frame, end, token.start()):
+                between = _SEPARATOR if start else _NOTHING
+                if not between.fullmatch(frame, end, token.start()):
                     break
                 start = token.start()
             depth += 1

@@ -31,12 +31,12 @@ from proxy.routing.conflation import conflate
 from proxy.routing.feed import Feed
 from proxy.routing.reconciler import ACK_SECONDS
 from proxy.transport import frames
-from proxy.transport.connection import ClientConnection
+from proxy.transport.connection import GONE_SECONDS, USER_TIMEOUT, ClientConnection
 from proxy.transport.errors import ConnectionLost
 
 LOGIN_SECONDS = 10.0
 PING_SECONDS = 10.0
-GONE_SECONDS = 20.0
+UNRESPONSIVE_SECONDS = 20.0  # with a ping unanswered: the session may give way to a newer one
 LINGER_SECONDS = 1.0
 MAX_PENDING_REPLIES = 64  # of one session; at this number it reads no further request
 PENDING_POLL_SECONDS = 0.01  # the interval at which such a session checks the number again
@@ -102,13 +102,20 @@ class ClientSession:
         self._budget = host.budget("")
         self._slice_began = self.opened
         self._auth_tried = False
-        self._pinged_at = self._pong_at = self.opened
+        self._received_at = self._pinged_at = self.opened
+        self._unanswered_since: float | None = None  # the oldest ping since the last sign of life
         self._closing_since = 0.0
         self._log = Log("session", feed=protocol.endpoint.feed, address=connection.address)
 
     def __repr__(self) -> str:
         name = self.name or "unauthenticated"
         return f"<ClientSession {name} {self.protocol.endpoint.feed} {self._connection.address}>"
+
+    def unresponsive(self, now: float) -> float:
+        """Return for how many seconds a ping has been unanswered; 0 under UNRESPONSIVE_SECONDS."""
+        if self._unanswered_since is None or now - self._unanswered_since < UNRESPONSIVE_SECONDS:
+            return 0.0
+        return now - self._unanswered_since
 
     @property
     def address(self) -> str:
@@ -163,6 +170,7 @@ class ClientSession:
     def _read(self) -> None:
         """Handle what the client sends, within the hub budget, until it closes."""
         while data := self._connection.receive(self._inbound.missing):
+            self._received_at, self._unanswered_since = self._host.clock(), None
             self._slice_began = self._budget.reserve()
             for event in self._inbound.receive(data):
                 match event:
@@ -171,7 +179,7 @@ class ClientSession:
                     case frames.Ping(payload):
                         self.outbox.pong(payload)
                     case frames.Pong():
-                        self._pong_at = self._host.clock()
+                        pass  # any byte is a sign of life
                     case frames.Closed(code):
                         self.close(frames.NORMAL if code == frames.NO_CODE else code, "client closed")
                         return
@@ -390,11 +398,13 @@ class ClientSession:
             if not self._auth_tried:
                 self.outbox.reply(self.protocol.timed_out())
             self.close(frames.POLICY, "auth timeout")
-        elif now - self._pong_at >= GONE_SECONDS:
-            self.ended = f"no pong for {GONE_SECONDS:.0f} s"
+        elif USER_TIMEOUT is None and now - self._received_at >= GONE_SECONDS:  # else the kernel ends the connection
+            self.ended = f"no sign of life for {GONE_SECONDS:.0f} s"
             self._connection.shut()
         elif now - self._pinged_at >= PING_SECONDS:
             self._pinged_at = now
+            if self._unanswered_since is None:
+                self._unanswered_since = now
             self.outbox.ping()
 
     def state(self) -> SessionState:

@@ -5,8 +5,8 @@ the connection's sends. It sends all pending frames in one call, so an idle clie
 busy one gets many at once; there is no timer. When nothing is pending and the writer waits, `put` writes the frame
 itself without blocking, which saves a greenlet switch.
 
-The bound is in bytes. A client is *slow* if its outbox overflows or a send waits for SEND_SECONDS. With conflation, its
-outdated pending messages are dropped; otherwise, or if that is not enough, it is sent 407 and closed.
+The bound is in bytes. A client is *slow* if its outbox overflows, and for nothing else: a send may wait. With
+conflation, its outdated pending messages are dropped; otherwise, or if that is not enough, it is sent 407 and closed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from proxy.transport import frames
 from proxy.transport.connection import ClientConnection
 from proxy.transport.errors import ConnectionLost
 
-SEND_SECONDS = 10.0
 CLOSE_FLUSH_SECONDS = 4.5  # plus up to two ticks, to detect the close and its end: 5 s at most
 WRITE_BYTES = 64 * 1024
 CONFLATE_BYTES = 1024 * 1024  # conflation starts here, so that one run never has to decode much
@@ -167,11 +166,10 @@ class Outbox:
         try:
             while self.closing is None or self.pending:
                 data, pending = self._gather()
-                seconds = SEND_SECONDS if self.closing is None else CLOSE_FLUSH_SECONDS
+                seconds = None if self.closing is None else CLOSE_FLUSH_SECONDS
                 sent = self._connection.send(data, seconds)
                 self._count(-pending)
                 if not sent:
-                    self.slow = self.slow or self.closing is None
                     self._connection.shut()
                     return
                 self.delivered += self._sending

@@ -21,6 +21,7 @@ from proxy.observe.logs import Log
 from proxy.observe.snapshot import SessionState, Totals
 from proxy.routing.allowlists import Client, Directory
 from proxy.routing.feed import Feed
+from proxy.transport import frames
 from proxy.transport.connection import ClientConnection
 from proxy.transport.listener import Environ, HttpResponse, Listener
 from proxy.transport.origins import may_connect
@@ -129,13 +130,24 @@ class Server:
             return 409
         sessions = self._by_client[client.name, feed]
         limit = client.max_connections
-        if len(sessions) >= limit and sum(other.outbox.closing is None for other in sessions) >= limit:
-            return 406
+        if len(sessions) >= limit:
+            open_sessions = [other for other in sessions if other.outbox.closing is None]
+            if len(open_sessions) >= limit and not self._replace_one(open_sessions):
+                return 406
         sessions.add(session)
         self.totals.setdefault((client.name, feed), Totals()).sessions += 1
         self._auth_throttle.reset_address(_host(session))
         self._listener.admit(self._environs[session])
         return client
+
+    def _replace_one(self, sessions: list[ClientSession]) -> bool:
+        """Close the session that has left a ping unanswered the longest; return False if none has for long."""
+        now = self.clock()
+        silent = max(sessions, key=lambda session: session.unresponsive(now))
+        if not silent.unresponsive(now):
+            return False
+        silent.close(frames.POLICY, "replaced by a newer connection")
+        return True
 
     def budget(self, client: str) -> HubBudget:
         budget = self._budgets.get(client)

@@ -14,6 +14,11 @@ from proxy.transport.errors import ConnectionLost
 READ_BYTES = 2 * 1024  # small: even if it is full of the smallest frames, they are parsed within milliseconds
 MORE_BYTES = 64 * 1024  # of the rest of one frame, which is parsed quickly
 
+GONE_SECONDS = 90.0  # without a sign of life
+# The socket option by which the kernel ends a connection whose peer acknowledges nothing for so long (RFC 5482). Linux
+# has it; elsewhere what the peer sends is its only sign of life.
+USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
+
 
 class ClientConnection:
     """The WebSocket of an algorithm: bytes, one reader and one writer.
@@ -29,6 +34,8 @@ class ClientConnection:
         self._rfile = rfile
         self._is_shut = False
         self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if USER_TIMEOUT is not None:
+            self._raw.setsockopt(socket.IPPROTO_TCP, USER_TIMEOUT, int(GONE_SECONDS * 1000))
 
     def __repr__(self) -> str:
         return f"<ClientConnection {self.address}{' tls' if self.tls else ''}>"
@@ -59,8 +66,8 @@ class ClientConnection:
             raise ConnectionLost(str(error)) from error
         return sent
 
-    def send(self, data: bytes, seconds: float) -> bool:
-        """Write all of `data`; return False if that takes longer than `seconds`.
+    def send(self, data: bytes, seconds: float | None = None) -> bool:
+        """Write all of `data`; return False if that takes longer than `seconds`, if they are given.
 
         Part of a frame may have been sent then, so the connection can only be closed.
         """

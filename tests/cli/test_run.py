@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from proxy.config import model as configuration
-from proxy.downstream.client_session import GONE_SECONDS
+from proxy.downstream.client_session import UNRESPONSIVE_SECONDS
 from proxy.observe.version import __version__
 from proxy.simulator import AccountPlan, Simulator
 from tests.harness import CONNECTED, Process, Wire, dial, trade, wait_for
@@ -296,8 +296,8 @@ def test_simulate(tmp_path: Path, call: Call) -> None:
 
 @pytest.mark.slow
 def test_the_demo(tmp_path: Path) -> None:
-    """The demo runs for longer than the proxy's pong timeout."""
-    seconds = GONE_SECONDS + 3
+    """The demo runs for longer than a ping may be unanswered."""
+    seconds = UNRESPONSIVE_SECONDS + 3
     with Process("demo", "--seconds", f"{seconds}", folder=tmp_path) as process:
         assert process.end(seconds=seconds + 15) == 0, process.text
         assert re.search(r"^  status page +http://127\.0\.0\.1:\d+/$", process.text, re.MULTILINE)

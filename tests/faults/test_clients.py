@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -18,7 +17,7 @@ import gevent
 import pytest
 
 from proxy.alpaca import market
-from proxy.downstream import client_session, outbox
+from proxy.downstream import client_session
 from proxy.transport import connection, http_request, listener
 from proxy.upstream.ack_dispatcher import SHORT
 from tests import harness
@@ -125,23 +124,6 @@ def test_stops_reading_for_ever(proxy: Harness, monkeypatch: pytest.MonkeyPatch)
     with suppress(ConnectionError):
         slow.socket.settimeout(0)
         slow.socket.close()
-
-
-@pytest.mark.usefixtures("witness")
-def test_a_send_that_waits_too_long(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A send without progress for ten seconds (here 0.2 s) closes the session.
-
-    The outbox still has room.
-    """
-    assert outbox.SEND_SECONDS == 10
-    monkeypatch.setattr(outbox, "SEND_SECONDS", 0.2)
-    slow = stuck(proxy, "newest", trades=["FAT"])
-    [session] = [c for c in proxy.gateway.server.sessions if c.name == "newest"]
-    session.outbox.limit = 1 << 30
-    pour(proxy)
-    wait_for(lambda: len(proxy.gateway.server.sessions) == 1)
-    assert session.outbox.slow
-    slow.socket.close()
 
 
 @pytest.mark.usefixtures("witness")
@@ -368,26 +350,30 @@ def test_five_hundred_connections_in_a_second(proxy: Harness, monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("witness")
-def test_half_open(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The algorithm's machine has lost power: without a pong, its slot is freed."""
-    assert (client_session.PING_SECONDS, client_session.GONE_SECONDS) == (10, 20)
+def test_half_open(proxy: Harness) -> None:
+    """The algorithm's machine has lost power: the kernel ends the connection when nothing was acknowledged for 90 s."""
     wire = proxy.wire().log_in("rogue", trades=["MSFT"])
-    monkeypatch.setattr(client_session, "PING_SECONDS", 0.1)
-    monkeypatch.setattr(client_session, "GONE_SECONDS", 0.3)
-    began = time.monotonic()
-    assert [opcode for opcode, _ in wire.rest()][:2] == [PING, PING]
-    assert time.monotonic() - began >= 0.1
-    proxy.client("rogue").ws.close()
+    [session] = [c for c in proxy.gateway.server.sessions if c.name == "rogue"]
+    raw = session._connection._raw
+    assert raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 90_000
+    wire.socket.close()
 
 
 @pytest.mark.usefixtures("witness")
-def test_a_session_that_only_answers_pings_stays(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    client = proxy.client("rogue")
-    monkeypatch.setattr(client_session, "PING_SECONDS", 0.05)
-    monkeypatch.setattr(client_session, "GONE_SECONDS", 0.3)
-    gevent.sleep(0.5)
-    assert client.subscribe() == {}
-    client.ws.close()
+def test_half_open_where_the_kernel_has_no_such_time_limit(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the client sends is its only sign of life."""
+    monkeypatch.setattr(client_session, "USER_TIMEOUT", None)
+    silent, busy = proxy.wire().log_in("rogue", trades=["MSFT"]), proxy.client("many")
+    assert client_session.GONE_SECONDS == 90
+    sessions = [c for c in proxy.gateway.server.sessions if c.name in ("rogue", "many")]
+    for session in sessions:
+        session._received_at -= 89
+    assert busy.subscribe() == {}
+    for session in sessions:
+        session.tick(proxy.gateway._clock() + 1.5)
+    assert list(silent.rest()) == []
+    assert busy.subscribe() == {}
+    busy.ws.close()
 
 
 @pytest.mark.usefixtures("witness")

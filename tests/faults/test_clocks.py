@@ -60,7 +60,7 @@ def test_the_machine_sleeps(proxy: Harness, gap: float) -> None:
 
     None is disconnected.
     """
-    assert gap > client_session.GONE_SECONDS
+    assert gap > client_session.UNRESPONSIVE_SECONDS
     assert gap > alpaca_connection.MUTE_SECONDS
     newcomer = proxy.dial()
     newcomer.receive()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.downstream.client_session import GONE_SECONDS
+from proxy.downstream.client_session import UNRESPONSIVE_SECONDS
 from tests.fronts import caddy, nginx, program
 from tests.harness import certificate
 from tests.sdk.algorithm import Algorithm
@@ -44,6 +44,6 @@ def test_quiet_sessions_stay(environments: Environments, tmp_path: Path) -> None
             for algorithm in algorithms:
                 wait_for(lambda reader=algorithm, all_=number: len(reader.messages("stocks")) == all_, algorithm.story)
             if number == 1:
-                deadline = time.monotonic() + GONE_SECONDS + 1
+                deadline = time.monotonic() + UNRESPONSIVE_SECONDS + 1
                 wait_for(lambda until=deadline: time.monotonic() >= until, "the clock does not advance")
         assert stand.connects(STOCKS.feed) == len(FRONTS)
