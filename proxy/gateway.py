@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from enum import Enum
 
 import gevent
+import gevent.threadpool  # a reload needs it, perhaps when the unpacked files are gone
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
@@ -44,6 +45,7 @@ from proxy.transport.clock import Clock
 from proxy.transport.errors import StartError
 from proxy.transport.time_slice import TimeSlice
 from proxy.upstream.supervisor import FeedSupervisor
+from proxy.upstream.websocket import tls_context
 
 TICK_SECONDS = 0.25
 HISTORY_SECONDS = 1.0
@@ -78,6 +80,7 @@ class Gateway:
         self.state = GatewayState.STARTING
         self.upstreams: dict[tuple[str, str], FeedSupervisor] = {}
         self._clock = clock
+        self._steady = getattr(clock, "steady", clock)  # without the grace that sessions have after a suspend
         self._started_at = clock()
         self._outboxes = Outboxes(config.limits.outboxes)
         self._directory = config.directory()
@@ -133,6 +136,7 @@ class Gateway:
                 if error.errno != errno.EADDRINUSE:
                     remedy = f"change {name}.host or {name}.port"
                 raise StartError.cannot_listen(f"{host}:{port} ({name})", error, remedy) from error
+        tls_context()  # so that no dial has to build it
         self._ticker = gevent.spawn(self._tick)
         self.state = GatewayState.SERVING
         gc.collect()
@@ -146,7 +150,11 @@ class Gateway:
         Enter it before `start`: a service manager that sees the ports open may send a signal at once.
         """
         handlers = [gevent.signal_handler(number, self._signal) for number in (signal.SIGTERM, signal.SIGINT)]
-        handlers.append(gevent.signal_handler(signal.SIGHUP, self._reload_from_file))
+        hangup = getattr(signal, "SIGHUP", None)
+        if hangup is not None:
+            handlers.append(gevent.signal_handler(hangup, self._reload_from_file))
+        else:
+            self._log.info("reload", plan="not available: this system has no SIGHUP; restart to apply changes")
         try:
             yield
         finally:
@@ -181,7 +189,9 @@ class Gateway:
         with gevent.Timeout(seconds, False):
             while self.server.sessions:
                 gevent.sleep(0.02)
-        for upstream in self.upstreams.values():
+        for session in [*self.server.sessions]:
+            session.abort()
+        for upstream in [*self.upstreams.values()]:
             upstream.stop()
         if self._ticker is not None:
             self._ticker.kill()
@@ -226,9 +236,13 @@ class Gateway:
             if client.name in plan.gone:
                 session.close(frames.POLICY, f"this client was reconfigured: {plan.gone[client.name]}")
             elif (changed := self._directory.named(client.name)) is not None and client.name in plan.changed:
-                for _ in session.reconfigure(changed):
-                    if time_slice.over():
-                        time_slice.yield_to_hub()
+                try:
+                    for _ in session.reconfigure(changed):
+                        if time_slice.over():
+                            time_slice.yield_to_hub()
+                except Exception:  # of one session; the others, and the reload, go on
+                    self._log.error("internal_error", part=repr(session))
+                    session.close(frames.POLICY, "internal error in a reload")
         for (account, feed), upstream in [*self.upstreams.items()]:
             if account not in new.accounts:
                 upstream.stop()
@@ -291,11 +305,11 @@ class Gateway:
         return [c.name for c in self._directory if c.allow.permits("trading", "trade_updates", client_order_id)]
 
     def _tick(self) -> None:
-        due = recorded_at = self._clock()
+        recorded_at, due = self._clock(), self._steady()
         delay = 0.0
         while True:
             now = self._clock()
-            delay = max(delay, now - due)  # the hub was blocked for so long
+            delay = max(delay, self._steady() - due)  # the hub was blocked for so long, or the process suspended
             parts: list[ClientSession | FeedSupervisor | Taps] = [
                 *self.server.sessions,
                 *self.upstreams.values(),
@@ -314,7 +328,7 @@ class Gateway:
                 except Exception:
                     self._log.error("internal_error", part=repr(self._history))
                 recorded_at, delay = now, 0.0
-            due = self._clock() + TICK_SECONDS
+            due = self._steady() + TICK_SECONDS
             gevent.sleep(TICK_SECONDS)
 
     def _record_history(self, now: float, delay: float) -> None:

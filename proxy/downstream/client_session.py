@@ -57,6 +57,9 @@ class ClientHost(Protocol):
         A session whose client is returned counts as one of the client's.
         """
 
+    def permits(self, client: Client, session: ClientSession) -> bool:
+        """Return whether the client's allowlist names the feed of the session, or one that it serves besides."""
+
     def auth_delay(self, session: ClientSession) -> float:
         """Return the seconds to wait before a refusal is sent."""
 
@@ -358,15 +361,20 @@ class ClientSession:
 
         Topics that are no longer permitted are revoked, and the client is sent its new state.
         """
+        if not self._host.permits(client, self):
+            self.close(frames.POLICY, f"this client may no longer use {self.protocol.endpoint.feed}")
+            return
         self._apply_settings(client)
         revoked = []
         for subscriber in self.subscribers:
             feed = subscriber.upstream.endpoint.feed
-            upstream = self._host.upstream(client, feed)
-            if upstream is not subscriber.upstream:
+            named = client.allow.names(feed)
+            if named and (upstream := self._host.upstream(client, feed)) is not subscriber.upstream:
                 subscriber.move(upstream)
             held = subscriber.requests.holds
-            if subscriber is self._trading:
+            if not named:
+                denied = held
+            elif subscriber is self._trading:
                 denied = held - self._allowed_streams(held)
             else:
                 denied = NO_TOPICS
@@ -438,3 +446,7 @@ class ClientSession:
         """
         self.ended = self.ended or reason
         self.outbox.close(code, reason)
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        self._connection.shut()

@@ -124,10 +124,9 @@ class Server:
         client = self.directory.authenticate(key, secret)
         if client is None:
             return 402
-        feed = session.protocol.endpoint.feed
-        trading = session.protocol.endpoint.dialect is Dialect.TRADING
-        if not (client.allow.names(feed) or (trading and client.allow.names(self.default_feed))):
+        if not self.permits(client, session):
             return 409
+        feed = session.protocol.endpoint.feed
         sessions = self._by_client[client.name, feed]
         limit = client.max_connections
         if len(sessions) >= limit:
@@ -139,6 +138,11 @@ class Server:
         self._auth_throttle.reset_address(_host(session))
         self._listener.admit(self._environs[session])
         return client
+
+    def permits(self, client: Client, session: ClientSession) -> bool:
+        endpoint = session.protocol.endpoint
+        trading = endpoint.dialect is Dialect.TRADING
+        return client.allow.names(endpoint.feed) or (trading and client.allow.names(self.default_feed))
 
     def _replace_one(self, sessions: list[ClientSession]) -> bool:
         """Close the session that has left a ping unanswered the longest; return False if none has for long."""

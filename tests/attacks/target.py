@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import gevent
 import msgpack
+import pytest
 
 from tests.harness import BINARY, Process, Wire, wait_for
 
@@ -20,6 +21,12 @@ CALM_SECONDS = 0.05
 TRIES = 3
 RECOVERY_SECONDS = 2
 MIB = 1 << 20
+
+
+def long(*values: Any) -> Any:
+    """Parameters of one more variant of an attack, which a run with `-m "attack and not long"` leaves out."""
+    return pytest.param(*values, marks=pytest.mark.long)
+
 
 CONFIG = """\
 listen: {{port: 0}}

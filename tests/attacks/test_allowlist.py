@@ -16,7 +16,7 @@ import msgpack
 import pytest
 
 from tests.attacks.rogue import Connection, Rogue
-from tests.attacks.target import CALM_SECONDS, Target, send
+from tests.attacks.target import CALM_SECONDS, Target, long, send
 from tests.harness import CLOSE, PING, Process, Wire, trade, wait_for
 
 pytestmark = pytest.mark.attack
@@ -34,8 +34,8 @@ def messages(wire: Wire) -> list[dict[str, object]]:
             return [*decoded]
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("upstream", ["json", "msgpack"])
+@pytest.mark.parametrize("packed", [False, long(True)])
+@pytest.mark.parametrize("upstream", [long("json"), "msgpack"])
 @pytest.mark.parametrize("patterns", ["[AAPL]", "[AA*, TSLA]"])
 def test_unknown_kinds(target: Start, tmp_path: Path, patterns: str, upstream: str, packed: bool) -> None:
     """Unknown kinds are received if the channel `*` permits the symbol.

@@ -16,7 +16,7 @@ import pytest
 
 from proxy.simulator import Simulator
 from tests.attacks.payloads import colliding_map, filled, with_map
-from tests.attacks.target import CALM_SECONDS, Target
+from tests.attacks.target import CALM_SECONDS, Target, long
 from tests.harness import BINARY, CLOSE, PING, TEXT, Wire, wait_for
 
 pytestmark = pytest.mark.attack
@@ -34,7 +34,7 @@ def await_answer(wire: Wire) -> None:
         wire.receive()
 
 
-@pytest.mark.parametrize("sockets", [1, 20])
+@pytest.mark.parametrize("sockets", [long(1), 20])
 def test_colliding_msgpack_keys_before_log_in(target: Start, sockets: int) -> None:
     """Array keys with the same hash, in the largest message before log-in.
 
@@ -58,7 +58,7 @@ def test_colliding_msgpack_keys_before_log_in(target: Start, sockets: int) -> No
     assert cost.excess <= CALM_SECONDS, repr(cost)
 
 
-@pytest.mark.parametrize("place", ["request", "value", "log-in"])
+@pytest.mark.parametrize("place", ["request", long("value"), long("log-in")])
 def test_colliding_msgpack_keys_of_a_client(target: Start, place: str) -> None:
     """The same in a message of 1 MB after log-in.
 
@@ -145,16 +145,16 @@ def floods(proxy: Target, kind: str, sockets: int, seconds: float, key: str = ""
 @pytest.mark.parametrize(
     ("kind", "sockets"),
     [
-        ("bad JSON", 50),
+        long("bad JSON", 50),
         ("bad JSON", 250),
         ("empty pings", 250),
         ("long integers", 50),
-        ("long fractions", 50),
+        long("long fractions", 50),
         ("many documents", 50),
-        ("small objects", 50),
+        long("small objects", 50),
         ("small msgpack objects", 50),
-        ("log-ins", 50),
-        ("subscriptions", 50),
+        long("log-ins", 50),
+        long("subscriptions", 50),
     ],
 )
 def test_a_flood_of_strangers(target: Start, kind: str, sockets: int) -> None:
@@ -174,7 +174,7 @@ def test_a_long_flood_of_unauthenticated_clients(target: Start, kind: str, socke
     assert cost.excess <= CALM_SECONDS, repr(cost)
 
 
-@pytest.mark.parametrize("kind", ["bad JSON", "empty pings", "many documents", "subscriptions"])
+@pytest.mark.parametrize("kind", [long("bad JSON"), "empty pings", "many documents", long("subscriptions")])
 def test_a_flood_of_a_client(target: Start, kind: str) -> None:
     """All sessions of a client together have one hub budget."""
     proxy = target()

@@ -13,7 +13,7 @@ import pytest
 
 from tests.attacks.payloads import array, colliding_map, colliding_prices, encoded, filled, with_map
 from tests.attacks.rogue import Connection, Rogue, frame
-from tests.attacks.target import CALM_SECONDS, Target, send
+from tests.attacks.target import CALM_SECONDS, Target, long, send
 from tests.harness import BINARY, PING, Wire
 
 pytestmark = pytest.mark.attack
@@ -68,14 +68,14 @@ def keys_in(kind: str) -> bytes:
     "kind",
     [
         "control",
-        "acknowledgement",
-        "error",
+        long("acknowledgement"),
+        long("error"),
         "trade",
-        "time",
-        "unknown kind",
-        "message",
+        long("time"),
+        long("unknown kind"),
+        long("message"),
         "order book",
-        "time of an order book",
+        long("time of an order book"),
     ],
 )
 def test_colliding_msgpack_keys(target: Start, kind: str) -> None:
@@ -119,7 +119,7 @@ def test_colliding_prices_of_an_order_book(target: Start) -> None:
     assert cost.excess <= CALM_SECONDS, repr(cost)
 
 
-@pytest.mark.parametrize("head", ["status", "header", "headers"])
+@pytest.mark.parametrize("head", [long("status"), "header", "headers"])
 def test_an_upgrade_answer_that_does_not_end(target: Start, head: str) -> None:
     """A status line or a header without a newline, and headers without an end.
 
@@ -225,15 +225,15 @@ def full_frame(kind: str) -> bytes:
         ("objects", "/v2/iex", "trades", False),
         ("objects", "/v2/iex", "trades", True),
         ("trades", "/v2/iex", "trades", False),
-        ("unasked trades", "/v2/iex", "quotes", False),
-        ("success", "/v2/iex", "trades", False),
-        ("acknowledgement", "/v2/iex", "trades", False),
-        ("conditions", "/v2/iex", "trades", False),
-        ("unknown kind", "/v2/iex", "trades", False),
+        long("unasked trades", "/v2/iex", "quotes", False),
+        long("success", "/v2/iex", "trades", False),
+        long("acknowledgement", "/v2/iex", "trades", False),
+        long("conditions", "/v2/iex", "trades", False),
+        long("unknown kind", "/v2/iex", "trades", False),
         ("symbols of news", "/v1beta1/news", "news", False),
         ("levels", CRYPTO, "orderbooks", False),
         ("legs", TRADING, "", False),
-        ("relatives", TRADING, "", False),
+        long("relatives", TRADING, "", False),
     ],
 )
 def test_one_frame_of_many_objects(target: Start, kind: str, path: str, channel: str, packed: bool) -> None:
@@ -258,7 +258,7 @@ def test_one_frame_of_many_objects(target: Start, kind: str, path: str, channel:
 SYMBOL_BYTES = MIB - 200
 
 
-@pytest.mark.parametrize("where", ["S", "T"])
+@pytest.mark.parametrize("where", ["S", long("T")])
 def test_symbols_of_a_megabyte(target: Start, where: str) -> None:
     """They are not subscribed to, and their routes are not cached."""
 
@@ -292,7 +292,7 @@ def test_pings_whose_answers_nobody_reads(target: Start) -> None:
     assert grown < 24
 
 
-@pytest.mark.parametrize("key", ["id", "client_order_id", "replaces", "leg"])
+@pytest.mark.parametrize("key", ["id", long("client_order_id"), long("replaces"), "leg"])
 def test_order_ids_of_100_kilobytes(target: Start, key: str) -> None:
     """3,000 updates, whose order ids would be kept for ownership."""
 
@@ -311,7 +311,7 @@ def test_order_ids_of_100_kilobytes(target: Start, key: str) -> None:
     assert grown < MOST_MIB
 
 
-@pytest.mark.parametrize("codec", ["json", "msgpack"])
+@pytest.mark.parametrize("codec", [long("json"), "msgpack"])
 def test_full_order_books(target: Start, codec: str) -> None:
     """Books of 10,000 levels on each side, which are kept for clients that join late."""
     levels = [{"p": 20_000.5 + price, "s": 1.5 + price} for price in range(10_000)]

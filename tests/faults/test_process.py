@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import socket
@@ -10,6 +11,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 import gevent
 import pytest
@@ -191,6 +193,27 @@ def test_stops_reading_and_goes_on_pinging(start: Start, alpaca: Simulator, how:
                 wire.crash()
     process.popen.send_signal(signal.SIGTERM)
     assert process.end(seconds=10) == 0
+
+
+def test_a_process_that_was_stopped(start: Start, alpaca: Simulator) -> None:
+    """For longer than the clock's grace: no session ends, and the delay that `/metrics` shows is the whole stall."""
+    process = start()
+    with undisturbed(alpaca, process.address()):
+        process.popen.send_signal(signal.SIGSTOP)
+        gevent.sleep(6)
+        process.popen.send_signal(signal.SIGCONT)
+        delays = [0.0]
+
+        def shown() -> bool:
+            host, port = process.address("proxy.admin")
+            with urlopen(f"http://{host}:{port}/metrics") as response:
+                delays.extend(
+                    float(n) for n in re.findall(r"^alpaca_proxy_delay_seconds (.+)$", response.read().decode(), re.M)
+                )
+            return delays[-1] > 1
+
+        wait_for(shown, "no delay is shown")
+    assert 5.5 < delays[-1] < 8
 
 
 def test_sigkill_and_a_new_start(start: Start, alpaca: Simulator) -> None:

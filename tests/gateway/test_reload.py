@@ -81,6 +81,46 @@ def test_a_removed_client_is_closed_with_a_reason(start: Start) -> None:
         assert "removed" in reason
 
 
+SPLIT = """
+  witness: {account: main, key: witness, secret: witness, allow: {iex: "*"}}
+  narrowed: {account: main, key: narrowed, secret: narrowed, allow: {iex: {trades: [AAPL, MSFT]}}}
+  split: {account: {iex: main, crypto: other}, key: split, secret: split, allow: {iex: "*", crypto: "*"}}
+"""
+
+
+def test_a_feed_that_is_taken_away_closes_its_sessions(start: Start) -> None:
+    """The client has no account for that feed any more; what else the file changes takes effect as well."""
+    proxy = start(SPLIT, config={"accounts": TWO}, keys=KEYS)
+    witness, narrowed = proxy.client("witness"), proxy.client("narrowed")
+    stocks, crypto = proxy.client("split"), proxy.client("split", "/v1beta3/crypto/us")
+    for client in (witness, stocks):
+        client.subscribe(trades=["AAPL"])
+    narrowed.subscribe(trades=["AAPL", "MSFT"])
+    crypto.subscribe(trades=["BTC/USD"])
+    clients = SPLIT.replace("{iex: main, crypto: other}", "{iex: main}").replace(', crypto: "*"', "")
+    with proxy.undisturbed(witness):
+        proxy.gateway.reload(changed(proxy, "[AAPL, MSFT]", "[AAPL]", clients=clients, accounts=TWO))
+        assert crypto.closed() == (1008, "this client may no longer use crypto")
+        assert narrowed.answer()[0]["trades"] == ["AAPL"]
+        assert stocks.subscribe()["trades"] == ["AAPL"]
+
+
+def test_an_internal_error_in_a_reload_costs_one_session(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = start(CLIENTS)
+    witness, removed, narrowed = (proxy.client(name) for name in ("witness", "removed", "narrowed"))
+    witness.subscribe(trades=["AAPL"])
+    narrowed.subscribe(trades=["AAPL", "MSFT"])
+    [broken] = [session for session in proxy.gateway.server.sessions if session.name == "removed"]
+    monkeypatch.setattr(broken, "_apply_settings", lambda client: 1 / 0)
+    everything = changed(proxy, 'secret: removed, allow: {iex: "*"}', "secret: removed, allow: {iex: {bars: []}}")
+    with proxy.undisturbed(witness):
+        proxy.gateway.reload(everything)
+        assert removed.closed() == (1008, "internal error in a reload")
+        assert narrowed.subscribe()["trades"] == ["AAPL", "MSFT"]
+    assert [line.splitlines()[0] for line in proxy.bugs] == ["gateway.internal_error"]
+    proxy.bugs.clear()
+
+
 def test_a_changed_account_reconnects_its_feeds_alone(start: Start) -> None:
     proxy = start(CLIENTS)
     witness = proxy.client("witness")

@@ -683,6 +683,7 @@ def test_an_untrusted_certificate(secure: Server) -> None:
 
 def test_a_trusted_certificate(secure: Server, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    monkeypatch.setattr(websocket, "tls_context", ssl.create_default_context)
     connection = dial(secure.url, {}, no_reply)
     messages: list[Frame] = []
     while len(messages) < 10:
@@ -699,6 +700,7 @@ def test_a_certificate_of_another_host(
     secure: Server, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    monkeypatch.setattr(websocket, "tls_context", ssl.create_default_context)
     with pytest.raises(ConnectionLost, match="certificate verify failed"):
         dial(secure.url.replace(HERE, "localhost"), {}, no_reply)
 
