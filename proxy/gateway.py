@@ -9,6 +9,7 @@ import errno
 import gc
 import signal
 import ssl
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,6 +51,9 @@ from proxy.upstream.websocket import tls_context
 TICK_SECONDS = 0.25
 HISTORY_SECONDS = 1.0
 DRAIN_SECONDS = 5.0
+# The thread that reads a configuration holds the interpreter for so long at a time; by default it is 5 ms, and the hub
+# waits for it several times for one message.
+RELOAD_SWITCH_SECONDS = 0.0005
 # The garbage collector's thresholds. A large subscription is thousands of objects that stay, and a collection walks
 # every set that is held: with Python's own thresholds each large subscribe triggers dozens of collections, and the full
 # ones block the hub for more than 100 ms. The first figure is the number of new objects that a small collection walks,
@@ -351,6 +355,8 @@ class Gateway:
         with self._reload_lock:
             self._reloads += 1
             log = Log("gateway", number=self._reloads)  # the number keeps the repeat filter from merging the lines
+            interval = sys.getswitchinterval()
+            sys.setswitchinterval(RELOAD_SWITCH_SECONDS)
             try:
                 prepared = gevent.get_hub().threadpool.apply(self._prepare)
                 if isinstance(prepared, ConfigError):
@@ -362,6 +368,8 @@ class Gateway:
                         (log.warning if plan.restart else log.info)("reload", plan=line)
             except Exception:
                 log.error("internal_error")
+            finally:
+                sys.setswitchinterval(interval)
 
     def _prepare(self) -> tuple[Config, Directory, ReloadPlan] | ConfigError | None:
         """Return the configuration in the file and its changes, or its problems.

@@ -37,7 +37,10 @@ MAY_IMPORT = {
 
 # Each library has the places that may import it. Whatever is not named here is the standard library or a mistake.
 MAY_USE = {
-    "gevent": "proxy.transport proxy.upstream proxy.downstream proxy.gateway proxy.simulator proxy.cli proxy.__main__",
+    "gevent": (
+        "proxy.observe.logs proxy.transport proxy.upstream proxy.downstream proxy.gateway proxy.simulator proxy.cli"
+        " proxy.__main__"
+    ),
     "geventwebsocket": "proxy.transport.upgrade",
     "websocket": "proxy.upstream.websocket",
     "wsproto": "proxy.transport.frames",

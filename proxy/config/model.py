@@ -114,8 +114,8 @@ class Listen(Section):
     insecure: Flag = False
     """true allows plaintext on any address; secrets and data can then be read on the network."""
     origins: Origins = ()
-    """Origins of web pages that may connect, besides IP literals and localhost: app.example.com for any scheme and
-    port, or exactly https://app.example.com:8443."""
+    """Origins of web pages that may connect, besides loopback addresses and the address that is called itself:
+    app.example.com for any scheme and port, or exactly https://app.example.com:8443."""
 
 
 class Admin(Section):

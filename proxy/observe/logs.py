@@ -13,18 +13,22 @@ from __future__ import annotations
 import json
 import logging
 import os
-import select
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
+
+import gevent
+from gevent.monkey import get_original
 
 from proxy.observe.style import Color, Style
 
 REPEAT_SECONDS = 5.0
 CHUNK_SIZE = 1024  # characters; at most 4 KiB, which a pipe takes whole or not at all (POSIX: PIPE_BUF)
 MAX_KINDS = 1024  # kinds of events that are counted at the same time; events of further kinds are all written
+
+# gevent's own `select` runs other greenlets. A log line must not: it may be written in the middle of the data path.
+_select = get_original("select", "select")
 
 _COLORS = {logging.DEBUG: Color.ASIDE, logging.WARNING: Color.WARNING, logging.ERROR: Color.BAD}
 
@@ -186,7 +190,7 @@ class _Output(logging.Handler):
         self.setFormatter(formatter)
         self._stream = stream
         self._repeats = RepeatFilter(time.monotonic)
-        self._timer: threading.Timer | None = None
+        self._timer: gevent.Greenlet | None = None
         self._lost = 0  # events
         self._unfinished = False  # the last line was not written to its end
 
@@ -199,7 +203,7 @@ class _Output(logging.Handler):
         """Write all remaining counts."""
         self._write_repeats(all=True)
         if self._timer is not None:
-            self._timer.cancel()
+            self._timer.kill(block=False)
         super().close()
 
     def _write(self, record: logging.LogRecord) -> None:
@@ -228,9 +232,7 @@ class _Output(logging.Handler):
 
     def _start_timer(self) -> None:
         if self._timer is None and len(self._repeats):
-            self._timer = threading.Timer(REPEAT_SECONDS, self._write_repeats)
-            self._timer.daemon = True
-            self._timer.start()
+            self._timer = gevent.spawn_later(REPEAT_SECONDS, self._write_repeats)  # a thread's start would wait
 
     def _write_repeats(self, all: bool = False) -> None:
         self.acquire()
@@ -247,7 +249,7 @@ class _Output(logging.Handler):
 def _writable(stream: TextIO) -> bool:
     """Whether CHUNK_SIZE characters can be written without blocking; always for a stream without a file descriptor."""
     try:
-        return bool(select.select([], [stream.fileno()], [], 0)[1])
+        return bool(_select([], [stream.fileno()], [], 0)[1])
     except (OSError, ValueError):
         return True
 

@@ -47,12 +47,14 @@ class PendingRequest:
 class SubscriberRequests:
     """The requests of one session at a feed.
 
-    `member` receives the answers; `acknowledged` is the state that it was last sent; `pending` are the requests that
-    hold topics, answered or not; `unanswered` are those without an answer, in order.
+    `member` receives the answers; `acknowledged` is the state that it was last sent; `revoked` are topics that were
+    taken away, which no answer holds until they are requested again; `pending` are the requests that hold topics,
+    answered or not; `unanswered` are those without an answer, in order.
     """
 
     member: Any
     acknowledged: Subscription = NO_TOPICS
+    revoked: Subscription = NO_TOPICS
     pending: list[PendingRequest] = field(default_factory=list)
     unanswered: deque[PendingRequest] = field(default_factory=deque)
 

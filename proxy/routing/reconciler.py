@@ -76,6 +76,7 @@ class SubscriptionReconciler:
         """
         if self._closed and add:
             return self.deny(requests, *self._closed, now)
+        requests.revoked -= add
         remove -= add
         for pending in [*requests.pending] if not add else ():
             self._shrink(pending, remove)
@@ -106,6 +107,7 @@ class SubscriptionReconciler:
         The outcome, the state without them, comes in order.
         """
         requests.acknowledged -= topics
+        requests.revoked |= topics
         for pending in requests.unanswered:
             pending.add -= topics
         return self.change(requests, NO_TOPICS, topics, now)

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Protocol
 
 import gevent
 
-from proxy.alpaca.topics import Subscription
 from proxy.observe.logs import Log
 from proxy.routing.pending_requests import RequestOutcome, SubscriberRequests
 from proxy.routing.router import Member
@@ -27,8 +25,8 @@ SHORT = 1000  # topics
 class AckReceiver(Member, Protocol):
     """The part of a session that its feed uses.
 
-    `answered` is called once for each `change`, in order, and once more if a request is refused after it had been
-    acknowledged. `prepare` runs before it and yields between its steps.
+    `prepare` and then `answered` are called once for each of its requests, in order, and once more if a request is
+    refused after it had been acknowledged. `prepare` yields between its steps.
     """
 
     requests: SubscriberRequests
@@ -52,13 +50,6 @@ class AckDispatcher:
     def __repr__(self) -> str:
         return f"<AckDispatcher {len(self._queued)} sessions queued>"
 
-    def revoke(self, requests: SubscriberRequests, topics: Subscription) -> None:
-        """Remove topics from the queued outcomes of a session."""
-        if (outcomes := self._queued.get(requests)) is not None:
-            for number, outcome in enumerate(outcomes):
-                if outcome.state is not None:
-                    outcomes[number] = replace(outcome, state=outcome.state - topics)
-
     def take(self, outcomes: list[RequestOutcome]) -> None:
         """Deliver short outcomes at once and queue the others."""
         time_slice = TimeSlice()
@@ -66,10 +57,16 @@ class AckDispatcher:
             if outcome.requests in self._queued or len(outcome.state or ()) > SHORT or time_slice.over():
                 self._queued.setdefault(outcome.requests, deque()).append(outcome)
             else:
-                for _ in self._deliver(outcome):
-                    pass
+                self._deliver_now(outcome)
         if self._queued and self._greenlet is None:
             self._greenlet = gevent.spawn(self._work)
+
+    def _deliver_now(self, outcome: RequestOutcome) -> None:
+        try:
+            for _ in self._deliver(outcome) if outcome.requests.member is not None else ():
+                pass
+        except Exception:  # an internal error costs this outcome, not the others
+            self._log.error("internal_error", requests=repr(outcome.requests))
 
     def _work(self) -> None:
         time_slice = TimeSlice()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Set
+from dataclasses import replace
 from math import inf
 
 import gevent
@@ -126,7 +127,6 @@ class FeedSupervisor:
         It receives no message of them from now on; the outcomes that follow come in their order.
         """
         self.router.revoke(member, topics)
-        self._ack_dispatcher.revoke(member.requests, topics)
         self._ack_dispatcher.take(self.reconciler.revoke(member.requests, topics, self._clock()))
         gevent.spawn(self._reconcile_later)
 
@@ -391,9 +391,12 @@ class FeedSupervisor:
         """
         yield from outcome.requests.member.prepare(outcome)
         if (member := outcome.requests.member) is not None:  # the session has not left meanwhile
-            member.answered(outcome)
-            if outcome.state is not None:
-                self._deliver(self.router.set_subscription(member, outcome.state))
+            if outcome.state is None:
+                member.answered(outcome)
+            else:  # topics may have been revoked since the outcome was computed
+                state = outcome.state - member.requests.revoked
+                member.answered(replace(outcome, state=state))
+                self._deliver(self.router.set_subscription(member, state))
 
     def _reconcile(self) -> None:
         """Start the greenlet if it is needed, or send the next request if it is due.

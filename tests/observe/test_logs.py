@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from proxy.config.secret import Secret
 from proxy.observe import logs
 from proxy.observe.logs import MAX_KINDS, REPEAT_SECONDS, Log, RepeatFilter
-from tests.harness import wait_for
+from tests.harness import ROOT, wait_for
 
 Events = Callable[[], list[dict[str, Any]]]
 
@@ -299,3 +300,22 @@ def test_events_lost_to_a_full_pipe_are_counted() -> None:
     lost, after = [json.loads(line) for line in output.splitlines() if line]
     assert (lost["event"], lost["events"]) == ("log.lost", 500 - len(complete))
     assert after["event"] == "session.authenticated"
+
+
+def test_no_other_greenlet_runs_at_a_log_line() -> None:
+    """An event may be logged in the middle of the data path. Standard error is a pipe here, as under systemd."""
+    program = """
+from gevent import monkey; monkey.patch_all()
+import gevent
+from proxy.observe import logs
+logs.set_up("json", "info")
+ran = []
+gevent.spawn(ran.append, "another greenlet")
+for number in range(100):
+    logs.Log("upstream", number=number).warning("lost")
+print(ran)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=30)
+    assert done.stdout == "[]\n"
+    assert len(done.stderr.splitlines()) == 100

@@ -784,3 +784,20 @@ def test_the_cpu_time_of_a_change_does_not_depend_on_the_number_of_subscribers()
         reconciler.leave(requests)
 
     assert min(seconds(join_and_leave) for _ in range(7)) < 40 * baseline
+
+
+def test_revoked_topics_are_in_no_answer() -> None:
+    """Neither in the state, nor in a request that is not answered yet; the answer comes in order."""
+    reconciler, requests = SubscriptionReconciler(), SubscriberRequests("session")
+    reconciler.change(requests, trades("A", "B"), NO_TOPICS, 0.0)
+    settle(reconciler)
+    assert requests.acknowledged == trades("A", "B")
+    assert reconciler.change(requests, trades("C", "D"), NO_TOPICS, 1.0) == []
+    assert reconciler.revoke(requests, trades("B", "C"), 2.0) == []
+    assert requests.acknowledged == trades("A")
+    assert requests.revoked == trades("B", "C")
+    assert [outcome.state for outcome in settle(reconciler)] == [trades("A", "D")] * 2
+    assert (reconciler.acked, reconciler.wanted) == (trades("A", "D"), trades("A", "D"))
+    reconciler.change(requests, trades("B"), NO_TOPICS, 3.0)
+    assert requests.revoked == trades("C")
+    assert [outcome.state for outcome in settle(reconciler)] == [trades("A", "B", "D")]

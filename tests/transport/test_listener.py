@@ -55,7 +55,12 @@ class Client:
     """A raw socket to the server, with wsproto's frame parser."""
 
     def __init__(self, port: int, *, tls: ssl.SSLContext | None = None, source: tuple[str, int] | None = None) -> None:
-        self.sock: socket.socket = socket.create_connection((HERE, port), SECONDS, source_address=source)
+        self.sock = socket.socket()
+        self.sock.settimeout(SECONDS)
+        if source is not None:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.sock.bind(source)
+        self.sock.connect((HERE, port))
         if tls is not None:
             self.sock = tls.wrap_socket(self.sock, server_hostname=HERE)
         self._frames = FrameProtocol(client=True, extensions=[])
@@ -453,7 +458,9 @@ def test_a_reused_port_is_counted_once(
     released = Event()
     monkeypatch.setattr(listener, "MAX_UNAUTHENTICATED_PER_ADDRESS", 1)
     server = start_listener(serve=lambda *_: released.wait(SECONDS) and None)
-    first = client(server.server_port).upgrade()
+    # A port that the kernel chooses for `bind`: one that it chooses for `connect` may be in TIME_WAIT for connections
+    # to other servers, and then cannot be bound again for a minute.
+    first = client(server.server_port, source=(HERE, 0)).upgrade()
     source = first.sock.getsockname()
     first.reset()
 
