@@ -13,8 +13,7 @@ from proxy.alpaca.endpoints import FOLLOWERS, WILDCARD, Dialect, Endpoint, endpo
 from proxy.cli.config_file import config_path, report_config_error
 from proxy.cli.terminal import Exit, fail
 from proxy.config import model as configuration
-from proxy.config import values as settings
-from proxy.config import yamlfile
+from proxy.config import values, yamlfile
 from proxy.config.errors import ConfigError
 from proxy.config.model import Config
 from proxy.observe.style import Color, Style
@@ -50,7 +49,7 @@ def _argument_error(config: Config, client: str, feed: str, channel: str, symbol
     if channel not in (*target.channels, *_followers(target)) and not everything:
         return _unknown(f"channel of {feed}", channel, target.channels)
     orders = target.dialect is Dialect.TRADING
-    longest = settings.LONGEST_ORDER_ID if orders else settings.LONGEST_SYMBOL
+    longest = values.LONGEST_ORDER_ID if orders else values.LONGEST_SYMBOL
     if not symbol or len(symbol) > longest or (WILDCARD in symbol and symbol != WILDCARD):
         what = "a client_order_id" if orders else "a symbol"
         return f'{what} has 1 to {longest} characters and contains no "*"; "*" alone means all of them'
@@ -63,7 +62,7 @@ def _followers(target: Endpoint) -> tuple[str, ...]:
 
 def _unknown(what: str, name: str, valid: Iterable[str]) -> str:
     names = list(valid)
-    hint = settings.nearest(name, names)
+    hint = values.nearest(name, names)
     tail = f'did you mean "{hint}"?' if hint else f"there is {', '.join(names)}"
     return f"unknown {what} {yamlfile.quoted(name)}; {tail}"
 

@@ -19,7 +19,7 @@ from proxy.cli.config_file import config_path
 from proxy.cli.keygen import NewClient
 from proxy.cli.starter import SCHEMA_FILE, Answers, starter, symbols_of
 from proxy.cli.terminal import Exit, command, fail, print_err
-from proxy.config import values as settings
+from proxy.config import values
 from proxy.config.values import Unsuitable
 from proxy.config.yamlfile import Items, Table, Text
 
@@ -90,7 +90,7 @@ def ask(default: Answers, read: Callable[[], str]) -> Answers:
     `read` returns a line, and "" at the end of the input. An empty line, or the end of the input, takes the default.
     """
     trading = _ask("Alpaca account, paper or live?", default.trading, read, _trading)
-    feed = _ask("Feed of market data (iex, sip, crypto, …)?", default.feed, read, settings.market_feed)
+    feed = _ask("Feed of market data (iex, sip, crypto, …)?", default.feed, read, values.market_feed)
     names = _ask("Names of your algorithms?", " ".join(default.algorithms), read, _names)
     symbols = _ask("Symbols that they may see (* for all)?", " ".join(symbols_of(feed)), read, _symbols)
     return Answers(trading=trading, feed=feed, algorithms=names, symbols=symbols)
@@ -111,18 +111,18 @@ def _ask(question: str, default: str, read: Callable[[], str], decode: Callable[
 
 def _trading(text: str) -> str:
     if text.lower() not in ("paper", "live"):
-        raise Unsuitable(settings.Fault('should be "paper" or "live"'))
+        raise Unsuitable(values.Fault('should be "paper" or "live"'))
     return text.lower()
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(map(settings.name, text.replace(",", " ").split())))
+    return tuple(dict.fromkeys(map(values.name, text.replace(",", " ").split())))
 
 
 def _symbols(text: str) -> tuple[str, ...]:
     """Parse entries of an allowlist, by the rules of the configuration."""
     entries = tuple(dict.fromkeys(text.replace(",", " ").split()))
-    settings.allow(Table(iex=Table(trades=Items(map(_as_written, entries)))))
+    values.allow(Table(iex=Table(trades=Items(map(_as_written, entries)))))
     return entries
 
 

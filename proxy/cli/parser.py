@@ -14,7 +14,7 @@ from typing import NoReturn, TypeVar
 
 from proxy.alpaca.endpoints import endpoint, feed_names
 from proxy.cli.terminal import CONFIG_VARIABLE, DEFAULT_CONFIG
-from proxy.config import values as settings
+from proxy.config import values
 from proxy.observe.version import describe
 
 SHELLS = ("bash", "zsh", "fish")
@@ -72,11 +72,11 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--seconds", type=_seconds, metavar="N", help="stop after N seconds")
 
     simulate = verb("simulate", "run the simulated Alpaca alone, to develop against")
-    port = _setting(settings.port)
+    port = _setting(values.port)
     simulate.add_argument("--port", type=port, default=SIMULATOR_PORT, metavar="N", help=f"the port ({SIMULATOR_PORT})")
 
     keygen = verb("keygen", "generate a new client: key, secret, and the YAML to paste")
-    keygen.add_argument("name", type=_setting(settings.name), metavar="NAME", help="the algorithm's name")
+    keygen.add_argument("name", type=_setting(values.name), metavar="NAME", help="the algorithm's name")
 
     init = verb("init", "write a commented starter configuration; never overwrites a file")
     init.add_argument(
@@ -113,7 +113,7 @@ class _Parser(argparse.ArgumentParser):
         if action.choices is None or value in action.choices:
             return
         names = [str(name) for name in action.choices]
-        hint = settings.nearest(value, names)
+        hint = values.nearest(value, names)
         tail = f'did you mean "{hint}"?' if hint else f"there is {', '.join(names)}"
         if value in ("run", "start", "serve") and "check" in names:
             tail = "the proxy runs without a verb"
@@ -156,7 +156,7 @@ def _setting(read: Callable[[object], T]) -> Callable[[str], T]:
     def parse(text: str) -> T:
         try:
             return read(text)
-        except settings.Unsuitable as error:
+        except values.Unsuitable as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return parse

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from proxy.alpaca.endpoints import FOLLOWERS, Dialect, endpoint, feed_names
-from proxy.config import values as settings
+from proxy.config import values
 
 Schema = Mapping[str, Any]
 
@@ -116,8 +116,8 @@ def _default(value: object) -> str:
         return "`[]`"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
-    if isinstance(value, int) and value and value % settings.KIB == 0:
-        return f"`{settings.in_units(value)}`"
+    if isinstance(value, int) and value and value % values.KIB == 0:
+        return f"`{values.in_units(value)}`"
     return f"`{value}`"
 
 

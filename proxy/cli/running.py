@@ -16,8 +16,7 @@ from typing import TypeVar
 import gevent
 
 from proxy.cli.terminal import print_err
-from proxy.config import addresses, secret, yamlfile
-from proxy.config import values as settings
+from proxy.config import addresses, secret, values, yamlfile
 from proxy.config.errors import ConfigError, Problem
 from proxy.config.secret import Secret
 from proxy.config.values import Unsuitable
@@ -119,7 +118,7 @@ def running(path: Path, environ: Mapping[str, str]) -> Running:
             return default
 
     host = setting("host", addresses.host, addresses.LOOPBACK)
-    port = setting("port", settings.port, settings.ADMIN_PORT)
+    port = setting("port", values.port, values.ADMIN_PORT)
     token = setting("token", secret.token, None)
     if port == 0:
         reason = "is 0 (any free port), so the address is unknown; set a port number"

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from proxy.alpaca.endpoints import endpoint
-from proxy.config import addresses
-from proxy.config import values as settings
+from proxy.config import addresses, values
 from proxy.config.errors import Problem
 from proxy.config.values import Unsuitable, in_units, nearest
 from proxy.config.yamlfile import Step, Table, Text, YamlDocument, quoted
@@ -34,14 +33,14 @@ def check(document: YamlDocument) -> Iterator[Problem | None]:
 
 def _addresses(document: YamlDocument) -> Iterator[Problem | None]:
     host = _valid(document, ("listen", "host"), addresses.host, addresses.LOOPBACK)
-    port = _valid(document, ("listen", "port"), settings.port, settings.LISTEN_PORT)
+    port = _valid(document, ("listen", "port"), values.port, values.LISTEN_PORT)
     plaintext = not document.find(("listen", "tls"))
-    insecure = _valid(document, ("listen", "insecure"), settings.flag, False)
+    insecure = _valid(document, ("listen", "insecure"), values.flag, False)
     if host and not addresses.is_loopback(host) and plaintext and insecure is False:
         reason = "is not a loopback address, so plaintext can be read on the network; set listen.tls, or insecure: true"
         yield document.problem(("listen", "host"), reason)
     admin_host = _valid(document, ("admin", "host"), addresses.host, addresses.LOOPBACK)
-    admin_port = _valid(document, ("admin", "port"), settings.port, settings.ADMIN_PORT)
+    admin_port = _valid(document, ("admin", "port"), values.port, values.ADMIN_PORT)
     if admin_host and not addresses.is_loopback(admin_host) and document.find(("admin", "token")) is None:
         yield document.problem(("admin", "host"), "is not a loopback address; set admin.token as well")
     if host and admin_host and port and port == admin_port and _overlap(host, admin_host):
@@ -57,18 +56,18 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def _outboxes(document: YamlDocument) -> Iterator[Problem | None]:
-    total = _valid(document, ("limits", "outboxes"), settings.outboxes_size, settings.OUTBOXES)
+    total = _valid(document, ("limits", "outboxes"), values.outboxes_size, values.OUTBOXES)
     if total is None:
         return
     uses_default = False
     for name in _entries(document, "clients"):
         path = ("clients", name, "outbox")
-        outbox = _valid(document, path, settings.outbox_size, None)
+        outbox = _valid(document, path, values.outbox_size, None)
         if outbox is not None and outbox > total:
             yield document.problem(path, f"is more than all outboxes together may hold ({in_units(total)})")
         uses_default = uses_default or document.find(path) is None
-    if uses_default and total < settings.OUTBOX:
-        reason = f"is less than one client's outbox, which is {in_units(settings.OUTBOX)} by default"
+    if uses_default and total < values.OUTBOX:
+        reason = f"is less than one client's outbox, which is {in_units(values.OUTBOX)} by default"
         yield document.problem(("limits", "outboxes"), reason)
 
 

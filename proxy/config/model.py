@@ -25,8 +25,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from proxy.alpaca.endpoints import Dialect, endpoint
-from proxy.config import addresses, consistency, references, secret, yamlfile
-from proxy.config import values as settings
+from proxy.config import addresses, consistency, references, secret, values, yamlfile
 from proxy.config.errors import ConfigError, Problem
 from proxy.config.secret import Secret
 from proxy.config.values import Fault, Unsuitable, nearest
@@ -35,7 +34,7 @@ from proxy.routing.allowlists import DEFAULT, Allowlist, Client, Directory, When
 
 
 def _readable(value: object, info: ValidationInfo) -> Path:
-    name = settings.text(value)
+    name = values.text(value)
     path: Path = (info.context or {}).get("folder", Path()) / name
     try:
         path.open("rb").close()
@@ -49,10 +48,10 @@ def _blank_is(default: object) -> BeforeValidator:
 
 
 _SCALAR = WithJsonSchema({"type": ["string", "number", "boolean"]})
-Name = Annotated[str, BeforeValidator(settings.name)]
-Port = Annotated[int, BeforeValidator(settings.port)]
+Name = Annotated[str, BeforeValidator(values.name)]
+Port = Annotated[int, BeforeValidator(values.port)]
 Host = Annotated[str, BeforeValidator(addresses.host)]
-Flag = Annotated[bool, BeforeValidator(settings.flag)]
+Flag = Annotated[bool, BeforeValidator(values.flag)]
 Origins = Annotated[tuple[Annotated[str, BeforeValidator(addresses.origin)], ...], _blank_is(())]
 HostNames = Annotated[tuple[Annotated[str, BeforeValidator(addresses.host_name)], ...], _blank_is(())]
 Url = Annotated[str, BeforeValidator(addresses.url)]
@@ -60,9 +59,9 @@ File = Annotated[Path, BeforeValidator(_readable), WithJsonSchema({"type": "stri
 AccountSecret = Annotated[Secret, BeforeValidator(secret.account_secret), _SCALAR]
 ClientSecret = Annotated[Secret, BeforeValidator(secret.client_secret), _SCALAR]
 Token = Annotated[Secret, BeforeValidator(secret.token), _SCALAR]
-Key = Annotated[str, BeforeValidator(settings.key), _SCALAR]
+Key = Annotated[str, BeforeValidator(values.key), _SCALAR]
 Entries = Mapping[str, Mapping[str, tuple[str, ...]]]
-Allow = Annotated[Entries, BeforeValidator(settings.allow), WithJsonSchema(settings.allow_schema())]
+Allow = Annotated[Entries, BeforeValidator(values.allow), WithJsonSchema(values.allow_schema())]
 
 
 class Section(BaseModel):
@@ -107,7 +106,7 @@ class Listen(Section):
 
     host: Host = addresses.LOOPBACK
     """The address to listen on; any but a loopback address requires `tls`, or `insecure: true`."""
-    port: Port = settings.LISTEN_PORT
+    port: Port = values.LISTEN_PORT
     """The TCP port; 0 takes any free one."""
     tls: Annotated[Tls | None, _blank_is(None)] = None
     """The certificate and its key, for wss://."""
@@ -123,7 +122,7 @@ class Admin(Section):
 
     host: Host = addresses.LOOPBACK
     """The address to listen on; any but a loopback address requires a `token`."""
-    port: Port = settings.ADMIN_PORT
+    port: Port = values.ADMIN_PORT
     """The TCP port; 0 takes any free one."""
     token: Token | None = None
     """The bearer token that every request must carry; optional on a loopback address."""
@@ -143,9 +142,9 @@ class Log(Section):
 class Limits(Section):
     """Bounds on the memory that clients can make the proxy use."""
 
-    message: Annotated[int, BeforeValidator(settings.message_size)] = 1024 * 1024
+    message: Annotated[int, BeforeValidator(values.message_size)] = 1024 * 1024
     """The largest message that a client may send; 64KiB to 16MiB."""
-    outboxes: Annotated[int, BeforeValidator(settings.outboxes_size)] = settings.OUTBOXES
+    outboxes: Annotated[int, BeforeValidator(values.outboxes_size)] = values.OUTBOXES
     """The largest total size of all outboxes."""
 
 
@@ -158,7 +157,7 @@ class Account(Section):
     """The secret from Alpaca; best as ${ENV} or ${file:PATH}."""
     trading: Literal["paper", "live"] = "paper"
     """The trading environment that the account belongs to."""
-    codec: Annotated[Mapping[str, Literal["msgpack", "json"]], BeforeValidator(settings.codecs)] = {}
+    codec: Annotated[Mapping[str, Literal["msgpack", "json"]], BeforeValidator(values.codecs)] = {}
     """The upstream codec by feed; msgpack by default (options always msgpack, trading always JSON)."""
     data_url: Url = "wss://stream.data.alpaca.markets"
     """The server of the market data."""
@@ -188,15 +187,15 @@ class ClientEntry(Section):
     """The value that the algorithm passes as its Alpaca key; a name, not a secret."""
     secret: ClientSecret
     """The value that it passes as its secret: sha256:HEX (`keygen` makes one), a text, or ${ENV}."""
-    account: Annotated[Mapping[str, str], BeforeValidator(settings.accounts_by_feed)] = {}
+    account: Annotated[Mapping[str, str], BeforeValidator(values.accounts_by_feed)] = {}
     """The account that serves it: a name, or names by feed with a `default`; may be left out if there is only one."""
     allow: Allow = {}
     """The data that it may receive, by feed and channel: symbols, PREFIX* or "*". Nothing by default."""
-    max_connections: Annotated[int, BeforeValidator(settings.whole(1, 10_000))] = 16
+    max_connections: Annotated[int, BeforeValidator(values.whole(1, 10_000))] = 16
     """Its largest number of sessions per feed at the same time; more are refused with 406."""
     when_slow: Literal["disconnect", "conflate"] = "disconnect"
     """The action when its outbox overflows: disconnect (407), or keep the newest messages where that is correct."""
-    outbox: Annotated[int, BeforeValidator(settings.outbox_size)] = settings.OUTBOX
+    outbox: Annotated[int, BeforeValidator(values.outbox_size)] = values.OUTBOX
     """The largest size of the outbox of each of its sessions."""
 
 
@@ -211,11 +210,11 @@ class Config(Section):
     """The log, which goes to standard error."""
     limits: Limits = Limits()
     """Bounds on the memory that clients can make the proxy use."""
-    default_feed: Annotated[str, BeforeValidator(settings.market_feed)] = "iex"
+    default_feed: Annotated[str, BeforeValidator(values.market_feed)] = "iex"
     """The feed of the path / and of the legacy stream names."""
-    accounts: Annotated[Mapping[Name, Account], BeforeValidator(settings.some)]
+    accounts: Annotated[Mapping[Name, Account], BeforeValidator(values.some)]
     """The Alpaca accounts, by a name of your own; at least one."""
-    clients: Annotated[Mapping[Name, ClientEntry], BeforeValidator(settings.some)]
+    clients: Annotated[Mapping[Name, ClientEntry], BeforeValidator(values.some)]
     """The algorithms, by name; at least one."""
 
     def directory(self) -> Directory:

@@ -20,7 +20,7 @@ from proxy.transport import frames
 from proxy.transport.connection import ClientConnection
 from proxy.transport.errors import ConnectionLost
 
-CLOSE_FLUSH_SECONDS = 4.5  # plus up to two ticks, to detect the close and its end: 5 s at most
+CLOSE_FLUSH_SECONDS = 4.5  # `ClientSession.tick` enforces it, up to two ticks later: 5 s at most
 WRITE_BYTES = 64 * 1024
 CONFLATE_BYTES = 1024 * 1024  # conflation starts here, so that one run never has to decode much
 

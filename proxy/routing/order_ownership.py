@@ -1,9 +1,9 @@
 """Order ownership: which clients receive an update of the trading feed.
 
 A client's allowlist patterns match the `client_order_id`s that its algorithm gives to its orders. Alpaca generates ids
-for orders that it derives from them (a replacement, the legs of a bracket), so ownership is also inherited: an order
-belongs to the owners of an order that it replaces, of one that replaces it, of its legs and of the order that it is a
-leg of. Owners are kept for a day, and for a bounded number of orders.
+for orders that it derives from them (a replacement, the legs of a bracket), so ownership is also inherited. Related
+orders are the replaced one and its replacement, and a parent and its legs; they all belong to the same owners. Owners
+are kept for a day, and for a bounded number of orders.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from proxy.routing.router import Delivery, Member
 
 ORDERS = "trade_updates"
 KEEP_SECONDS = 24 * 3600.0
-KEEP_ORDERS = 50_000  # of about 1 KB each at most
+KEEP_ORDERS = 50_000  # about 1 KB each, with ids of MAX_ID and a few owners
 MAX_ID = 256  # characters; Alpaca's own ids have 36, a client_order_id up to 128
 MAX_FAMILY = 64  # orders of an update that are considered
 MAX_DEPTH = 2  # of legs of legs
@@ -34,7 +34,7 @@ class Orders:
     def __init__(self, matches: Callable[[str], Iterable[str]]) -> None:
         self.matches = matches
         self.long_ids = 0  # ids over MAX_ID, which are ignored
-        # By order id: its owners, each with the client_order_id that its pattern matched; and the time of the update.
+        # By order id: the owners' names, each with the client_order_id by which it became one; the time of the update.
         self._owners: OrderedDict[str, tuple[dict[str, str], float]] = OrderedDict()
 
     def __repr__(self) -> str:

@@ -1,9 +1,9 @@
 """Deliver the outcomes of requests to sessions, without blocking the hub.
 
 An outcome with thousands of topics takes milliseconds to deliver, and one confirmation of Alpaca can answer requests of
-hundreds of sessions. Short outcomes are delivered at once, for at most one time slice; a greenlet delivers the rest, in
-turn, one outcome of each session. Each session gets its outcomes in order, and no data of a topic before the outcome
-that acknowledges it: `deliver` sends the outcome before it adds the topics to the router.
+hundreds of sessions. Outcomes with few topics are delivered at once, for at most one time slice; a greenlet delivers
+the others, one of each session at a time. Each session gets its outcomes in order. That no data of a topic comes before
+the outcome that acknowledges it is up to `deliver`, which is the supervisor's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from proxy.routing.pending_requests import RequestOutcome, SubscriberRequests
 from proxy.routing.router import Member
 from proxy.transport.time_slice import TimeSlice
 
-SHORT = 1000  # topics
+MAX_TOPICS_AT_ONCE = 1000  # in an outcome that is delivered without the greenlet
 
 
 class AckReceiver(Member, Protocol):
@@ -54,7 +54,7 @@ class AckDispatcher:
         """Deliver short outcomes at once and queue the others."""
         time_slice = TimeSlice()
         for outcome in outcomes:
-            if outcome.requests in self._queued or len(outcome.state or ()) > SHORT or time_slice.over():
+            if outcome.requests in self._queued or len(outcome.state or ()) > MAX_TOPICS_AT_ONCE or time_slice.over():
                 self._queued.setdefault(outcome.requests, deque()).append(outcome)
             else:
                 self._deliver_now(outcome)

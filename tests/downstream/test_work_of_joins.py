@@ -111,7 +111,7 @@ def single_greenlet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do all work in the greenlet that counts it, and begin with empty caches."""
     server_protocol._changes.clear()
     server_protocol._acknowledgements.clear()
-    monkeypatch.setattr(ack_dispatcher, "SHORT", 1 << 30)
+    monkeypatch.setattr(ack_dispatcher, "MAX_TOPICS_AT_ONCE", 1 << 30)
 
 
 @pytest.mark.parametrize(

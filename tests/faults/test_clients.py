@@ -19,7 +19,7 @@ import pytest
 from proxy.alpaca import market
 from proxy.downstream import client_session
 from proxy.transport import connection, http_request, listener
-from proxy.upstream.ack_dispatcher import SHORT
+from proxy.upstream.ack_dispatcher import MAX_TOPICS_AT_ONCE
 from tests import harness
 from tests.harness import BINARY, CLOSE, PING, PONG, TEXT, Client, Harness, Wire, quote, trade, wait_for
 
@@ -511,7 +511,7 @@ def test_requests_faster_than_replies_can_be_made(proxy: Harness, monkeypatch: p
     The proxy reads the client no faster than it replies, and other clients do not wait for its requests.
     """
     monkeypatch.setattr(client_session, "MAX_PENDING_REPLIES", 4)
-    symbols = [f"S{number}" for number in range(SHORT + 100)]
+    symbols = [f"S{number}" for number in range(MAX_TOPICS_AT_ONCE + 100)]
     rogue, other = proxy.client("rogue"), proxy.client("other")
     rogue.subscribe(trades=symbols)
     [session] = [c for c in proxy.gateway.server.sessions if c.name == "rogue"]

@@ -11,9 +11,9 @@ from proxy.alpaca.topics import NO_TOPICS, Subscription
 from proxy.observe.logs import Log
 from proxy.routing.pending_requests import RequestOutcome, SubscriberRequests
 from proxy.transport import time_slice
-from proxy.upstream.ack_dispatcher import SHORT, AckDispatcher
+from proxy.upstream.ack_dispatcher import MAX_TOPICS_AT_ONCE, AckDispatcher
 
-LONG: Subscription = frozenset(("trades", f"S{number}") for number in range(SHORT + 1))
+LONG: Subscription = frozenset(("trades", f"S{number}") for number in range(MAX_TOPICS_AT_ONCE + 1))
 
 
 class Recorder:
