@@ -20,6 +20,7 @@ Raw = msgspec.Raw
 
 FRAME_BYTES = 512 * 1024  # Python's SDKs refuse a message over 1 MiB
 BODY_BYTES = 1000 * 1024  # of a single message of Alpaca's, for the same reason; a larger one is not passed on
+CONTROL_BYTES = 4 * 1024 * 1024  # of a control message: an acknowledgement of all that a plan permits has less
 NEWS_SYMBOLS = 1000  # symbols of an article that are used for routing
 MAX_DOCUMENTS = 256  # objects in one message of a client, since each is answered
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple, Protocol
 
 from proxy.alpaca import large_frames
-from proxy.alpaca.codec import BODY_BYTES, FRAME_BYTES, Codec, Malformed, Raw
+from proxy.alpaca.codec import BODY_BYTES, CONTROL_BYTES, FRAME_BYTES, Codec, Malformed, Raw
 from proxy.alpaca.endpoints import CHANNEL_OF_KIND, WILDCARD, Endpoint
 from proxy.alpaca.market import CONTROL
 from proxy.alpaca.topics import NO_TOPICS, Subscription, Topic, channel_of, covers, known
@@ -225,9 +225,13 @@ class Router:
     def pieces(self, frame: bytes) -> Iterator[bytes | None]:
         """Split a large frame into small ones for `take`. Raises Malformed.
 
-        None is a pause.
+        None is a pause. A message over CONTROL_BYTES is left out without a look into it.
         """
-        return large_frames.pieces(frame, self.codec)
+        for piece in large_frames.pieces(frame, self.codec):
+            if piece is not None and len(piece) > CONTROL_BYTES:
+                self._oversized += 1
+            else:
+                yield piece
 
     def take(self, frame: bytes) -> Raw | None:
         """Gather a data frame's messages by group. Raises Malformed.
@@ -236,11 +240,11 @@ class Router:
         alone in its frame. Raises Malformed.
         """
         raws, heads = self.codec.split(frame)
+        if len(heads) == 1 and heads[0].T in CONTROL:
+            return raws[0]
         if len(frame) > BODY_BYTES and len(raws) == 1:
             self._oversized += 1
             return None
-        if len(heads) == 1 and heads[0].T in CONTROL:
-            return raws[0]
         self._frames.append(frame)
         self._count += len(raws)
         routes, touched = self._routes, self._touched

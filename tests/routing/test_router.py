@@ -15,7 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from proxy.alpaca.codec import BODY_BYTES, FRAME_BYTES, JSON, MSGPACK, Codec, Malformed
+from proxy.alpaca.codec import BODY_BYTES, CONTROL_BYTES, FRAME_BYTES, JSON, MSGPACK, Codec, Malformed
 from proxy.alpaca.endpoints import CHANNEL_OF_KIND, endpoint
 from proxy.alpaca.legacy import LEGACY
 from proxy.alpaca.plain_pairs import PLAIN_PAIRS
@@ -354,6 +354,12 @@ def test_a_message_over_the_bound_is_not_passed_on() -> None:
     add_member(router, JSON, ("trades", "*"))
     assert route(router, JSON.encode([{"T": "t", "S": "A", "x": "y" * BODY_BYTES}])) == []
     assert router.irregular["oversized"] == 1
+    acknowledgement = JSON.encode([{"T": "subscription", "trades": ["A" * 20] * 60_000}])
+    assert len(acknowledgement) > BODY_BYTES
+    assert [router.take(piece) for piece in router.pieces(acknowledgement) if piece is not None] != [None]
+    huge = JSON.encode([{"T": "subscription", "x": "y" * CONTROL_BYTES}, {"T": "t", "S": "A"}])
+    assert [piece for piece in router.pieces(huge) if piece is not None] == [b'[{"T":"t","S":"A"}]']
+    assert router.irregular["oversized"] == 2
 
 
 def test_dropped_routes_are_freed_a_few_at_a_time() -> None:
