@@ -164,8 +164,8 @@ class ClientSession:
     def _break_cycles(self) -> None:
         """Clear the references back to this session, so that reference counting frees it.
 
-        The garbage collector seldom visits old objects (`gateway.GARBAGE`), and a cycle would keep about a kilobyte of
-        each session until then.
+        The garbage collector seldom visits old objects (`gateway.GC_THRESHOLDS`), and a cycle would keep about a
+        kilobyte of each session until then.
         """
         self.replies.end()
         self.outbox.conflate = None

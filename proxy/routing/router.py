@@ -182,7 +182,7 @@ class Router:
     def revoke(self, member: Member, topics: Subscription) -> None:
         """Remove these topics from the member's subscription."""
         group = self._group_of.get(member)
-        if group is not None:
+        if group is not None and not topics.isdisjoint(group.subscription):
             self._join(member, group.subscription - topics)
 
     def remove(self, member: Member) -> None:

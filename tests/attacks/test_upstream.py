@@ -151,6 +151,17 @@ def test_an_upgrade_answer_that_does_not_end(target: Start, head: str) -> None:
     assert cost.grown < MOST_MIB, repr(cost)
 
 
+def assert_cheap(target: Start, attack: Callable[[Connection], None]) -> None:
+    """Two seconds of the attack neither delay the witness nor take much memory."""
+    with Rogue(attack) as rogue:
+        proxy = target(rogue.url)
+        subscribe(proxy)
+        rogue.ready()
+        cost = proxy.cost(lambda: rogue.strike(2), 2)
+    assert cost.excess <= CALM_SECONDS, repr(cost)
+    assert cost.grown < MOST_MIB, repr(cost)
+
+
 def test_many_small_fragments(target: Start) -> None:
     """A message of 14 MiB that continues with single bytes.
 
@@ -162,13 +173,7 @@ def test_many_small_fragments(target: Start) -> None:
         for _ in range(20):
             line.socket.sendall(frame(0, b"x", first=0) * 1000)
 
-    with Rogue(attack) as rogue:
-        proxy = target(rogue.url)
-        subscribe(proxy)
-        rogue.ready()
-        cost = proxy.cost(lambda: rogue.strike(2), 2)
-    assert cost.excess <= CALM_SECONDS, repr(cost)
-    assert cost.grown < MOST_MIB, repr(cost)
+    assert_cheap(target, attack)
 
 
 def test_fragments_of_a_message_that_never_ends(target: Start) -> None:
@@ -183,13 +188,7 @@ def test_fragments_of_a_message_that_never_ends(target: Start) -> None:
         while time.monotonic() < until:
             line.socket.sendall(frame(0, b"", first=0) * 50_000)
 
-    with Rogue(attack) as rogue:
-        proxy = target(rogue.url)
-        subscribe(proxy)
-        rogue.ready()
-        cost = proxy.cost(lambda: rogue.strike(2), 2)
-    assert cost.excess <= CALM_SECONDS, repr(cost)
-    assert cost.grown < MOST_MIB, repr(cost)
+    assert_cheap(target, attack)
 
 
 FRAME_BYTES = 16 * MIB - 64
@@ -275,7 +274,7 @@ def test_symbols_of_a_megabyte(target: Start, where: str) -> None:
     assert grown < MOST_MIB
 
 
-def test_pings_whose_answers_nobody_reads(target: Start) -> None:
+def test_pings_whose_pongs_are_not_read(target: Start) -> None:
     """The queue of frames to Alpaca is bounded."""
 
     def attack(line: Connection) -> None:

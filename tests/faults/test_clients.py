@@ -361,7 +361,7 @@ def test_half_open(proxy: Harness) -> None:
 
 @pytest.mark.usefixtures("witness")
 def test_half_open_where_the_kernel_has_no_such_time_limit(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the client sends is its only sign of life."""
+    """Only bytes from the client count as a sign of life."""
     monkeypatch.setattr(client_session, "USER_TIMEOUT", None)
     silent, busy = proxy.wire().log_in("rogue", trades=["MSFT"]), proxy.client("many")
     assert client_session.GONE_SECONDS == 90

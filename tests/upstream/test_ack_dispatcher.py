@@ -122,3 +122,12 @@ def test_an_internal_error_costs_one_outcome(recorder: Recorder) -> None:
     recorder.dispatcher.take(outcomes[1:])
     recorder.finish()
     assert len(recorder.delivered) == 2, "the dispatcher still works"
+
+
+def test_an_internal_error_at_once_costs_one_outcome(recorder: Recorder) -> None:
+    """Outcomes before and after it are delivered; one of a session that has left is not."""
+    outcomes = [
+        RequestOutcome(SubscriberRequests(member), None, NO_TOPICS) for member in ("one", "broken", None, "two")
+    ]
+    recorder.dispatcher.take(outcomes)
+    assert recorder.delivered == [outcomes[0], outcomes[3]]

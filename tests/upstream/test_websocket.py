@@ -715,17 +715,22 @@ def test_tls_to_a_server_without_tls(serve: Callable[..., Server], monkeypatch: 
 # HTTP proxies
 
 
-def test_the_environments_http_proxy_is_used_but_not_for_this_machine(
-    serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    requests: list[str] = []
+def tunnel(requests: list[str]) -> Callable[[socket.socket], None]:
+    """The script of a proxy, and of the server behind it; keeps the heads of the proxy's requests."""
 
     def script(sock: socket.socket) -> None:
         requests.append(head(sock))
         sock.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
         sock.sendall(accept(head(sock)))
 
-    proxy = serve(script)
+    return script
+
+
+def test_the_environments_http_proxy_is_used_but_not_for_this_machine(
+    serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[str] = []
+    proxy = serve(tunnel(requests))
     monkeypatch.setenv("http_proxy", f"http://{HERE}:{proxy.port}")
     monkeypatch.delenv("no_proxy", raising=False)
     dial("ws://stream.example/v2/iex", {}, no_reply).free()
@@ -738,13 +743,7 @@ def test_the_environments_http_proxy_is_used_but_not_for_this_machine(
 
 def test_the_http_proxys_credentials(serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
     requests: list[str] = []
-
-    def script(sock: socket.socket) -> None:
-        requests.append(head(sock))
-        sock.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
-        sock.sendall(accept(head(sock)))
-
-    proxy = serve(script)
+    proxy = serve(tunnel(requests))
     monkeypatch.setenv("http_proxy", f"http://me:p%40ss@{HERE}:{proxy.port}")
     monkeypatch.delenv("no_proxy", raising=False)
     dial("ws://stream.example:8080/v2/iex", {}, no_reply).free()
