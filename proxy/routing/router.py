@@ -240,13 +240,15 @@ class Router:
         alone in its frame. Raises Malformed.
         """
         raws, heads = self.codec.split(frame)
-        if len(heads) == 1 and heads[0].T in CONTROL:
-            return raws[0]
-        if len(frame) > BODY_BYTES and len(raws) == 1:
-            self._oversized += 1
-            return None
+        count = len(raws)
+        if count == 1:
+            if heads[0].T in CONTROL:
+                return raws[0]
+            if len(frame) > BODY_BYTES:
+                self._oversized += 1
+                return None
         self._frames.append(frame)
-        self._count += len(raws)
+        self._count += count
         routes, touched = self._routes, self._touched
         for raw, head in zip(raws, heads, strict=True):
             kind = head.T
