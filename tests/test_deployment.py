@@ -173,7 +173,8 @@ def test_files_copied_into_the_image_exist_and_pass_dockerignore() -> None:
 
 def test_the_image_runs_unprivileged_and_has_a_health_check() -> None:
     assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", dockerfile("USER")[-1])
-    assert parser().parse_args(_words(dockerfile("HEALTHCHECK")[0].partition("CMD ")[2])[2:]).verb == "healthcheck"
+    check = parser().parse_args(_words(dockerfile("HEALTHCHECK")[0].partition("CMD ")[2])[2:])
+    assert (check.verb, check.live) == ("healthcheck", True)  # an outage of Alpaca must not end the container
     assert parser().parse_args(_words(dockerfile("CMD")[-1])).verb == "run"
     config = container_config()
     assert dockerfile("EXPOSE") == [f"{config.listen.port} {config.admin.port}"]

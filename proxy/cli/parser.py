@@ -91,7 +91,12 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="print /status.json, for programs")
     status.add_argument("--watch", action="store_true", help="repeat every two seconds, until Ctrl-C")
 
-    verb("healthcheck", "exit with status 0 if the running proxy is ready, for containers", file)
+    healthcheck = verb("healthcheck", "exit with status 0 if the running proxy is ready, for containers", file)
+    healthcheck.add_argument(
+        "--live",
+        action="store_true",
+        help="ask only whether it is alive: an outage of Alpaca is no reason to restart it",
+    )
 
     schema = verb("schema", "print the JSON schema of the configuration, for editors")
     schema.add_argument("--markdown", action="store_true", help="print the reference in Markdown instead")

@@ -254,3 +254,13 @@ def test_healthcheck_exit_status(start: Start, write: Write, call: Call) -> None
     result = call("healthcheck", "-c", path)
     assert result.code == 1
     assert result.out.startswith("main/iex ")
+    alive = call("healthcheck", "--live", "-c", path)
+    assert (alive.code, alive.out, alive.err) == (0, "ok\n", "")
+
+
+def test_healthcheck_live_fails_without_a_proxy(write: Write, call: Call) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+    result = call("healthcheck", "--live", "-c", write(f"admin: {{port: {port}}}"))
+    assert result.code == 1
+    assert result.err.startswith("no proxy is running at ")
