@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
 import signal
 import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import Enum
 
 import gevent
@@ -29,13 +31,13 @@ from proxy.config.reload_plan import ReloadPlan, make_plan
 from proxy.downstream.client_session import ClientSession
 from proxy.downstream.outbox import Outboxes
 from proxy.downstream.server import Server
-from proxy.observe import logs, metrics
+from proxy.observe import logs, metrics, process
 from proxy.observe import status_document as document
 from proxy.observe.admin import Admin, Query, Rendering
 from proxy.observe.history import History
 from proxy.observe.logs import Log
 from proxy.observe.recent_events import RecentEvents
-from proxy.observe.snapshot import Snapshot
+from proxy.observe.snapshot import ReloadState, Snapshot
 from proxy.observe.status_page import Page
 from proxy.observe.tap import Taps
 from proxy.routing.allowlists import Client, Directory
@@ -116,7 +118,8 @@ class Gateway:
         )
         self._stopping = Event()
         self._reload_lock = BoundedSemaphore()
-        self._reloads = 0
+        self._pid_start = process.start_ticks(os.getpid())
+        self._reload_state = ReloadState(0, False, None, True, (), (), time.time())
         self._ticker: gevent.Greenlet | None = None
         self._log = Log("gateway")
 
@@ -285,6 +288,9 @@ class Gateway:
             delivered=self._history.delivered,
             seconds=tuple(self._history.seconds),
             events=self._recent.events(),
+            pid=os.getpid(),
+            pid_start=self._pid_start,
+            reload=replace(self._reload_state, running=self.reloading),
         )
 
     def _create_supervisor(self, account: str, feed: str) -> FeedSupervisor:
@@ -353,23 +359,30 @@ class Gateway:
         A thread reads and compares the file, so that the hub is not blocked.
         """
         with self._reload_lock:
-            self._reloads += 1
-            log = Log("gateway", number=self._reloads)  # the number keeps the repeat filter from merging the lines
+            number = self._reload_state.count + 1
+            log = Log("gateway", number=number)  # the number keeps the repeat filter from merging the lines
             interval = sys.getswitchinterval()
             sys.setswitchinterval(RELOAD_SWITCH_SECONDS)
+            lines: list[str] = []
+            problems: list[str] = []
             try:
                 prepared = gevent.get_hub().threadpool.apply(self._prepare)
                 if isinstance(prepared, ConfigError):
-                    for problem in prepared.problems:
+                    problems = [str(problem) for problem in prepared.problems]
+                    for problem in problems:
                         log.warning("reload", problem=problem, result="nothing was reloaded")
                 elif prepared is not None:
                     plan = self._apply(*prepared)
                     for line in plan.lines():
                         (log.warning if plan.restart else log.info)("reload", plan=line)
+                    problems = [f"{name} changed: restart to apply it" for name in plan.restart]
+                    lines = [] if problems else plan.lines()
             except Exception:
                 log.error("internal_error")
+                problems = ["an internal error; the log has its traceback"]
             finally:
                 sys.setswitchinterval(interval)
+                self._reload_state = self._reload_state.ended(time.time(), tuple(lines), tuple(problems))
 
     def _prepare(self) -> tuple[Config, Directory, ReloadPlan] | ConfigError | None:
         """Return the configuration in the file and its changes, or its problems.

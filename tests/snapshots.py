@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from proxy.observe.history import Lags
-from proxy.observe.snapshot import FeedState, SessionState, Snapshot, Totals
+from proxy.observe.snapshot import FeedState, ReloadState, SessionState, Snapshot, Totals
 
 
 def feed(name: str = "iex", **more: Any) -> FeedState:
@@ -58,5 +58,8 @@ def snapshot(**more: Any) -> Snapshot:
         delivered={},
         seconds=(),
         events=(),
+        pid=4711,
+        pid_start=123_456,
+        reload=ReloadState(0, False, None, True, (), (), 1_699_999_940.5),
     )
     return replace(default, **more)

@@ -86,7 +86,6 @@ def test_the_unit_waits_for_the_proxy_and_watches_it() -> None:
     assert (unit["Type"], unit["NotifyAccess"]) == (["notify"], ["main"])
     assert float(unit["WatchdogSec"][0]) / 2 > 4 * TICK_SECONDS
     assert float(unit["TimeoutStopSec"][0]) > DRAIN_SECONDS
-    assert unit["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
 
 
 def test_the_unit_starts_again_unless_the_configuration_cannot_work() -> None:
@@ -98,11 +97,13 @@ def test_the_unit_starts_again_unless_the_configuration_cannot_work() -> None:
 
 def test_the_units_commands_are_valid_command_lines() -> None:
     unit = directives()
-    [check], [start] = unit["ExecStartPre"], unit["ExecStart"]
+    [check], [start], [reload] = unit["ExecStartPre"], unit["ExecStart"], unit["ExecReload"]
     assert parser().parse_args(arguments(check)).verb == "check"
     assert parser().parse_args(arguments(start)).verb == "run"
-    assert arguments(check)[1:] == arguments(start)
-    assert check.removeprefix("-").partition(".pyz")[0] == start.partition(".pyz")[0]
+    assert parser().parse_args(arguments(reload)).verb == "reload"
+    assert arguments(check)[1:] == arguments(reload)[1:] == arguments(start)
+    programs = {command.removeprefix("-").partition(".pyz")[0] for command in (check, start, reload)}
+    assert len(programs) == 1
 
 
 def test_the_unit_unpacks_to_its_cache_folder_the_only_writable_one() -> None:

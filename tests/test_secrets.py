@@ -152,7 +152,7 @@ def test_output_of_a_running_process(file: Path, alpaca: Simulator) -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", [["check"], ["explain", "alpha", "iex", "trades", "AAPL"], ["status"], ["healthcheck"]]
+    "verb", [["check"], ["explain", "alpha", "iex", "trades", "AAPL"], ["status"], ["healthcheck"], ["reload"]]
 )
 @pytest.mark.parametrize("broken", [False, True])
 def test_output_of_the_verbs(

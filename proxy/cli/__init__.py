@@ -13,6 +13,7 @@ Each verb is a module of the same name with `run(options)`. It is imported when 
     demonstration     simulator, proxy and two algorithms in one process
     simulate          the simulator alone
     status            the running proxy as tables
+    reload            the running proxy reads its configuration again
     healthcheck       /readyz or /healthz as an exit status
     schema            the JSON schema, or the reference of settings
     completion        shell completion

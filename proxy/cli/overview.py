@@ -25,6 +25,10 @@ StatusJson = Mapping[str, Any]
 def overview(document: StatusJson, style: Style) -> str:
     """Return the whole text."""
     parts = [_proxy(document, style)]
+    if not document["reload"]["ok"]:
+        clock = time.strftime("%H:%M:%S", time.localtime(document["reload"]["time"]))
+        sentence = f"The reload at {clock} changed nothing, because of problems; `reload` shows them."
+        parts.append(style.paint(sentence, Color.BAD))
     if document["feeds"]:
         parts.append(table(FEED, [_feed(feed) for feed in document["feeds"]], style))
     if document["clients"]:

@@ -91,6 +91,8 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="print /status.json, for programs")
     status.add_argument("--watch", action="store_true", help="repeat every two seconds, until Ctrl-C")
 
+    verb("reload", "have the running proxy read its configuration again, and show what that changed", file)
+
     healthcheck = verb("healthcheck", "exit with status 0 if the running proxy is ready, for containers", file)
     healthcheck.add_argument(
         "--live",

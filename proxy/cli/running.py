@@ -1,7 +1,7 @@
 """HTTP client for the running proxy's admin address.
 
-The verbs `status` and `healthcheck` use it. Only the section `admin` of the configuration is read. So these verbs work
-without the environment variables of the secrets, and while the rest of the file is being edited and invalid.
+The verbs `status`, `reload` and `healthcheck` use it. Only the section `admin` of the configuration is read. So these
+verbs work without the environment variables of the secrets, and while the rest of the file is being edited and invalid.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from proxy.transport.errors import ProxyError
 ANSWER_SECONDS = 5.0
 QUIET_SECONDS = 1.0
 LARGEST_ANSWER = 16 * 1024 * 1024
+NO_HISTORY = 1 << 53
+"""A second in the far future for /status.json, so that it has no history; only the status page uses it."""
 
 T = TypeVar("T")
 
@@ -80,6 +82,13 @@ class Running:
 
     def __str__(self) -> str:
         return f"http://{authority((self.host, self.port))}"
+
+
+def not_this_version(proxy: Running) -> NotRunning:
+    """The error for an answer that this version of the proxy does not give."""
+    return NotRunning(
+        f"the program at {proxy} is not an alpaca-proxy of this version; check which program listens there"
+    )
 
 
 def authority(address: tuple[str, int]) -> str:

@@ -11,14 +11,12 @@ import time
 
 from proxy.cli.config_file import config_path, report_config_error
 from proxy.cli.overview import overview
-from proxy.cli.running import NotRunning, Running, running
+from proxy.cli.running import NO_HISTORY, NotRunning, Running, not_this_version, running
 from proxy.cli.terminal import Exit, fail, plain
 from proxy.config.errors import ConfigError
 from proxy.observe.style import Style
 
 WATCH_SECONDS = 2.0
-NO_HISTORY = 1 << 53
-"""A time in the far future, so that the response has no history; only the status page uses it."""
 
 
 def run(options: argparse.Namespace) -> Exit:
@@ -45,9 +43,7 @@ def _fetch(proxy: Running, *, as_json: bool) -> str:
         document = json.loads(body)
         return body.rstrip() if as_json else overview(document, Style.of(sys.stdout, os.environ))
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise NotRunning(
-            f"the program at {proxy} is not an alpaca-proxy of this version; check which program listens there"
-        ) from None
+        raise not_this_version(proxy) from None
 
 
 def _watch(proxy: Running, *, as_json: bool) -> Exit:

@@ -8,6 +8,7 @@ which takes half of the program's start-up time; commands that need only a part 
     values        decoders for single settings
     addresses     decoders for addresses, origins and URLs
     secret        secrets, and the settings that hold one
+    certificates  the certificate file, for the plan of a reload
     model         the sections, and the loading of a file
     consistency   checks that involve several settings
     reload_plan   the differences between two configurations

@@ -17,6 +17,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    PrivateAttr,
     ValidationError,
     ValidationInfo,
     WithJsonSchema,
@@ -25,7 +26,8 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from proxy.alpaca.endpoints import Dialect, endpoint
-from proxy.config import addresses, consistency, references, secret, values, yamlfile
+from proxy.config import addresses, certificates, consistency, references, secret, values, yamlfile
+from proxy.config.certificates import Certificate
 from proxy.config.errors import ConfigError, Problem
 from proxy.config.secret import Secret
 from proxy.config.values import Fault, Unsuitable, nearest
@@ -88,12 +90,19 @@ class Tls(Section):
     """The certificate with its chain, PEM."""
     key: File
     """Its private key, PEM, not encrypted."""
+    _certificate: Certificate | None = PrivateAttr(None)
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """The certificate file as it was when the configuration was read."""
+        return self._certificate
 
     @model_validator(mode="after")
     def _matching(self) -> Tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             context.load_cert_chain(self.cert, self.key, password=lambda: b"")
+            self._certificate = certificates.read(self.cert.read_text("latin-1"))
         except (OSError, ValueError) as error:
             mismatch = getattr(error, "reason", None) == "KEY_VALUES_MISMATCH"
             reason = "the key does not belong to the certificate" if mismatch else "cert and key are not both plain PEM"

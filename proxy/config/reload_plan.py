@@ -18,7 +18,8 @@ class ReloadPlan:
     """The steps of a reload. `restart` are changed settings that need a restart; if there are any, nothing is done.
 
     `gone` maps each client whose sessions are closed to the reason. The sessions of `changed` clients continue under
-    the new rules. The feeds of changed `accounts` reconnect. Changed `settings` take effect at once.
+    the new rules. The feeds of changed `accounts` reconnect. Changed `settings` take effect at once. `certificate`
+    tells of a renewed certificate; it is empty if there is none.
     """
 
     restart: tuple[str, ...]
@@ -27,6 +28,7 @@ class ReloadPlan:
     changed: tuple[str, ...]
     accounts: tuple[str, ...]
     settings: tuple[str, ...]
+    certificate: str = ""
 
     def lines(self) -> list[str]:
         """The plan as sentences; one sentence if it is empty."""
@@ -38,6 +40,7 @@ class ReloadPlan:
             *(f"client {name}: changed, its sessions continue under the new rules" for name in self.changed),
             *(f"account {name}: changed, its feeds reconnect" for name in self.accounts),
             *(f"{name}: changed" for name in self.settings),
+            *([f"listen.tls: {self.certificate}"] if self.certificate else []),
         ]
         return lines or ["nothing changed"]
 
@@ -54,6 +57,7 @@ def make_plan(old: Config, new: Config) -> ReloadPlan:
         changed=tuple(name for name in after if name in before and name not in gone and after[name] != before[name]),
         accounts=tuple(name for name in old.accounts if old.accounts[name] != new.accounts.get(name)),
         settings=tuple(_changed_settings(old, new)),
+        certificate=_renewal(old, new),
     )
 
 
@@ -72,6 +76,16 @@ def _needing_restart(old: Config, new: Config) -> Iterator[str]:
             yield name
     if (old.listen.tls is None) != (new.listen.tls is None):
         yield "listen.tls"
+
+
+def _renewal(old: Config, new: Config) -> str:
+    if old.listen.tls is None or new.listen.tls is None:
+        return ""
+    before, after = old.listen.tls.certificate, new.listen.tls.certificate
+    if after is None or after == before:
+        return ""
+    until = "" if after.valid_until is None else f", valid until {after.valid_until:%Y-%m-%d %H:%M} UTC"
+    return f"certificate renewed{until}"
 
 
 def _changed_settings(old: Config, new: Config) -> Iterator[str]:

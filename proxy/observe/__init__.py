@@ -9,6 +9,7 @@ status_document   /status.json, from a snapshot
 status_page       the status page, from status.html
 tap               samples of the messages of one topic
 admin             the admin port
+process           the identity of this process, for the verb `reload`
 style             colour on terminals
 version           the version, commit and Python of this process
 """

@@ -72,6 +72,19 @@ def _proxy(snapshot: Snapshot) -> Iterator[Metric]:
     yield _gauge("build_info", "The running version.", ["version"], [([__version__], 1)])
     yield _gauge("start_time_seconds", "Unix time of the start.", [], [([], snapshot.time - snapshot.uptime)])
     yield _gauge("ready", "Whether every needed feed is live.", [], [([], snapshot.ready)])
+    reload = snapshot.reload
+    yield _gauge(
+        "config_last_reload_successful",
+        "Whether the last reload of the configuration was applied; 1 before the first.",
+        [],
+        [([], reload.ok)],
+    )
+    yield _gauge(
+        "config_last_reload_success_timestamp_seconds",
+        "Unix time at which a configuration was last applied; at first that of the start.",
+        [],
+        [([], reload.applied_at)],
+    )
     yield _gauge("outbox_bytes", "Bytes pending in all outboxes.", [], [([], snapshot.outboxes)])
     yield _gauge("outbox_limit_bytes", "Bytes that all outboxes may hold.", [], [([], snapshot.outboxes_limit)])
     yield _gauge(

@@ -135,9 +135,33 @@ class LogEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class ReloadState:
+    """The reloads of the configuration file. Times are in seconds since 1970.
+
+    `count` counts those that have ended, `running` tells whether one is under way. Of the last one, `time` is its end
+    (None before the first), `ok` whether its file was applied, `plan` what that changed, and `problems` are the reasons
+    why it was not applied. `applied_at` is the time at which a file was last applied, the start included.
+    """
+
+    count: int
+    running: bool
+    time: float | None
+    ok: bool
+    plan: tuple[str, ...]
+    problems: tuple[str, ...]
+    applied_at: float
+
+    def ended(self, time: float, plan: tuple[str, ...], problems: tuple[str, ...]) -> ReloadState:
+        """The state after one more reload, which was applied if it had no problems."""
+        ok = not problems
+        return ReloadState(self.count + 1, False, time, ok, plan, problems, time if ok else self.applied_at)
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The whole state. `accounts` is the number of configured accounts; `totals` is by client and feed.
 
+    `pid` is the id of the process, `pid_start` its start time in the kernel's clock ticks, None if that is not known.
     `time` is in seconds since 1970. `received` (by account and feed) and `delivered` (by client and feed) are rates in
     messages a second over the last few seconds. `outboxes` is the number of bytes pending in all outboxes, at most
     `outboxes_limit`. `seconds` are the last few minutes, `events` the newest log events; both oldest first.
@@ -157,6 +181,9 @@ class Snapshot:
     delivered: Mapping[Key, float]
     seconds: tuple[Second, ...]
     events: tuple[LogEvent, ...]
+    pid: int
+    pid_start: int | None
+    reload: ReloadState
 
     @property
     def unready(self) -> tuple[FeedState, ...]:

@@ -3,14 +3,19 @@
 `version` is the version of this format: it increases when a key changes its meaning or is removed, not when one is
 added. Times are seconds since 1970, durations are seconds, sizes are bytes; a number that is not known yet is null.
 
-    version proxy state ready time started uptime delay strangers
+    version proxy pid pid_start state ready time started uptime delay strangers
     outboxes  {pending limit}
+    reload    {count running time ok plan: [line] problems: [line]} of the last reload of the configuration file
     feeds     [{account feed phase since trouble needed connects received unheard malformed outages away age rate
                 wanted acked irregular: {REASON: messages} lag: {p50 p99} topics: {CHANNEL: wanted}}]
     clients   [{client feed connects delivered conflated rate outages lost: {REASON: messages}
                 sessions: [{address codec since topics holds pending limit delivered conflated lost slow}]}]
     events    [{time level event fields: {NAME: text}}], the newest last
     history   {first feeds: [{account feed received p50 p99: one number a second}] delivered delay}
+
+`pid` is the proxy's process id, `pid_start` that process's start in the kernel's clock ticks. `reload.count` counts the
+reloads that have ended; `ok` tells whether the last one was applied. `plan` is what it changed, `problems` why it was
+not applied; at most RELOAD_LINES of each.
 
 `history.first` is the number of its first second. `?since=NUMBER` limits the history to seconds after that number.
 """
@@ -24,11 +29,13 @@ from typing import Any
 from proxy.alpaca.codec import JSON
 from proxy.alpaca.topics import words
 from proxy.observe.history import columns
-from proxy.observe.snapshot import FeedState, Key, LogEvent, SessionState, Snapshot, Totals
+from proxy.observe.snapshot import FeedState, Key, LogEvent, ReloadState, SessionState, Snapshot, Totals
 from proxy.observe.version import __version__
 
 CONTENT_TYPE = "application/json; charset=utf-8"
 VERSION = 1
+RELOAD_LINES = 100  # of a reload's plan or problems; the log has them all
+RELOAD_LINE = 500  # characters of one
 SHOWN_TOPICS = 12  # of a session; of the others only their number is shown
 
 
@@ -37,6 +44,8 @@ def render(snapshot: Snapshot, since: int = 0) -> Iterator[bytes]:
     head = {
         "version": VERSION,
         "proxy": __version__,
+        "pid": snapshot.pid,
+        "pid_start": snapshot.pid_start,
         "state": snapshot.state,
         "ready": snapshot.ready,
         "time": round(snapshot.time, 3),
@@ -48,6 +57,7 @@ def render(snapshot: Snapshot, since: int = 0) -> Iterator[bytes]:
         "feeds": [_feed(feed, snapshot.received.get((feed.account, feed.feed), 0.0)) for feed in snapshot.feeds],
     }
     yield JSON.encode(head)[:-1]
+    yield b',"reload":' + JSON.encode(_reload(snapshot.reload))
     yield b',"events":' + JSON.encode([_event(event) for event in snapshot.events])
     yield b',"history":' + JSON.encode(_history(snapshot, since))
     yield b',"clients":['
@@ -124,6 +134,23 @@ def _session(session: SessionState) -> dict[str, Any]:
         "lost": session.lost,
         "slow": session.slow,
     }
+
+
+def _reload(reload: ReloadState) -> dict[str, Any]:
+    return {
+        "count": reload.count,
+        "running": reload.running,
+        "time": None if reload.time is None else round(reload.time, 3),
+        "ok": reload.ok,
+        "plan": _lines(reload.plan),
+        "problems": _lines(reload.problems),
+    }
+
+
+def _lines(lines: Sequence[str]) -> list[str]:
+    shown = [line if len(line) <= RELOAD_LINE else f"{line[:RELOAD_LINE]}…" for line in lines[:RELOAD_LINES]]
+    more = len(lines) - len(shown)
+    return [*shown, f"and {more:,} more, which are in the log"] if more else shown
 
 
 def _event(event: LogEvent) -> dict[str, Any]:

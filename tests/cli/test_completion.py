@@ -15,7 +15,9 @@ from proxy.cli.parser import SHELLS, parser
 from tests.cli.conftest import Call
 
 INSTALLED = [shell for shell in SHELLS if shutil.which(shell)]
-VERBS = {"check", "explain", "demo", "simulate", "keygen", "init", "status", "healthcheck", "schema", "completion"}
+VERBS = {
+    "check", "completion", "demo", "explain", "healthcheck", "init", "keygen", "reload", "schema", "simulate", "status",
+}  # fmt: skip
 
 BASH = """\
 source ./script

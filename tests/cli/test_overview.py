@@ -32,6 +32,7 @@ def test_an_unknown_lag_is_a_dash() -> None:
 SESSION = {"pending": 0, "limit": 1000, "slow": False, "topics": 1}
 CLIENT = {"client": "a", "feed": "iex", "rate": 1.0, "delivered": 1, "conflated": 0, "lost": {}}
 HEAD = {"proxy": "1", "state": "serving", "ready": True, "uptime": 1, "outboxes": {"pending": 0, "limit": 1}}
+HEAD |= {"feeds": [], "clients": [], "events": [], "reload": {"ok": True, "time": None}}
 
 
 @pytest.mark.parametrize(
@@ -40,8 +41,14 @@ HEAD = {"proxy": "1", "state": "serving", "ready": True, "uptime": 1, "outboxes"
 def test_slow_clients_are_marked(session: dict[str, object], slow: bool) -> None:
     """One slow session of several is enough."""
     clients = [{**CLIENT, "sessions": [SESSION, {**SESSION, **session}], "lost": {"slow": 1200} if slow else {}}]
-    document = {**HEAD, "feeds": [], "clients": clients, "events": []}
+    document = {**HEAD, "clients": clients}
     painted = overview(document, Style(on=True))
     assert (" slow\x1b[0m" in painted) is slow
     assert ("\x1b[33m1,200 slow\x1b[0m" in painted) is slow
     assert "\x1b" not in overview(document, Style(on=False))
+
+
+def test_a_failed_reload_is_shown() -> None:
+    assert "reload" not in overview(HEAD, Style(on=False))
+    failed = overview({**HEAD, "reload": {"ok": False, "time": 0.0}}, Style(on=False))
+    assert " changed nothing, because of problems; `reload` shows them." in failed

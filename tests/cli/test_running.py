@@ -146,7 +146,7 @@ def test_unspecified_address_and_host_name(start: Start, write: Write, call: Cal
         assert call("status", "-c", write(admin_of(proxy, f", host: {host}, token: unused"))).code == 0
 
 
-@pytest.mark.parametrize("verb", ["status", "healthcheck"])
+@pytest.mark.parametrize("verb", ["status", "healthcheck", "reload"])
 def test_no_proxy(write: Write, call: Call, verb: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
@@ -156,7 +156,7 @@ def test_no_proxy(write: Write, call: Call, verb: str) -> None:
     assert result.err == f"no proxy is running at http://127.0.0.1:{port}; start it with -c {path}\n"
 
 
-@pytest.mark.parametrize("verb", ["status", "healthcheck"])
+@pytest.mark.parametrize("verb", ["status", "healthcheck", "reload"])
 def test_a_proxy_that_does_not_answer(write: Write, call: Call, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     """A remark names what the verb waits for; the wait ends."""
     monkeypatch.setattr(running, "QUIET_SECONDS", 0.02)
@@ -190,7 +190,7 @@ def test_another_server_at_the_address(write: Write, call: Call, body: bytes) ->
         ('{token: "${NO_SUCH_VARIABLE}"}', ":1:16: admin.token: the environment variable NO_SUCH_VARIABLE is not set"),
     ],
 )
-@pytest.mark.parametrize("verb", ["status", "healthcheck"])
+@pytest.mark.parametrize("verb", ["status", "healthcheck", "reload"])
 def test_invalid_admin_section(write: Write, call: Call, admin: str, sentence: str, verb: str) -> None:
     path = write(f"admin: {admin}{BROKEN}")
     result = call(verb, "-c", path)

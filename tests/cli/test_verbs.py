@@ -24,7 +24,7 @@ VERBS = next(
 
 
 def test_the_verbs() -> None:
-    assert " ".join(VERBS) == "check completion demo explain healthcheck init keygen schema simulate status"
+    assert " ".join(VERBS) == "check completion demo explain healthcheck init keygen reload schema simulate status"
 
 
 @pytest.mark.parametrize("verb", [*VERBS, "run"])

@@ -58,6 +58,27 @@ def test_plan_lists_the_changes_and_nothing_else(old: str, new: str, lines: list
     assert steps.lines() == lines
 
 
+def test_a_renewed_certificate_is_named_with_the_end_of_its_validity(tmp_path: Path) -> None:
+    data = Path(__file__).parent / "data"
+    cert, key = tmp_path / "server.crt", tmp_path / "server.key"
+    key.write_bytes((data / "server.key").read_bytes())
+    issuer = (data / "server.crt").read_text()
+    text = f"listen: {{tls: {{cert: {cert}, key: {key}}}}}\n{BEFORE}"
+
+    def with_certificate(pem: str) -> Config:
+        cert.write_text(pem)
+        return read(text)
+
+    before = with_certificate(issuer)
+    renewed = with_certificate(issuer + issuer)  # a chain is a part of it
+    assert make_plan(before, with_certificate(issuer)).lines() == ["nothing changed"]
+    tls = renewed.listen.tls
+    assert tls is not None
+    assert tls.certificate is not None
+    until = f"{tls.certificate.valid_until:%Y-%m-%d %H:%M} UTC"
+    assert make_plan(before, renewed).lines() == [f"listen.tls: certificate renewed, valid until {until}"]
+
+
 @pytest.mark.slow
 def test_every_reload_is_logged_at_once(tmp_path: Path) -> None:
     """Also when a reload repeats the problem or the change of the one before: the repeat filter must not delay it."""

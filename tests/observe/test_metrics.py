@@ -61,6 +61,21 @@ def test_values_of_a_snapshot() -> None:
     assert value(text, "client_lost_messages_total", client="beta", feed="iex", reason="slow") == 5
 
 
+def test_the_last_reload() -> None:
+    """As Prometheus' own metrics of these names: a start counts as a success; a failure keeps the last one's time."""
+    start = 1_699_999_940.5
+    text = exposition(snapshot())
+    assert value(text, "config_last_reload_successful") == 1
+    assert value(text, "config_last_reload_success_timestamp_seconds") == start
+    failed = snapshot().reload.ended(start + 10, (), ("a problem",))
+    text = exposition(snapshot(reload=failed))
+    assert value(text, "config_last_reload_successful") == 0
+    assert value(text, "config_last_reload_success_timestamp_seconds") == start
+    text = exposition(snapshot(reload=failed.ended(start + 20, ("nothing changed",), ())))
+    assert value(text, "config_last_reload_successful") == 1
+    assert value(text, "config_last_reload_success_timestamp_seconds") == start + 20
+
+
 def test_loss_series_exist_before_the_first_loss() -> None:
     """If a series appeared with its first loss, `increase` would miss that loss."""
     text = exposition(snapshot())

@@ -82,3 +82,16 @@ def test_history_since_a_second() -> None:
     assert (newer["first"], newer["feeds"][0]["p99"]) == (9, [0.009, 0.01])
     none = rendered(10, seconds=seconds(10))["history"]
     assert (none["first"], none["delivered"], none["feeds"][0]["received"]) == (11, [], [])
+
+
+def test_the_last_reload() -> None:
+    never = rendered()
+    assert (never["pid"], never["pid_start"]) == (4711, 123_456)
+    assert never["reload"] == {"count": 0, "running": False, "time": None, "ok": True, "plan": [], "problems": []}
+    problems = tuple(f"proxy.yaml:{line}:1: " + "x" * 1000 for line in range(150))
+    state = snapshot().reload.ended(1_700_000_000.1234, (), problems)
+    shown = rendered(reload=state)["reload"]
+    assert (shown["count"], shown["time"], shown["ok"]) == (1, 1_700_000_000.123, False)
+    assert len(shown["problems"]) == 101
+    assert shown["problems"][-1] == "and 50 more, which are in the log"
+    assert max(map(len, shown["problems"])) == document.RELOAD_LINE + 1
