@@ -103,6 +103,7 @@ class Gateway:
             origins=listen.origins,
             clock=clock,
             tls=self._tls,
+            trusted=listen.trusted,
         )
         self._history = History(self._started_at)
         self._recent = RecentEvents(clock)
@@ -227,6 +228,8 @@ class Gateway:
         self.server.default_feed = new.default_feed
         self.server.origins = frozenset(new.listen.origins)
         self.server.message_limit = new.limits.message
+        if new.listen.trusted != old.listen.trusted:
+            self.server.trust(new.listen.trusted)
         self._outboxes.limit = new.limits.outboxes
         self.admin.permit(None if new.admin.token is None else new.admin.token.reveal(), new.admin.hosts)
         if self._tls is not None and new.listen.tls is not None:

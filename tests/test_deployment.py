@@ -344,6 +344,7 @@ def test_a_front_server_forwards_to_the_client_port_alone() -> None:
         settings = "\n".join(line for line in path.read_text("utf-8").splitlines() if not line.startswith("#"))
         assert f"{listen.host}:{listen.port}" in settings
         assert str(admin.port) not in settings
+        assert "trusted: [127.0.0.1]" in path.read_text("utf-8")
 
 
 @pytest.mark.build
@@ -351,23 +352,27 @@ def test_a_front_server_forwards_to_the_client_port_alone() -> None:
 def test_an_algorithm_connects_through_the_front_server(
     tmp_path: Path, start: Callable[..., Harness], front: Front
 ) -> None:
-    proxy = start(CLIENTS)
+    proxy = start(CLIENTS, config={"listen": "trusted: [127.0.0.1]"})  # as the comments of both files say
     cert, key = certificate(tmp_path)
     with front(tmp_path, proxy.address, cert, key) as port:
         _check_client_and_plain_request(proxy, port, cert)
 
 
 def _check_client_and_plain_request(proxy: Harness, port: int, cert: Path) -> None:
-    """An algorithm logs in, subscribes and receives trades.
+    """An algorithm logs in, subscribes and receives trades. It is known by its own address.
 
     A plain HTTP request gets status 426.
     """
     trusting = ssl.create_default_context(cafile=str(cert))
-    with dial(("localhost", port), ssl=trusting) as client:
+    forged = {"X-Forwarded-For": "203.0.113.7"}
+    own = ("127.0.0.2", 0)  # the server in front is at 127.0.0.1
+    with dial(("localhost", port), ssl=trusting, headers=forged, source_address=own) as client:
         client.receive()
         client.log_in("alpha").subscribe(trades=["AAPL"])
         last = proxy.publish("iex", "AAPL", 300)
         assert client.numbers("AAPL", last)[-1] == last
+        [session] = proxy.gateway.server.sessions
+        assert session.address.startswith("127.0.0.2 via 127.0.0.1:")
     plain = HTTPSConnection("localhost", port, context=trusting, timeout=10)
     plain.request("GET", "/v2/iex")
     assert plain.getresponse().status == 426

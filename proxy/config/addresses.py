@@ -1,4 +1,4 @@
-"""Decoders for addresses: listening hosts, Alpaca's URLs, and the origins and host names that requests may carry.
+"""Decoders for addresses: listening hosts, networks, Alpaca's URLs, and the origins and host names of requests.
 
 As in `values`, each decoder takes a value of the file's tree and raises `Unsuitable`.
 """
@@ -42,6 +42,24 @@ def is_loopback(name: str) -> bool:
     """Whether a host is certainly this machine: a loopback address or `localhost`."""
     address = ip_address(name)
     return name.lower() == "localhost" if address is None else address.is_loopback
+
+
+def network(value: object) -> str:
+    """An IP address, or a network as ADDRESS/BITS; as a network, such as 127.0.0.1/32."""
+    written = text(value)
+    try:
+        interface = ipaddress.ip_interface("%" if "%" in written else written)  # a zone (fe80::1%eth0) is none
+    except ValueError:
+        raise Unsuitable(
+            Fault(f"should be an address or a network, such as 127.0.0.1 or 10.0.0.0/8, not {quoted(written)}")
+        ) from None
+    found, mapped = interface.network, getattr(interface.ip, "ipv4_mapped", None)
+    if "/" in written and interface.ip != found.network_address:
+        hint = str(found) if getattr(value, "literal", True) else None
+        raise Unsuitable(Fault(f"should begin with the first address of the network, not {quoted(written)}", hint))
+    if found.prefixlen == 0:
+        raise Unsuitable(Fault("is every address there is; list those of your reverse proxies"))
+    return str(found) if mapped is None or "/" in written else f"{mapped}/32"
 
 
 def origin(value: object) -> str:

@@ -54,6 +54,7 @@ Name = Annotated[str, BeforeValidator(values.name)]
 Port = Annotated[int, BeforeValidator(values.port)]
 Host = Annotated[str, BeforeValidator(addresses.host)]
 Flag = Annotated[bool, BeforeValidator(values.flag)]
+Networks = Annotated[tuple[Annotated[str, BeforeValidator(addresses.network)], ...], _blank_is(())]
 Origins = Annotated[tuple[Annotated[str, BeforeValidator(addresses.origin)], ...], _blank_is(())]
 HostNames = Annotated[tuple[Annotated[str, BeforeValidator(addresses.host_name)], ...], _blank_is(())]
 Url = Annotated[str, BeforeValidator(addresses.url)]
@@ -124,6 +125,10 @@ class Listen(Section):
     origins: Origins = ()
     """Origins of web pages that may connect, besides loopback addresses and the address that is called itself:
     app.example.com for any scheme and port, or exactly https://app.example.com:8443."""
+    trusted: Networks = ()
+    """Reverse proxies, by address or network, whose X-Forwarded-For header tells the address of an algorithm:
+    [127.0.0.1] behind nginx or Caddy on this machine. Waits after refused log-ins, and the limits on connections that
+    have not logged in, then apply to that address; logs and pages show it."""
 
 
 class Admin(Section):

@@ -90,7 +90,7 @@ def _renewal(old: Config, new: Config) -> str:
 
 def _changed_settings(old: Config, new: Config) -> Iterator[str]:
     """The changed settings that take effect at once. The files of `listen.tls` are read again at every reload."""
-    for name in ("listen.origins", "admin.token", "admin.hosts", "log", "limits", "default_feed"):
+    for name in ("listen.origins", "listen.trusted", "admin.token", "admin.hosts", "log", "limits", "default_feed"):
         section, _, setting = name.partition(".")
         a, b = getattr(old, section), getattr(new, section)
         if (getattr(a, setting) != getattr(b, setting)) if setting else a != b:

@@ -122,7 +122,7 @@ class ClientSession:
 
     @property
     def address(self) -> str:
-        """The peer's address, as host:port."""
+        """The peer's address, as host:port; behind a trusted reverse proxy also the client's."""
         return self._connection.address
 
     # The greenlet
@@ -414,6 +414,12 @@ class ClientSession:
             if self._unanswered_since is None:
                 self._unanswered_since = now
             self.outbox.ping()
+
+    def show_address(self, address: str) -> None:
+        """Show the peer at another address, since a reload has changed which reverse proxies are trusted."""
+        if address != self.address:
+            self._connection.address = address
+            self._log = Log("session", feed=self.protocol.endpoint.feed, address=address)
 
     def state(self) -> SessionState:
         """Return the session's state for the snapshot."""

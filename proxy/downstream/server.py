@@ -21,7 +21,7 @@ from proxy.observe.logs import Log
 from proxy.observe.snapshot import SessionState, Totals
 from proxy.routing.allowlists import Client, Directory
 from proxy.routing.feed import Feed
-from proxy.transport import frames
+from proxy.transport import forwarded, frames
 from proxy.transport.connection import ClientConnection
 from proxy.transport.listener import Environ, HttpResponse, Listener
 from proxy.transport.origins import may_connect
@@ -57,6 +57,7 @@ class Server:
         origins: Collection[str],
         clock: Callable[[], float],
         tls: ssl.SSLContext | None = None,
+        trusted: Collection[str] = (),
     ) -> None:
         self.directory = directory
         self.outboxes = outboxes
@@ -75,6 +76,7 @@ class Server:
         self._listener = Listener(
             address, serve=self._serve, refuse=self._refuse, answer=self._answer, log=Log("listener"), tls=tls
         )
+        self._listener.trust(trusted)
 
     def __repr__(self) -> str:
         return f"<Server {self.address[0]}:{self.address[1]} {len(self.sessions)} sessions>"
@@ -97,6 +99,13 @@ class Server:
         """Refuse new sessions; the open ones continue."""
         self.draining = True
         self._listener.close()
+
+    def trust(self, networks: Collection[str]) -> None:
+        """Believe the reverse proxies in these networks about the addresses of their clients."""
+        self._listener.trust(networks)
+        for session, environ in self._environs.items():
+            self._listener.locate(environ)
+            session.show_address(forwarded.shown(environ))
 
     def states(self) -> list[SessionState]:
         """Return the states of the authenticated sessions."""
@@ -135,7 +144,7 @@ class Server:
                 return 406
         sessions.add(session)
         self.totals.setdefault((client.name, feed), Totals()).sessions += 1
-        self._auth_throttle.reset_address(_host(session))
+        self._auth_throttle.reset_address(self._host(session))
         self._listener.admit(self._environs[session])
         return client
 
@@ -161,7 +170,12 @@ class Server:
         return budget
 
     def auth_delay(self, session: ClientSession) -> float:
-        return self._auth_throttle.refuse(_host(session), self.clock())
+        return self._auth_throttle.refuse(self._host(session), self.clock())
+
+    def _host(self, session: ClientSession) -> str:
+        """Return the client's own address, behind a trusted reverse proxy as well."""
+        host: str = self._environs[session]["REMOTE_ADDR"]
+        return host
 
     def upstream(self, client: Client, feed: str) -> Feed:
         return self._find_upstream(client, feed)
@@ -196,7 +210,3 @@ class Server:
             if session.client is not None:
                 self._by_client[session.name, served.feed].discard(session)
                 session.count(self.totals[session.name, served.feed])
-
-
-def _host(session: ClientSession) -> str:
-    return session.address.rpartition(":")[0]

@@ -5,6 +5,7 @@ listener       a WSGI server with limits for unauthenticated sockets
 http_request   one HTTP request, bounded in time and bytes
 upgrade        the upgrade of a request to a WebSocket
 connection     an accepted WebSocket as bytes
+forwarded      the client's address behind a reverse proxy
 origins        the web pages and host names that may reach a port
 time_slice     how long a greenlet runs before it yields to the hub
 clock          monotonic time that ignores gaps while the process was suspended

@@ -54,6 +54,7 @@ class BoundedHandler(WSGIHandler):  # type: ignore[misc]
         self._head_timeout.close()
         self.rfile = self.rfile.inner
         environ = super().get_environ()
+        self.server.locate(environ)
         self.wsgi_input = Input(self.rfile, None)  # otherwise it would wait for a body that may never arrive
         return environ
 

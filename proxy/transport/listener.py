@@ -20,6 +20,7 @@ import gevent
 from gevent.pywsgi import WSGIServer
 
 from proxy.transport.connection import ClientConnection
+from proxy.transport.forwarded import HEADER, PEER, TrustedPeers
 from proxy.transport.http_request import HEAD_SECONDS, headers_for
 from proxy.transport.upgrade import Handler
 
@@ -75,6 +76,8 @@ class Listener(WSGIServer):  # type: ignore[misc]
         self._answer = answer
         self._unauthenticated: dict[tuple[Any, ...], Any] = {}  # by address, oldest first
         self._by_host: Counter[str] = Counter()
+        self._environs: dict[tuple[Any, ...], Environ] = {}  # of those whose request has been read
+        self._trusted = TrustedPeers()
 
     @property
     def unauthenticated(self) -> int:
@@ -83,7 +86,29 @@ class Listener(WSGIServer):  # type: ignore[misc]
 
     def admit(self, environ: Environ) -> None:
         """Take the socket of this request out of the unauthenticated ones."""
-        self._remove((environ["REMOTE_ADDR"], int(environ["REMOTE_PORT"])))
+        self._remove(environ[PEER])
+
+    def trust(self, networks: Iterable[str]) -> None:
+        """Believe the header X-Forwarded-For of peers in these networks, and of no others."""
+        self._trusted = TrustedPeers(networks)
+        for environ in self._environs.values():
+            self.locate(environ)
+
+    def locate(self, environ: Environ) -> None:
+        """Set REMOTE_ADDR to the address of the client, which differs from the peer's behind a reverse proxy.
+
+        From then on an unauthenticated socket counts for that address.
+        """
+        peer: tuple[str, int] = environ.setdefault(PEER, (environ["REMOTE_ADDR"], int(environ["REMOTE_PORT"])))
+        host = self._trusted.client_of(peer[0], environ.get(HEADER))
+        counted = peer in self._unauthenticated
+        if counted:
+            self._uncount(self._host_of(peer))
+            self._by_host[host] += 1
+            self._environs[peer] = environ
+        environ["REMOTE_ADDR"] = host
+        if counted and self._by_host[host] > MAX_UNAUTHENTICATED_PER_ADDRESS:
+            self._displace(host)
 
     def do_read(self) -> Any:
         """Accept the next socket, or pause if no file descriptor is left.
@@ -119,7 +144,7 @@ class Listener(WSGIServer):  # type: ignore[misc]
 
         Otherwise idle sockets could lock out new ones of the same address.
         """
-        oldest = next(address for address in self._unauthenticated if address[0] == host)
+        oldest = next(address for address in self._unauthenticated if self._host_of(address) == host)
         sock = self._unauthenticated[oldest]
         self._remove(oldest)
         with contextlib.suppress(OSError):
@@ -150,10 +175,19 @@ class Listener(WSGIServer):  # type: ignore[misc]
 
     def _remove(self, address: tuple[Any, ...]) -> None:
         if self._unauthenticated.pop(address, None) is not None:
-            host = address[0]
-            self._by_host[host] -= 1
-            if not self._by_host[host]:
-                del self._by_host[host]
+            self._uncount(self._host_of(address))
+            self._environs.pop(address, None)
+
+    def _host_of(self, address: tuple[Any, ...]) -> str:
+        """Return the host that a socket counts for: its client's once that is known, before that the peer's."""
+        environ = self._environs.get(address)
+        host: str = address[0] if environ is None else environ["REMOTE_ADDR"]
+        return host
+
+    def _uncount(self, host: str) -> None:
+        self._by_host[host] -= 1
+        if not self._by_host[host]:
+            del self._by_host[host]
 
     def _application(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         connection = environ.get("wsgi.websocket")

@@ -13,6 +13,7 @@ import binascii
 
 from geventwebsocket.handler import WebSocketHandler
 
+from proxy.transport import forwarded
 from proxy.transport.connection import ClientConnection
 from proxy.transport.http_request import BoundedHandler, headers_for
 
@@ -65,8 +66,7 @@ class Handler(BoundedHandler, WebSocketHandler):  # type: ignore[misc]
         return [sentence.encode() + b"\n"]
 
     def run_websocket(self) -> None:
-        host, port = self.client_address[:2]
-        connection = ClientConnection(self.socket, self.rfile, f"{host}:{port}")
+        connection = ClientConnection(self.socket, self.rfile, forwarded.shown(self.environ))
         self.environ["wsgi.websocket"] = connection
         try:
             for _ in self.application(self.environ, lambda *_: None):

@@ -111,7 +111,7 @@ def test_defaults() -> None:
         False,
     )
     assert (found.admin.host, found.admin.port, found.admin.token) == ("127.0.0.1", 8766, None)
-    assert (found.listen.origins, found.admin.hosts) == ((), ())
+    assert (found.listen.origins, found.listen.trusted, found.admin.hosts) == ((), (), ())
     assert (found.log.format, found.log.level, found.default_feed) == ("auto", "info", "iex")
     assert (found.limits.message, found.limits.outboxes) == (1024**2, 256 * 1024**2)
     entry = found.clients["momentum"]
@@ -119,7 +119,7 @@ def test_defaults() -> None:
 
 
 def test_blank_sections_have_their_defaults() -> None:
-    blank = "listen:\n  tls:\n  origins:\nadmin:\nlog:\nlimits:\n"
+    blank = "listen:\n  tls:\n  origins:\n  trusted:\nadmin:\nlog:\nlimits:\n"
     assert parsed(blank + ACCOUNT + CLIENT) == parsed(ACCOUNT + CLIENT)
     entry = client("account: , allow: ")
     assert (entry.account, entry.allow) == ({}, {})
@@ -182,6 +182,20 @@ def test_origins_are_normalized_as_browsers_send_them(written: str, origin: str)
 )
 def test_hosts_are_normalized_as_browsers_send_them(written: str, host: str) -> None:
     assert parsed(f"admin: {{hosts: ['{written}']}}\n{ACCOUNT}{CLIENT}").admin.hosts == (host,)
+
+
+@pytest.mark.parametrize(
+    ("written", "network"),
+    [
+        ("127.0.0.1", "127.0.0.1/32"),
+        ("10.0.0.0/8", "10.0.0.0/8"),
+        ("::1", "::1/128"),
+        ("FD00::/8", "fd00::/8"),
+        ("::ffff:127.0.0.1", "127.0.0.1/32"),
+    ],
+)
+def test_trusted_networks(written: str, network: str) -> None:
+    assert parsed(f"listen: {{trusted: ['{written}']}}\n{ACCOUNT}{CLIENT}").listen.trusted == (network,)
 
 
 @pytest.mark.parametrize(("written", "value"), [("true", True), ("False", False), ("yes", True), ("off", False)])
@@ -282,6 +296,7 @@ FULL: dict[str, Any] = {
         "tls": {"cert": "server.crt", "key": "server.key"},
         "insecure": "no",
         "origins": ["app.example.com", "https://b.example:8443"],
+        "trusted": ["127.0.0.1", "10.0.0.0/8"],
     },
     "admin": {"host": "localhost", "port": "2", "token": "secret-token", "hosts": ["status.example.com"]},
     "log": {"format": "json", "level": "debug"},

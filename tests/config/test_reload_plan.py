@@ -45,6 +45,7 @@ def read(text: str) -> Config:
             "listen: {port: 9}\naccounts:",
             ["listen.port changed: restart to apply it; nothing was reloaded"],
         ),
+        ("accounts:", "listen: {trusted: [127.0.0.1]}\naccounts:", ["listen.trusted: changed"]),
         ("accounts:", "limits: {outboxes: 512MiB}\naccounts:", ["limits: changed"]),
         (
             "account: one, allow: {iex: {quotes",
