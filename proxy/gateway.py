@@ -276,9 +276,10 @@ class Gateway:
 
     def snapshot(self) -> Snapshot:
         """Return the state of the whole proxy."""
+        now = time.time()
         return Snapshot(
             state=self.state.value,
-            time=time.time(),
+            time=now,
             uptime=self._clock() - self._started_at,
             accounts=len(self.config.accounts),
             feeds=tuple(upstream.state() for upstream in self.upstreams.values()),
@@ -291,6 +292,7 @@ class Gateway:
             delivered=self._history.delivered,
             seconds=tuple(self._history.seconds),
             events=self._recent.events(),
+            configured=self.server.presence(now),
             pid=os.getpid(),
             pid_start=self._pid_start,
             reload=replace(self._reload_state, running=self.reloading),

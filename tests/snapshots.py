@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from proxy.observe.history import Lags
-from proxy.observe.snapshot import FeedState, ReloadState, SessionState, Snapshot, Totals
+from proxy.observe.snapshot import ClientPresence, FeedState, ReloadState, SessionState, Snapshot, Totals
 
 
 def feed(name: str = "iex", **more: Any) -> FeedState:
@@ -58,6 +58,12 @@ def snapshot(**more: Any) -> Snapshot:
         delivered={},
         seconds=(),
         events=(),
+        configured=(
+            ClientPresence("alpha", 2, 1_700_000_000.5),
+            ClientPresence("beta", 1, 1_700_000_000.5),
+            ClientPresence("gamma", 0, 1_699_999_990.25),
+            ClientPresence("delta", 0, None),
+        ),
         pid=4711,
         pid_start=123_456,
         reload=ReloadState(0, False, None, True, (), (), 1_699_999_940.5),

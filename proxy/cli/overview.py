@@ -6,6 +6,7 @@ AttributeError.
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from proxy.cli.terminal import Cell, plain, table
 from proxy.observe.style import Color, Style
 
 RECENT = 5  # warnings and errors that are shown
+MISSING = 20  # clients without a session that are named
+WIDTH = 79  # of running text, so that it fits a terminal of 80 columns
 FULL = 0.5  # pending share of an outbox above which its client is marked slow
 
 FEED = ("FEED", "STATE", "FOR", "MSG/S", "MESSAGES", "LAG P50", "P99", "LAST", "TOPICS", "CONNECTS", "TROUBLE")
@@ -35,6 +38,8 @@ def overview(document: StatusJson, style: Style) -> str:
         parts.append(table(CLIENT, [_client(client) for client in document["clients"]], style))
     else:
         parts.append("No client has connected yet.")
+    if missing := [client for client in document["configured"] if not client["connected"]]:
+        parts.append(_missing(missing, document["time"]))
     warnings = [event for event in document["events"] if event["level"] in ("warning", "error")]
     if warnings:
         parts.append("\n".join(_event(event, style) for event in warnings[-RECENT:]))
@@ -84,6 +89,17 @@ def _client(client: StatusJson) -> list[Cell]:
         f"{client['conflated']:,}",
         (lost or "0", Color.WARNING if lost else None),
     ]
+
+
+def _missing(clients: Sequence[StatusJson], now: float) -> str:
+    named = []
+    for client in clients[:MISSING]:
+        seen = client["last_seen"]
+        when = "never since the start" if seen is None else f"last here {span(max(0.0, now - seen))} ago"
+        named.append(f"{plain(str(client['client']))} ({when})")
+    if len(clients) > MISSING:
+        named.append(f"and {len(clients) - MISSING:,} more")
+    return textwrap.fill(f"Not connected: {', '.join(named)}", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _event(event: StatusJson, style: Style) -> str:

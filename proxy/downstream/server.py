@@ -7,7 +7,8 @@ accepted one becomes a `ClientSession`, which runs in the greenlet that the list
 from __future__ import annotations
 
 import ssl
-from collections import defaultdict
+import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection
 
 from proxy.alpaca.endpoints import Dialect, endpoint, feed_of_path
@@ -18,7 +19,7 @@ from proxy.downstream.credentials import header_credentials
 from proxy.downstream.hub_budget import HubBudget
 from proxy.downstream.outbox import Outboxes
 from proxy.observe.logs import Log
-from proxy.observe.snapshot import SessionState, Totals
+from proxy.observe.snapshot import ClientPresence, SessionState, Totals
 from proxy.routing.allowlists import Client, Directory
 from proxy.routing.feed import Feed
 from proxy.transport import forwarded, frames
@@ -68,6 +69,7 @@ class Server:
         self.draining = False
         self.sessions: set[ClientSession] = set()
         self.totals: dict[tuple[str, str], Totals] = {}
+        self._last_seen: dict[str, float] = {}  # by client: the end of its last session, in seconds since 1970
         self._auth_throttle = AuthThrottle()
         self._budgets: dict[str, HubBudget] = {}
         self._find_upstream = find_upstream
@@ -110,6 +112,14 @@ class Server:
     def states(self) -> list[SessionState]:
         """Return the states of the authenticated sessions."""
         return [session.state() for session in self.sessions if session.client is not None]
+
+    def presence(self, now: float) -> tuple[ClientPresence, ...]:
+        """Return which of the configured clients are connected; `now` is in seconds since 1970."""
+        sessions = Counter(session.name for session in self.sessions if session.client is not None)
+        last_seen = {**self._last_seen, **dict.fromkeys(sessions, now)}
+        return tuple(
+            ClientPresence(client.name, sessions[client.name], last_seen.get(client.name)) for client in self.directory
+        )
 
     def totals_now(self) -> dict[tuple[str, str], Totals]:
         """Return the totals by client and feed, including the open sessions."""
@@ -208,5 +218,6 @@ class Server:
             self.sessions.discard(session)
             del self._environs[session]
             if session.client is not None:
+                self._last_seen[session.name] = time.time()
                 self._by_client[session.name, served.feed].discard(session)
                 session.count(self.totals[session.name, served.feed])

@@ -27,6 +27,7 @@ _REASONS = dict.fromkeys(REASONS)
 
 Samples = Iterable[tuple[list[str], float]]
 Make = Callable[[str, str, list[str], Samples], Metric]
+Item = TypeVar("Item")
 Family = TypeVar("Family", GaugeMetricFamily, CounterMetricFamily)
 
 
@@ -158,6 +159,13 @@ def _clients(snapshot: Snapshot) -> Iterator[Metric]:
         _counter, "conflated_messages", "Messages replaced by newer ones.", lambda key: totals[key].conflated
     )
     yield from each(_counter, "outages", "Outages of the feed while it had sessions.", lambda key: totals[key].outages)
+    for some in _parts(snapshot.configured):
+        connected = [([one.client], float(one.connected > 0)) for one in some]
+        yield _gauge("client_connected", "Whether a configured client has any session.", ["client"], connected)
+    for some in _parts(snapshot.configured):
+        seen = [([one.client], one.last_seen) for one in some if one.last_seen is not None]
+        text = "Unix time at which a configured client last had a session."
+        yield _gauge("client_last_seen_timestamp_seconds", text, ["client"], seen)
     for part in _parts(totals):
         lost = [
             ([*key, reason], totals[key].lost.get(reason, 0))
@@ -167,9 +175,9 @@ def _clients(snapshot: Snapshot) -> Iterator[Metric]:
         yield _counter("client_lost_messages", "Messages lost, by reason.", ["client", "feed", "reason"], lost)
 
 
-def _parts(keys: Iterable[Key]) -> Iterator[list[Key]]:
-    """The keys in parts small enough that the samples of one take little time."""
-    rest = iter(keys)
+def _parts(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """The items in parts small enough that the samples of one take little time."""
+    rest = iter(items)
     while part := [*islice(rest, CLIENTS_PER_PART)]:
         yield part
 

@@ -101,6 +101,17 @@ class SessionState(NamedTuple):  # thousands in a snapshot; a frozen dataclass t
     slow: bool
 
 
+class ClientPresence(NamedTuple):
+    """A configured client: the number of its sessions, and when it last had one, in seconds since 1970.
+
+    `last_seen` is the snapshot's time while it has a session, and None if it has had none since the start.
+    """
+
+    client: str
+    connected: int
+    last_seen: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class FeedSecond:
     """One feed in one second: messages a second, and the lag of its samples, None without samples."""
@@ -161,6 +172,7 @@ class ReloadState:
 class Snapshot:
     """The whole state. `accounts` is the number of configured accounts; `totals` is by client and feed.
 
+    `configured` are all clients of the configuration, connected or not.
     `pid` is the id of the process, `pid_start` its start time in the kernel's clock ticks, None if that is not known.
     `time` is in seconds since 1970. `received` (by account and feed) and `delivered` (by client and feed) are rates in
     messages a second over the last few seconds. `outboxes` is the number of bytes pending in all outboxes, at most
@@ -181,6 +193,7 @@ class Snapshot:
     delivered: Mapping[Key, float]
     seconds: tuple[Second, ...]
     events: tuple[LogEvent, ...]
+    configured: tuple[ClientPresence, ...]
     pid: int
     pid_start: int | None
     reload: ReloadState

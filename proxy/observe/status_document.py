@@ -10,12 +10,16 @@ added. Times are seconds since 1970, durations are seconds, sizes are bytes; a n
                 wanted acked irregular: {REASON: messages} lag: {p50 p99} topics: {CHANNEL: wanted}}]
     clients   [{client feed connects delivered conflated rate outages lost: {REASON: messages}
                 sessions: [{address codec since topics holds pending limit delivered conflated lost slow}]}]
+    configured  [{client connected last_seen}] of every configured client
     events    [{time level event fields: {NAME: text}}], the newest last
     history   {first feeds: [{account feed received p50 p99: one number a second}] delivered delay}
 
 `pid` is the proxy's process id, `pid_start` that process's start in the kernel's clock ticks. `reload.count` counts the
 reloads that have ended; `ok` tells whether the last one was applied. `plan` is what it changed, `problems` why it was
 not applied; at most RELOAD_LINES of each.
+
+`configured` has the clients that are not connected as well: `connected` is the number of sessions, over all feeds.
+`last_seen` is when the client last had one: now, the end of the last one, or null if it had none since the start.
 
 `history.first` is the number of its first second. `?since=NUMBER` limits the history to seconds after that number.
 """
@@ -29,13 +33,14 @@ from typing import Any
 from proxy.alpaca.codec import JSON
 from proxy.alpaca.topics import words
 from proxy.observe.history import columns
-from proxy.observe.snapshot import FeedState, Key, LogEvent, ReloadState, SessionState, Snapshot, Totals
+from proxy.observe.snapshot import ClientPresence, FeedState, Key, LogEvent, ReloadState, SessionState, Snapshot, Totals
 from proxy.observe.version import __version__
 
 CONTENT_TYPE = "application/json; charset=utf-8"
 VERSION = 1
 RELOAD_LINES = 100  # of a reload's plan or problems; the log has them all
 RELOAD_LINE = 500  # characters of one
+CLIENTS_PER_PIECE = 200
 SHOWN_TOPICS = 12  # of a session; of the others only their number is shown
 
 
@@ -58,6 +63,13 @@ def render(snapshot: Snapshot, since: int = 0) -> Iterator[bytes]:
     }
     yield JSON.encode(head)[:-1]
     yield b',"reload":' + JSON.encode(_reload(snapshot.reload))
+    yield b',"configured":['
+    comma = b""
+    for first in range(0, len(snapshot.configured), CLIENTS_PER_PIECE):
+        piece = [_presence(client) for client in snapshot.configured[first : first + CLIENTS_PER_PIECE]]
+        yield comma + JSON.encode(piece)[1:-1]
+        comma = b","
+    yield b"]"
     yield b',"events":' + JSON.encode([_event(event) for event in snapshot.events])
     yield b',"history":' + JSON.encode(_history(snapshot, since))
     yield b',"clients":['
@@ -102,6 +114,11 @@ def _feed(feed: FeedState, rate: float) -> dict[str, Any]:
         "rate": round(rate, 2),
         "lag": {"p50": _lag(feed.lag.p50), "p99": _lag(feed.lag.p99)},
     }
+
+
+def _presence(client: ClientPresence) -> dict[str, Any]:
+    last_seen = None if client.last_seen is None else round(client.last_seen, 3)
+    return {"client": client.client, "connected": client.connected, "last_seen": last_seen}
 
 
 def _client(key: Key, totals: Totals, rate: float) -> dict[str, Any]:

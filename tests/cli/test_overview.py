@@ -32,7 +32,14 @@ def test_an_unknown_lag_is_a_dash() -> None:
 SESSION = {"pending": 0, "limit": 1000, "slow": False, "topics": 1}
 CLIENT = {"client": "a", "feed": "iex", "rate": 1.0, "delivered": 1, "conflated": 0, "lost": {}}
 HEAD = {"proxy": "1", "state": "serving", "ready": True, "uptime": 1, "outboxes": {"pending": 0, "limit": 1}}
-HEAD |= {"feeds": [], "clients": [], "events": [], "reload": {"ok": True, "time": None}}
+HEAD |= {
+    "time": 100_000.0,
+    "configured": [],
+    "feeds": [],
+    "clients": [],
+    "events": [],
+    "reload": {"ok": True, "time": None},
+}
 
 
 @pytest.mark.parametrize(
@@ -52,3 +59,18 @@ def test_a_failed_reload_is_shown() -> None:
     assert "reload" not in overview(HEAD, Style(on=False))
     failed = overview({**HEAD, "reload": {"ok": False, "time": 0.0}}, Style(on=False))
     assert " changed nothing, because of problems; `reload` shows them." in failed
+
+
+def test_configured_clients_that_are_not_connected_are_named() -> None:
+    configured = [
+        {"client": "here", "connected": 2, "last_seen": 100_000.0},
+        {"client": "momentum", "connected": 0, "last_seen": 100_000.0 - 11_520},
+        {"client": "mean-rev", "connected": 0, "last_seen": None},
+    ]
+    shown = overview({**HEAD, "configured": configured}, Style(on=False))
+    assert shown.endswith("Not connected: momentum (last here 3 h 12 min ago), mean-rev (never since the\n  start)")
+    many = [{"client": f"c{number}", "connected": 0, "last_seen": None} for number in range(1020)]
+    lines = overview({**HEAD, "configured": many}, Style(on=False)).splitlines()
+    assert lines[-1].endswith("and 1,000 more")
+    assert max(map(len, lines)) < 80
+    assert "Not connected" not in overview({**HEAD, "configured": configured[:1]}, Style(on=False))

@@ -70,6 +70,7 @@ def test_status_without_clients(start: Start, write: Write, call: Call) -> None:
     assert (result.code, result.err) == (0, "")
     assert re.match(r"alpaca-proxy 1\.0\.0: serving, ready, up \d+ s, outboxes 0 bytes of 256\.0 MiB\n", result.out)
     assert "No client has connected yet." in result.out
+    assert "Not connected: alpha (never since the start), beta (never since the start)\n" in result.out
 
 
 def test_status_of_feeds_and_clients(start: Start, write: Write, call: Call) -> None:

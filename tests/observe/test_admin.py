@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import json
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -146,6 +148,35 @@ def test_metrics_count_unauthenticated_connections(proxy: Harness) -> None:
     for connection in unauthenticated:
         connection.crash()
     wait_for(lambda: scrape(proxy)["unauthenticated_connections", {}] == 0)
+
+
+def test_which_client_is_missing(proxy: Harness) -> None:
+    """A configured client that is not connected is shown, with the end of its last session."""
+
+    def configured() -> dict[str, tuple[int, float | None]]:
+        clients = json.loads(fetch(proxy, "/status.json").text)["configured"]
+        return {client["client"]: (client["connected"], client["last_seen"]) for client in clients}
+
+    assert configured() == {"alpha": (0, None), "beta": (0, None)}
+    began = time.time()
+    stocks, crypto = proxy.client("alpha"), proxy.client("alpha", "/v1beta3/crypto/us")
+    connected, seen = configured()["alpha"]
+    assert connected == 2
+    assert seen is not None
+    assert began - 1 < seen < time.time() + 1
+    assert configured()["beta"] == (0, None)
+    stocks.ws.close()
+    wait_for(lambda: configured()["alpha"][0] == 1)
+    assert scrape(proxy)["client_connected", {"client": "alpha"}] == 1
+    crypto.ws.close()
+    wait_for(lambda: configured()["alpha"][0] == 0)
+    ended = configured()["alpha"][1]
+    assert ended == configured()["alpha"][1]
+    assert ended is not None
+    assert ended >= began - 1
+    metrics = scrape(proxy)
+    assert metrics["client_connected", {"client": "alpha"}] == metrics["client_connected", {"client": "beta"}] == 0
+    assert metrics["client_last_seen_timestamp_seconds", {"client": "alpha"}] == pytest.approx(ended, abs=0.001)
 
 
 def test_no_metric_has_symbols_as_labels(proxy: Harness) -> None:

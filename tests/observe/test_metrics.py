@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from proxy.observe import metrics
-from proxy.observe.snapshot import Snapshot, Totals
+from proxy.observe.snapshot import ClientPresence, Snapshot, Totals
 from tests.snapshots import feed, snapshot
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,6 +76,13 @@ def test_the_last_reload() -> None:
     assert value(text, "config_last_reload_success_timestamp_seconds") == start + 20
 
 
+def test_configured_clients_that_are_missing() -> None:
+    text = exposition(snapshot())
+    assert [value(text, "client_connected", client=name) for name in ("alpha", "gamma", "delta")] == [1, 0, 0]
+    assert value(text, "client_last_seen_timestamp_seconds", client="gamma") == 1_699_999_990.25
+    assert 'last_seen_timestamp_seconds{client="delta"}' not in text
+
+
 def test_loss_series_exist_before_the_first_loss() -> None:
     """If a series appeared with its first loss, `increase` would miss that loss."""
     text = exposition(snapshot())
@@ -128,7 +135,8 @@ def test_the_text_format_equals_that_of_the_client_library(delivered: dict[tuple
 
 def test_a_thousand_clients_are_rendered_in_small_pieces() -> None:
     totals = {(f"client-{number}", "iex"): Totals(1, number) for number in range(1000)}
-    pieces = list(metrics.render(snapshot(sessions=(), totals=totals)))
+    configured = tuple(ClientPresence(name, 0, 1_700_000_000.0) for name, _ in totals)
+    pieces = list(metrics.render(snapshot(sessions=(), totals=totals, configured=configured)))
     assert max(map(len, pieces)) < 16_000
     assert value(b"".join(pieces).decode(), "client_messages_total", client="client-999", feed="iex") == 999
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from proxy.observe import status_document as document
 from proxy.observe.history import History, Lags
-from proxy.observe.snapshot import LogEvent, Second, SessionState, Totals
+from proxy.observe.snapshot import ClientPresence, LogEvent, Second, SessionState, Totals
 from tests.snapshots import session, snapshot
 
 
@@ -95,3 +95,16 @@ def test_the_last_reload() -> None:
     assert len(shown["problems"]) == 101
     assert shown["problems"][-1] == "and 50 more, which are in the log"
     assert max(map(len, shown["problems"])) == document.RELOAD_LINE + 1
+
+
+def test_configured_clients_connected_or_not() -> None:
+    assert rendered()["configured"] == [
+        {"client": "alpha", "connected": 2, "last_seen": 1_700_000_000.5},
+        {"client": "beta", "connected": 1, "last_seen": 1_700_000_000.5},
+        {"client": "gamma", "connected": 0, "last_seen": 1_699_999_990.25},
+        {"client": "delta", "connected": 0, "last_seen": None},
+    ]
+    many = tuple(ClientPresence(f"c{number}", 0, None) for number in range(1000))
+    pieces = list(document.render(snapshot(configured=many)))
+    assert len(json.loads(b"".join(pieces))["configured"]) == 1000
+    assert max(map(len, pieces)) < 16_000
