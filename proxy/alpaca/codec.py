@@ -194,6 +194,10 @@ class Codec:
         """Encode a control message, or a frame of them."""
         return self._encode(value)  # type: ignore[no-any-return]
 
+    def readable(self, payload: bytes) -> str:
+        """Return a message as JSON text, for people."""
+        raise NotImplementedError
+
     def control(self, body: Raw | bytes) -> Control:
         """Decode a control message of the market dialect. Raises Malformed."""
         try:
@@ -267,6 +271,9 @@ class JsonCodec(Codec):
     def __init__(self) -> None:
         super().__init__(msgspec.json.Decoder, msgspec.json.Encoder)
 
+    def readable(self, payload: bytes) -> str:
+        return payload.decode("utf-8", "replace")
+
     def join(self, bodies: Sequence[Raw | bytes]) -> bytes:
         return b"[%b]" % b",".join(bodies)
 
@@ -329,6 +336,9 @@ class MsgPackCodec(Codec):
 
     def __init__(self) -> None:
         super().__init__(msgspec.msgpack.Decoder, msgspec.msgpack.Encoder)
+
+    def readable(self, payload: bytes) -> str:
+        return msgspec.json.encode(msgspec.msgpack.decode(payload)).decode()
 
     def is_array(self, value: Raw | bytes) -> bool:
         first = bytes(memoryview(value)[:1])

@@ -150,7 +150,8 @@ class Log(Section):
     format: Literal["auto", "human", "json"] = "auto"
     """auto: human on a terminal, otherwise json."""
     level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least severe level that is logged."""
+    """The least severe level that is logged. debug shows the requests of the clients and the answers to them, shortened
+    and without keys and secrets; never market data."""
 
 
 class Limits(Section):

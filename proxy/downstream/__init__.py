@@ -4,6 +4,7 @@ server           accepts or refuses upgrade requests; the set of open sessions
 client_session   one client's session: its greenlet, its requests, its liveness
 subscriber       a session's subscription to one feed, and the queue of its replies
 outbox           a session's bounded queue of frames, and the greenlet that sends them
+request_log      the requests and answers of a session, for the log at level debug
 hub_budget       a bounded share of the hub's time for work that peers can cause
 auth_throttle    the delay of the reply to a failed log-in
 credentials      the key and secret in a request's headers

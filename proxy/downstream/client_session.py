@@ -23,6 +23,7 @@ from proxy.alpaca.server_protocol import LoginState, ServerProtocol
 from proxy.alpaca.topics import NO_TOPICS, Subscription, Topic
 from proxy.downstream.hub_budget import SLICE_SECONDS, HubBudget
 from proxy.downstream.outbox import CLOSE_FLUSH_SECONDS, Outbox, Outboxes
+from proxy.downstream.request_log import log_answer, log_request
 from proxy.downstream.subscriber import PendingReply, ReplyQueue, Subscriber
 from proxy.observe.logs import Log
 from proxy.observe.snapshot import SessionState, Totals
@@ -93,7 +94,7 @@ class ClientSession:
             connection, host.outboxes, opcode=opcode, limit=UNAUTHENTICATED_OUTBOX_BYTES, slow_words=protocol.slow()
         )
         self.replies = ReplyQueue(
-            prepare=protocol.prepare, acked=self._acked, refused=protocol.refused, send=self.outbox.reply
+            prepare=protocol.prepare, acked=self._acked, refused=protocol.refused, send=self._reply
         )
         self.subscribers: list[Subscriber] = []
         self._market: Subscriber | None = None
@@ -135,8 +136,9 @@ class ClientSession:
         writer = gevent.spawn(self.outbox.run)
         try:
             for payload in self.protocol.opening():
-                self.outbox.reply(payload)
+                self._reply(payload)
             if credentials is not None:
+                log_request(self._log, "", server_protocol.Authenticate(*credentials))
                 self._authenticate(*credentials)
             self._read()
         except ConnectionLost as error:
@@ -145,7 +147,7 @@ class ClientSession:
             self.close(error.code, error.reason)
         except Exception:
             self._log.error("internal_error", client=self.name)
-            self.outbox.reply(self.protocol.refused(500))
+            self._reply(self.protocol.refused(500))
             self.close(frames.INTERNAL_ERROR, "internal error")
         finally:
             for subscriber in self.subscribers:
@@ -212,6 +214,7 @@ class ClientSession:
                     gevent.sleep(PENDING_POLL_SECONDS)
             if self.outbox.closing is not None:  # the rest of a message with many requests is dropped
                 return
+            log_request(self._log, self.name, outcome)
             match outcome:
                 case server_protocol.Reply(reply):
                     self.replies.reply(reply)
@@ -226,6 +229,11 @@ class ClientSession:
                 case server_protocol.Unlisten(trading, market):
                     self._request_changes((self._trading, NO_TOPICS, trading), (self._market, NO_TOPICS, market))
 
+    def _reply(self, payload: bytes) -> None:
+        """Send a control message."""
+        log_answer(self._log, self.name, self.codec, payload)
+        self.outbox.reply(payload)
+
     def _authenticate(self, key: str, secret: str) -> None:
         self._auth_tried = True
         client_or_code = self.protocol.refused_code or self._host.identify(self, key, secret)
@@ -234,14 +242,14 @@ class ClientSession:
             self._log.info("refused", code=client_or_code, wait=wait)
             with self._idle():
                 gevent.sleep(wait)
-            self.outbox.reply(self.protocol.denied(client_or_code))
+            self._reply(self.protocol.denied(client_or_code))
             return
         self.name = client_or_code.name
         self._apply_settings(client_or_code)
         self._inbound.limit = self._host.message_limit
         self._budget = self._host.budget(self.name)
         self._log.info("authenticated", client=self.name)
-        self.outbox.reply(self.protocol.granted())
+        self._reply(self.protocol.granted())
 
     def _apply_settings(self, client: Client) -> None:
         """Apply the client's settings, and add a subscriber at each feed it may use."""
@@ -404,7 +412,7 @@ class ClientSession:
             return
         if self.protocol.state is LoginState.GREETED and now - self.opened >= LOGIN_SECONDS:
             if not self._auth_tried:
-                self.outbox.reply(self.protocol.timed_out())
+                self._reply(self.protocol.timed_out())
             self.close(frames.POLICY, "auth timeout")
         elif USER_TIMEOUT is None and now - self._received_at >= GONE_SECONDS:  # else the kernel ends the connection
             self.ended = f"no sign of life for {GONE_SECONDS:.0f} s"

@@ -44,6 +44,11 @@ class Log:
     def __repr__(self) -> str:
         return f"<Log {self._part}>"
 
+    @property
+    def debugging(self) -> bool:
+        """Whether the level is debug, for what would take long to describe in vain."""
+        return self._logger.isEnabledFor(logging.DEBUG)
+
     def debug(self, event: str, **fields: Any) -> None:
         self._log(logging.DEBUG, event, fields)
 

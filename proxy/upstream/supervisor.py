@@ -370,6 +370,7 @@ class FeedSupervisor:
                 self.reconciler.open()
                 self._reconcile()
             case Confirmed():
+                self._log.debug("confirmed")
                 outcomes = self.reconciler.confirmed()
                 self.router.prune_books(self.reconciler.acked)
                 self._ack_dispatcher.take(outcomes)
@@ -408,6 +409,8 @@ class FeedSupervisor:
             self._greenlet = gevent.spawn(self._run)
         elif self.phase is Phase.LIVE and (request := self.reconciler.next_request()) is not None:
             self._requested_at = self._clock()
+            if self._log.debugging:
+                self._log.debug("request", action="add" if request.add else "remove", topics=len(request.topics))
             self._send(self._protocol.request(request.add, request.topics, self.reconciler.acked))
 
     def _reconcile_later(self) -> None:
