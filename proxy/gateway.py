@@ -31,7 +31,7 @@ from proxy.config.reload_plan import ReloadPlan, make_plan
 from proxy.downstream.client_session import ClientSession
 from proxy.downstream.outbox import Outboxes
 from proxy.downstream.server import Server
-from proxy.observe import logs, metrics, process
+from proxy.observe import logs, metrics, process, stalls
 from proxy.observe import status_document as document
 from proxy.observe.admin import Admin, Query, Rendering
 from proxy.observe.history import History
@@ -324,7 +324,9 @@ class Gateway:
         delay = 0.0
         while True:
             now = self._clock()
-            delay = max(delay, self._steady() - due)  # the hub was blocked for so long, or the process suspended
+            late = self._steady() - due  # the hub was blocked for so long, or the process suspended
+            stalls.report(late)
+            delay = max(delay, late)
             parts: list[ClientSession | FeedSupervisor | Taps] = [
                 *self.server.sessions,
                 *self.upstreams.values(),

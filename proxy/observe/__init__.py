@@ -8,6 +8,7 @@ metrics           /metrics, from a snapshot
 status_document   /status.json, from a snapshot
 status_page       the status page, from status.html
 tap               samples of the messages of one topic
+stalls            the event that the whole proxy stood still
 admin             the admin port
 process           the identity of this process, for the verb `reload`
 style             colour on terminals

@@ -214,6 +214,8 @@ def test_a_process_that_was_stopped(start: Start, alpaca: Simulator) -> None:
 
         wait_for(shown, "no delay is shown")
     assert 5.5 < delays[-1] < 8
+    [stalled] = [event["seconds"] for event in process.events if event["event"] == "proxy.stalled"]
+    assert 5.5 < stalled < 8
 
 
 def test_sigkill_and_a_new_start(start: Start, alpaca: Simulator) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import gevent
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -177,6 +178,24 @@ def test_which_client_is_missing(proxy: Harness) -> None:
     metrics = scrape(proxy)
     assert metrics["client_connected", {"client": "alpha"}] == metrics["client_connected", {"client": "beta"}] == 0
     assert metrics["client_last_seen_timestamp_seconds", {"client": "alpha"}] == pytest.approx(ended, abs=0.001)
+
+
+def test_a_stall_is_an_event(proxy: Harness) -> None:
+    """Of one second or more by the machine's clock, whatever the clock of the sessions counts."""
+
+    def stalls() -> list[str]:
+        events = json.loads(fetch(proxy, "/status.json").text)["events"]
+        return [event["fields"]["seconds"] for event in events if event["event"] == "proxy.stalled"]
+
+    real, gap = proxy.gateway._steady, 0.0
+    proxy.gateway._steady = lambda: real() + gap
+    gevent.sleep(0.05)
+    gap += 0.7
+    gevent.sleep(0.05)
+    assert stalls() == []
+    gap += 7.25
+    wait_for(stalls)
+    assert [float(seconds) for seconds in stalls()] == [pytest.approx(7.2, abs=0.25)]
 
 
 def test_no_metric_has_symbols_as_labels(proxy: Harness) -> None:
