@@ -6,53 +6,62 @@ AttributeError.
 
 from __future__ import annotations
 
-import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from proxy.cli.terminal import Cell, plain, table
+from proxy.cli.terminal import Cell, plain, table, wrapped
 from proxy.observe.style import Color, Style
 
 RECENT = 5  # warnings and errors that are shown
 MISSING = 20  # clients without a session that are named
-WIDTH = 79  # of running text, so that it fits a terminal of 80 columns
 FULL = 0.5  # pending share of an outbox above which its client is marked slow
 
-FEED = ("FEED", "STATE", "FOR", "MSG/S", "MESSAGES", "LAG P50", "P99", "LAST", "TOPICS", "CONNECTS", "TROUBLE")
+FEED = ("FEED", "STATE", "FOR", "MSG/S", "MESSAGES", "LAG P50", "P99", "LAST", "TOPICS", "CONNECTS")
 CLIENT = ("CLIENT", "FEED", "SESSIONS", "TOPICS", "MSG/S", "DELIVERED", "PENDING", "LEFT OUT", "LOST")
+# The columns that a narrow terminal does without, the first ones first.
+FEED_OPTIONAL = ("CONNECTS", "MESSAGES", "FOR", "P99")
+CLIENT_OPTIONAL = ("LEFT OUT", "DELIVERED", "TOPICS")
 
 StatusJson = Mapping[str, Any]
 
 
-def overview(document: StatusJson, style: Style) -> str:
-    """Return the whole text."""
-    parts = [_proxy(document, style)]
+def overview(document: StatusJson, style: Style, width: int | None = None) -> str:
+    """Return the whole text, with lines of at most `width` characters."""
+    parts = [_proxy(document, style, width)]
     if not document["reload"]["ok"]:
         clock = time.strftime("%H:%M:%S", time.localtime(document["reload"]["time"]))
-        sentence = f"The reload at {clock} changed nothing, because of problems; `reload` shows them."
-        parts.append(style.paint(sentence, Color.BAD))
-    if document["feeds"]:
-        parts.append(table(FEED, [_feed(feed) for feed in document["feeds"]], style))
-    if document["clients"]:
-        parts.append(table(CLIENT, [_client(client) for client in document["clients"]], style))
+        sentence = f"The reload at {clock} found problems and changed nothing; `reload` shows them."
+        parts.append(style.paint(wrapped(sentence, width), Color.BAD))
+    if feeds := document["feeds"]:
+        lines = [table(FEED, [_feed(feed) for feed in feeds], style, width=width, optional=FEED_OPTIONAL)]
+        lines += [_trouble(feed, style, width) for feed in feeds if feed["trouble"] and feed["phase"] != "live"]
+        parts.append("\n".join(lines))
+    if clients := document["clients"]:
+        rows = [_client(client) for client in clients]
+        parts.append(table(CLIENT, rows, style, width=width, optional=CLIENT_OPTIONAL))
     else:
         parts.append("No client has connected yet.")
     if missing := [client for client in document["configured"] if not client["connected"]]:
-        parts.append(_missing(missing, document["time"]))
+        parts.append(_missing(missing, document["time"], width))
     warnings = [event for event in document["events"] if event["level"] in ("warning", "error")]
     if warnings:
-        parts.append("\n".join(_event(event, style) for event in warnings[-RECENT:]))
+        parts.append("\n".join(_event(event, style, width) for event in warnings[-RECENT:]))
     return "\n\n".join(parts)
 
 
-def _proxy(document: StatusJson, style: Style) -> str:
-    ready = style.paint("ready", Color.GOOD) if document["ready"] else style.paint("not ready", Color.BAD)
+def _proxy(document: StatusJson, style: Style, width: int | None) -> str:
+    ready, colour = ("ready", Color.GOOD) if document["ready"] else ("not ready", Color.BAD)
     pending, limit = document["outboxes"]["pending"], document["outboxes"]["limit"]
-    return (
-        f"alpaca-proxy {plain(str(document['proxy']))}: {plain(str(document['state']))}, {ready}, "
-        f"up {span(document['uptime'])}, outboxes {size(pending)} of {size(limit)}"
-    )
+    name = f"alpaca-proxy {plain(str(document['proxy']))}: {plain(str(document['state']))}, "
+    more, outboxes = f", up {span(document['uptime'])},", f"outboxes {size(pending)} of {size(limit)}"
+    long = width is not None and len(f"{name}{ready}{more} {outboxes}") > width
+    return name + style.paint(ready, colour) + more + ("\n  " if long else " ") + outboxes
+
+
+def _trouble(feed: StatusJson, style: Style, width: int | None) -> str:
+    text = plain(f"  {feed['account']}/{feed['feed']}: {feed['trouble']}").replace("\n", " ")
+    return style.paint(wrapped(text, width, "    "), Color.BAD if feed["needed"] else None)
 
 
 def _feed(feed: StatusJson) -> list[Cell]:
@@ -69,7 +78,6 @@ def _feed(feed: StatusJson) -> list[Cell]:
         "-" if feed["age"] is None else f"{span(feed['age'])} ago",
         f"{feed['acked']}/{feed['wanted']}" if feed["acked"] != feed["wanted"] else f"{feed['wanted']}",
         str(feed["connects"]),
-        (str(feed["trouble"]) if not live else "", Color.BAD if bad else None),
     ]
 
 
@@ -91,7 +99,7 @@ def _client(client: StatusJson) -> list[Cell]:
     ]
 
 
-def _missing(clients: Sequence[StatusJson], now: float) -> str:
+def _missing(clients: Sequence[StatusJson], now: float, width: int | None) -> str:
     named = []
     for client in clients[:MISSING]:
         seen = client["last_seen"]
@@ -99,15 +107,16 @@ def _missing(clients: Sequence[StatusJson], now: float) -> str:
         named.append(f"{plain(str(client['client']))} ({when})")
     if len(clients) > MISSING:
         named.append(f"and {len(clients) - MISSING:,} more")
-    return textwrap.fill(f"Not connected: {', '.join(named)}", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    return wrapped(f"Not connected: {', '.join(named)}", width)
 
 
-def _event(event: StatusJson, style: Style) -> str:
+def _event(event: StatusJson, style: Style, width: int | None) -> str:
     clock = time.strftime("%H:%M:%S", time.localtime(event["time"]))
     colour = Color.BAD if event["level"] == "error" else Color.WARNING
     fields = " ".join(f"{name}={value}" for name, value in event["fields"].items())
-    level = style.paint(plain(event["level"]), colour)
-    return f"{clock} {level} " + plain(f"{event['event']} {fields}").replace("\n", " ").rstrip()
+    level = plain(event["level"])
+    text = wrapped(plain(f"{clock} {level} {event['event']} {fields}").replace("\n", " ").rstrip(), width)
+    return text.replace(level, style.paint(level, colour), 1)
 
 
 def span(seconds: float) -> str:

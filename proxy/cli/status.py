@@ -12,7 +12,7 @@ import time
 from proxy.cli.config_file import config_path, report_config_error
 from proxy.cli.overview import overview
 from proxy.cli.running import NO_HISTORY, NotRunning, Running, not_this_version, running
-from proxy.cli.terminal import Exit, fail, plain
+from proxy.cli.terminal import Exit, fail, plain, wrapped
 from proxy.config.errors import ConfigError
 from proxy.observe.style import Style
 
@@ -28,20 +28,28 @@ def run(options: argparse.Namespace) -> Exit:
     if options.watch:
         return _watch(proxy, as_json=options.json)
     try:
-        print(_fetch(proxy, as_json=options.json))
+        print(_fetch(proxy, as_json=options.json, width=_columns() if sys.stdout.isatty() else None))
     except NotRunning as error:
         return fail(str(error))
     return Exit.GOOD
 
 
-def _fetch(proxy: Running, *, as_json: bool) -> str:
+def _columns() -> int:
+    """Return the terminal's width (without a terminal 80, unless COLUMNS is set) but for its last column.
+
+    After a character there, the sequence that clears the rest of the line would erase it.
+    """
+    return shutil.get_terminal_size().columns - 1
+
+
+def _fetch(proxy: Running, *, as_json: bool, width: int | None) -> str:
     """Return the text to print. Raises NotRunning."""
     status, body = proxy.get("/status.json" if as_json else f"/status.json?since={NO_HISTORY}")
     try:
         if status != 200:
             raise ValueError(status)
         document = json.loads(body)
-        return body.rstrip() if as_json else overview(document, Style.of(sys.stdout, os.environ))
+        return body.rstrip() if as_json else overview(document, Style.of(sys.stdout, os.environ), width)
     except (ValueError, LookupError, TypeError, AttributeError):
         raise not_this_version(proxy) from None
 
@@ -55,11 +63,12 @@ def _watch(proxy: Running, *, as_json: bool) -> Exit:
     try:
         while True:
             try:
-                text = _fetch(proxy, as_json=as_json)
+                text = _fetch(proxy, as_json=as_json, width=_columns())
             except NotRunning as error:
                 if not overwrite:
                     return fail(str(error))
-                text = plain(f"{error}\n(trying again every {WATCH_SECONDS:.0f} s; Ctrl-C stops)")
+                again = f"(trying again every {WATCH_SECONDS:.0f} s; Ctrl-C stops)"
+                text = f"{wrapped(plain(str(error)), _columns())}\n{again}"
             print(_in_place(text) if overwrite else text if as_json else f"{text}\n", end="" if overwrite else "\n")
             sys.stdout.flush()
             time.sleep(WATCH_SECONDS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import textwrap
 from collections.abc import Sequence
 from enum import IntEnum
 
@@ -51,23 +52,62 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
+def wrapped(text: str, width: int | None, indent: str = "  ") -> str:
+    """Return text in lines of at most `width` characters, all but the first one indented; unchanged without a width."""
+    if width is None:
+        return text
+    return textwrap.fill(text, width, subsequent_indent=indent, break_on_hyphens=False)
+
+
+LEAST_COLUMN = 4  # characters of a column that is cut
+
 Cell = str | tuple[str, Color | None]
 
 
-def table(heading: Sequence[str], rows: Sequence[Sequence[Cell]], style: Style) -> str:
-    """Return aligned columns below a heading; a cell is a text, or text and colour."""
+def table(
+    heading: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    style: Style,
+    *,
+    width: int | None = None,
+    optional: Sequence[str] = (),
+) -> str:
+    """Return aligned columns below a heading; a cell is a text, or text and colour.
+
+    A table that is wider than `width` loses columns in the order of `optional`, then the ends of its longest cells.
+    """
     lines: list[list[tuple[str, Color | None]]] = [[(name, Color.HEADING) for name in heading]]
     for row in rows:
         cells = [cell if isinstance(cell, tuple) else (cell, None) for cell in row]
         lines.append([(plain(text).replace("\n", " "), colour) for text, colour in cells])
-    widths = [max(len(line[column][0]) for line in lines) for column in range(len(heading) - 1)] + [0]
+    names, widths = [*heading], _widths(lines)
+    if width is not None:
+        for name in optional:
+            if _total(widths) <= width:
+                break
+            column = names.index(name)
+            del names[column]
+            lines = [[*line[:column], *line[column + 1 :]] for line in lines]
+            widths = _widths(lines)
+        while _total(widths) > width and (widest := max(widths)) > LEAST_COLUMN:
+            widths[widths.index(widest)] -= 1
+    widths[-1:] = [0] if width is None else widths[-1:]
     return "\n".join(
         "  ".join(
-            style.paint(text, colour) + " " * (width - len(text))
-            for (text, colour), width in zip(line, widths, strict=True)
+            style.paint(shown, colour) + " " * (size - len(shown))
+            for (text, colour), size in zip(line, widths, strict=True)
+            for shown in [text if width is None or len(text) <= size else f"{text[: size - 1]}…"]
         ).rstrip()
         for line in lines
     )
+
+
+def _widths(lines: Sequence[Sequence[tuple[str, Color | None]]]) -> list[int]:
+    return [max(len(text) for text, _ in column) for column in zip(*lines, strict=True)]
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + 2 * (len(widths) - 1)
 
 
 def command(file: str | None = None) -> str:

@@ -5,7 +5,8 @@ log. Fields describe an event (client, feed, account, reason); none contains a s
 
 Repeats are filtered: the first event is written at once, similar ones within REPEAT_SECONDS are only counted, and then
 the last of them is written with that count, as `repeated`. Two events are similar if their name and fields are equal.
-The port of an address and fields with fractions (measurements, such as a wait) are not compared.
+The port of an address and fields with fractions (measurements, such as a wait) are not compared. The time of the line
+with the count is that at which it is written, so the lines of a log are in the order of their times.
 """
 
 from __future__ import annotations
@@ -159,21 +160,29 @@ class _Human(logging.Formatter):
         words.append(paint(record.getMessage(), Color.HEADING))
         words += [f"{paint(f'{name}=', Color.ASIDE)}{_word(value)}" for name, value in _fields(record).items()]
         text = " ".join(words)
-        return text if not record.exc_info else f"{text}\n{self.formatException(record.exc_info)}"
+        if not record.exc_info:
+            return text
+        traceback = self.formatException(record.exc_info)
+        return "\n".join([text, *map(_printable, traceback.split("\n"))])
 
 
 class _Json(logging.Formatter):
+    def __init__(self, ascii_only: bool) -> None:
+        super().__init__()
+        self._ascii_only = ascii_only
+
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line = {
             "time": f"{stamp}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "event": record.getMessage(),
-            **_fields(record),
+            "pid": record.process,
+            **{name: round(value, 1) if isinstance(value, float) else value for name, value in _fields(record).items()},
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return _printable(json.dumps(line, default=str, ensure_ascii=self._ascii_only))
 
 
 def _word(value: Any) -> str:
@@ -183,8 +192,12 @@ def _word(value: Any) -> str:
     text = str(value)
     if text and text.isprintable() and not any(c in " \"'" for c in text):
         return text
-    quoted = json.dumps(text, ensure_ascii=False)
-    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in quoted)
+    return _printable(json.dumps(text, ensure_ascii=False))
+
+
+def _printable(text: str) -> str:
+    """Escape unprintable characters as JSON does, so that no text controls a terminal or changes its direction."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 class _Output(logging.Handler):
@@ -243,6 +256,8 @@ class _Output(logging.Handler):
         self.acquire()
         try:
             for record in self._repeats.due(all=all):
+                record.created = now = time.time()  # of this line, so that the lines are in the order of their times
+                record.msecs = now % 1 * 1000
                 self._write(record)
             if not all:
                 self._timer = None
@@ -277,7 +292,8 @@ def set_up(style: str, level: str, stream: TextIO | None = None) -> None:
         if isinstance(handler, _Output):
             root.removeHandler(handler)
             handler.close()
-    output = _Output(out, _Human(Style.of(out, os.environ)) if human else _Json())
+    ascii_only = (getattr(out, "encoding", None) or "utf-8").lower().replace("-", "") != "utf8"
+    output = _Output(out, _Human(Style.of(out, os.environ)) if human else _Json(ascii_only))
     output.setLevel(level.upper())
     root.addHandler(output)
     # The status page shows events from level info up, whatever the level of the log.

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+from proxy.cli.overview import CLIENT as CLIENT_COLUMNS
+from proxy.cli.overview import FEED as FEED_COLUMNS
 from proxy.cli.overview import milliseconds, overview, size, span
 from proxy.observe.style import Style
 
@@ -58,7 +62,7 @@ def test_slow_clients_are_marked(session: dict[str, object], slow: bool) -> None
 def test_a_failed_reload_is_shown() -> None:
     assert "reload" not in overview(HEAD, Style(on=False))
     failed = overview({**HEAD, "reload": {"ok": False, "time": 0.0}}, Style(on=False))
-    assert " changed nothing, because of problems; `reload` shows them." in failed
+    assert " found problems and changed nothing; `reload` shows them." in failed
 
 
 def test_configured_clients_that_are_not_connected_are_named() -> None:
@@ -67,10 +71,74 @@ def test_configured_clients_that_are_not_connected_are_named() -> None:
         {"client": "momentum", "connected": 0, "last_seen": 100_000.0 - 11_520},
         {"client": "mean-rev", "connected": 0, "last_seen": None},
     ]
-    shown = overview({**HEAD, "configured": configured}, Style(on=False))
+    shown = overview({**HEAD, "configured": configured}, Style(on=False), 79)
     assert shown.endswith("Not connected: momentum (last here 3 h 12 min ago), mean-rev (never since the\n  start)")
     many = [{"client": f"c{number}", "connected": 0, "last_seen": None} for number in range(1020)]
-    lines = overview({**HEAD, "configured": many}, Style(on=False)).splitlines()
+    lines = overview({**HEAD, "configured": many}, Style(on=False), 79).splitlines()
     assert lines[-1].endswith("and 1,000 more")
     assert max(map(len, lines)) < 80
     assert "Not connected" not in overview({**HEAD, "configured": configured[:1]}, Style(on=False))
+
+
+FEED = {
+    "account": "paper",
+    "feed": "crypto-us-1",
+    "phase": "authenticating",
+    "since": 40_000,
+    "rate": 12_345.6,
+    "received": 123_456_789,
+    "lag": {"p50": 1.2345, "p99": 12.3456},
+    "age": 40_000.0,
+    "acked": 1200,
+    "wanted": 30_000,
+    "connects": 1000,
+    "needed": True,
+    "trouble": "Alpaca says 406 connection limit exceeded: another program holds this account's connection",
+}
+BUSY = {
+    **HEAD,
+    "proxy": "1.0.0",
+    "ready": False,
+    "uptime": 40_000,
+    "outboxes": {"pending": 200 << 20, "limit": 256 << 20},
+    "reload": {"ok": False, "time": 0.0},
+    "feeds": [FEED, {**FEED, "account": "a" * 64, "phase": "live"}],
+    "clients": [
+        {
+            **CLIENT,
+            "client": "momentum-of-the-morning",
+            "feed": "crypto-us-1",
+            "rate": 123_456.7,
+            "delivered": 123_456_789,
+            "conflated": 123_456,
+            "lost": {"slow": 123_456, "closed": 1_234},
+            "sessions": [{**SESSION, "pending": 8 << 20, "limit": 8 << 20, "slow": True, "topics": 50_000}] * 16,
+        }
+    ],
+    "events": [
+        {"time": 0.0, "level": "warning", "event": "upstream.lost", "fields": {"reason": "x " * 100, "hint": "y" * 200}}
+    ],
+}
+
+
+@pytest.mark.parametrize("on", [True, False])
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_everything_fits_the_terminal(width: int, on: bool) -> None:
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", overview(BUSY, Style(on), width))
+    assert max(map(len, shown.splitlines())) <= width
+    for text in ("FEED", "STATE", "TOPICS", "CLIENT", "PENDING", "LOST", "not ready", "upstream.lost"):
+        assert text in shown
+    assert "another program holds this account's connection" in re.sub(r"\n +", " ", shown)
+    assert shown == overview(BUSY, Style(on=False), width)
+
+
+def test_without_a_width_nothing_is_left_out() -> None:
+    shown = overview(BUSY, Style(on=False))
+    for text in (*FEED_COLUMNS, *CLIENT_COLUMNS, "a" * 64, "y" * 200, "123,456 slow"):
+        assert text in shown
+
+
+def test_a_usual_proxy_shows_its_lag_in_80_columns() -> None:
+    usual = {**FEED, "feed": "iex", "phase": "live", "rate": 250.0, "lag": {"p50": 0.012, "p99": 0.1}, "age": 1.0}
+    heading = overview({**HEAD, "feeds": [{**usual, "wanted": 30, "acked": 30}]}, Style(on=False), 80).splitlines()[2]
+    assert heading.split() == ["FEED", "STATE", "FOR", "MSG/S", "LAG", "P50", "P99", "LAST", "TOPICS"]

@@ -211,6 +211,22 @@ def test_watch_runs_until_ctrl_c(start: Start, write: Write, call: Call, monkeyp
     assert len({json.loads(line)["uptime"] for line in result.out.splitlines()}) > 1
 
 
+def test_watch_fits_80_columns(start: Start, write: Write, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "WATCH_SECONDS", 0.01)
+    monkeypatch.setenv("COLUMNS", "80")
+    proxy = start(CLIENTS)
+    for _ in range(2):
+        proxy.client("alpha").subscribe(trades=["AAPL", "MSFT"], quotes=["*"])
+    proxy.simulator.refuse_upgrade("iex", 502)
+    proxy.simulator.drop("iex")
+    wait_for(lambda: "502" in proxy.upstream().last_error)
+    gevent.spawn_later(0.1, gevent.getcurrent().throw, KeyboardInterrupt)
+    result = call("status", "--watch", "-c", write(admin_of(proxy)))
+    assert "HTTP 502 in answer to the upgrade" in result.out
+    assert max(map(len, result.out.splitlines())) < 80
+    assert max(map(len, call("status", "-c", write(admin_of(proxy))).out.splitlines())) > 80  # for other programs
+
+
 def test_watch_ends_when_the_proxy_stops(
     start: Start, write: Write, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,3 +65,16 @@ def test_control_characters_are_replaced() -> None:
 )
 def test_command_of_this_program(file: str, again: str) -> None:
     assert command(file) == again
+
+
+def test_a_table_that_is_too_wide_loses_columns_then_the_ends_of_cells() -> None:
+    def lines(width: int) -> list[str]:
+        rows: list[list[Cell]] = [["a long name", "1", ("2", Color.BAD), "the last cell"]]
+        off = Style(on=False)
+        return table(("NAME", "X", "Y", "END"), rows, off, width=width, optional=("Y", "X")).splitlines()
+
+    assert lines(40) == ["NAME         X  Y  END", "a long name  1  2  the last cell"]
+    assert lines(30) == ["NAME         X  END", "a long name  1  the last cell"]
+    assert lines(26) == ["NAME         END", "a long name  the last cell"]
+    assert lines(16) == ["NAME     END", "a long…  the la…"]
+    assert lines(1) == ["NAME  END", "a l…  the…"]

@@ -60,6 +60,7 @@ def test_json_is_one_object_a_line(events: Events) -> None:
     )
     [event] = events()
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", event.pop("time"))
+    assert event.pop("pid") == os.getpid()
     assert event == {
         "level": "warning",
         "event": "upstream.lost",
@@ -80,6 +81,57 @@ def test_text_is_one_event_a_line(out: io.StringIO) -> None:
         r'\d\d:\d\d:\d\d session.closed feed=iex client=momentum reason="client went away" delivered=12 wait=0.2', first
     )
     assert re.fullmatch(r"\d\d:\d\d:\d\d warning session.refused feed=iex code=402", second)
+
+
+def test_json_shows_text_as_it_is_but_no_control_characters(out: io.StringIO) -> None:
+    """Neither as a JSON line nor as text can a value control the terminal that shows the log."""
+    value = "Zürich 東京 🙂 \x1b[2J \x9b2J \u202e \u2028 \ud800 end"
+    Log("session").info("closed", reason=value)
+    [line] = out.getvalue().splitlines()
+    assert json.loads(line)["reason"] == value
+    logs.set_up("human", "info", out)
+    Log("session").info("closed", reason=value)
+    for text in (line, out.getvalue().splitlines()[-1]):
+        assert text.isprintable()
+        assert "Zürich 東京 🙂 \\u001b[2J \\u009b2J \\u202e \\u2028 \\ud800 end" in text
+
+
+def test_json_is_ascii_where_the_stream_cannot_hold_more() -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, "latin-1", errors="replace")
+    logs.set_up("json", "info", stream)
+    Log("session").info("closed", reason="東京")
+    logs.set_up("json", "info", io.StringIO())
+    assert json.loads(raw.getvalue())["reason"] == "東京"
+
+
+@pytest.mark.parametrize("style", ["json", "human"])
+def test_a_traceback_cannot_control_the_terminal(out: io.StringIO, style: str) -> None:
+    logs.set_up(style, "info", out)
+    try:
+        raise ValueError("\x1b]0;title\x07")
+    except ValueError:
+        Log("gateway").error("internal_error")
+    assert all(line.isprintable() for line in out.getvalue().split("\n"))
+    assert "ValueError: \\u001b]0;title\\u0007" in out.getvalue()
+
+
+@pytest.mark.parametrize("style", ["json", "human"])
+def test_measurements_have_one_decimal(out: io.StringIO, style: str) -> None:
+    logs.set_up(style, "info", out)
+    Log("upstream").warning("lost", retry_in=3.14159265)
+    assert re.search(r"\bretry_in\W{1,3}3\.1\b(?!\d)", out.getvalue())
+
+
+def test_lines_are_in_the_order_of_their_times(events: Events) -> None:
+    """A count of repeats is written after newer events of other kinds."""
+    for _ in range(2):
+        Log("upstream").warning("failed", reason="refused")
+    gevent.sleep(0.02)
+    Log("session").info("closed")
+    wait_for(lambda: events()[-1].get("repeated") == 1)
+    times = [event["time"] for event in events()]
+    assert times == sorted(times)
 
 
 def test_colours_only_on_a_terminal_without_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
