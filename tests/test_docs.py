@@ -17,7 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from proxy.cli import main
 from proxy.cli.parser import parser
 from proxy.config import model as configuration
+from proxy.observe import metrics
 from tests.harness import Harness
+from tests.snapshots import snapshot
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
@@ -167,6 +169,28 @@ def test_every_metric_is_documented_and_every_documented_metric_exists(start: Ca
     for page in PAGES:
         named = set(re.findall(r"\balpaca_proxy_[a-z_]*[a-z]", page.read_text("utf-8")))
         assert {re.sub("_(bucket|sum|count)$", "", name) for name in named} <= set(exported), page.name
+
+
+@pytest.mark.parametrize("accounts", [1, 2])
+def test_every_metric_is_documented_with_its_labels_and_its_help(accounts: int) -> None:
+    """With several accounts, the metrics of a feed have the label `account` too, as the text above the table says."""
+    table = re.findall(
+        r"^\| `(alpaca_proxy_\w+)` \| \w+ \| ([^|]*) \| (.+) \|$", (ROOT / "docs" / "operations.md").read_text(), re.M
+    )
+    documented = {name: (set(re.findall(r"`(\w+)`", labels)), text) for name, labels, text in table}
+    if accounts > 1:
+        for name, (labels, _) in documented.items():
+            labels |= {"account"} if name.startswith("alpaca_proxy_feed_") else set()
+    labels_of: dict[str, set[str]] = {}
+    text_of = {}
+    for family in metrics.families(snapshot(accounts=accounts)):
+        if family.name.startswith("alpaca_proxy_"):
+            name = family.name + ("_total" if family.type == "counter" else "")
+            text_of[name] = family.documentation
+            for sample in family.samples:
+                labels_of.setdefault(name, set()).update({*sample.labels} - {"le"})
+    assert labels_of == {name: labels for name, (labels, _) in documented.items()}
+    assert text_of == {name: text for name, (_, text) in documented.items()}
 
 
 def test_the_documented_alerts_are_those_of_alerts_yml() -> None:
