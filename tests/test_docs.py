@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxy.cli import main
+from proxy.cli import main, overview
 from proxy.cli.parser import parser
 from proxy.config import model as configuration
 from proxy.observe import metrics
@@ -82,6 +82,20 @@ def test_readme_keeps_its_order() -> None:
     order = ["Point your SDK here", "Configure", "Allowlists and keys", "Run it on a VPS", "Watch it",
              "What happens when …", "Limits", "What it costs", "Questions", "Develop", "License"]  # fmt: skip
     positions = [text.index(f"\n## {heading}\n") for heading in order]
+    assert positions == sorted(positions)
+
+
+def test_the_steps_for_missing_data_name_what_exists() -> None:
+    """Events, columns and settings; the order is that of the causes from the client to the market."""
+    text = (ROOT / "README.md").read_text("utf-8").partition("**Subscribed, but nothing comes.**")[2].partition("**")[0]
+    events = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    for event in re.findall(r"`((?:session|upstream)\.\w+)`", text):
+        assert f"| `{event}` |" in events
+    columns = re.findall(r"`([A-Z]{3,})`", text)
+    assert {"TOPICS", "LAST", "DELIVERED"} <= set(columns) <= {*overview.FEED, *overview.CLIENT, "FAKEPACA"}
+    configuration.parse(f"log: {{level: debug}}\n{blocks(ROOT / 'README.md', 'yaml')[0]}", "proxy.yaml", ENVIRON, ROOT)
+    order = ["client there", "`live`", "confirmed the topics", "allowlist", "market open", "debug"]
+    positions = [text.index(words) for words in order]
     assert positions == sorted(positions)
 
 
