@@ -32,8 +32,8 @@ writes a small one, `check` says all that is wrong with one, each problem with i
 - **Sizes** are plain bytes, or in `KB`, `MB`, `GB` (thousands), `KiB`, `MiB`, `GiB`.
 - **Mistakes are errors**: an unknown key, a duplicate key, a client's key that is used twice, an account that is not
   there, anchors and tags.
-- **SIGHUP** reads it again, all or nothing; see [operations.md](operations.md#change-the-configuration). An address
-  that the proxy listens on takes a restart.
+- **The verb `reload`**, or SIGHUP, has it read again, all or nothing; see
+  [operations.md](operations.md#change-the-configuration). An address that the proxy listens on takes a restart.
 """
 
 ALLOW = """\

@@ -102,7 +102,8 @@ def _commands(path: Path) -> str:
     """Return the commands for the file, one comment line each."""
     commands = {
         f"check -c {path}": "validate this file and show what each client may see",
-        f"-c {path}": "run the proxy; SIGHUP reloads this file",
+        f"-c {path}": "run the proxy",
+        f"reload -c {path}": "have it read this file again, and show what that changes",
         "keygen NAME": "one more client: key, secret, and the lines to paste here",
     }
     width = max(map(len, commands))
