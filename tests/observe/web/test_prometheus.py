@@ -24,6 +24,8 @@ import gevent
 import pytest
 import yaml
 
+from proxy.config.errors import ConfigError, Problem
+from proxy.config.model import Config
 from proxy.upstream import feed_stats as stats
 from tests.harness import Harness, trade, wait_for
 from tests.observe.test_metrics import ALERTS, dashboard_expressions
@@ -31,7 +33,7 @@ from tests.observe.test_metrics import ALERTS, dashboard_expressions
 pytestmark = [pytest.mark.web, pytest.mark.timeout(120)]
 
 SECONDS = 30.0
-PROXIES = 6  # one for each test
+PROXIES = 7  # one for each test
 CLIENTS = """
   alpha: {key: alpha, secret: alpha, allow: {iex: "*", crypto: "*"}}
   slow: {key: slow, secret: slow, outbox: 1MiB, allow: {iex: "*"}}
@@ -151,6 +153,7 @@ def settle(prometheus: Watched) -> None:
 def test_every_expression_of_the_dashboard_has_series(proxy: Harness, prometheus: Watched) -> None:
     client = proxy.client("alpha")
     client.subscribe(trades=["AAPL"])
+    proxy.client("slow").ws.close()  # one that is missing
 
     def flow() -> None:
         while True:
@@ -236,6 +239,22 @@ def test_alerts_of_a_delayed_proxy_and_of_a_stopped_one(proxy: Harness, promethe
     wait_for(lambda: prometheus.fires("AlpacaProxyDelayed"), "no alert", SECONDS)
     proxy.gateway.stop(0.5)
     wait_for(lambda: prometheus.fires("AlpacaProxyDown"), "no alert", SECONDS)
+
+
+def test_alerts_of_a_missing_client_and_of_a_failed_reload(proxy: Harness, prometheus: Watched) -> None:
+    client = proxy.client("alpha")
+    settle(prometheus)
+    assert not prometheus.fires("AlpacaProxyClientMissing")  # `slow` was never here
+    client.ws.close()
+    wait_for(lambda: prometheus.fires("AlpacaProxyClientMissing"), "no alert", SECONDS)
+
+    def read() -> Config:
+        raise ConfigError([Problem("proxy.yaml", 1, 1, "listen", "unknown key")])
+
+    assert not prometheus.fires("AlpacaProxyReloadFailed")
+    proxy.gateway._read = read
+    proxy.gateway._reload_from_file()
+    wait_for(lambda: prometheus.fires("AlpacaProxyReloadFailed"), "no alert", SECONDS)
 
 
 def test_every_alert_rule_has_a_test() -> None:
