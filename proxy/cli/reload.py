@@ -117,7 +117,7 @@ def _wait(proxy: Running, count: int) -> Reload:
         waited = time.monotonic() - began
         if waited >= WAIT_SECONDS:
             raise NotReloaded(
-                f"the reload has not ended within {WAIT_SECONDS:.0f} s; the proxy's log will tell its end"
+                f"the reload has not ended within {WAIT_SECONDS:.0f} s; the proxy's log will have its result"
             )
         if waited >= QUIET_SECONDS and not told:
             told = True

@@ -237,7 +237,7 @@ def test_a_reload_that_does_not_end(write: Write, call: Call, signalled: list[in
     assert result.code == 1
     assert result.err.splitlines() == [
         f"waiting for the proxy at http://127.0.0.1:{port} to read its configuration",
-        "the reload has not ended within 0 s; the proxy's log will tell its end",
+        "the reload has not ended within 0 s; the proxy's log will have its result",
     ]
 
 
