@@ -20,6 +20,17 @@ from proxy.observe.version import describe
 SHELLS = ("bash", "zsh", "fish")
 SIMULATOR_PORT = 8770
 
+# The options of `simulate` that set a fault, its metavar ("": none) and its help.
+FAULTS = (
+    ("drop", "SECONDS", "end every connection each time that so many seconds have passed"),
+    ("refuse", "CODE", "refuse the upgrade (429, 502, 503), the log-in (402, 406, 409, 411, 500) or a subscription"),
+    ("stall", "STEP", "leave a step unanswered: upgrade, greeting, auth, subscribe, or connection (pings too)"),
+    ("silence", "", "send no data, while requests and pings are answered"),
+    ("feeds", "FEEDS", "limit these faults to some feeds, such as iex,trading"),
+    ("rate", "N", "price changes a second on each feed (20)"),
+    ("symbol-limit", "N", "the plan's number of symbols for trades and quotes; more gets 405"),
+)
+
 EPILOG = """\
 Start with `demo`, which needs no account and no files; then `init`, `check`, and run without a verb.
 Exit status: 0 good; 1 the check found problems, or a run failed; 2 usage; 78 the configuration cannot work.
@@ -74,6 +85,12 @@ def parser() -> argparse.ArgumentParser:
     simulate = verb("simulate", "run the simulated Alpaca alone, to develop against")
     port = _setting(values.port)
     simulate.add_argument("--port", type=port, default=SIMULATOR_PORT, metavar="N", help=f"the port ({SIMULATOR_PORT})")
+    for name, metavar, text in FAULTS:
+        option = f"--{name}"
+        if metavar:
+            simulate.add_argument(option, type=_fault(name), metavar=metavar, help=text)
+        else:
+            simulate.add_argument(option, action="store_const", const="on", help=text)
 
     keygen = verb("keygen", "generate a new client: key, secret, and the YAML to paste")
     keygen.add_argument("name", type=_setting(values.name), metavar="NAME", help="the algorithm's name")
@@ -155,6 +172,21 @@ def _seconds(text: str) -> float:
     if not 0 < number < 1e6:
         raise argparse.ArgumentTypeError("should be a number of seconds above 0")
     return number
+
+
+def _fault(name: str) -> Callable[[str], str]:
+    """Return an argparse type for the value of a fault, which stays text."""
+
+    def check(text: str) -> str:
+        from proxy.simulator import fault_settings  # loads the simulator, which the other verbs do not need
+
+        try:
+            fault_settings.read(name, text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error).removeprefix(f"{name} ")) from None
+        return text
+
+    return check
 
 
 def _setting(read: Callable[[object], T]) -> Callable[[str], T]:

@@ -12,6 +12,8 @@ import hmac
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
+EVERY_FEED = "*"  # in place of a feed's name
+
 # Source: docs.alpaca.markets, "Streaming Market Data", table of errors.
 ERRORS: Mapping[int, str] = {
     400: "invalid syntax",
@@ -59,21 +61,22 @@ class AccountPlan:
 class AccountSlots:
     """Checks logins and counts connection slots. `clock` returns seconds.
 
-    `auth_refusals` (by feed) and `symbol_refusals` (by symbol) are scripted error codes that take precedence over the
-    plan. The repr contains no secret.
+    `auth_refusals` and `subscribe_refusals` (by feed, or for `EVERY_FEED`) and `symbol_refusals` (by symbol) are
+    scripted error codes that take precedence over the plan. The repr contains no secret.
     """
 
     keys: Mapping[str, str] = field(repr=False)
     plan: AccountPlan
     clock: Callable[[], float]
     auth_refusals: dict[str, int] = field(default_factory=dict)
+    subscribe_refusals: dict[str, int] = field(default_factory=dict)
     symbol_refusals: dict[str, int] = field(default_factory=dict)
     _used: dict[tuple[str, str], int] = field(default_factory=dict, repr=False)
     _ghosts: dict[tuple[str, str], list[float]] = field(default_factory=dict, repr=False)
 
     def admit(self, feed: str, key: str, secret: str) -> int | None:
         """Take a slot for this login and return None, or return the code of the refusal."""
-        if (scripted := self.auth_refusals.get(feed)) is not None:
+        if (scripted := self.auth_refusals.get(feed, self.auth_refusals.get(EVERY_FEED))) is not None:
             return scripted
         expected = self.keys.get(key)
         if expected is None or not hmac.compare_digest(expected.encode(), secret.encode()):
@@ -86,6 +89,10 @@ class AccountSlots:
             return 406
         self._used[slot] = used + 1
         return None
+
+    def subscribe_refusal(self, feed: str) -> int | None:
+        """Return the scripted code that refuses every subscribe, or None."""
+        return self.subscribe_refusals.get(feed, self.subscribe_refusals.get(EVERY_FEED))
 
     def leave(self, feed: str, key: str, *, close_frame: bool) -> None:
         """Free a slot; without a close frame, only after `ghost_seconds`."""

@@ -188,6 +188,8 @@ class MarketSession:
         topics = list(topics)
         if self.endpoint.options and ("quotes", WILDCARD) in topics:
             return 413
+        if topics and (scripted := self._slots.subscribe_refusal(self.endpoint.feed)) is not None:
+            return scripted
         for _, symbol in topics:
             if (scripted := self._slots.symbol_refusals.get(symbol)) is not None:
                 return scripted

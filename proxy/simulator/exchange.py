@@ -6,12 +6,13 @@ A tape starts at its feed's first subscription and advances while the feed has a
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from random import Random
 from typing import Protocol
 
 from proxy.alpaca.endpoints import WILDCARD
 from proxy.simulator.crypto import PAIRS, PERPETUALS, CryptoTape, PerpetualTape
-from proxy.simulator.market import JsonObject, Market
+from proxy.simulator.market import JsonObject, Market, PriceTape
 from proxy.simulator.news import NewsTape
 from proxy.simulator.options import CONTRACTS, OptionTape
 from proxy.simulator.orders import OrderTape
@@ -44,6 +45,13 @@ class Exchange:
         if symbol != WILDCARD:
             tape.follow(symbol)
         return tape.snapshots(symbol, now) if channel == "orderbooks" else []
+
+    def set_rate(self, rate: float) -> None:
+        """Set the ticks a second on each feed. News and order updates keep their pace."""
+        self._market = replace(self._market, rate=rate)
+        for tape in self._tapes.values():
+            if isinstance(tape, PriceTape):
+                tape.rate = rate
 
     def advance(self, now: int, feeds: Collection[str]) -> Iterator[tuple[str, list[JsonObject]]]:
         """Yield each feed with its messages since the last call."""

@@ -1,7 +1,7 @@
 """Scripted faults: failures that Alpaca has shown, on demand.
 
-`Faults` holds the active faults by feed; connections consult it. The table at the end holds the bytes of each kind of
-garbage.
+`Faults` holds the active faults by feed; connections consult it. A fault of `EVERY_FEED` concerns the feeds that have
+none of their own. The table at the end holds the bytes of each kind of garbage.
 """
 
 from __future__ import annotations
@@ -13,16 +13,35 @@ from enum import Enum
 from http import HTTPStatus
 
 from proxy.simulator import wire
+from proxy.simulator.account_plan import EVERY_FEED
 from proxy.transport import frames
 
 
 class Step(Enum):
-    """Steps of a connection that can be stalled."""
+    """Steps of a connection that can be stalled. A stalled `CONNECTION` is half open: nothing is read or written."""
 
     UPGRADE = "upgrade"
     GREETING = "greeting"
     AUTH = "auth"
     SUBSCRIBE = "subscribe"
+    CONNECTION = "connection"
+
+
+# Alpaca's code of a refusal, or an HTTP status, and the step that it answers.
+REFUSALS: Mapping[int, Step] = {
+    402: Step.AUTH,
+    406: Step.AUTH,
+    409: Step.AUTH,
+    411: Step.AUTH,
+    500: Step.AUTH,
+    400: Step.SUBSCRIBE,
+    405: Step.SUBSCRIBE,
+    410: Step.SUBSCRIBE,
+    413: Step.SUBSCRIBE,
+    429: Step.UPGRADE,
+    502: Step.UPGRADE,
+    503: Step.UPGRADE,
+}
 
 
 class Drop(Enum):
@@ -35,14 +54,22 @@ class Drop(Enum):
 
 @dataclass
 class Faults:
-    """Active faults. `ack_seconds` is the delay of every subscribe and unsubscribe."""
+    """Active faults. `silent` feeds send no data; `ack_seconds` is the delay of every subscribe and unsubscribe."""
 
     upgrades: dict[str, int] = field(default_factory=dict)  # feed → the HTTP status that answers an upgrade
     stalled: set[tuple[str, Step]] = field(default_factory=set)
+    silent: set[str] = field(default_factory=set)
     ack_seconds: float = 0
 
     def stalls(self, feed: str, step: Step) -> bool:
-        return (feed, step) in self.stalled
+        return (feed, step) in self.stalled or (EVERY_FEED, step) in self.stalled
+
+    def silences(self, feed: str) -> bool:
+        return feed in self.silent or EVERY_FEED in self.silent
+
+    def upgrade_status(self, feed: str) -> int | None:
+        """Return the HTTP status that refuses an upgrade, or None."""
+        return self.upgrades.get(feed, self.upgrades.get(EVERY_FEED))
 
     def accept(self, feed: str) -> None:
         """Remove the refusals and stalls of this feed."""

@@ -125,13 +125,13 @@ class Instrument:
 
 
 class PriceTape:
-    """Tape of ticks and bars; subclasses define the messages of a tick."""
+    """Tape of ticks and bars; subclasses define the messages of a tick. `rate` is ticks a second; it may be changed."""
 
     volatility = 0.0004
     day_offset = 0  # nanoseconds from midnight UTC to the start of the daily bar
 
     def __init__(self, market: Market, rng: Random, now: int, universe: Mapping[str, float]) -> None:
-        self._market = market
+        self.rate = market.rate
         self._rng = rng
         self._period = max(1, int(market.bar_seconds * SECOND))
         self._last_tick = now
@@ -155,7 +155,7 @@ class PriceTape:
     def advance(self, now: int) -> list[JsonObject]:
         """Return the messages since the last call."""
         messages: list[JsonObject] = []
-        step = SECOND / self._market.rate if self._market.rate > 0 else math.inf
+        step = SECOND / self.rate if self.rate > 0 else math.inf
         if now - self._last_tick > max(SECOND, 2 * step):  # the feed had no clients for a while: do not catch up
             self._last_tick = now
         ticks = int((now - self._last_tick) / step)

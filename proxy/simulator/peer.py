@@ -70,6 +70,7 @@ class Peer:
         self.feed = session.endpoint.feed
         self.codec = session.codec
         self.ended = Event()
+        self.half_open = False  # muted by a stall of the connection
         self._connection = connection
         self._faults = faults
         self._auth_seconds = auth_seconds

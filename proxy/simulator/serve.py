@@ -10,6 +10,7 @@ import gevent
 from gevent.event import Event
 
 from proxy.simulator.account_plan import AccountPlan
+from proxy.simulator.fault_settings import FaultSettings
 from proxy.simulator.market import Market
 from proxy.simulator.server import Simulator
 
@@ -23,6 +24,7 @@ def run(
     market: Market | None = None,
     seed: int = 0,
     tls: ssl.SSLContext | None = None,
+    settings: FaultSettings | None = None,
     ready: Callable[[Simulator], None] = lambda simulator: None,
 ) -> None:
     """Serve a synthetic market until SIGINT or SIGTERM; call `ready` once it listens.
@@ -34,6 +36,8 @@ def run(
     simulator = Simulator(host=host, port=port, keys=keys, plan=plan, market=market or Market(), seed=seed, tls=tls)
     try:
         with simulator:
+            if settings is not None:
+                simulator.rehearse(settings)
             ready(simulator)
             stopped.wait()
     finally:

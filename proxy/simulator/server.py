@@ -13,19 +13,23 @@ import ssl
 import time
 from collections import defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
+from urllib.parse import parse_qsl
 
 import gevent
+import msgspec
 from gevent.event import Event
 
 from proxy.alpaca import timestamps
 from proxy.observe.logs import Log
 from proxy.simulator import upgrade, wire
-from proxy.simulator.account_plan import AccountPlan, AccountSlots
+from proxy.simulator.account_plan import EVERY_FEED, AccountPlan, AccountSlots
 from proxy.simulator.conversation import error
 from proxy.simulator.exchange import Exchange
-from proxy.simulator.faults import GARBAGE, Drop, Faults, Step, status_line
+from proxy.simulator.fault_settings import FaultSettings
+from proxy.simulator.faults import GARBAGE, REFUSALS, Drop, Faults, Step, status_line
 from proxy.simulator.market import Market
 from proxy.simulator.outcomes import Admitted, Joined, Outcome, Received
 from proxy.simulator.peer import Peer
@@ -38,6 +42,7 @@ MARKET_SECONDS = 0.02
 YIELD_FRAMES = 64  # frames that `publish` queues before it yields to the writers
 DROP_SECONDS = 2
 STOP_SECONDS = 2
+FAULTS_PATH = "/faults"
 
 JsonObject = dict[str, Any]
 
@@ -65,11 +70,13 @@ class Simulator:
         self._port = port
         self._tls = tls
         self.faults = Faults()
+        self.settings = FaultSettings() if market is None else FaultSettings(rate=market.rate)
         self.slots = AccountSlots(
             dict({"key": "secret"} if keys is None else keys), plan or AccountPlan(), time.monotonic
         )
         self._exchange = None if market is None else Exchange(market, seed)
         self._market_greenlet: Any = None
+        self._drop_greenlet: Any = None
         self._listener: Listener | None = None
         self._peers: dict[int, Peer] = {}
         self._connection_count = 0
@@ -101,12 +108,13 @@ class Simulator:
             (self._host, self._port),
             serve=self._serve,
             refuse=self._refuse,
-            answer=_upgrade_required,
+            answer=self._answer,
             tls=self._tls,
             log=Log("listener"),
         )
         self._listener.start()
         self._port = self._listener.server_port
+        self._restart_drops()
         if self._exchange is not None:
             self._market_greenlet = gevent.spawn(self._run_market, self._exchange)
 
@@ -114,7 +122,7 @@ class Simulator:
         """Stop the listener, and end every connection without a close frame."""
         if self._listener is not None:
             listener, self._listener = self._listener, None
-            gevent.killall([self._market_greenlet] if self._market_greenlet is not None else [])
+            gevent.killall([each for each in (self._market_greenlet, self._drop_greenlet) if each is not None])
             listener.close()
             self._wake_stalled()
             self._end([*self._peers.values()], Drop.FIN)
@@ -193,7 +201,7 @@ class Simulator:
     # Faults
 
     def drop(self, feed: str, how: str = "close") -> None:
-        """End all connections of a feed.
+        """End all connections of a feed, or of `EVERY_FEED`.
 
         `how` is a close frame (`close`), a FIN alone (`fin`) or a RST (`rst`).
         """
@@ -209,8 +217,12 @@ class Simulator:
             peer.unmute()
 
     def stall(self, step: str, feed: str) -> None:
-        """Stall a step until `accept`: `upgrade`, `greeting`, `auth` or `subscribe`."""
+        """Stall a step until `accept`: `upgrade`, `greeting`, `auth` or `subscribe`.
+
+        `connection` makes the present connections half open, and those that are opened later.
+        """
         self.faults.stalled.add((feed, Step(step)))
+        self._release()
 
     def refuse_upgrade(self, feed: str, status: int) -> None:
         """Answer upgrade requests with this HTTP status until `accept`."""
@@ -225,9 +237,7 @@ class Simulator:
         """Remove the refusals and stalls of this feed."""
         self.faults.accept(feed)
         self.slots.auth_refusals.pop(feed, None)
-        self._wake_stalled()
-        for peer in self._peers_of(feed):
-            peer.release()
+        self._release()
 
     def refuse_symbols(self, symbols: Collection[str], code: int = 405) -> None:
         """Refuse every subscribe with one of these symbols; a new call replaces them."""
@@ -246,14 +256,86 @@ class Simulator:
         for peer in self.connections(feed):
             peer.put(make(peer.codec))
 
+    # Rehearsals
+
+    def rehearse(self, settings: FaultSettings) -> None:
+        """Apply these settings in place of the present ones, and of the faults of the methods above."""
+        before, self.settings = self.settings, settings
+        feeds = settings.feeds or (EVERY_FEED,)
+        step = None if settings.refuse is None else REFUSALS[settings.refuse]
+        codes = {} if settings.refuse is None else dict.fromkeys(feeds, settings.refuse)
+        self.faults.upgrades = codes if step is Step.UPGRADE else {}
+        self.slots.auth_refusals = codes if step is Step.AUTH else {}
+        self.slots.subscribe_refusals = codes if step is Step.SUBSCRIBE else {}
+        self.faults.stalled = set() if settings.stall is None else {(feed, settings.stall) for feed in feeds}
+        self.faults.silent = set(feeds) if settings.silence else set()
+        if settings.symbol_limit != before.symbol_limit:
+            self.slots.plan = replace(self.slots.plan, symbol_limit=settings.symbol_limit)
+        if settings.rate != before.rate and self._exchange is not None:
+            self._exchange.set_rate(settings.rate)
+        self._restart_drops()
+        self._release()
+
+    def _restart_drops(self) -> None:
+        gevent.killall([self._drop_greenlet] if self._drop_greenlet is not None else [])
+        seconds = self.settings.drop
+        self._drop_greenlet = None if seconds is None else gevent.spawn(self._run_drops, seconds)
+
+    def _run_drops(self, seconds: float) -> None:
+        while True:
+            gevent.sleep(seconds)
+            self._drop_now()
+
+    def _drop_now(self) -> None:
+        """End the connections of the settings' feeds as Alpaca does: without a close frame."""
+        for feed in self.settings.feeds or (EVERY_FEED,):
+            self.drop(feed, Drop.FIN.value)
+
+    def _answer(self, environ: Environ) -> HttpResponse:
+        """Answer plain HTTP: `/faults`, for the settings; at any other path, that a WebSocket is required."""
+        if environ["PATH_INFO"] != FAULTS_PATH:
+            return status_line(426), "This is a simulator of Alpaca's streams: connect with a WebSocket."
+        if "HTTP_ORIGIN" in environ or "HTTP_SEC_FETCH_SITE" in environ:
+            return status_line(403), "Web pages may not set faults."
+        texts = dict(parse_qsl(environ["QUERY_STRING"], keep_blank_values=True))
+        match environ["REQUEST_METHOD"]:
+            case "POST":
+                once = texts.get("drop") == "now"
+                if once:
+                    del texts["drop"]
+                try:
+                    self.rehearse(self.settings.changed(texts))
+                except ValueError as error:
+                    return status_line(400), f"{error}."
+                if once:
+                    self._drop_now()
+            case "DELETE":
+                self.rehearse(FaultSettings())
+            case "GET" | "HEAD":
+                pass
+            case _:
+                return status_line(405), f"{FAULTS_PATH} supports GET, POST and DELETE."
+        body = msgspec.json.encode(self.settings.document()).decode()
+        return status_line(200), body, "application/json; charset=utf-8"
+
     # Internals
+
+    def _release(self) -> None:
+        """Let the connections go on whose steps are no longer stalled."""
+        self._wake_stalled()
+        for peer in [*self._peers.values()]:
+            half_open = self.faults.stalls(peer.feed, Step.CONNECTION)
+            if half_open is not peer.half_open:
+                peer.half_open = half_open
+                (peer.mute if half_open else peer.unmute)()
+            peer.release()
 
     def _wake_stalled(self) -> None:
         self._stalls_changed.set()
         self._stalls_changed = Event()
 
     def _peers_of(self, feed: str) -> list[Peer]:
-        return [peer for peer in self._peers.values() if peer.feed == feed]
+        return [peer for peer in self._peers.values() if feed in (peer.feed, EVERY_FEED)]
 
     def _end(self, peers: Sequence[Peer], how: Drop) -> None:
         for peer in peers:
@@ -263,8 +345,10 @@ class Simulator:
     def _deliver(self, feed: str, messages: Sequence[JsonObject]) -> None:
         """Queue for each connection one frame of its subscribed messages; never waits.
 
-        Trading has no arrays, so each message has its own frame there.
+        Trading has no arrays, so each message has its own frame there. On a silent feed the messages are discarded.
         """
+        if self.faults.silences(feed):
+            return
         if feed == "trading" and len(messages) > 1:
             for message in messages:
                 self._deliver(feed, [message])
@@ -290,7 +374,7 @@ class Simulator:
         deadline = time.monotonic() + STALL_SECONDS
         while self.faults.stalls(feed, Step.UPGRADE) and time.monotonic() < deadline and self._listener is not None:
             self._stalls_changed.wait(deadline - time.monotonic())
-        if (status := self.faults.upgrades.get(feed)) is not None:
+        if (status := self.faults.upgrade_status(feed)) is not None:
             return status_line(status), "Refused by a scripted fault of the simulator."
         return None
 
@@ -311,6 +395,9 @@ class Simulator:
             report=self._report,
         )
         self._peers[peer.number] = peer
+        if self.faults.stalls(peer.feed, Step.CONNECTION):
+            peer.half_open = True
+            peer.mute()
         try:
             peer.run(upgrade.credentials(environ))
         finally:
@@ -325,7 +412,8 @@ class Simulator:
         elif isinstance(outcome, Joined) and self._exchange is not None:
             now = time.time_ns()
             for channel, symbol in outcome.topics:
-                if books := self._exchange.follow(peer.feed, channel, symbol, now):
+                books = self._exchange.follow(peer.feed, channel, symbol, now)
+                if books and not self.faults.silences(peer.feed):
                     peer.put_payload(wire.encode_data(books, peer.codec))
 
     def _run_market(self, exchange: Exchange) -> None:
@@ -335,10 +423,6 @@ class Simulator:
             for feed, messages in exchange.advance(time.time_ns(), live):
                 self._deliver(feed, messages)
             gevent.sleep(MARKET_SECONDS)
-
-
-def _upgrade_required(environ: Environ) -> HttpResponse:
-    return status_line(426), "This is a simulator of Alpaca's streams: connect with a WebSocket."
 
 
 def _trade(symbol: str, number: int, now: str) -> JsonObject:

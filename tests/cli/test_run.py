@@ -178,6 +178,12 @@ def test_invalid_configurations(tmp_path: Path, call: Call, content: bytes | Non
         ["demo", "--seconds=-1"],
         ["simulate", "--port", "99999"],
         ["simulate", "--port=-1"],
+        ["simulate", "--drop", "soon"],
+        ["simulate", "--refuse", "7"],
+        ["simulate", "--stall", "lunch"],
+        ["simulate", "--feeds", "nasdaq"],
+        ["simulate", "--rate=-1"],
+        ["simulate", "--symbol-limit", "0"],
     ],
     ids=" ".join,
 )
