@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -18,6 +19,7 @@ from proxy.cli import main, overview
 from proxy.cli.parser import parser
 from proxy.config import model as configuration
 from proxy.observe import metrics
+from proxy.simulator.fault_settings import FaultSettings
 from tests.harness import Harness
 from tests.snapshots import snapshot
 
@@ -156,6 +158,22 @@ def test_lines_are_not_too_long(page: Path) -> None:
     """Tables are exempt: their lines cannot be broken."""
     lines = page.read_text("utf-8").splitlines()
     assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
+
+
+def test_the_faults_of_every_page_are_those_of_the_simulator() -> None:
+    """Each `curl` to `/faults`, and each row of the table; every setting has a row."""
+    text = "\n".join(page.read_text("utf-8") for page in PAGES)
+    queries = re.findall(r'curl -X POST "http://127\.0\.0\.1:8770/faults\?([^"]+)"', text)
+    assert len(queries) > 10
+    for query in queries:
+        FaultSettings().changed({name: "off" if value == "now" else value for name, value in parse_qsl(query)})
+    rows = re.findall(
+        r"^\| `--([a-z-]+) ?([^`]*)` \| `([a-z-]+)=([^`]+)` \|", (ROOT / "docs/rehearse.md").read_text(), re.M
+    )
+    assert [(name, value or "on") for name, value, _, _ in rows] == [(name, value) for _, _, name, value in rows]
+    settings = FaultSettings().changed({name: value for _, _, name, value in rows})
+    defaults = FaultSettings().document()
+    assert all(value != defaults[name] for name, value in settings.document().items())
 
 
 # Reference and operations

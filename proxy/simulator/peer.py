@@ -235,7 +235,7 @@ class Peer:
                 self._report(self, outcome)
 
     def _expire(self) -> None:
-        if not self._held:
+        if not self._held and self._unmuted.is_set():
             self._apply(self.session.expire())
 
     def _overflow(self) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
-from proxy.simulator import Market, Simulator
+from proxy.simulator import AccountPlan, Market, Simulator
 from proxy.simulator.fault_settings import FaultSettings
+from proxy.simulator.faults import Step
 
 AUTH = {"action": "auth", "key": "key", "secret": "secret"}
 TRADE = {"T": "t", "S": "AAPL", "i": 1, "x": "V", "p": 1.5, "s": 1, "c": [], "z": "C", "t": "2023-04-06T11:54:26Z"}
@@ -194,3 +195,14 @@ def test_drops_go_on_after_a_restart(dial: Dial) -> None:
     for _ in range(2):
         with simulator, pytest.raises(ConnectionClosedError):
             dial(simulator, "/v2/iex").log_in().receive()
+
+
+def test_a_stalled_connection_has_no_login_timeout(dial: Dial) -> None:
+    """A half-open connection sends nothing, no 404 either."""
+    with Simulator(plan=AccountPlan(auth_seconds=0.05)) as simulator:
+        simulator.rehearse(FaultSettings(stall=Step.CONNECTION))
+        client = dial(simulator, "/v2/iex")
+        with pytest.raises(TimeoutError):
+            client.receive(2 * MOMENT)
+        simulator.rehearse(FaultSettings())
+        assert client.receive()[0]["msg"] == "connected"
