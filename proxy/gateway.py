@@ -353,6 +353,7 @@ class Gateway:
             now,
             received={key: upstream.router.received for key, upstream in self.upstreams.items()},
             delivered=self.server.delivered_now(),
+            pending=self.server.pending_now(),
             lags={key: upstream.stats.lags for key, upstream in self.upstreams.items()},
             delay=delay,
         )

@@ -432,9 +432,10 @@ class ClientSession:
     def state(self) -> SessionState:
         """Return the session's state for the snapshot."""
         outbox = self.outbox
+        feed = self.protocol.endpoint.feed
         return SessionState(
             self.name,
-            self.protocol.endpoint.feed,
+            feed,
             self.address,
             self.codec.name,
             self._host.clock() - self.opened,
@@ -445,6 +446,7 @@ class ClientSession:
             outbox.conflated,
             outbox.lost,
             outbox.slow,
+            "" if self.client is None else self.client.account(feed),
         )
 
     def count(self, totals: Totals) -> None:

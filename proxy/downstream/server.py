@@ -137,6 +137,15 @@ class Server:
                 now[session.name, session.protocol.endpoint.feed] += session.outbox.delivered
         return now
 
+    def pending_now(self) -> dict[tuple[str, str], int]:
+        """Return the bytes in the fullest outbox of each client and feed, which are sampled every second."""
+        now: dict[tuple[str, str], int] = {}
+        for session in self.sessions:
+            if session.client is not None and (pending := session.outbox.pending):
+                key = session.name, session.protocol.endpoint.feed
+                now[key] = max(pending, now.get(key, 0))
+        return now
+
     # ClientHost
 
     def identify(self, session: ClientSession, key: str, secret: str) -> Client | int:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, chain
 from math import ceil, inf
+from types import MappingProxyType
 from typing import NamedTuple
 
 from proxy.observe.snapshot import FeedSecond, Key, Lag, Second
@@ -85,19 +86,22 @@ class History:
         delivered: Mapping[Key, int],
         lags: Mapping[Key, Lags],
         delay: float,
+        pending: Mapping[Key, int] = MappingProxyType({}),
     ) -> None:
         """End a second.
 
         `received` (by feed) and `delivered` (by client and feed) are counters since the start; a counter may restart
-        at 0. `delay` is the longest delay of the event loop in this second, in seconds.
+        at 0. `pending` is the number of bytes in the fullest outbox, by client and feed. `delay` is the longest delay
+        of the event loop in this second, in seconds.
         """
         last = self._readings[-1]
         rates = _rates(last.received, received, now - last.time)
         quantiles = {key: lag.turn() for key, lag in lags.items()}
         feeds = {key: FeedSecond(rate, *quantiles.get(key, (None, None))) for key, rate in rates.items()}
-        total = sum(_rates(last.delivered, delivered, now - last.time).values())
+        active = {key: rate for key, rate in _rates(last.delivered, delivered, now - last.time).items() if rate}
+        waiting = {key: size for key, size in pending.items() if size}
         self._number += 1
-        self.seconds.append(Second(self._number, feeds, total, delay))
+        self.seconds.append(Second(self._number, feeds, active, waiting, delay))
         self._readings.append(_Reading(now, received, delivered))
         first = self._readings[0]
         self.received = _rates(first.received, received, now - first.time)
@@ -125,6 +129,12 @@ def columns(seconds: Iterable[Second], of: Key) -> tuple[list[float], list[float
     """One feed's rates, p50 and p99, second by second; a rate of 0 in seconds before the feed existed."""
     rows = [second.feeds.get(of, _ABSENT) for second in seconds]
     return [row.received for row in rows], [row.p50 for row in rows], [row.p99 for row in rows]
+
+
+def client_columns(seconds: Iterable[Second], of: Key) -> tuple[list[float], list[int]]:
+    """One client's delivered messages a second on a feed, and the bytes in its fullest outbox, second by second."""
+    rows = [*seconds]
+    return [row.delivered.get(of, 0.0) for row in rows], [row.pending.get(of, 0) for row in rows]
 
 
 _MIN_SPAN = 1e-9  # avoids a division by zero

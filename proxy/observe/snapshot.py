@@ -34,7 +34,8 @@ class FeedState:
     `wanted` counts topics by channel, `acked` those that Alpaca has confirmed. `received` counts messages, `unrouted`
     the messages among them that no session had subscribed to, `malformed` frames, and `irregular` by reason the
     messages that could not be passed on as they came. `needed`: some session wants a topic of the feed. `outages`
-    counts the outages while it was needed, `outage_seconds` is their total time.
+    counts the outages while it was needed, `outage_seconds` is their total time. `next_attempt` is the time until the
+    next connection is opened, None if none is due.
     """
 
     account: str
@@ -54,6 +55,7 @@ class FeedState:
     outage_seconds: float
     needed: bool
     lag: Lag
+    next_attempt: float | None = None
 
 
 @dataclass(slots=True)
@@ -84,7 +86,8 @@ class Totals:
 class SessionState(NamedTuple):  # thousands in a snapshot; a frozen dataclass takes four times as long to create
     """One session of a client: its outbox holds `pending` of at most `limit` bytes; `age` is in seconds.
 
-    `held` are its topics, as (channel, symbol). `delivered`, `conflated` and `lost` count messages.
+    `held` are its topics, as (channel, symbol), of the account's feed. `delivered`, `conflated` and `lost` count
+    messages.
     """
 
     client: str
@@ -99,6 +102,7 @@ class SessionState(NamedTuple):  # thousands in a snapshot; a frozen dataclass t
     conflated: int
     lost: int
     slow: bool
+    account: str = ""
 
 
 class ClientPresence(NamedTuple):
@@ -125,13 +129,14 @@ class FeedSecond:
 class Second:
     """One second of the history; `number` counts them from the start.
 
-    `delivered` is messages a second to all clients together. `delay` is the longest delay of the event loop, in
-    seconds.
+    `delivered` is messages a second by client and feed, `pending` the bytes in the fullest outbox of each; both without
+    the zeros, since most clients are idle most of the time. `delay` is the longest delay of the event loop, in seconds.
     """
 
     number: int
     feeds: Mapping[Key, FeedSecond]
-    delivered: float
+    delivered: Mapping[Key, float]
+    pending: Mapping[Key, int]
     delay: float
 
 

@@ -6,13 +6,16 @@ added. Times are seconds since 1970, durations are seconds, sizes are bytes; a n
     version proxy pid pid_start state ready time started uptime delay strangers
     outboxes  {pending limit}
     reload    {count running time ok plan: [line] problems: [line]} of the last reload of the configuration file
-    feeds     [{account feed phase since trouble needed connects received unheard malformed outages away age rate
-                wanted acked irregular: {REASON: messages} lag: {p50 p99} topics: {CHANNEL: wanted}}]
+    feeds     [{account feed phase since next_attempt trouble needed connects received unheard malformed outages away
+                age rate wanted acked irregular: {REASON: messages} lag: {p50 p99} topics: {CHANNEL: wanted}}]
     clients   [{client feed connects delivered conflated rate outages lost: {REASON: messages}
-                sessions: [{address codec since topics holds pending limit delivered conflated lost slow}]}]
+                sessions: [{address account codec since topics holds shown: {CHANNEL: [SYMBOL]} pending limit
+                            delivered conflated lost slow}]}]
     configured  [{client connected last_seen}] of every configured client
     events    [{time level event fields: {NAME: text}}], the newest last
-    history   {first feeds: [{account feed received p50 p99: one number a second}] delivered delay}
+    history   {first delivered delay
+               feeds: [{account feed received p50 p99}]
+               clients: [{client feed delivered pending}]}: one number a second each
 
 `pid` is the proxy's process id, `pid_start` that process's start in the kernel's clock ticks. `reload.count` counts the
 reloads that have ended; `ok` tells whether the last one was applied. `plan` is what it changed, `problems` why it was
@@ -21,18 +24,21 @@ not applied; at most RELOAD_LINES of each.
 `configured` has the clients that are not connected as well: `connected` is the number of sessions, over all feeds.
 `last_seen` is when the client last had one: now, the end of the last one, or null if it had none since the start.
 
-`history.first` is the number of its first second. `?since=NUMBER` limits the history to seconds after that number.
+`next_attempt` is the number of seconds until the feed's next connection. `shown` is a selection of the session's
+topics. `history.first` is the number of its first second; `pending` are the bytes in the client's fullest outbox.
+`?since=NUMBER` limits the history to seconds after that number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import Any
 
 from proxy.alpaca.codec import JSON
 from proxy.alpaca.topics import words
-from proxy.observe.history import columns
+from proxy.observe.history import client_columns, columns
 from proxy.observe.snapshot import ClientPresence, FeedState, Key, LogEvent, ReloadState, SessionState, Snapshot, Totals
 from proxy.observe.version import __version__
 
@@ -71,7 +77,7 @@ def render(snapshot: Snapshot, since: int = 0) -> Iterator[bytes]:
         comma = b","
     yield b"]"
     yield b',"events":' + JSON.encode([_event(event) for event in snapshot.events])
-    yield b',"history":' + JSON.encode(_history(snapshot, since))
+    yield from _history(snapshot, since)
     yield b',"clients":['
     comma = b""
     sessions: dict[Key, list[SessionState]] = {key: [] for key in snapshot.totals}
@@ -98,6 +104,7 @@ def _feed(feed: FeedState, rate: float) -> dict[str, Any]:
         "feed": feed.feed,
         "phase": feed.phase,
         "since": round(feed.state_age, 3),
+        "next_attempt": None if feed.next_attempt is None else round(feed.next_attempt, 1),
         "trouble": feed.last_error,
         "needed": feed.needed,
         "wanted": sum(feed.wanted.values()),
@@ -137,13 +144,16 @@ def _client(key: Key, totals: Totals, rate: float) -> dict[str, Any]:
 
 def _session(session: SessionState) -> dict[str, Any]:
     topics = len(session.held)
-    shown = words(islice(session.held, SHOWN_TOPICS))  # an arbitrary selection: sorting thousands takes time
+    selection = sorted(islice(session.held, SHOWN_TOPICS))  # an arbitrary one: sorting thousands takes time
+    shown = words(selection)
     return {
         "address": session.address,
+        "account": session.account,
         "codec": session.codec,
         "since": round(session.age, 1),
         "topics": topics,
         "holds": shown if topics <= SHOWN_TOPICS else f"{shown} and {topics - SHOWN_TOPICS:,} more",
+        "shown": {channel: [symbol for _, symbol in group] for channel, group in groupby(selection, itemgetter(0))},
         "pending": session.pending,
         "limit": session.limit,
         "delivered": session.delivered,
@@ -174,7 +184,8 @@ def _event(event: LogEvent) -> dict[str, Any]:
     return {"time": round(event.time, 3), "level": event.level, "event": event.name, "fields": event.fields}
 
 
-def _history(snapshot: Snapshot, since: int) -> dict[str, Any]:
+def _history(snapshot: Snapshot, since: int) -> Iterator[bytes]:
+    """The history, in pieces: the first request of a page has five minutes of every client."""
     seconds = [second for second in snapshot.seconds if second.number > since]
     feeds = []
     for feed in snapshot.feeds:
@@ -188,12 +199,20 @@ def _history(snapshot: Snapshot, since: int) -> dict[str, Any]:
                 "p99": [_lag(lag) for lag in p99],
             }
         )
-    return {
+    head = {
         "first": seconds[0].number if seconds else since + 1,
         "feeds": feeds,
-        "delivered": [round(second.delivered, 1) for second in seconds],
+        "delivered": [round(sum(second.delivered.values()), 1) for second in seconds],
         "delay": [round(second.delay, 4) for second in seconds],
     }
+    yield b',"history":' + JSON.encode(head)[:-1] + b',"clients":['
+    comma = b""
+    for key in sorted(snapshot.totals):
+        delivered, pending = client_columns(seconds, key)
+        rates = [round(rate, 1) for rate in delivered]
+        yield comma + JSON.encode({"client": key[0], "feed": key[1], "delivered": rates, "pending": pending})
+        comma = b","
+    yield b"]}"
 
 
 def _lag(lag: float | None) -> float | None:

@@ -16,6 +16,7 @@ from proxy.observe.history import (
     SECONDS,
     History,
     Lags,
+    client_columns,
     columns,
     quantile,
 )
@@ -112,7 +113,7 @@ def test_delivered_by_client_and_in_total() -> None:
     history = History(0.0)
     add_second(history, 1.0, {}, {ALPHA: 10, ("beta", "iex"): 20})
     add_second(history, 2.0, {}, {ALPHA: 10, ("beta", "iex"): 50})
-    assert [second.delivered for second in history.seconds] == [30, 30]
+    assert [sum(second.delivered.values()) for second in history.seconds] == [30, 30]
     assert history.delivered == {ALPHA: 5, ("beta", "iex"): 25}
 
 
@@ -145,3 +146,19 @@ def test_a_span_of_zero_gives_no_division_by_zero() -> None:
     history = History(1.0)
     add_second(history, 1.0, {IEX: 0})
     assert history.received == {IEX: 0}
+
+
+def test_clients_second_by_second() -> None:
+    """Idle clients take no memory; a client's columns have a zero for each of their seconds."""
+    history = History(0.0)
+    beta = ("beta", "iex")
+    for now, count, waiting in ((1.0, 5, 0), (2.0, 5, 700), (3.0, 8, 0)):
+        delivered, pending = {ALPHA: count, beta: 0}, {ALPHA: waiting, beta: 0}
+        history.add(now, received={}, delivered=delivered, lags={}, delay=0, pending=pending)
+    assert client_columns(history.seconds, ALPHA) == ([5, 0, 3], [0, 700, 0])
+    assert client_columns(history.seconds, beta) == ([0, 0, 0], [0, 0, 0])
+    assert [(second.delivered, second.pending) for second in history.seconds] == [
+        ({ALPHA: 5}, {}),
+        ({}, {ALPHA: 700}),
+        ({ALPHA: 3}, {}),
+    ]

@@ -8,7 +8,7 @@ from typing import Any
 from proxy.observe import status_document as document
 from proxy.observe.history import History, Lags
 from proxy.observe.snapshot import ClientPresence, LogEvent, Second, SessionState, Totals
-from tests.snapshots import session, snapshot
+from tests.snapshots import feed, session, snapshot
 
 
 def seconds(count: int) -> tuple[Second, ...]:
@@ -16,7 +16,12 @@ def seconds(count: int) -> tuple[Second, ...]:
     for now in range(1, count + 1):
         lags.add(now / 1000)
         history.add(
-            float(now), received={("main", "iex"): now * 5}, delivered={}, lags={("main", "iex"): lags}, delay=0
+            float(now),
+            received={("main", "iex"): now * 5},
+            delivered={("alpha", "iex"): now * 2},
+            lags={("main", "iex"): lags},
+            delay=0,
+            pending={("alpha", "iex"): now * 100},
         )
     return tuple(history.seconds)
 
@@ -69,6 +74,26 @@ def test_many_topics_are_shortened() -> None:
     assert one["topics"] == 5000
     assert one["holds"].endswith(" and 4,988 more")
     assert len(one["holds"].split()) == 1 + document.SHOWN_TOPICS + 3
+
+
+def test_next_attempt_is_null_unless_one_is_due() -> None:
+    feeds = (feed(), feed("crypto", phase="waiting", next_attempt=7.96))
+    assert [one["next_attempt"] for one in rendered(feeds=feeds)["feeds"]] == [None, 8.0]
+
+
+def test_topics_of_a_session_by_channel() -> None:
+    held = frozenset([("trades", "MSFT"), ("trades", "AAPL"), ("bars", "*")])
+    one = session()._replace(held=held, account="main")
+    [client] = rendered(sessions=(one,), totals={("alpha", "iex"): Totals()})["clients"]
+    assert client["sessions"][0]["shown"] == {"bars": ["*"], "trades": ["AAPL", "MSFT"]}
+    assert client["sessions"][0]["account"] == "main"
+
+
+def test_history_of_clients() -> None:
+    alpha, beta = rendered(seconds=seconds(3))["history"]["clients"]
+    assert alpha == {"client": "alpha", "feed": "iex", "delivered": [2.0, 2.0, 2.0], "pending": [100, 200, 300]}
+    assert beta == {"client": "beta", "feed": "iex", "delivered": [0.0] * 3, "pending": [0] * 3}
+    assert rendered(2, seconds=seconds(3))["history"]["clients"][0]["pending"] == [300]
 
 
 def test_history_since_a_second() -> None:
