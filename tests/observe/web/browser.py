@@ -159,6 +159,32 @@ class Tab:
         self._call("Input.dispatchKeyEvent", **down, **({"text": text} if text else {}))
         self._call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
+    def hover(self, selector: str) -> None:
+        """Move the mouse to the middle of an element, which is scrolled into view."""
+        x, y = self._middle(selector)
+        self._call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def click(self, selector: str) -> None:
+        """Click an element with the mouse."""
+        x, y = self._middle(selector)
+        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+            self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def touch(self, selector: str) -> None:
+        """Tap an element with a finger."""
+        x, y = self._middle(selector)
+        self._call("Emulation.setTouchEmulationEnabled", enabled=True)
+        self._call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self._call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
+    def _middle(self, selector: str) -> tuple[float, float]:
+        found = f"document.querySelector({json.dumps(selector)})"
+        box = self.run(
+            f"(() => {{ {found}.scrollIntoView({{block: 'center', behavior: 'instant'}});"
+            f" const {{x, y, width, height}} = {found}.getBoundingClientRect(); return [x, y, width, height] }})()"
+        )
+        return box[0] + box[2] / 2, box[1] + box[3] / 2
+
     def write(self, text: str) -> None:
         """Insert text into the focused element."""
         self._call("Input.insertText", text=text)

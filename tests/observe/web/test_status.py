@@ -13,6 +13,7 @@ import pytest
 
 from proxy.config import model as configuration
 from proxy.gateway import Gateway
+from proxy.observe.logs import Log
 from tests.harness import CONFIG, Harness, trade
 from tests.observe.web.browser import Tab
 from tests.observe.web.conftest import CLIENTS
@@ -45,6 +46,20 @@ def busy(proxy: Harness) -> list[Any]:
     return [one, other]
 
 
+def alter(proxy: Harness, change: Callable[[dict[str, Any]], None]) -> None:
+    """Have `change` alter each /status.json before it is sent."""
+    renderings: Any = proxy.gateway.admin._renderings
+    original = renderings["/status.json"]
+
+    def altered(snapshot: Any, query: Any) -> tuple[str, list[bytes]]:
+        content_type, pieces = original(snapshot, query)
+        status = json.loads(b"".join(pieces))
+        change(status)
+        return content_type, [json.dumps(status).encode()]
+
+    renderings["/status.json"] = altered
+
+
 def test_feeds_clients_and_events_are_shown(proxy: Harness, show: Show) -> None:
     keep = busy(proxy)
     page = show(proxy)
@@ -62,7 +77,7 @@ def test_feeds_clients_and_events_are_shown(proxy: Harness, show: Show) -> None:
 
 def test_the_page_updates_itself(proxy: Harness, show: Show) -> None:
     page = show(proxy)
-    page.wait(contains("#headline", "Nobody is connected"))
+    page.wait(contains("#headline", "No client is connected"))
     assert page.text("#no-clients") == "No client has connected yet."
     keep = busy(proxy)
     page.wait(contains("#headline", "All is well"))
@@ -116,7 +131,7 @@ def test_the_page_survives_a_restart_of_the_proxy(proxy: Harness, show: Show) ->
     again = Gateway(configuration.parse(text, "proxy.yaml", os.environ, Path()))
     again.start()
     try:
-        page.wait(contains("#headline", "Nobody is connected"))
+        page.wait(contains("#headline", "No client is connected"))
         assert page.run(grey) == "none"
         assert page.text("#feeds") == ""
         assert page.text("#clients") == ""
@@ -138,9 +153,9 @@ def test_the_page_prompts_for_the_token(start: Start, show: Show) -> None:
     page.write("let-me-in")
     page.press("Enter", "\r")
     page.wait("!document.getElementById('content').hidden")
-    page.wait(contains("#headline", "Nobody is connected"))
+    page.wait(contains("#headline", "No client is connected"))
     page.go(page.run("location.href"))
-    page.wait(contains("#headline", "Nobody is connected"))  # the token is kept in this tab,
+    page.wait(contains("#headline", "No client is connected"))  # the token is kept in this tab,
     assert page.run("localStorage.length") == 0
     assert "let-me" not in page.run("document.documentElement.outerHTML")
     assert not [url for url in page.requests if "let-me" in url]
@@ -149,7 +164,7 @@ def test_the_page_prompts_for_the_token(start: Start, show: Show) -> None:
 
 def test_all_requests_go_to_the_proxy(proxy: Harness, show: Show) -> None:
     page = show(proxy)
-    page.wait(contains("#headline", "Nobody"))
+    page.wait(contains("#headline", "No client"))
     origin = page.run("location.origin")
     assert [url for url in page.requests if not url.startswith((f"{origin}/", "data:"))] == []
 
@@ -190,7 +205,7 @@ def test_a_tap_shows_a_sample_and_stops(proxy: Harness, show: Show) -> None:
     before = [url for url in page.requests if "/tap" in url]
     page.wait("new Promise((then) => setTimeout(() => then(true), 1500))")
     assert [url for url in page.requests if "/tap" in url] == before
-    assert page.text("#tap-button") == "Tap"
+    assert page.text("#tap-button") == "Start"
     assert keep[0].ws.close_code is None
     assert page.complaints == []
 
@@ -213,7 +228,8 @@ def test_all_controls_are_reached_by_keyboard(proxy: Harness, show: Show) -> Non
     keep = busy(proxy)
     page = show(proxy)
     page.wait(
-        "document.getElementById('tap-channel').options.length > 1 && document.querySelectorAll('summary').length === 2"
+        "document.getElementById('tap-channel').options.length > 1"
+        " && document.querySelectorAll('.client summary').length === 2"
     )
     reached = []
     while (focus := page.run("(() => { const e = document.activeElement; return e.id || e.tagName })()")) or True:
@@ -229,12 +245,227 @@ def test_all_controls_are_reached_by_keyboard(proxy: Harness, show: Show) -> Non
         page.press("Tab")
         assert len(reached) < 40
     wanted = ["pause", "BUTTON", "BUTTON", "charts", "SUMMARY", "SUMMARY", "events", "tap-feed", "tap-channel"]
-    assert [focus for focus in reached if focus not in ("BODY", "A")] == [*wanted, "tap-symbol", "tap-button"]
+    wanted += ["tap-symbol", "tap-button", "SUMMARY"]  # the last is that of the explanations
+    assert [focus for focus in reached if focus not in ("BODY", "A")] == wanted
     assert len(keep) == 2
     assert page.complaints == []
 
 
-@pytest.mark.parametrize("width", [320, 390, 1200])
+def test_the_next_attempt_of_a_feed_that_waits(proxy: Harness, show: Show) -> None:
+    keep = busy(proxy)
+    waits: dict[str, float | None] = {"iex": 7.6}
+
+    def change(status: dict[str, Any]) -> None:
+        for feed in status["feeds"]:
+            if feed["feed"] in waits:
+                feed |= {"phase": "waiting", "trouble": f"no {feed['feed']}", "next_attempt": waits[feed["feed"]]}
+
+    alter(proxy, change)
+    page = show(proxy)
+    page.wait(contains("#headline", "iex is waiting"))
+    assert page.text("#detail") == "no iex; next attempt in 8 s. Sessions stay open."
+    assert page.text(".card .next") == "Next attempt in 8 s"
+    waits |= {"iex": 0.4, "crypto": None}
+    page.wait(contains("#headline", "iex and crypto are waiting"))
+    assert page.text("#detail") == "iex: no iex; next attempt now. Sessions stay open."
+    assert page.run("[...document.querySelectorAll('.card .next')].map((node) => node.hidden)") == [False, True]
+    waits.clear()
+    page.wait(contains("#headline", "All is well"))
+    assert page.run("document.querySelectorAll('.card .next:not([hidden])').length") == 0
+    assert len(keep) == 2
+    assert page.complaints == []
+
+
+def test_clients_that_are_not_connected(proxy: Harness, show: Show) -> None:
+    """Those that were never here are listed; one that has left shows it in its row. An old proxy names none."""
+    keep = busy(proxy)
+    page = show(proxy)
+    page.wait(contains(".client summary", "momentum"))
+    assert page.run("document.getElementById('absent').hidden")
+
+    def change(status: dict[str, Any]) -> None:
+        seen = {"momentum": status["time"], "meanrev": status["time"] - 3661, "recorder": None}
+        connected = {row["client"] for row in status["clients"] if row["sessions"]}
+        status["configured"] = [
+            {"client": name, "connected": int(name in connected), "last_seen": last} for name, last in seen.items()
+        ]
+
+    alter(proxy, change)
+    page.wait(contains("#absent li", "recorder"))
+    assert page.text("#absent ul") == "recorder not seen since the proxy started"
+    keep.pop().ws.close()
+    page.wait(contains(".client summary", "last here 1 h 1 min ago"))
+    assert page.run(contains(".client .badge", "away"))
+    assert page.complaints == []
+
+
+def test_a_stall_of_the_proxy(proxy: Harness, show: Show) -> None:
+    keep = busy(proxy)
+    age = 0.0
+
+    def change(status: dict[str, Any]) -> None:
+        for event in status["events"]:
+            event["time"] -= age * (event["event"] == "proxy.stalled")
+
+    alter(proxy, change)
+    page = show(proxy)
+    page.wait(contains("#headline", "All is well"))
+    Log("proxy").warning("stalled", seconds=12.34)
+    page.wait(contains("#headline", "The proxy stalled for 12 s"))
+    assert "suspended" in page.text("#detail")
+    assert page.run("document.getElementById('notice').hidden")
+    age = 90.0
+    page.wait(contains("#headline", "All is well"))
+    assert page.text("#notice").startswith("The proxy stalled for 12 s at ")
+    age = 3600.0
+    page.wait("document.getElementById('notice').hidden")
+    assert len(keep) == 2
+    assert page.complaints == []
+
+
+def test_the_plots_open_on_the_busiest_feed(proxy: Harness, show: Show) -> None:
+    """They stay on it, and on a feed that is picked by hand."""
+    keep = busy(proxy)
+    proxy.publish("crypto", "BTC/USD", 200)
+    keep[1].gather(203)
+    page = show(proxy)
+    page.wait(contains("#history-title", "crypto, the last minute"))
+    proxy.publish("iex", "AAPL", 2000, batch=100)
+    page.wait(contains(".client summary", "2,010"))
+    assert page.text("#history-title") == "crypto, the last minute"
+    page.run("[...document.querySelectorAll('.card button')].find((node) => node.innerText === 'iex').click()")
+    assert page.text("#history-title") == "iex, the last minute"
+    proxy.publish("crypto", "BTC/USD", 5000, batch=500)
+    page.wait(contains(".client summary", "5,203"))
+    assert page.text("#history-title") == "iex, the last minute"
+    assert page.complaints == []
+
+
+def test_a_clients_rate_and_outbox_are_plotted(proxy: Harness, show: Show) -> None:
+    page = show(proxy)
+    proxy.wire(buffer=4096).log_in("recorder", trades=["AAPL"])
+    [session] = proxy.gateway.server.sessions
+    proxy.fill(session.outbox, 600_000)
+    page.wait(contains(".client summary", "recorder"))
+    assert page.run("document.querySelectorAll('.client .charts svg > *').length") == 0  # closed: not drawn
+    page.run("document.querySelector('.client').open = true")
+    page.wait("/[5-9]\\d\\d KiB/.test(document.querySelectorAll('.client figcaption b')[1].innerText)")
+    for line in (".rate", ".pending"):
+        page.wait(f"document.querySelector('.client svg {line}')?.getAttribute('d').length > 20")
+    labels = "[...document.querySelectorAll('.client svg')[1].querySelectorAll('text')].map((node) => node.textContent)"
+    assert {"200 KiB", "400 KiB", "600 KiB"} <= set(page.run(labels))
+    page.run("document.getElementById('charts').focus()")
+    page.press("ArrowLeft")  # the cursor is the same in all plots
+    assert page.text(".client figcaption b").startswith("1 s ago: ")
+    assert page.run("document.querySelectorAll('svg .cursor').length") == 4
+    assert page.complaints == []
+
+
+def test_words_are_explained_to_a_mouse_a_finger_and_everyone_else(proxy: Harness, show: Show) -> None:
+    keep = busy(proxy)
+    page = show(proxy)
+    page.wait(contains(".client summary", "momentum"))
+    page.hover("[data-term=lag]")
+    page.wait("!document.getElementById('tip').hidden")
+    assert "own timestamp" in page.text("#tip")
+    page.press("Escape")
+    assert page.run("document.getElementById('tip').hidden")
+    page.hover(".card [data-term=live]")
+    page.wait(contains("#tip", "Connected to Alpaca"))
+    page.hover("#headline")
+    page.wait("document.getElementById('tip').hidden")
+    narrow = show(proxy, 390)
+    narrow.wait(contains(".client summary", "momentum"))
+    narrow.touch(".client [data-term=lost]")
+    narrow.wait("!document.getElementById('tip').hidden")
+    assert "never sent" in narrow.text("#tip")
+    assert not narrow.run("document.querySelector('.client').open")
+    assert narrow.run("document.documentElement.scrollWidth") <= 390
+    narrow.touch(".client .name")
+    narrow.wait("document.getElementById('tip').hidden && document.querySelector('.client').open")
+    page.run("document.getElementById('terms').open = true")
+    explained = page.run("[...document.querySelectorAll('#terms dd')].map((node) => node.innerText)")
+    assert len(explained) > 20
+    assert page.run("document.querySelectorAll('[data-term]').length") > 20
+    assert len(keep) == 2
+    assert page.complaints == narrow.complaints == []
+
+
+def test_a_topic_links_to_its_tap(proxy: Harness, show: Show) -> None:
+    """From a feed's channel and a session's symbol; the address with the link opens the tap again."""
+    keep = busy(proxy)
+    proxy.client("momentum", "/stream").listen("trade_updates")
+    page = show(proxy)
+    page.wait(contains(".card dd", "trades 2"))
+    page.wait(contains(".card dd", "trade_updates 1"))
+    assert not page.run(contains(".card dd a", "trade_updates"))  # order updates are private
+    page.click('.card a[href*="channel=bars"]')
+    page.wait(contains("#tap-words", "0 messages so far"))
+    assert page.run("['tap-channel', 'tap-symbol'].map((id) => document.getElementById(id).value)") == ["bars", "*"]
+    page.run("document.querySelectorAll('.client').forEach((node) => node.open = true)")
+    page.wait(contains(".sessions .topics", "bars *, trades AAPL MSFT"))
+    link = '.sessions a[href*="symbol=AAPL"]'
+    page.click(link)
+    page.wait("document.getElementById('tap-symbol').value === 'AAPL'")
+    page.wait(contains("#tap-words", "0 messages so far"))
+    proxy.publish("iex", "AAPL", 5)
+    page.wait(contains("#tap-words", "5 messages so far"))
+    assert page.run(
+        "(({top}) => top >= 0 && top < innerHeight)(document.getElementById('tap').getBoundingClientRect())"
+    )
+    page.go("about:blank")
+    page.go(
+        "http://{}:{}/{}".format(*proxy.gateway.admin.address, "#tap?account=main&feed=iex&channel=trades&symbol=MSFT")
+    )
+    page.wait("document.getElementById('tap-button').innerText === 'Stop'")
+    assert page.run("document.getElementById('tap-symbol').value") == "MSFT"
+    page.run("location.hash = '#tap?account=main&feed=iex&channel=lulds&symbol=X'")
+    page.wait(contains("#tap-words", "No client subscribes to this"))
+    assert page.text("#tap-button") == "Start"
+    assert len(keep) == 2
+    assert page.complaints == []
+
+
+OVERLAPS = """
+[...document.querySelectorAll('svg')].flatMap((svg) => {
+  const boxes = [...svg.querySelectorAll('text')].map((node) => [node.textContent, node.getBoundingClientRect()]);
+  return boxes.flatMap(([text, box], i) => [
+    ...(box.left < 0 || box.right > innerWidth ? [`${text} is outside`] : []),
+    ...boxes.slice(i + 1).filter(([, other]) => box.left < other.right + 4 && other.left < box.right + 4
+      && box.top < other.bottom && other.top < box.bottom).map(([other]) => `${text} touches ${other}`),
+  ]);
+})
+"""
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_axis_labels_do_not_touch(proxy: Harness, show: Show, width: int) -> None:
+    """With one minute of history, and with five minutes of large numbers."""
+    keep = busy(proxy)
+    page = show(proxy, width)
+    page.run("document.querySelectorAll('.client').forEach((node) => node.open = true)")
+    page.wait("document.querySelectorAll('.client svg text').length > 8")
+    assert page.run(OVERLAPS) == []
+
+    def change(status: dict[str, Any]) -> None:
+        history, seconds = status["history"], 300
+        history |= {"first": 1, "delivered": [0] * seconds, "delay": [0] * seconds}
+        for feed in history["feeds"]:
+            feed |= {"received": [123_456.7] * seconds, "p50": [0.25] * seconds, "p99": [900.5] * seconds}
+        for client in history["clients"]:
+            client |= {"delivered": [123_456.7] * seconds, "pending": [1000 * 2**20] * seconds}
+
+    alter(proxy, change)
+    page.go(page.run("location.href"))
+    page.wait("!document.getElementById('content').hidden")
+    page.run("document.querySelectorAll('.client').forEach((node) => node.open = true)")
+    page.wait("[...document.querySelectorAll('.client svg text')].some((node) => node.textContent === '\\u22124 min')")
+    assert page.run(OVERLAPS) == []
+    assert page.run("document.documentElement.scrollWidth") <= width
+    assert len(keep) == 2
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
 def test_no_horizontal_overflow(start: Start, show: Show, width: int) -> None:
     long = "an-algorithm-with-a-name-that-is-as-long-as-any-name-may-ever-be"
     proxy = start(f'{CLIENTS}  {long}: {{key: long, secret: long, allow: {{iex: "*"}}}}')
@@ -245,12 +476,13 @@ def test_no_horizontal_overflow(start: Start, show: Show, width: int) -> None:
     page.wait(contains(".client summary", long))
     page.run("document.querySelectorAll('details').forEach((node) => node.open = true)")
     page.wait(contains(".sessions .topics", "and 38 more"))
+    page.wait("document.querySelectorAll('.client svg text').length > 20")
     page.wait(contains(".totals", "1,073,741,824 MiB"))
     assert page.run("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("width", [390, 1280])
 def test_accessibility(proxy: Harness, show: Show, axe_core: str, width: int, dark: bool) -> None:
     """With everything open, a feed down and a client that has lost messages."""
     keep = busy(proxy)
@@ -264,6 +496,8 @@ def test_accessibility(proxy: Harness, show: Show, axe_core: str, width: int, da
     page.wait(contains("#tap-words", "so far"))
     proxy.publish("iex", "AAPL", 5)
     page.wait("document.querySelectorAll('#tapped li').length")
+    page.hover("[data-term=lag]")
+    page.wait("!document.getElementById('tip').hidden")
     assert violations(page, axe_core) == []
     proxy.simulator.refuse_upgrade("crypto", 502)
     proxy.simulator.drop("crypto")
