@@ -101,7 +101,7 @@ class History:
         active = {key: rate for key, rate in _rates(last.delivered, delivered, now - last.time).items() if rate}
         waiting = {key: size for key, size in pending.items() if size}
         self._number += 1
-        self.seconds.append(Second(self._number, feeds, active, waiting, delay))
+        self.seconds.append(Second(self._number, feeds, sum(active.values()), active, waiting, delay))
         self._readings.append(_Reading(now, received, delivered))
         first = self._readings[0]
         self.received = _rates(first.received, received, now - first.time)
@@ -134,7 +134,7 @@ def columns(seconds: Iterable[Second], of: Key) -> tuple[list[float], list[float
 def client_columns(seconds: Iterable[Second], of: Key) -> tuple[list[float], list[int]]:
     """One client's delivered messages a second on a feed, and the bytes in its fullest outbox, second by second."""
     rows = [*seconds]
-    return [row.delivered.get(of, 0.0) for row in rows], [row.pending.get(of, 0) for row in rows]
+    return [row.clients.get(of, 0.0) for row in rows], [row.pending.get(of, 0) for row in rows]
 
 
 _MIN_SPAN = 1e-9  # avoids a division by zero

@@ -129,13 +129,15 @@ class FeedSecond:
 class Second:
     """One second of the history; `number` counts them from the start.
 
-    `delivered` is messages a second by client and feed, `pending` the bytes in the fullest outbox of each; both without
-    the zeros, since most clients are idle most of the time. `delay` is the longest delay of the event loop, in seconds.
+    `delivered` is messages a second to all clients together, and `clients` to each client and feed. `pending` are the
+    bytes in the fullest outbox of each. Both leave out the zeros, since most clients are idle most of the time. `delay`
+    is the longest delay of the event loop, in seconds.
     """
 
     number: int
     feeds: Mapping[Key, FeedSecond]
-    delivered: Mapping[Key, float]
+    delivered: float
+    clients: Mapping[Key, float]
     pending: Mapping[Key, int]
     delay: float
 

@@ -202,7 +202,7 @@ def _history(snapshot: Snapshot, since: int) -> Iterator[bytes]:
     head = {
         "first": seconds[0].number if seconds else since + 1,
         "feeds": feeds,
-        "delivered": [round(sum(second.delivered.values()), 1) for second in seconds],
+        "delivered": [round(second.delivered, 1) for second in seconds],
         "delay": [round(second.delay, 4) for second in seconds],
     }
     yield b',"history":' + JSON.encode(head)[:-1] + b',"clients":['
