@@ -20,7 +20,7 @@ from proxy.simulator.market import Market
 OFF = "off"
 MIN_DROP_SECONDS, MAX_DROP_SECONDS = 0.1, 86_400
 MAX_RATE = 10_000  # price changes a second on each feed; crypto takes two thirds of a core then
-MAX_SYMBOLS = 1_000_000
+MAX_SYMBOL_LIMIT = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +131,8 @@ def _feeds(text: str) -> tuple[str, ...]:
 
 
 def _symbol_limit(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,7}", text) or not 0 < int(text) <= MAX_SYMBOLS:
-        raise ValueError(f"a whole number from 1 to {MAX_SYMBOLS}")
+    if not re.fullmatch("[0-9]{1,7}", text) or not 0 < int(text) <= MAX_SYMBOL_LIMIT:
+        raise ValueError(f"a whole number from 1 to {MAX_SYMBOL_LIMIT}")
     return int(text)
 
 

@@ -273,7 +273,8 @@ class Simulator:
             self.slots.plan = replace(self.slots.plan, symbol_limit=settings.symbol_limit)
         if settings.rate != before.rate and self._exchange is not None:
             self._exchange.set_rate(settings.rate)
-        self._restart_drops()
+        if settings.drop != before.drop and self._listener is not None:
+            self._restart_drops()
         self._release()
 
     def _restart_drops(self) -> None:
@@ -292,9 +293,16 @@ class Simulator:
             self.drop(feed, Drop.FIN.value)
 
     def _answer(self, environ: Environ) -> HttpResponse:
-        """Answer plain HTTP: `/faults`, for the settings; at any other path, that a WebSocket is required."""
-        if environ["PATH_INFO"] != FAULTS_PATH:
-            return status_line(426), "This is a simulator of Alpaca's streams: connect with a WebSocket."
+        """Answer a plain HTTP request."""
+        if environ["PATH_INFO"] == FAULTS_PATH:
+            return self._answer_faults(environ)
+        return status_line(426), "This is a simulator of Alpaca's streams: connect with a WebSocket."
+
+    def _answer_faults(self, environ: Environ) -> HttpResponse:
+        """Show, change (POST) or end (DELETE) the settings.
+
+        The values are in the query, since the listener does not read bodies.
+        """
         if "HTTP_ORIGIN" in environ or "HTTP_SEC_FETCH_SITE" in environ:
             return status_line(403), "Web pages may not set faults."
         texts = dict(parse_qsl(environ["QUERY_STRING"], keep_blank_values=True))

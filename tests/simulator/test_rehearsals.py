@@ -81,6 +81,7 @@ def test_drop_now(simulator: Simulator, dial: Dial, ask: Ask) -> None:
 def test_drop_again_and_again(simulator: Simulator, dial: Dial, ask: Ask) -> None:
     ask("POST", "?drop=0.1")
     for _ in range(2):
+        ask("POST", "?rate=1")  # another setting does not end the drops
         with pytest.raises(ConnectionClosedError):
             dial(simulator, "/v2/iex").log_in().receive()
     ask("POST", "?drop=off")
