@@ -110,13 +110,7 @@ _ENDPOINTS = {
 # crypto-us-1, crypto-eu-1, …: a pattern, since Alpaca adds locations from time to time.
 _CRYPTO_LOCATION = re.compile(r"crypto-([a-z]{2}-[0-9]{1,2})")
 
-_ALIASES = {
-    "/stream/": "trading",  # alpaca-trade-api appends the slash
-    "/iex": "iex",  # Go with DATA_PROXY_WS
-    "/sip": "sip",
-    "/opra": "opra",
-    "/indicative": "indicative",
-    "/us": "crypto",  # Go with DATA_CRYPTO_PROXY_WS
+_OLD_PATHS = {
     "/v1beta2/crypto": "crypto",  # alpaca-trade-api 3
     "/v1beta1/crypto": "crypto",  # alpaca-trade-api 1 and 2, JavaScript 2
 }
@@ -137,12 +131,28 @@ def endpoint(feed: str) -> Endpoint | None:
     return None
 
 
-_FEED_OF_PATH = {listed.path: listed.feed for listed in _ENDPOINTS.values()} | _ALIASES
-_CRYPTO_PATH = re.compile(r"/v1beta3/crypto/([a-z]{2}-[0-9]{1,2})")
+def _bare_names() -> dict[str, str]:
+    """Return the feeds by paths of a single name: `/iex`, `/us`, `/crypto`.
+
+    Go's SDK appends only the last part of Alpaca's path to the address in DATA_PROXY_WS or DATA_CRYPTO_PROXY_WS.
+    """
+    names = {f"/{feed}": feed for feed in _ENDPOINTS}
+    return names | {f"/{listed.path.rpartition('/')[2]}": listed.feed for listed in _ENDPOINTS.values()}
+
+
+_FEED_OF_PATH = _bare_names() | {listed.path: listed.feed for listed in _ENDPOINTS.values()} | _OLD_PATHS
+_CRYPTO_PATH = re.compile(r"/(?:v1beta3/crypto/|crypto-)?([a-z]{2}-[0-9]{1,2})")
+_SLASHES = re.compile("/{2,}")
+
+
+def without_extra_slashes(path: str) -> str:
+    """Return a path without doubled and trailing slashes, which programs that join addresses leave behind."""
+    return _SLASHES.sub("/", path).rstrip("/") or path[:1]
 
 
 def feed_of_path(path: str, default_feed: str) -> str | None:
     """Return the feed of a request path, or None; `/` is the default feed."""
+    path = without_extra_slashes(path)
     if path == "/":
         return default_feed
     if (feed := _FEED_OF_PATH.get(path)) is not None:

@@ -19,7 +19,7 @@ from proxy.alpaca import legacy, market, trading
 from proxy.alpaca import plain_pairs as pairs
 from proxy.alpaca.codec import JSON, MSGPACK, Codec, Malformed, Raw
 from proxy.alpaca.cooperative import Steps, run_to_end
-from proxy.alpaca.endpoints import Dialect, Endpoint
+from proxy.alpaca.endpoints import Dialect, Endpoint, without_extra_slashes
 from proxy.alpaca.lru_cache import LruCache
 from proxy.alpaca.topics import MANY, Subscription, Topic, words
 
@@ -309,4 +309,5 @@ def server_protocol_for(endpoint: Endpoint, path: str, content_type: str) -> Ser
         return TradingServerProtocol(endpoint)
     named = content_type.partition(";")[0].strip().lower()
     msgpack = named == MSGPACK.content_type or (endpoint.options and named != JSON.content_type)
-    return (PlainPairsServerProtocol if path == pairs.PATH else ServerProtocol)(endpoint, MSGPACK if msgpack else JSON)
+    market_protocol = PlainPairsServerProtocol if without_extra_slashes(path) == pairs.PATH else ServerProtocol
+    return market_protocol(endpoint, MSGPACK if msgpack else JSON)

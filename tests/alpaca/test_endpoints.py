@@ -39,17 +39,21 @@ def test_the_path_of_each_feed(feed: str, path: str) -> None:
     [
         ("/", "sip"),
         ("/stream/", "trading"),
-        ("/iex", "iex"),
-        ("/opra", "opra"),
-        ("/us", "crypto"),
+        ("/us", "crypto"),  # Go with DATA_CRYPTO_PROXY_WS
+        ("/us-1", "crypto-us-1"),
+        ("/global", "crypto-perps-global"),
+        ("/crypto", "crypto"),
+        ("/crypto-eu-1", "crypto-eu-1"),
         ("/v1beta2/crypto", "crypto"),
         ("/v1beta1/crypto", "crypto"),
         ("", None),
         ("/v2", None),
-        ("/v2/iex/", None),
+        ("iex", None),
         ("/v2/IEX", None),
         ("/v2/boats", None),
         ("/v1beta3/crypto/", None),
+        ("/v2/iex/../sip", None),
+        ("/v2/i/ex", None),
         ("/v1beta3/crypto/usa", None),
         ("/v1beta3/crypto/us-1/x", None),
         ("/v2/orders", None),
@@ -57,6 +61,22 @@ def test_the_path_of_each_feed(feed: str, path: str) -> None:
 )
 def test_the_feed_of_a_request_path(path: str, feed: str | None) -> None:
     assert feed_of_path(path, "sip") == feed
+
+
+@pytest.mark.parametrize("feed", [feed for feed in PATHS if feed != "trading"])
+def test_every_bare_feed_name_is_an_alias(feed: str) -> None:
+    """Go's SDK opens the last part of the path at the address that its variables name."""
+    assert feed_of_path(f"/{feed}", "sip") == feed
+    assert feed_of_path(f"/{PATHS[feed].rpartition('/')[2]}", "sip") == feed
+
+
+@pytest.mark.parametrize("path", [*PATHS.values(), "/us", "/delayed_sip", "/v1beta1/crypto"])
+def test_doubled_and_trailing_slashes_are_ignored(path: str) -> None:
+    feed = feed_of_path(path, "sip")
+    assert feed is not None
+    for written in (f"{path}/", f"/{path}", path.replace("/", "//"), f"{path}///"):
+        assert feed_of_path(written, "sip") == feed
+    assert feed_of_path("//", "sip") == "sip"
 
 
 @pytest.mark.parametrize("feed", ["", "IEX", "polygon", "crypto-us", "crypto-usa-1", "crypto-us-123", "crypto-us-1 "])

@@ -111,8 +111,9 @@ def test_a_listen_on_two_silent_feeds_waits_once(proxy: Harness) -> None:
 
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
-def test_pairs_without_a_slash(proxy: Harness, codec: str) -> None:
-    client = proxy.client("pairs", "/v1beta1/crypto?exchanges=", codec)
+@pytest.mark.parametrize("path", ["/v1beta1/crypto?exchanges=", "//v1beta1/crypto/"])
+def test_pairs_without_a_slash(proxy: Harness, path: str, codec: str) -> None:
+    client = proxy.client("pairs", path, codec)
     ack = client.subscribe(trades=["BTCUSD", "ETH/USD"])
     assert ack["trades"] == ["BTCUSD", "ETHUSD"]
     assert proxy.simulator.subscribed("crypto")["trades"] == {"BTC/USD", "ETH/USD"}

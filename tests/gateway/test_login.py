@@ -298,9 +298,15 @@ def test_refused_origins(start: Start, origin: str) -> None:
     assert refused.value.response.status_code == 403
 
 
+@pytest.mark.parametrize("path", ["/v2/iex/", "//v2/iex", "/v2//iex//", "//", "/iex/?x=//", "/delayed_sip", "/us-1/"])
+def test_slashes_are_forgiven_and_bare_feed_names_are_aliases(start: Start, path: str) -> None:
+    proxy = start('  alpha: {key: alpha, secret: alpha, allow: {iex: "*", delayed_sip: "*", crypto-us-1: "*"}}')
+    assert proxy.client("alpha", path).subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
+
+
 def test_unknown_paths(start: Start) -> None:
     proxy = start(CLIENTS)
-    for path in ("/v2/nonsense", "/v2/iex/", "/v2", "/v2/iex/../sip"):
+    for path in ("/v2/nonsense", "/v2", "/v2/iex/../sip"):
         with pytest.raises(InvalidStatus) as refused:
             proxy.dial(path)
         assert refused.value.response.status_code == 404
