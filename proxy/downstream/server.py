@@ -6,6 +6,7 @@ accepted one becomes a `ClientSession`, which runs in the greenlet that the list
 
 from __future__ import annotations
 
+import json
 import ssl
 import time
 from collections import Counter, defaultdict
@@ -30,9 +31,17 @@ from proxy.transport.origins import may_connect
 UNAUTHENTICATED_SHARE = 1 / 3  # of the hub's time, for all unauthenticated sessions together
 CLIENT_SHARE = 1 / 3  # of the hub's time, for all sessions of one client
 
+# In the form of Alpaca's own REST errors, so that an SDK whose REST calls come here by mistake shows the message.
 _NOT_FOUND = (
     "404 Not Found",
-    "There is no stream at this path. This proxy serves streams only: send REST calls to Alpaca, with an Alpaca key.",
+    json.dumps(
+        {
+            "code": 40410000,
+            "message": "There is no stream at this path. This proxy serves streams only: send REST calls to Alpaca "
+            "directly, with Alpaca's own key.",
+        }
+    ),
+    "application/json",
 )
 _UPGRADE = ("426 Upgrade Required", "This is a WebSocket stream: point an Alpaca SDK here.")
 _ORIGIN = ("403 Forbidden", "This web page's origin is not listed in listen.origins.")

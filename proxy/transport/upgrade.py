@@ -21,7 +21,7 @@ from proxy.transport.http_request import BoundedHandler, headers_for
 class Handler(BoundedHandler, WebSocketHandler):  # type: ignore[misc]
     """The handler of one request: refuses, upgrades, or calls the application.
 
-    Its server has a method `refuse(environ)`, which returns None, or an HTTP status and one sentence.
+    Its server has a method `refuse(environ)`, which returns None, or a response (`listener.HttpResponse`).
     """
 
     SUPPORTED_VERSIONS = ("13",)
@@ -34,7 +34,9 @@ class Handler(BoundedHandler, WebSocketHandler):  # type: ignore[misc]
         if refusal is None:
             response: list[bytes] | None = self.upgrade_connection()
             return response
-        return self._answer(refusal[0], refusal[1])
+        status, body, *more = refusal
+        self.start_response(status, headers_for(status, *more))
+        return [body.encode() + b"\n"]
 
     def _malformed(self) -> tuple[str, str] | None:
         """Check the request as in RFC 6455 §4.2.1; return a refusal or None.
@@ -60,10 +62,6 @@ class Handler(BoundedHandler, WebSocketHandler):  # type: ignore[misc]
         if len(key) != 16:
             return "400 Bad Request", "Sec-WebSocket-Key is not the base64 of 16 bytes."
         return None
-
-    def _answer(self, status: str, sentence: str) -> list[bytes]:
-        self.start_response(status, headers_for(status))
-        return [sentence.encode() + b"\n"]
 
     def run_websocket(self) -> None:
         connection = ClientConnection(self.socket, self.rfile, forwarded.shown(self.environ))

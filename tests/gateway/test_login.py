@@ -37,6 +37,12 @@ CLIENTS = """
 """
 AUTH = {"action": "auth", "key": "alpha", "secret": "alpha"}
 WRONG = AUTH | {"secret": "wrong"}
+UPGRADE = {
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+    "Sec-WebSocket-Version": "13",
+}
 
 
 def _error(code: int) -> list[dict[str, Any]]:
@@ -317,8 +323,7 @@ def test_unknown_paths(start: Start) -> None:
     [
         ("GET", "/v2/iex", 426, "WebSocket"),
         ("HEAD", "/v2/iex", 426, ""),
-        ("GET", "/v2/stocks/AAPL/trades/latest", 404, "REST"),
-        ("POST", "/v2/orders", 404, "REST"),
+        ("GET", "/", 426, "WebSocket"),
     ],
 )
 def test_plain_http(start: Start, method: str, path: str, status: int, word: str) -> None:
@@ -329,6 +334,23 @@ def test_plain_http(start: Start, method: str, path: str, status: int, word: str
     assert response.status == status
     assert word in body
     assert len(body.splitlines()) == (method != "HEAD")
+    connection.close()
+
+
+@pytest.mark.parametrize("body", [None, '{"symbol": "AAPL", "qty": "1"}' * 100], ids=["get", "post"])
+@pytest.mark.parametrize("upgrade", [{}, UPGRADE], ids=["plain", "upgrade"])
+def test_rest_paths_are_answered_as_alpaca_answers_rest_calls(
+    start: Start, upgrade: dict[str, str], body: str | None
+) -> None:
+    """SDKs show the `message` of an error that has Alpaca's form."""
+    connection = http.client.HTTPConnection(*start(CLIENTS).address, timeout=5)
+    connection.request("GET" if body is None else "POST", "/v2/orders", body, upgrade if body is None else {})
+    response = connection.getresponse()
+    error = json.loads(response.read())
+    assert (response.status, response.getheader("Content-Type")) == (404, "application/json")
+    assert error.keys() == {"code", "message"}
+    assert error["code"] == 40410000
+    assert "REST calls to Alpaca directly" in error["message"]
     connection.close()
 
 
