@@ -40,7 +40,7 @@ from proxy.observe.recent_events import RecentEvents
 from proxy.observe.snapshot import ReloadState, Snapshot
 from proxy.observe.status_page import Page
 from proxy.observe.tap import Taps
-from proxy.routing.allowlists import Client, Directory
+from proxy.routing.allowlists import Client, Directory, digest
 from proxy.routing.order_ownership import OrderRouter, Orders
 from proxy.routing.router import Router
 from proxy.transport import frames
@@ -101,6 +101,7 @@ class Gateway:
             message_limit=config.limits.message,
             default_feed=config.default_feed,
             origins=listen.origins,
+            conceal=self._conceal,
             clock=clock,
             tls=self._tls,
             trusted=listen.trusted,
@@ -288,6 +289,8 @@ class Gateway:
             outboxes=self._outboxes.pending,
             outboxes_limit=self._outboxes.limit,
             unauthenticated=self.server.unauthenticated,
+            refused=dict(self.server.refusals.refused),
+            refused_requests=dict(self.server.refusals.refused_requests),
             received=self._history.received,
             delivered=self._history.delivered,
             seconds=tuple(self._history.seconds),
@@ -315,6 +318,15 @@ class Gateway:
             orders = self._orders.setdefault(account, Orders(self._order_owners))
             return login, codec, OrderRouter(feed_endpoint, orders, self._clock)
         return login, codec, Router(feed_endpoint, codec)
+
+    def _conceal(self, text: str) -> str | None:
+        """Return how an account's key or secret may be shown; None for any other text."""
+        for account in self.config.accounts.values():
+            if text == account.key.reveal():
+                return account.key.tail()
+            if digest(text) == account.secret.digest():  # digests, so that the time says nothing of the secret
+                return "…"
+        return None
 
     def _order_owners(self, client_order_id: str) -> list[str]:
         return [c.name for c in self._directory if c.allow.permits("trading", "trade_updates", client_order_id)]

@@ -67,5 +67,7 @@ def snapshot(**more: Any) -> Snapshot:
         pid=4711,
         pid_start=123_456,
         reload=ReloadState(0, False, None, True, (), (), 1_699_999_940.5),
+        refused={("", "", "unknown_path"): 3, ("alpha", "iex", "wrong_secret"): 1},
+        refused_requests={("alpha", "iex", "not_allowed"): 2},
     )
     return replace(default, **more)

@@ -85,12 +85,15 @@ def fetch(address: tuple[str, int], path: str, headers: dict[str, str]) -> str:
 
 
 REFUSED = [
-    ("/v2/iex?secret=canary-query", {"APCA-API-KEY-ID": "canary-key", "APCA-API-SECRET-KEY": "canary-wrong"}, "[]"),
+    ("/v2/iex?secret=canary-query", {"APCA-API-KEY-ID": "stranger", "APCA-API-SECRET-KEY": "canary-wrong"}, "[]"),
     ("/v2/iex", {"Authorization": "Basic " + base64.b64encode(b"alpha:canary-wrong").decode()}, "[]"),
     ("/v2/iex", {"Authorization": "Bearer canary-bearer", "Cookie": "session=canary-cookie"}, "[]"),
     ("/v2/iex", {}, '{"action":"auth","key":"alpha","secret":"canary-unterminated'),
     ("/v2/iex", {}, '{"action":"auth","key":"alpha","secret":["canary-list"]}'),
     ("/v2/iex", {}, '{"action":"auth","key":"alpha","secret":"canary-wrong"}'),
+    ("/v2/iex", {}, '{"action":"auth","key":"canary-account-literal","secret":"PKCANARY0000WXYZ"}'),
+    ("/v2/iex", {}, '{"action":"auth","key":"canary-client-literal","secret":"alpha"}'),
+    ("/v2/iex", {}, '{"action":"auth","key":"PKCANARY0000WXYZ","secret":"canary-wrong"}'),
     ("/v2/iex", {}, '{"action":"canary-action"}'),
     ("/stream", {}, '{"action":"authenticate","data":{"key_id":"alpha","secret_key":"canary-wrong"}}'),
 ]

@@ -40,9 +40,10 @@ class LoginState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Send this as a frame of its own."""
+    """Send this as a frame of its own; `code` is that of an error."""
 
     payload: bytes
+    code: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +213,7 @@ class ServerProtocol:
         return self._encode(market.error(407))
 
     def _error(self, code: int) -> Reply:
-        return Reply(self.refused(code))
+        return Reply(self.refused(code), code)
 
     def _encode(self, frame: market.ControlFrame) -> bytes:
         return self.codec.encode(frame)
@@ -261,13 +262,13 @@ class TradingServerProtocol(ServerProtocol):
     def _request(self, message: Mapping[str, Raw]) -> Outcome:
         request = trading.request(message)
         if request is None:
-            return Reply(self.codec.encode(trading.INVALID))
+            return Reply(self.codec.encode(trading.INVALID), 400)
         if isinstance(request, market.AuthRequest):
             if self.state is LoginState.AUTHENTICATED:
                 return Reply(self.codec.encode(trading.AUTHORIZED))
             return Authenticate(request.key, request.secret)
         if self.state is not LoginState.AUTHENTICATED:
-            return Reply(self.codec.encode(trading.NOT_YET))
+            return Reply(self.codec.encode(trading.NOT_YET), 401)
         streams = trading.topics(request.streams, self.endpoint)
         market_data = legacy.topics(request.streams)
         if request.stop:

@@ -6,6 +6,7 @@ subscriber       a session's subscription to one feed, and the queue of its repl
 outbox           a session's bounded queue of frames, and the greenlet that sends them
 request_log      the requests and answers of a session, for the log at level debug
 hub_budget       a bounded share of the hub's time for work that peers can cause
-auth_throttle    the delay of the reply to a failed log-in
+auth_throttle    the delay of a refusal: of the reply to a failed log-in, or of an HTTP error
+refusals         what was refused: counted by client, feed and reason, and described for the log
 credentials      the key and secret in a request's headers
 """

@@ -1,7 +1,8 @@
-"""The delay of the reply to a failed log-in.
+"""The delay of a refusal: of the reply to a failed log-in, or of an HTTP error.
 
-Some SDKs that are refused at once reconnect hundreds of times a second. So a refusal takes a second, and longer for an
-address that is refused again and again, but less than the time after which an SDK stops waiting (Go's: 3 seconds).
+Some SDKs that are refused at once come back hundreds of times a second, or a thousand times. So a refusal takes a
+second, and longer for an address that is refused again and again, but less than the time after which an SDK stops
+waiting (Go's: 3 seconds).
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ ended before the session's greenlet returns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import gevent
 
@@ -63,6 +63,14 @@ class ClientHost(Protocol):
 
     def auth_delay(self, session: ClientSession) -> float:
         """Return the seconds to wait before a refusal is sent."""
+
+    def refused_login(self, session: ClientSession, key: str, code: int) -> dict[str, Any]:
+        """Count the refusal of a log-in; return the fields of its log event."""
+
+    def refused_request(
+        self, session: ClientSession, code: int, feed: str, topics: Collection[Topic]
+    ) -> dict[str, Any]:
+        """Count the refusal of a request; return the fields of its log event."""
 
     def budget(self, client: str) -> HubBudget:
         """Return the hub budget of a client.
@@ -216,7 +224,9 @@ class ClientSession:
                 return
             log_request(self._log, self.name, outcome)
             match outcome:
-                case server_protocol.Reply(reply):
+                case server_protocol.Reply(reply, code):
+                    if code:
+                        self._log_refused(code)
                     self.replies.reply(reply)
                 case server_protocol.Authenticate(key, secret):
                     self._authenticate(key, secret)
@@ -239,7 +249,7 @@ class ClientSession:
         client_or_code = self.protocol.refused_code or self._host.identify(self, key, secret)
         if isinstance(client_or_code, int):
             wait = self._host.auth_delay(self)
-            self._log.info("refused", code=client_or_code, wait=wait)
+            self._log.info("refused", wait=wait, **self._host.refused_login(self, key, client_or_code))
             with self._idle():
                 gevent.sleep(wait)
             self._reply(self.protocol.denied(client_or_code))
@@ -290,6 +300,8 @@ class ClientSession:
         if market and self._refuse(self._market, market):
             return
         subscriber = self._trading
+        if denied := (trading or NO_TOPICS) - self._allowed_streams(trading or NO_TOPICS):
+            self._log_refused(409, denied)
         if trading is None or subscriber is None:
             self._request_changes((self._market, market, NO_TOPICS))
             return
@@ -317,12 +329,19 @@ class ClientSession:
         assert self.client is not None
         refused = topics if subscriber is None else self._not_permitted(subscriber.upstream.endpoint.feed, topics)
         if refused:
+            self._log_refused(409, refused, subscriber)
             self.replies.reply(self.protocol.insufficient(refused))
         elif subscriber is not None and is_too_much(subscriber.requests.holds, topics):
+            self._log_refused(405, topics, subscriber)
             self.replies.reply(self.protocol.refused(405))
         else:
             return False
         return True
+
+    def _log_refused(self, code: int, topics: Collection[Topic] = (), at: Subscriber | None = None) -> None:
+        """Log and count the refusal of a request at the feed of a subscriber, by default the session's own."""
+        feed = self.protocol.endpoint.feed if at is None else at.upstream.endpoint.feed
+        self._log.info("request_refused", **self._host.refused_request(self, code, feed, topics))
 
     def _not_permitted(self, feed: str, topics: Subscription) -> list[Topic]:
         """Return the topics that the allowlist denies, pausing between chunks."""
@@ -412,6 +431,7 @@ class ClientSession:
             return
         if self.protocol.state is LoginState.GREETED and now - self.opened >= LOGIN_SECONDS:
             if not self._auth_tried:
+                self._log.info("refused", **self._host.refused_login(self, "", 404))
                 self._reply(self.protocol.timed_out())
             self.close(frames.POLICY, "auth timeout")
         elif USER_TIMEOUT is None and now - self._received_at >= GONE_SECONDS:  # else the kernel ends the connection

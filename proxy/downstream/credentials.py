@@ -6,16 +6,12 @@ import base64
 import binascii
 from typing import Any
 
-from proxy.alpaca.server_protocol import ServerProtocol, TradingServerProtocol
 
-
-def header_credentials(environ: dict[str, Any], protocol: ServerProtocol) -> tuple[str, str] | None:
+def header_credentials(environ: dict[str, Any]) -> tuple[str, str] | None:
     """Return the key and secret in the request's headers, or None.
 
-    They are Alpaca's own pair of headers or HTTP Basic. The trading stream does not use headers.
+    They are Alpaca's own pair of headers or HTTP Basic.
     """
-    if isinstance(protocol, TradingServerProtocol):
-        return None
     key, secret = environ.get("HTTP_APCA_API_KEY_ID"), environ.get("HTTP_APCA_API_SECRET_KEY")
     if key is not None and secret is not None:
         return _utf8(key), _utf8(secret)

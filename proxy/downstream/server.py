@@ -14,11 +14,13 @@ from collections.abc import Callable, Collection
 
 from proxy.alpaca.endpoints import Dialect, endpoint, feed_of_path
 from proxy.alpaca.server_protocol import server_protocol_for
+from proxy.alpaca.topics import Topic
 from proxy.downstream.auth_throttle import AuthThrottle
 from proxy.downstream.client_session import ClientSession
 from proxy.downstream.credentials import header_credentials
 from proxy.downstream.hub_budget import HubBudget
 from proxy.downstream.outbox import Outboxes
+from proxy.downstream.refusals import Fields, Refusals
 from proxy.observe.logs import Log
 from proxy.observe.snapshot import ClientPresence, SessionState, Totals
 from proxy.routing.allowlists import Client, Directory
@@ -51,8 +53,8 @@ _DRAINING = ("503 Service Unavailable", "The proxy is shutting down.")
 class Server:
     """The server of the client port, and the `ClientHost` of its sessions.
 
-    `find_upstream` returns the connection that serves a client's feed. `start` raises OSError if the address cannot be
-    bound.
+    `find_upstream` returns the connection that serves a client's feed, `conceal` how an account's key or secret may be
+    shown (None for any other text). `start` raises OSError if the address cannot be bound.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Server:
         message_limit: int,
         default_feed: str,
         origins: Collection[str],
+        conceal: Callable[[str], str | None],
         clock: Callable[[], float],
         tls: ssl.SSLContext | None = None,
         trusted: Collection[str] = (),
@@ -79,13 +82,21 @@ class Server:
         self.sessions: set[ClientSession] = set()
         self.totals: dict[tuple[str, str], Totals] = {}
         self._last_seen: dict[str, float] = {}  # by client: the end of its last session, in seconds since 1970
+        self.refusals = Refusals(conceal, clock)
         self._auth_throttle = AuthThrottle()
+        self._log = Log("listener")
         self._budgets: dict[str, HubBudget] = {}
         self._find_upstream = find_upstream
         self._environs: dict[ClientSession, Environ] = {}
         self._by_client: defaultdict[tuple[str, str], set[ClientSession]] = defaultdict(set)  # and feed
         self._listener = Listener(
-            address, serve=self._serve, refuse=self._refuse, answer=self._answer, log=Log("listener"), tls=tls
+            address,
+            serve=self._serve,
+            refuse=self._refuse,
+            answer=self._answer,
+            delay=self._delay,
+            log=self._log,
+            tls=tls,
         )
         self._listener.trust(trusted)
 
@@ -205,6 +216,12 @@ class Server:
         host: str = self._environs[session]["REMOTE_ADDR"]
         return host
 
+    def refused_login(self, session: ClientSession, key: str, code: int) -> Fields:
+        return self.refusals.login(self.directory, code, feed=session.protocol.endpoint.feed, key=key)
+
+    def refused_request(self, session: ClientSession, code: int, feed: str, topics: Collection[Topic]) -> Fields:
+        return self.refusals.request(session.client, code, feed=feed, topics=topics)
+
     def upstream(self, client: Client, feed: str) -> Feed:
         return self._find_upstream(client, feed)
 
@@ -222,6 +239,27 @@ class Server:
     def _answer(self, environ: Environ) -> HttpResponse:
         return _UPGRADE if feed_of_path(environ["PATH_INFO"], self.default_feed) else _NOT_FOUND
 
+    def _delay(self, environ: Environ, status: str) -> float:
+        """Log and count a refusal by HTTP; return the seconds that it waits.
+
+        It waits as a refused log-in does: some SDKs come back at once, one a thousand times a second.
+        """
+        path = environ.get("PATH_INFO", "")
+        key, _ = header_credentials(environ) or ("", "")
+        fields = self.refusals.http(
+            self.directory,
+            status,
+            feed=feed_of_path(path, self.default_feed) or "",
+            key=key,
+            path=path,
+            origin=environ.get("HTTP_ORIGIN", ""),
+        )
+        host = environ["REMOTE_ADDR"]
+        wait = self._auth_throttle.refuse(host, self.clock())
+        log = self._log.warning if fields["hint"] else self._log.info
+        log("refused", wait=wait, address=f"{host}:{environ['REMOTE_PORT']}", **fields)
+        return wait
+
     def _serve(self, connection: ClientConnection, environ: Environ) -> None:
         feed = feed_of_path(environ["PATH_INFO"], self.default_feed)
         served = endpoint(feed or "")
@@ -231,7 +269,7 @@ class Server:
         self.sessions.add(session)
         self._environs[session] = environ
         try:
-            session.run(header_credentials(environ, protocol))
+            session.run(header_credentials(environ))
         finally:
             self.sessions.discard(session)
             del self._environs[session]

@@ -41,6 +41,7 @@ def families(snapshot: Snapshot) -> Iterator[Metric]:
     yield from _proxy(snapshot)
     yield from _feeds(snapshot)
     yield from _clients(snapshot)
+    yield from _refusals(snapshot)
     for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
         yield from collector.collect()
 
@@ -173,6 +174,16 @@ def _clients(snapshot: Snapshot) -> Iterator[Metric]:
             for reason in {**_REASONS, **totals[key].lost}
         ]
         yield _counter("client_lost_messages", "Messages lost, by reason.", ["client", "feed", "reason"], lost)
+
+
+def _refusals(snapshot: Snapshot) -> Iterator[Metric]:
+    """Yield the counts of what was refused; client and feed are empty where they are not known."""
+    for name, text, counts in (
+        ("refusals", "Log-ins and HTTP requests that were refused.", snapshot.refused),
+        ("requests_refused", "Requests of sessions that were refused.", snapshot.refused_requests),
+    ):
+        for part in [*_parts(counts)] or [[]]:  # an empty metric is described all the same
+            yield _counter(name, text, ["client", "feed", "reason"], [([*key], counts[key]) for key in part])
 
 
 def _parts(items: Iterable[Item]) -> Iterator[list[Item]]:

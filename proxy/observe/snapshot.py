@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 Key = tuple[str, str]  # account and feed, or client and feed
+RefusalKey = tuple[str, str, str]  # client, feed and reason; client and feed may be empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +185,7 @@ class Snapshot:
     `time` is in seconds since 1970. `received` (by account and feed) and `delivered` (by client and feed) are rates in
     messages a second over the last few seconds. `outboxes` is the number of bytes pending in all outboxes, at most
     `outboxes_limit`. `seconds` are the last few minutes, `events` the newest log events; both oldest first.
+    `refused` counts HTTP requests and log-ins that were refused, `refused_requests` requests of sessions.
     """
 
     state: str
@@ -204,6 +206,8 @@ class Snapshot:
     pid: int
     pid_start: int | None
     reload: ReloadState
+    refused: Mapping[RefusalKey, int] = field(default_factory=dict)
+    refused_requests: Mapping[RefusalKey, int] = field(default_factory=dict)
 
     @property
     def unready(self) -> tuple[FeedState, ...]:

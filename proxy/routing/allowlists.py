@@ -222,12 +222,14 @@ class Client:
 class Directory:
     """All clients, by key. Raises ValueError if two of them have the same key."""
 
-    __slots__ = ("_by_key", "_by_name")
+    __slots__ = ("_by_key", "_by_name", "_digests")
 
     def __init__(self, clients: Iterable[Client]) -> None:
         self._by_key: dict[str, Client] = {}
         self._by_name: dict[str, Client] = {}
+        self._digests: set[bytes] = set()
         for client in clients:
+            self._digests.add(client.digest)
             self._by_name[client.name] = client
             if (other := self._by_key.setdefault(client.key, client)) is not client:
                 raise ValueError(f"the clients {other.name} and {client.name} share the key {client.key!r}")
@@ -244,6 +246,17 @@ class Directory:
     def named(self, name: str) -> Client | None:
         """Return the client with this name, or None."""
         return self._by_name.get(name)
+
+    def with_key(self, key: str) -> Client | None:
+        """Return the client with this key, or None.
+
+        It has not authenticated by that.
+        """
+        return self._by_key.get(key)
+
+    def has_secret(self, digest: bytes) -> bool:
+        """Whether this is the digest of some client's secret."""
+        return digest in self._digests
 
     def __iter__(self) -> Iterator[Client]:
         return iter(self._by_key.values())

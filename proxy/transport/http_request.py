@@ -1,12 +1,15 @@
 """One HTTP request, within limits that gevent's WSGI server lacks.
 
 The head must arrive within HEAD_SECONDS and HEAD_BYTES, a body is not waited for, and the client must read the response
-within ANSWER_SECONDS. Every response closes the connection. A socket that breaks in between is not logged as an error,
-and nothing that the client sent is ever logged.
+within ANSWER_SECONDS. Every response closes the connection. A socket that breaks in between is not logged as an error.
+
+A refusal (a status of 4xx) is reported to the server, which may delay it: some SDKs ask again as fast as they are
+refused. The client that waits holds a socket, and no more of them than the server permits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Sequence
 from http.client import HTTPException
@@ -18,6 +21,12 @@ from gevent.pywsgi import Input, WSGIHandler
 HEAD_SECONDS = 10
 HEAD_BYTES = 16 * 1024
 ANSWER_SECONDS = 10
+DROP_BYTES = 16 * 1024  # of what a client sends while its refusal waits, in each DROP_SECONDS
+DROP_SECONDS = 0.1
+
+TLS_HANDSHAKE = b"\x16"  # the first byte of a TLS connection (RFC 8446 §5.1), and of no HTTP request
+NO_TLS = "400 This port has no TLS"
+NO_PLAIN_HTTP = "400 This port is for TLS only"
 
 
 def headers_for(
@@ -33,15 +42,42 @@ def headers_for(
     return headers
 
 
+def environ_of(address: tuple[Any, ...]) -> dict[str, str]:
+    """Return the environ of a client that has sent no HTTP request: its address."""
+    return {"REMOTE_ADDR": address[0], "REMOTE_PORT": str(address[1])}
+
+
+def hold(sock: Any, seconds: float) -> None:
+    """Keep a connection for so many seconds, and drop what the client sends meanwhile.
+
+    Raises ConnectionError as soon as the client has left or the server has shut the socket down, so that nobody takes
+    up sockets by leaving early. The end is polled: a read that blocks until it would take in a whole upload.
+    """
+    raw = sock._sock  # gevent's own name for the non-blocking socket under its cooperative one
+    while seconds > 0:
+        gevent.sleep(min(seconds, DROP_SECONDS))
+        seconds -= DROP_SECONDS
+        with contextlib.suppress(BlockingIOError):
+            if not raw.recv(DROP_BYTES):
+                raise ConnectionAbortedError("the client did not wait for its refusal")
+
+
 class BoundedHandler(WSGIHandler):  # type: ignore[misc]
-    """gevent's handler of a request, with these limits."""
+    """gevent's handler of a request, with these limits.
+
+    Its server has a method `wait_refused(socket, environ, status)`, which is called before a refusal and returns when
+    that is due.
+    """
 
     rfile: Any
 
     def handle_one_request(self) -> Any:
         self._head_timeout = gevent.Timeout.start_new(HEAD_SECONDS)
-        self.rfile = _BoundedHead(self.rfile)
         try:
+            if not self.rfile.closed and self.rfile.peek(1)[:1] == TLS_HANDSHAKE:
+                self._head_timeout.close()
+                return self._refusal(NO_TLS)
+            self.rfile = _BoundedHead(self.rfile)
             return super().handle_one_request()
         except gevent.Timeout as timeout:
             if timeout is not self._head_timeout:
@@ -58,6 +94,16 @@ class BoundedHandler(WSGIHandler):  # type: ignore[misc]
         self.wsgi_input = Input(self.rfile, None)  # otherwise it would wait for a body that may never arrive
         return environ
 
+    def start_response(self, status: str, *arguments: Any) -> Any:
+        if status.startswith("4"):
+            self.server.wait_refused(self.socket, self.environ, status)
+        return super().start_response(status, *arguments)
+
+    def _refusal(self, status: str) -> tuple[str, bytes]:
+        """Return the response to bytes that are no HTTP request, once it is due."""
+        self.server.wait_refused(self.socket, environ_of(self.client_address), status)
+        return status, f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode()
+
     def _sendall(self, data: bytes) -> None:
         with gevent.Timeout(ANSWER_SECONDS, TimeoutError(errno.ETIMEDOUT, "the answer was not taken")):
             super()._sendall(data)
@@ -73,13 +119,12 @@ class BoundedHandler(WSGIHandler):  # type: ignore[misc]
             super().handle_error(kind, error, traceback)
 
     def _handle_client_error(self, ex: Exception) -> tuple[str, bytes]:
-        """Return a short response to invalid HTTP, and log nothing.
+        """Return a short response to invalid HTTP.
 
-        The library's own method logs the bytes that the client sent.
+        The library's own method logs the bytes that the client sent, which may hold a secret.
         """
         too_big = isinstance(ex, (_HeadTooBig, HTTPException))  # HTTPException: more than 100 headers
-        status = "431 Request Header Fields Too Large" if too_big else "400 Bad Request"
-        return status, f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode()
+        return self._refusal("431 Request Header Fields Too Large" if too_big else "400 Bad Request")
 
 
 class _HeadTooBig(ValueError):

@@ -21,11 +21,13 @@ from gevent.pywsgi import WSGIServer
 
 from proxy.transport.connection import ClientConnection
 from proxy.transport.forwarded import HEADER, PEER, TrustedPeers
-from proxy.transport.http_request import HEAD_SECONDS, headers_for
+from proxy.transport.http_request import HEAD_SECONDS, NO_PLAIN_HTTP, environ_of, headers_for, hold
 from proxy.transport.upgrade import Handler
 
 MAX_UNAUTHENTICATED_PER_ADDRESS = 256
 MAX_UNAUTHENTICATED = 1024
+MAX_WAITING_PER_ADDRESS = 128  # of these, requests whose refusal is delayed
+SPREAD_SECONDS = 0.002  # between those, so that a hundred refusals that are due together do not delay others
 PAUSE_SECONDS = 0.1
 
 Environ = dict[str, Any]
@@ -50,7 +52,9 @@ class Listener(WSGIServer):  # type: ignore[misc]
     """A server of WebSockets at one address.
 
     `refuse(environ)` may return a response in place of an upgrade; `serve(connection, environ)` runs a session until it
-    ends; `answer(environ)` returns the response to plain HTTP. `start` raises OSError if the address cannot be bound.
+    ends; `answer(environ)` returns the response to plain HTTP. `delay(environ, status)`, if given, is called for each
+    refusal and returns the seconds that it waits; of bytes that are no HTTP request, the environ has only the address.
+    `start` raises OSError if the address cannot be bound.
     """
 
     logger = _silent
@@ -64,6 +68,7 @@ class Listener(WSGIServer):  # type: ignore[misc]
         refuse: Callable[[Environ], HttpResponse | None],
         answer: Callable[[Environ], HttpResponse],
         log: EventLog,
+        delay: Callable[[Environ, str], float] | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         options = {} if tls is None else {"ssl_context": tls}
@@ -74,15 +79,38 @@ class Listener(WSGIServer):  # type: ignore[misc]
         self.log = log
         self._serve = serve
         self._answer = answer
+        self._delay = delay
         self._unauthenticated: dict[tuple[Any, ...], Any] = {}  # by address, oldest first
         self._by_host: Counter[str] = Counter()
         self._environs: dict[tuple[Any, ...], Environ] = {}  # of those whose request has been read
         self._trusted = TrustedPeers()
+        self._waiting: Counter[str] = Counter()  # by address
 
     @property
     def unauthenticated(self) -> int:
         """The number of sockets whose clients are not authenticated."""
         return len(self._unauthenticated)
+
+    def wait_refused(self, sock: Any, environ: Environ, status: str) -> None:
+        """Return when a refusal is due.
+
+        Raises ConnectionError if the client leaves before, or if too many of its address wait already: they would take
+        the places of those that are about to log in.
+        """
+        seconds = 0.0 if self._delay is None else self._delay(environ, status)
+        if seconds <= 0:
+            return
+        host = environ["REMOTE_ADDR"]
+        if self._waiting[host] >= MAX_WAITING_PER_ADDRESS:
+            raise ConnectionAbortedError("too many refused requests of this address wait")
+        seconds += SPREAD_SECONDS * self._waiting[host]
+        self._waiting[host] += 1
+        try:
+            hold(sock, seconds)
+        finally:
+            self._waiting[host] -= 1
+            if not self._waiting[host]:
+                del self._waiting[host]
 
     def admit(self, environ: Environ) -> None:
         """Take the socket of this request out of the unauthenticated ones."""
@@ -161,7 +189,7 @@ class Listener(WSGIServer):  # type: ignore[misc]
     def wrap_socket_and_handle(self, client_socket: Any, address: tuple[Any, ...]) -> None:
         """Do the TLS handshake within its deadline, then handle the socket.
 
-        A handshake that fails is not logged.
+        A handshake that fails is not logged, unless the client has sent an HTTP request in plain text.
         """
         wrap = partial(self.wrap_socket, do_handshake_on_connect=False, **self.ssl_args)
         with contextlib.suppress(OSError):
@@ -169,8 +197,13 @@ class Listener(WSGIServer):  # type: ignore[misc]
             with wrap(client_socket) as secured:
                 if address[:2] in self._unauthenticated:
                     self._unauthenticated[address[:2]] = secured
-                with gevent.Timeout(HEAD_SECONDS, TimeoutError):
-                    secured.do_handshake()
+                try:
+                    with gevent.Timeout(HEAD_SECONDS, TimeoutError):
+                        secured.do_handshake()
+                except ssl.SSLError as error:
+                    if error.reason == "HTTP_REQUEST":
+                        self.wait_refused(secured, environ_of(address), NO_PLAIN_HTTP)
+                    return
                 self.handle(secured, address)
 
     def _remove(self, address: tuple[Any, ...]) -> None:

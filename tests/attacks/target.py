@@ -5,6 +5,7 @@ The cost is the delay of another client's messages, and memory.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -103,6 +104,11 @@ class Target:
             with suppress(OSError):
                 count += str(name.readlink()).startswith("socket:")
         return count
+
+    def processor(self) -> float:
+        """Return the processor time that the process has taken, in seconds."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def read(self, wire: Wire) -> Wire:
         """Read and discard everything that the client receives from now on."""

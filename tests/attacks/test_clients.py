@@ -278,6 +278,42 @@ def test_log_in_beside_sockets_that_stay(target: Start, beginning: bytes) -> Non
         proxy.close_clients()
 
 
+REST_CALL = b"GET /v2/events/orders HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.mark.parametrize(("sockets", "most", "share"), [(1, 3, 0.1), (150, 150, 0.5)])
+def test_a_hot_loop_of_rest_calls(target: Start, sockets: int, most: int, share: float) -> None:
+    """Each refusal waits, so who asks again at once does not take up the processor or delay others.
+
+    A background stream of Go's SDK asked 1,350 times a second, for good, and took 84 % of a core. Of many such loops at
+    one address, as many wait as there are places; the others are hung up on.
+    """
+    proxy = target()
+    seconds = 3.0
+    answers: list[bytes] = []
+    taken: list[float] = []
+
+    def loop() -> None:
+        while True:
+            with suppress(OSError), socket.create_connection(proxy.address, 5) as sock:
+                sock.sendall(REST_CALL)
+                answers.append(sock.recv(1 << 16))
+            gevent.sleep(0.02 if sockets > 1 else 0)
+
+    def attack() -> None:
+        answers.clear()
+        before = proxy.processor()
+        loops = [gevent.spawn(loop) for _ in range(sockets)]
+        gevent.sleep(seconds)
+        gevent.killall(loops)
+        taken.append((proxy.processor() - before) / seconds)
+
+    cost = proxy.cost(attack, seconds + 0.5)
+    assert cost.excess <= CALM_SECONDS, repr(cost)
+    assert 1 <= sum(answer.startswith(b"HTTP/1.1 404 ") for answer in answers) <= most
+    assert min(taken) < share  # of a core, with the messages of the witness
+
+
 def test_an_authenticated_client_is_not_displaced(target: Start) -> None:
     """However many unauthenticated sockets are opened."""
     proxy = target()
