@@ -2,7 +2,8 @@
 
 Programs of that time (StreamConn) listen to `T.SPY`, `Q.SPY`, `AM.SPY` and `AM.*`, with or without the prefix
 `alpacadatav1/`. These are mapped to trades, quotes and bars of the default feed, and their messages are converted to
-the shape of that time, one object a frame (alpacahq/user-docs, "Streaming", 2020).
+the shape of that time, one object a frame (alpacahq/user-docs, "Streaming", 2020). The frames are text frames, unlike
+those of the trading stream: a program of that time (marketstore) ignores data in binary ones.
 """
 
 from __future__ import annotations
@@ -47,10 +48,9 @@ def is_legacy(of: Topic) -> bool:
 
 
 class _Legacy(JsonCodec):
-    """Market data in the legacy shapes: one JSON message in each binary frame."""
+    """Market data in the legacy shapes: one JSON message in each text frame."""
 
     name = "legacy"
-    text = False
 
     @property
     def base(self) -> Codec:

@@ -265,7 +265,8 @@ class ClientSession:
         """Apply the client's settings, and add a subscriber at each feed it may use."""
         self.client = client
         self.outbox.limit = client.outbox
-        conflates = client.when_slow is WhenSlow.CONFLATE
+        # On `/stream` nothing can be conflated, and its frames are of two kinds, which conflation would not keep apart.
+        conflates = client.when_slow is WhenSlow.CONFLATE and self.protocol.endpoint.dialect is Dialect.MARKET
         self.outbox.conflate = partial(conflate, codec=self.codec, whole_book=self._whole_book) if conflates else None
         feed, data_codec = self.protocol.endpoint.feed, self.protocol.data_codec
         if self.protocol.endpoint.dialect is Dialect.MARKET:

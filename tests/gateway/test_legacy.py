@@ -5,6 +5,7 @@ They use alpacadatav1's stream names and messages on `/stream`, and crypto pairs
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from proxy.routing import reconciler
-from tests.harness import Client, Harness, quote, trade
+from tests.harness import BINARY, TEXT, Client, Harness, quote, trade
 
 Start = Callable[..., Harness]
 
@@ -65,6 +66,29 @@ def test_old_names_deliver_old_messages(proxy: Harness) -> None:
         | {key: BAR[key] for key in ("v", "o", "h", "l", "c", "vw", "n")},
     }
     assert client.ask({"action": "nothing"})["data"] == {"error": "invalid syntax"}  # and no MSFT before it
+
+
+def test_data_of_old_names_comes_in_text_frames(proxy: Harness) -> None:
+    """Replies and order updates on the same session stay in binary ones: marketstore ignores binary data."""
+    wire = proxy.wire(path="/stream")
+    login = {"action": "authenticate", "data": {"key_id": "both", "secret_key": "both"}}
+    for request in (login, {"action": "listen", "data": {"streams": ["T.AAPL", "trade_updates"]}}):
+        wire.send_json(request)
+        assert wire.receive()[0] == BINARY
+    proxy.simulator.publish("iex", [trade("AAPL", 5)])
+    opcode, payload = wire.receive()
+    assert (opcode, json.loads(payload)["stream"]) == (TEXT, "T.AAPL")
+    proxy.simulator.publish_order({"event": "new", "order": {"id": "1", "client_order_id": "any"}})
+    opcode, payload = wire.receive()
+    assert (opcode, json.loads(payload)["stream"]) == (BINARY, "trade_updates")
+
+
+def test_a_slow_client_of_old_names_keeps_its_kinds_of_frames(start: Start) -> None:
+    proxy = start(CLIENTS.replace("{key: old,", "{key: old, when_slow: conflate,"))
+    client = proxy.client("old", "/stream")
+    streams(client, "listen", "T.AAPL")
+    [session] = proxy.gateway.server.sessions
+    assert session.outbox.conflate is None
 
 
 def test_listen_adds_old_names_and_unlisten_removes_them(proxy: Harness) -> None:

@@ -293,7 +293,7 @@ def test_legacy_frames_have_one_message_each() -> None:
     trade = {"T": "t", "S": "A", "t": msgpack.Timestamp(1, 5)}
     deliveries = route(router, msgpack.packb([trade, {"T": "c", "S": "A"}, trade]))
     to_legacy = [delivery for delivery in deliveries if receivers(delivery) == [legacy]]
-    assert [delivery.text for delivery in to_legacy] == [False, False]
+    assert [delivery.text for delivery in to_legacy] == [True, True]
     data = {"ev": "T", "T": "A", "t": 1_000_000_005}
     assert [json.loads(delivery.payload) for delivery in to_legacy] == [{"stream": "T.A", "data": data}] * 2
     assert [delivery.messages for delivery in deliveries if receivers(delivery) == [current]] == [3]
