@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from proxy.alpaca import timestamps
-from proxy.alpaca.codec import JSON, Codec, JsonCodec, Raw
+from proxy.alpaca.codec import JSON, MSGPACK, Codec, JsonCodec, Raw
 from proxy.alpaca.endpoints import CHANNEL_OF_KIND
 from proxy.alpaca.topics import MAX_SYMBOL, Topic
+from proxy.alpaca.transcode import msgpack_of
 
 PREFIX = "alpacadatav1/"
 _CHANNELS = {"T": "trades", "Q": "quotes", "AM": "bars"}
@@ -110,4 +111,15 @@ def topics(streams: Iterable[str]) -> frozenset[Topic]:
     return frozenset(named for name in streams if (named := topic(name)) is not None)
 
 
-LEGACY = _Legacy()
+class _LegacyMsgPack(_Legacy):
+    """The same as msgpack, in binary frames."""
+
+    name = "legacy, msgpack"
+    text = False
+
+    def to_client_body(self, kind: str, body: Raw | bytes) -> bytes | None:
+        converted = super().to_client_body(kind, body)
+        return None if converted is None else msgpack_of(converted)
+
+
+LEGACY: dict[str, Codec] = {JSON.name: _Legacy(), MSGPACK.name: _LegacyMsgPack()}

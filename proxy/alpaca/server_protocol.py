@@ -239,14 +239,14 @@ class PlainPairsServerProtocol(ServerProtocol):
 class TradingServerProtocol(ServerProtocol):
     """The trading dialect.
 
-    It has no greeting and no codes, and sends JSON in binary frames whatever the Content-Type. It also serves the
-    market data of the default feed in the trading grammar, with the names of 2020 (`legacy`).
+    It has no greeting and no codes, and sends binary frames, in JSON too. It also serves the market data of the default
+    feed in the trading grammar, with the names of 2020 (`legacy`).
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        super().__init__(endpoint, JSON)
+    def __init__(self, endpoint: Endpoint, codec: Codec) -> None:
+        super().__init__(endpoint, codec)
         self.text = False
-        self.data_codec = legacy.LEGACY
+        self.data_codec = legacy.LEGACY[codec.name]
 
     def opening(self) -> list[bytes]:
         return []
@@ -260,7 +260,7 @@ class TradingServerProtocol(ServerProtocol):
             yield self._request(message)
 
     def _request(self, message: Mapping[str, Raw]) -> Outcome:
-        request = trading.request(message)
+        request = trading.request(message, self.codec)
         if request is None:
             return Reply(self.codec.encode(trading.INVALID), 400)
         if isinstance(request, market.AuthRequest):
@@ -306,9 +306,9 @@ def server_protocol_for(endpoint: Endpoint, path: str, content_type: str) -> Ser
 
     The codec is that of the Content-Type header; the opcode of the client's frames is ignored.
     """
-    if endpoint.dialect is Dialect.TRADING:
-        return TradingServerProtocol(endpoint)
     named = content_type.partition(";")[0].strip().lower()
-    msgpack = named == MSGPACK.content_type or (endpoint.options and named != JSON.content_type)
+    codec = MSGPACK if named == MSGPACK.content_type or (endpoint.options and named != JSON.content_type) else JSON
+    if endpoint.dialect is Dialect.TRADING:
+        return TradingServerProtocol(endpoint, codec)
     market_protocol = PlainPairsServerProtocol if without_extra_slashes(path) == pairs.PATH else ServerProtocol
-    return market_protocol(endpoint, MSGPACK if msgpack else JSON)
+    return market_protocol(endpoint, codec)

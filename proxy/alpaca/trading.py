@@ -1,6 +1,6 @@
 """The trading dialect: requests and replies of `/stream`.
 
-Objects, not arrays; JSON inside binary frames; no greeting and no codes (docs.alpaca.markets, "Websocket Streaming").
+Objects, not arrays; binary frames, in JSON too; no greeting and no codes (docs.alpaca.markets, "Websocket Streaming").
 `listen` replaces the set of streams; streams that the client is not allowed are silently absent from the reply.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from proxy.alpaca.codec import JSON, Raw
+from proxy.alpaca.codec import Codec, Raw
 from proxy.alpaca.endpoints import WILDCARD, Endpoint
 from proxy.alpaca.market import AuthRequest
 from proxy.alpaca.topics import Subscription, Topic
@@ -36,32 +36,32 @@ class ListenRequest:
     stop: bool = False
 
 
-def request(message: Mapping[str, Raw]) -> AuthRequest | ListenRequest | None:
+def request(message: Mapping[str, Raw], codec: Codec) -> AuthRequest | ListenRequest | None:
     """Parse a client's request; None if it is not one.
 
     Both forms of log-in are accepted: `authenticate`, which every SDK sends, and the flat `auth` of the documentation.
     """
-    action = JSON.text_of(message.get("action"))
+    action = codec.text_of(message.get("action"))
     if action == "auth":
-        return _auth(message, "key", "secret")
-    data = JSON.fields_of(message.get("data"))
+        return _auth(message, "key", "secret", codec)
+    data = codec.fields_of(message.get("data"))
     if data is None:
         return None
     if action == "authenticate":
-        return _auth(data, "key_id", "secret_key")
+        return _auth(data, "key_id", "secret_key", codec)
     if action not in ("listen", "unlisten"):
         return None
-    names = JSON.texts_of(data["streams"]) if _has(data, "streams") else []
+    names = codec.texts_of(data["streams"]) if _has(data, "streams", codec) else []
     return None if names is None else ListenRequest(tuple(names), action == "unlisten")
 
 
-def _auth(data: Mapping[str, Raw], key_name: str, secret_name: str) -> AuthRequest | None:
-    key, secret = (JSON.text_of(data[name]) if _has(data, name) else "" for name in (key_name, secret_name))
+def _auth(data: Mapping[str, Raw], key_name: str, secret_name: str, codec: Codec) -> AuthRequest | None:
+    key, secret = (codec.text_of(data[name]) if _has(data, name, codec) else "" for name in (key_name, secret_name))
     return None if key is None or secret is None else AuthRequest(key, secret)
 
 
-def _has(data: Mapping[str, Raw], name: str) -> bool:
-    return name in data and not JSON.is_null(data[name])
+def _has(data: Mapping[str, Raw], name: str, codec: Codec) -> bool:
+    return name in data and not codec.is_null(data[name])
 
 
 def topics(streams: Iterable[str], endpoint: Endpoint) -> Subscription:

@@ -111,6 +111,18 @@ def transcode(kind: str, body: Raw | bytes, source: Codec, target: Codec) -> Raw
         raise Malformed("the message has no equivalent in the other codec") from fault
 
 
+def msgpack_of(body: Raw | bytes) -> bytes:
+    """Return a JSON message as msgpack, its timestamps as the texts that they are.
+
+    So the trading stream and the names of 2020 are passed on, whose programs expect texts and numbers in both codecs.
+    Raises Malformed if no exact translation exists.
+    """
+    try:
+        return _to_msgpack(_any_json(body))
+    except _FAULTS as fault:
+        raise Malformed("the message has no equivalent in msgpack") from fault
+
+
 def _msgpack_to_json(kind: str, body: Raw | bytes) -> bytes:
     decode = _from_msgpack.get(kind)
     if decode is not None:

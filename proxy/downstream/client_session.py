@@ -110,7 +110,7 @@ class ClientSession:
         self.ended = ""
         self._connection = connection
         self._host = host
-        self._inbound = frames.Inbound(UNAUTHENTICATED_MESSAGE_BYTES)
+        self._inbound = frames.Inbound(UNAUTHENTICATED_MESSAGE_BYTES, any_bytes=not protocol.codec.text)
         self._budget = host.budget("")
         self._slice_began = self.opened
         self._auth_tried = False

@@ -12,9 +12,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from itertools import islice
 
-from proxy.alpaca.codec import BODY_BYTES, JSON, Codec, Raw
+from proxy.alpaca.codec import BODY_BYTES, JSON, Codec, Malformed, Raw
 from proxy.alpaca.endpoints import WILDCARD, Endpoint
 from proxy.alpaca.topics import Subscription, Topic
+from proxy.alpaca.transcode import msgpack_of
 from proxy.routing.router import Delivery, Member
 
 ORDERS = "trade_updates"
@@ -107,6 +108,7 @@ class OrderRouter:
         self.received = 0  # updates
         self.unrouted = 0  # updates that no session received
         self._oversized = 0
+        self._untranslatable = 0
         self._orders = orders
         self._clock = clock
         self._members: dict[Member, Subscription] = {}
@@ -118,7 +120,11 @@ class OrderRouter:
     @property
     def irregular(self) -> Mapping[str, int]:
         """The numbers of updates that were dropped or had an id ignored, by reason."""
-        return {"oversized": self._oversized, "long_id": self._orders.long_ids}
+        return {
+            "oversized": self._oversized,
+            "untranslatable": self._untranslatable,
+            "long_id": self._orders.long_ids,
+        }
 
     def set_subscription(self, member: Member, subscription: Subscription) -> list[Delivery]:
         """Replace the streams that the member receives.
@@ -166,10 +172,22 @@ class OrderRouter:
             members = [member for member in members if member.name in owners]
         self.received += 1
         if members:
-            self._deliveries.append(Delivery(members, False, frame, 1))
+            self._gather(frame, members)
         else:
             self.unrouted += 1
         return None
+
+    def _gather(self, frame: bytes, members: list[Member]) -> None:
+        """Gather an update for these members, in the codec of each."""
+        same = [member for member in members if member.codec is JSON]
+        other = [member for member in members if member.codec is not JSON]
+        if same:
+            self._deliveries.append(Delivery(same, False, frame, 1))
+        if other:
+            try:
+                self._deliveries.append(Delivery(other, False, msgpack_of(frame), 1))
+            except Malformed:
+                self._untranslatable += 1
 
     def flush(self) -> list[Delivery]:
         """Return the updates that `take` gathered, in binary frames as Alpaca's."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from wsproto.extensions import Extension
-from wsproto.frame_protocol import FrameDecoder, FrameProtocol, Opcode, ParseFailed, RsvBits
+from wsproto.frame_protocol import Frame, FrameDecoder, FrameProtocol, MessageDecoder, Opcode, ParseFailed, RsvBits
 
 TEXT, BINARY, CLOSE, PING, PONG = (
     int(opcode) for opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CLOSE, Opcode.PING, Opcode.PONG)
@@ -91,12 +91,16 @@ def encode_close(code: int, reason: str) -> bytes:
 class Inbound:
     """The frame parser of one client: bytes in, events out.
 
-    `limit` is the size of the largest message in bytes; it may be raised once the client is authenticated.
+    `limit` is the size of the largest message in bytes; it may be raised once the client is authenticated. With
+    `any_bytes`, a text frame may hold any bytes: websocket-client sends bytes in text frames unless told otherwise, so
+    a client's msgpack may come in them.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, any_bytes: bool = False) -> None:
         self._size_limit = _SizeLimit(limit)
         self._protocol = FrameProtocol(client=False, extensions=[self._size_limit])
+        if any_bytes:
+            self._protocol._message_decoder = _BytesDecoder()
         self._message = bytearray()
         self._fragments = 0
 
@@ -150,6 +154,14 @@ class Inbound:
         self._size_limit.held = self._size_limit.expected = 0
         self._fragments = 0
         return whole
+
+
+class _BytesDecoder(MessageDecoder):
+    """Passes on the payload of text frames as bytes, without a check that it is UTF-8."""
+
+    def process_frame(self, frame: Frame) -> Frame:
+        opcode = Opcode.BINARY if frame.opcode is Opcode.TEXT else frame.opcode
+        return super().process_frame(Frame(opcode, frame.payload, frame.frame_finished, frame.message_finished))
 
 
 class _SizeLimit(Extension):

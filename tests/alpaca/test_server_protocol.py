@@ -51,7 +51,8 @@ def test_log_in_and_subscribe(content_type: str) -> None:
         ("/v1beta1/opra", "text/plain", "msgpack"),
         ("/v1beta1/opra", "application/msgpack", "msgpack"),
         ("/v1beta1/indicative", "application/json; charset=utf-8", "json"),  # for the reply 412
-        ("/stream", "application/msgpack", "json"),
+        ("/stream", "", "json"),
+        ("/stream", "application/msgpack", "msgpack"),
     ],
 )
 def test_the_content_type_header_selects_the_codec(path: str, content_type: str, codec: str) -> None:

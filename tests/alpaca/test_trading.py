@@ -18,19 +18,28 @@ INVALID = {"stream": "listening", "data": {"error": "invalid syntax"}}
 @pytest.mark.parametrize("path", ["/stream", "/stream/"])
 @pytest.mark.parametrize("content_type", ["", "application/json", MSGPACK])
 def test_log_in_and_listen(path: str, content_type: str) -> None:
-    """There is no greeting; JSON in binary frames, whatever the Content-Type."""
+    """There is no greeting, and frames are binary, whatever the Content-Type."""
     client = Client(path, content_type)
     assert client.greeting == []
     assert not client.protocol.text
     login = {"action": "authenticate", "data": {"key_id": "K", "secret_key": "S"}}
     assert client.request(login) == Authenticate("K", "S")
-    authorized = b'{"stream":"authorization","data":{"status":"authorized","action":"authenticate"}}'
-    assert client.protocol.granted() == authorized
+    authorized = {"stream": "authorization", "data": {"status": "authorized", "action": "authenticate"}}
+    assert client.decode(client.protocol.granted()) == authorized
     assert client.listen("trade_updates") == Listen(UPDATES, NO_TOPICS)
-    assert client.protocol.acked(UPDATES) == b'{"stream":"listening","data":{"streams":["trade_updates"]}}'
-    assert client.decode(authorized) == client.request(login)  # a second log-in is acknowledged again
+    listening = {"stream": "listening", "data": {"streams": ["trade_updates"]}}
+    assert client.decode(client.protocol.acked(UPDATES)) == listening
+    assert client.request(login) == authorized  # a second log-in is acknowledged again
 
 
+def test_replies_in_json_have_alpacas_bytes() -> None:
+    protocol = Client("/stream").protocol
+    authorized = b'{"stream":"authorization","data":{"status":"authorized","action":"authenticate"}}'
+    assert protocol.granted() == authorized
+    assert protocol.acked(UPDATES) == b'{"stream":"listening","data":{"streams":["trade_updates"]}}'
+
+
+@pytest.mark.parametrize("content_type", ["", MSGPACK])
 @pytest.mark.parametrize(
     ("request_", "key", "secret"),
     [
@@ -41,8 +50,8 @@ def test_log_in_and_listen(path: str, content_type: str) -> None:
         ({"action": "auth"}, "", ""),
     ],
 )
-def test_accepted_forms_of_log_in(request_: Any, key: str, secret: str) -> None:
-    assert Client("/stream").request(request_) == Authenticate(key, secret)
+def test_accepted_forms_of_log_in(request_: Any, key: str, secret: str, content_type: str) -> None:
+    assert Client("/stream", content_type).request(request_) == Authenticate(key, secret)
 
 
 def test_a_denied_client_can_log_in_again() -> None:
@@ -76,9 +85,10 @@ def test_a_denied_client_can_log_in_again() -> None:
         {"action": ["listen"], "data": {"streams": []}},
     ],
 )
-def test_invalid_requests(request_: Any) -> None:
-    assert Client("/stream").request(request_) == INVALID
-    assert Client("/stream").log_in().request(request_) == INVALID
+@pytest.mark.parametrize("content_type", ["", MSGPACK])
+def test_invalid_requests(request_: Any, content_type: str) -> None:
+    assert Client("/stream", content_type).request(request_) == INVALID
+    assert Client("/stream", content_type).log_in().request(request_) == INVALID
 
 
 @pytest.mark.parametrize("frame", [b"", b"\x01", b"{", b"\xff"])

@@ -83,6 +83,17 @@ def test_data_of_old_names_comes_in_text_frames(proxy: Harness) -> None:
     assert (opcode, json.loads(payload)["stream"]) == (BINARY, "trade_updates")
 
 
+def test_old_names_in_msgpack(proxy: Harness) -> None:
+    """All frames are msgpack then, with the same structures."""
+    client, other = proxy.client("both", "/stream", "msgpack"), proxy.client("both", "/stream")
+    for each in (client, other):
+        assert streams(each, "listen", "T.AAPL") == {"streams": ["T.AAPL"]}
+    proxy.simulator.publish("iex", [trade("AAPL", 5, t=TIME)])
+    message = client.receive()
+    assert message == other.receive()
+    assert (message["stream"], message["data"]["t"]) == ("T.AAPL", NANOSECONDS)
+
+
 def test_a_slow_client_of_old_names_keeps_its_kinds_of_frames(start: Start) -> None:
     proxy = start(CLIENTS.replace("{key: old,", "{key: old, when_slow: conflate,"))
     client = proxy.client("old", "/stream")

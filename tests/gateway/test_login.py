@@ -14,13 +14,14 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import msgpack
 import pytest
 from websockets.exceptions import InvalidStatus
 
 from proxy.alpaca import market
 from proxy.downstream import auth_throttle, client_session
 from proxy.simulator import AccountPlan
-from tests.harness import AUTHENTICATED, CONNECTED, TEXT, Harness, wait_for
+from tests.harness import AUTHENTICATED, BINARY, CONNECTED, TEXT, Harness, wait_for
 
 Start = Callable[..., Harness]
 
@@ -79,6 +80,28 @@ def test_header_credentials_are_greeted_and_authenticated_in_two_frames(start: S
     assert client.receive() == CONNECTED
     assert client.receive() == AUTHENTICATED
     assert client.subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
+
+
+@pytest.mark.parametrize("path", ["/v2/iex", "/stream"])
+def test_msgpack_in_text_frames(start: Start, path: str) -> None:
+    """websocket-client's `send(bytes)` sends them; msgpack is seldom UTF-8."""
+    proxy = start(CLIENTS)
+    wire = proxy.wire(path=path, headers="Content-Type: application/msgpack\r\n")
+    symbols = [f"B{number}" for number in range(200)]  # their number is a byte over 127
+    if path == "/stream":
+        requests = [
+            {"action": "authenticate", "data": {"key_id": "alpha", "secret_key": "alpha"}},
+            {"action": "listen", "data": {"streams": ["trade_updates", *symbols]}},
+        ]
+    else:
+        requests = [{"action": "auth", "key": "alpha", "secret": "alpha"}, {"action": "subscribe", "trades": symbols}]
+        assert wire.receive()[0] == BINARY
+    for request in requests:
+        wire.send(TEXT, msgpack.packb(request))
+        opcode, payload = wire.receive()
+        assert opcode == BINARY
+        reply = msgpack.unpackb(payload)
+    assert "subscription" in str(reply) or reply["data"] == {"streams": ["trade_updates"]}
 
 
 @pytest.mark.parametrize(("secret", "sent"), [("sécret☃", "sécret☃"), ("sécret", "s\udce9cret")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from typing import Any
 
@@ -78,6 +79,53 @@ def test_both_ways_to_log_in(proxy: Harness, path: str, request_: dict[str, Any]
     }
     assert client.listen("trade_updates", "nonsense") == {"streams": ["trade_updates"]}
     assert client.listen() == {"streams": []}
+
+
+def test_msgpack(proxy: Harness, listeners: dict[str, Client]) -> None:
+    """With the Content-Type header, replies and updates are msgpack; their times stay the texts that Alpaca sends."""
+    packed = proxy.client("desk", "/stream", "msgpack")
+    assert packed.listen("trade_updates", "account_updates") == {"streams": ["account_updates", "trade_updates"]}
+    update = order(
+        "1", "momentum-1", created_at="2022-04-19T13:45:04.981350886-04:00", qty="1790.86", legs=[{"id": "2"}]
+    )
+    proxy.simulator.publish_order({"event": "new", "order": update, "at": "2022-04-19T17:45:05Z", "n": 1 << 60})
+    message = packed.receive()
+    assert message == listeners["desk"].receive() == listeners["momentum"].receive()
+    assert message["data"]["order"] == update
+    assert packed.listen() == {"streams": []}
+    assert packed.ask({"action": "nothing"})["data"] == {"error": "invalid syntax"}
+
+
+def test_an_update_that_msgpack_cannot_express_is_counted(proxy: Harness, listeners: dict[str, Client]) -> None:
+    packed = proxy.client("desk", "/stream", "msgpack")
+    packed.listen("trade_updates")
+    proxy.simulator.publish_order({"event": "new", "order": order("1"), "n": 1 << 70})
+    proxy.simulator.publish_order({"event": "fill", "order": order("1")})
+    assert packed.receive()["data"]["event"] == "fill"
+    assert [listeners["desk"].receive()["data"]["event"] for _ in range(2)] == ["new", "fill"]
+    assert proxy.upstream("trading").router.irregular["untranslatable"] == 1
+
+
+HEADERS = [
+    {"APCA-API-KEY-ID": "desk", "APCA-API-SECRET-KEY": "desk"},
+    {"Authorization": "Basic " + base64.b64encode(b"desk:desk").decode()},
+]
+
+
+@pytest.mark.parametrize("headers", HEADERS)
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+def test_header_credentials_are_authorized_at_once(proxy: Harness, headers: dict[str, str], codec: str) -> None:
+    client = proxy.dial("/stream", codec, headers=headers)
+    authorized = {"stream": "authorization", "data": {"status": "authorized", "action": "authenticate"}}
+    assert client.receive() == authorized
+    assert client.listen("trade_updates") == {"streams": ["trade_updates"]}
+    client.log_in("desk")  # again, as a program does that sends both
+
+
+def test_wrong_header_credentials_are_refused_and_another_log_in_may_follow(proxy: Harness) -> None:
+    client = proxy.dial("/stream", headers=HEADERS[0] | {"APCA-API-SECRET-KEY": "wrong"})
+    assert client.receive()["data"] == {"status": "unauthorized", "action": "authenticate"}
+    client.log_in("desk")
 
 
 @pytest.mark.parametrize("key", ["nobody", "data"])
@@ -159,12 +207,6 @@ def test_a_stream_that_is_not_allowed_is_absent(proxy: Harness) -> None:
 
 def test_a_stream_without_allowed_orders_is_absent(proxy: Harness) -> None:
     assert proxy.client("none", "/stream").listen("trade_updates") == {"streams": []}
-
-
-@pytest.mark.parametrize("codec", ["json", "msgpack"])
-def test_the_codec_is_always_json(proxy: Harness, codec: str) -> None:
-    client = proxy.dial("/stream", headers={"Content-Type": f"application/{codec}"}).log_in("desk")
-    assert client.listen("trade_updates") == {"streams": ["trade_updates"]}
 
 
 def test_an_outage(proxy: Harness, listeners: dict[str, Client]) -> None:

@@ -289,7 +289,7 @@ def test_messages_without_kind_or_symbol() -> None:
 
 def test_legacy_frames_have_one_message_each() -> None:
     router = make_router("iex", MSGPACK)
-    legacy, current = add_member(router, LEGACY, ("trades", "A")), add_member(router, JSON, ("trades", "A"))
+    legacy, current = add_member(router, LEGACY["json"], ("trades", "A")), add_member(router, JSON, ("trades", "A"))
     trade = {"T": "t", "S": "A", "t": msgpack.Timestamp(1, 5)}
     deliveries = route(router, msgpack.packb([trade, {"T": "c", "S": "A"}, trade]))
     to_legacy = [delivery for delivery in deliveries if receivers(delivery) == [legacy]]

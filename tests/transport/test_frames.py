@@ -479,3 +479,18 @@ def test_an_encoded_close_frame_has_as_much_of_its_reason_as_fits(code: int, rea
     assert read_code == code
     assert reason.startswith(read_reason)
     assert read_reason == reason or len(encoded) > 127 - 4
+
+
+def test_text_frames_of_any_bytes() -> None:
+    """websocket-client sends msgpack in them; in one piece, in fragments, between other frames."""
+    packed = b"\x81\xa1k\xc4\x03\xff\xfe\x80"
+    fragments = frame(TEXT, packed[:5], fin=False) + frame(PING, b"p") + frame(CONTINUATION, packed[5:])
+    inbound = Inbound(LIMIT, any_bytes=True)
+    events = list(inbound.receive(frame(TEXT, packed) + fragments + frame(BINARY, packed)))
+    assert [event.payload for event in events if isinstance(event, Message)] == [packed] * 3
+    with pytest.raises(FrameError) as error:
+        list(Inbound(LIMIT).receive(frame(TEXT, packed)))
+    assert error.value.code == NOT_UTF8
+    with pytest.raises(FrameError) as error:
+        list(inbound.receive(frame(TEXT, b"", fin=False) + frame(TEXT, b"")))
+    assert error.value.code == PROTOCOL_ERROR
