@@ -23,6 +23,7 @@ from proxy.alpaca.server_protocol import LoginState, ServerProtocol
 from proxy.alpaca.topics import NO_TOPICS, Subscription, Topic
 from proxy.downstream.hub_budget import SLICE_SECONDS, HubBudget
 from proxy.downstream.outbox import CLOSE_FLUSH_SECONDS, Outbox, Outboxes
+from proxy.downstream.quirks import NO_QUIRKS, Quirks
 from proxy.downstream.request_log import log_answer, log_request
 from proxy.downstream.subscriber import PendingReply, ReplyQueue, Subscriber
 from proxy.observe.logs import Log
@@ -91,7 +92,9 @@ class ClientSession:
     `client` is None until it has authenticated, `ended` is the reason for the end once there is one.
     """
 
-    def __init__(self, connection: ClientConnection, protocol: ServerProtocol, host: ClientHost) -> None:
+    def __init__(
+        self, connection: ClientConnection, protocol: ServerProtocol, host: ClientHost, quirks: Quirks = NO_QUIRKS
+    ) -> None:
         self.protocol = protocol
         self.codec: Codec = protocol.codec
         self.client: Client | None = None
@@ -101,6 +104,7 @@ class ClientSession:
         self.outbox = Outbox(
             connection, host.outboxes, opcode=opcode, limit=UNAUTHENTICATED_OUTBOX_BYTES, slow_words=protocol.slow()
         )
+        self.outbox.close_frame = quirks.close_frame
         self.replies = ReplyQueue(
             prepare=protocol.prepare, acked=self._acked, refused=protocol.refused, send=self._reply
         )
@@ -194,6 +198,7 @@ class ClientSession:
                     case frames.Pong():
                         pass  # any byte is a sign of life
                     case frames.Closed(code):
+                        self.outbox.close_frame = True  # a close of the client's is answered, whatever the client
                         self.close(frames.NORMAL if code == frames.NO_CODE else code, "client closed")
                         return
                 self._pace()

@@ -56,13 +56,15 @@ class Outbox:
     """The pending frames of one session.
 
     `opcode` is that of its data frames, `slow_words` the payload of the last message to a slow client (empty for none).
-    `limit` (bytes) and `conflate` may be changed later, when the client has authenticated.
+    `limit` (bytes) and `conflate` may be changed later, when the client has authenticated; without `close_frame`, the
+    connection is closed by TCP alone.
     """
 
     def __init__(
         self, connection: ClientConnection, outboxes: Outboxes, *, opcode: int, limit: int, slow_words: bytes
     ) -> None:
         self.limit = limit
+        self.close_frame = True
         self.conflate: Conflate | None = None
         self.pending = 0  # bytes, including those that are being sent
         self.delivered = 0  # messages
@@ -134,9 +136,12 @@ class Outbox:
         self._put_urgent(frames.PONG, payload)
 
     def close(self, code: int, reason: str) -> None:
-        """Queue a close frame after the pending frames; nothing is accepted afterwards."""
+        """Queue a close frame after the pending frames; nothing is accepted afterwards.
+
+        Without `close_frame`, the connection's end takes its place.
+        """
         if self.closing is None:
-            self._append(frames.encode_close(code, reason), 0)
+            self._append(frames.encode_close(code, reason) if self.close_frame else b"", 0)
             self.closing = (code, reason)
 
     def disconnect_slow(self) -> None:
@@ -174,6 +179,8 @@ class Outbox:
                     return
                 self.delivered += self._sending
                 self._sending = 0
+            if not self.close_frame:
+                self._connection.finish()
         except ConnectionLost:
             self._connection.shut()
         finally:

@@ -20,6 +20,7 @@ from proxy.downstream.client_session import ClientSession
 from proxy.downstream.credentials import header_credentials
 from proxy.downstream.hub_budget import HubBudget
 from proxy.downstream.outbox import Outboxes
+from proxy.downstream.quirks import quirks_of
 from proxy.downstream.refusals import Fields, Refusals
 from proxy.observe.logs import Log
 from proxy.observe.snapshot import ClientPresence, SessionState, Totals
@@ -265,7 +266,7 @@ class Server:
         served = endpoint(feed or "")
         assert served is not None  # `_refuse` refuses other paths
         protocol = server_protocol_for(served, environ["PATH_INFO"], environ.get("CONTENT_TYPE", ""))
-        session = ClientSession(connection, protocol, self)
+        session = ClientSession(connection, protocol, self, quirks_of(environ.get("HTTP_USER_AGENT", "")))
         self.sessions.add(session)
         self._environs[session] = environ
         try:

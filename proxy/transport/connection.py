@@ -84,6 +84,11 @@ class ClientConnection:
             raise ConnectionLost(str(error)) from error
         return False
 
+    def finish(self) -> None:
+        """Send nothing more; the peer reads the end of the stream."""
+        with contextlib.suppress(OSError):
+            self._raw.shutdown(socket.SHUT_WR)
+
     def linger(self, seconds: float) -> None:
         """After the last frame: wait for the peer to close, and drop what it still sends.
 
