@@ -19,9 +19,9 @@ from websockets.sync.client import connect
 from tests.harness import Client
 from tests.sdk.algorithm import Algorithm
 from tests.sdk.environments import ROOT, Environments, cache
-from tests.sdk.sdks import IMPLIED_CHANNELS, SDKS, Sdk
+from tests.sdk.sdks import IMPLIED_CHANNELS, PROGRAMS, SDKS, Sdk
 from tests.sdk.stand import START_AT_ONCE, Stand, wait_for
-from tests.sdk.table import Table
+from tests.sdk.table import OTHERS, Table
 from tests.sdk.tape import STREAMS, Message
 
 # The tests' own client sends nothing unasked and queues everything it receives.
@@ -221,6 +221,8 @@ def environments(request: pytest.FixtureRequest) -> Iterator[Environments]:
     """
     environments = Environments(cache())
     environments.prepare(wanted(request.session))
+    if any(module_of(item) == "programs" for item in request.session.items):
+        environments.prepare(PROGRAMS)
     yield environments
     environments.close()
 
@@ -251,7 +253,7 @@ def start_installing_early(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("environments")
 
 
-MODULES = ("streams", "refusals", "together", "recipes")  # run in this order, after those that need no SDK
+MODULES = ("streams", "refusals", "together", "recipes", "programs")  # run in this order, after those that need no SDK
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -272,7 +274,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if item.get_closest_marker("sdk") and (report.when == "call" or report.failed):
         table = item.config.stash.setdefault(TABLE, Table())
         sdk, kind = sdk_of(item), module_of(item)
-        if sdk is None:
+        if kind == "programs":
+            table.record(OTHERS, stream_of(item), report.passed)
+        elif sdk is None:
             table.record(kind, [""], report.passed)
         elif kind == "streams":
             table.record(str(sdk), stream_of(item) or sdk.streams, report.passed)

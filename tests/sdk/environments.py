@@ -114,7 +114,14 @@ def _install_python(sdk: Sdk, folder: Path) -> None:
     _run(sdk, [sys.executable, "-m", "venv", "--without-pip", str(folder)])
     _pip(sdk, folder, *sdk.requirements)
     # pandas is most of what the SDKs import: compile it once here instead of in each of them at the same time.
-    _run(sdk, [str(folder / "bin" / "python"), "-c", "import pandas"])
+    _run(
+        sdk,
+        [
+            str(folder / "bin" / "python"),
+            "-c",
+            "import contextlib\nwith contextlib.suppress(ImportError):\n import pandas",
+        ],
+    )
 
 
 def _pip(sdk: Sdk, environment: Path, *arguments: str) -> None:

@@ -57,7 +57,7 @@ class Sdk:
 
     @property
     def javascript(self) -> bool:
-        return self.driver.endswith(".js")
+        return self.driver.endswith((".js", ".mjs"))
 
 
 def _named(requirement: str) -> str:
@@ -198,6 +198,20 @@ SDKS = (  # in the order of README's table
     _pylivetrader(),
     _backtrader(),
 )
+
+# Programs that speak to Alpaca without an Alpaca SDK; tests/sdk/test_programs.py runs each on these streams.
+_LIBRARIES = ("ccxt==4.5.90", "websocket-client==1.9.2", "aiohttp==3.14.5", "picows==2.3.1", "msgpack==1.1.2")
+_PACKAGES = ("ws@8.23.0", "@master-chief/alpaca@6.3.20")
+_STOCKS: Streams = {"stocks": ("trades",), **_ORDERS}
+PROGRAMS = (
+    Sdk("ccxt", "4", "ccxt_pro.py", _LIBRARIES, {"crypto": ("trades",), **_ORDERS}, program=True),
+    Sdk("@master-chief/alpaca", "6", "master_chief.mjs", _PACKAGES, _STOCKS, program=True),
+    Sdk("websocket-client", "1", "websocket_client.py", _LIBRARIES, _STOCKS, program=True),
+    Sdk("aiohttp", "3", "aiohttp_client.py", _LIBRARIES, _STOCKS, program=True),
+    Sdk("picows", "2", "picows_client.py", _LIBRARIES, _STOCKS, program=True),
+    Sdk("ws", "8", "ws.js", _PACKAGES, _STOCKS, program=True),
+)
+PROGRAMS_NOTE = f"{', '.join(f'{program.name} {program.version}' for program in PROGRAMS)}."
 
 REFUSED = [sdk for sdk in SDKS if not sdk.program]  # a program handles refusals as the SDK below it does
 REFUSALS = {

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 
-from tests.sdk.sdks import REFUSALS, REFUSED, SDKS, Sdk
+from tests.sdk.sdks import PROGRAMS, PROGRAMS_NOTE, REFUSALS, REFUSED, SDKS, Sdk
 
 # Each column's key and heading; the last is for refusals and outages.
 COLUMNS: Mapping[str, str] = {
@@ -22,7 +22,15 @@ COLUMNS: Mapping[str, str] = {
     "legacy": "2020 names",
     "refusals": "refusals",
 }
-REPLAYED = {"go": "Go 3", "csharp": "C# 7", "java": "Java"}
+OTHERS = "other programs"
+REPLAYED = {
+    "go": "Go 3",
+    "go2": "Go 2",
+    "go1": "Go 1",
+    "csharp": "C# 7",
+    "java": "Java",
+    "marketstore": "marketstore",
+}
 
 
 class Mark(Enum):
@@ -44,13 +52,16 @@ class Table:
 
     def lines(self) -> list[str]:
         """The table as lines of Markdown, with the SDKs' notes."""
-        notes = list(dict.fromkeys(sdk.note for sdk in SDKS if sdk.note))
+        notes = [*dict.fromkeys(sdk.note for sdk in SDKS if sdk.note), PROGRAMS_NOTE]
         rows = [["SDK", *COLUMNS.values()], ["---", *[":-:"] * len(COLUMNS)]]
         for sdk in SDKS:
             reference = f" <sup>{notes.index(sdk.note) + 1}</sup>" if sdk.note else ""
             rows.append(
                 [f"{sdk.name} {sdk.version}{reference}", *(self._mark(sdk, column).value for column in COLUMNS)]
             )
+        streams = {stream for program in PROGRAMS for stream in program.streams}
+        marks = [self._of(OTHERS, column) if column in streams else Mark.NO_SUCH for column in COLUMNS]
+        rows.append([f"{OTHERS} <sup>{len(notes)}</sup>", *(mark.value for mark in marks)])
         replays = ", ".join(f"{name} {self._of(row, '').value}" for row, name in REPLAYED.items())
         return [
             *map(_row, rows),
@@ -80,6 +91,8 @@ def good() -> Table:
     table = Table()
     for sdk in SDKS:
         table.record(str(sdk), columns(sdk), True)
+    for program in PROGRAMS:
+        table.record(OTHERS, program.streams, True)
     for row in REPLAYED:
         table.record(row, [""], True)
     return table

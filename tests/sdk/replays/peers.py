@@ -118,7 +118,7 @@ class Go(Peer):
         assert pairs[0][0] == "T"
         message = {name: _levels(value) for name, value in pairs}
         for name in INTEGERS.get(str(message["T"]), ()):
-            if name in message and (name in "in" or "/" not in message["S"]):
+            if name in message and (name in "in" or "USD" not in message["S"]):
                 assert isinstance(message[name], int), f"{name} of {message}"
         if "t" in message:
             assert isinstance(message["t"], msgpack.Timestamp)
