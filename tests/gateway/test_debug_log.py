@@ -81,17 +81,18 @@ def test_long_requests_and_answers_are_cut(start: Start, out: io.StringIO) -> No
 
 def test_no_credentials(start: Start, out: io.StringIO) -> None:
     """A secret may also stand where the key belongs, or in a message that is no request."""
-    proxy = start(CLIENTS)
+    proxy = start(CLIENTS.replace("secret: alpha", "secret: canary"))
     for text in (
-        '{"action":"auth","key":"canary-key","secret":"canary-secret"}',
-        '{"action":"auth","key":"canary-key","secret":"canary-unterminated',
+        '{"action":"auth","key":"anyone","secret":"canary-secret"}',
+        '{"action":"auth","key":"canary","secret":"a secret in the place of the key"}',
+        '{"action":"auth","key":"anyone","secret":"canary-unterminated',
         '{"action":"canary-action"}',
     ):
         client = proxy.dial()
         assert client.receive() == CONNECTED
         client.ws.send(text)
         client.answer()
-    headers = {"APCA-API-KEY-ID": "canary-key", "APCA-API-SECRET-KEY": "canary-secret"}
+    headers = {"APCA-API-KEY-ID": "anyone", "APCA-API-SECRET-KEY": "canary-secret"}
     proxy.dial(headers=headers).answer()
     assert len(shown(out, "session.request")) >= 1
     assert "canary" not in out.getvalue()
