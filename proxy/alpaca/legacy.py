@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from proxy.alpaca import timestamps
-from proxy.alpaca.codec import JSON, MSGPACK, Codec, JsonCodec, Raw
+from proxy.alpaca.codec import JSON, MSGPACK, Codec, Head, JsonCodec, Malformed, Raw
 from proxy.alpaca.endpoints import CHANNEL_OF_KIND
 from proxy.alpaca.topics import MAX_SYMBOL, Topic
 from proxy.alpaca.transcode import msgpack_of
@@ -65,6 +65,13 @@ class _Legacy(JsonCodec):
         data = shape(message)
         return self.encode({"stream": stream((CHANNEL_OF_KIND[kind], JSON.head(body).S)), "data": data})
 
+    def split(self, frame: bytes) -> tuple[list[Raw], list[Head]]:
+        """Return the one message of a frame. Raises Malformed if it is not market data of this stream."""
+        of = topic(self.text_of(self.envelope(frame).stream) or "")
+        if of is None:
+            raise Malformed("not market data of the legacy stream")
+        return [Raw(frame)], [Head(_KINDS[of[0]], of[1])]
+
     def batches(self, bodies: Sequence[Raw | bytes]) -> Iterator[tuple[bytes, int]]:
         for body in bodies:
             yield bytes(body), 1
@@ -96,6 +103,7 @@ def _bar(m: Fields) -> dict[str, Any]:
 
 
 _SHAPES = {"t": _trade, "q": _quote, "b": _bar}
+_KINDS = {CHANNEL_OF_KIND[kind]: kind for kind in _SHAPES}
 
 
 def _present(message: Fields, *keys: str) -> Fields:
