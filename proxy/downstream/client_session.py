@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Protocol
 
 import gevent
@@ -29,7 +28,6 @@ from proxy.downstream.subscriber import PendingReply, ReplyQueue, Subscriber
 from proxy.observe.logs import Log
 from proxy.observe.snapshot import SessionState, Totals
 from proxy.routing.allowlists import Client, WhenSlow
-from proxy.routing.conflation import conflate
 from proxy.routing.feed import Feed
 from proxy.routing.reconciler import ACK_SECONDS
 from proxy.transport import frames
@@ -182,7 +180,7 @@ class ClientSession:
         kilobyte of each session until then.
         """
         self.replies.end()
-        self.outbox.conflate = None
+        self.outbox.stop_conflation()
 
     def _read(self) -> None:
         """Handle what the client sends, within the hub budget, until it closes."""
@@ -270,9 +268,10 @@ class ClientSession:
         """Apply the client's settings, and add a subscriber at each feed it may use."""
         self.client = client
         self.outbox.limit = client.outbox
-        # On `/stream` nothing can be conflated, and its frames are of two kinds, which conflation would not keep apart.
-        conflates = client.when_slow is WhenSlow.CONFLATE and self.protocol.endpoint.dialect is Dialect.MARKET
-        self.outbox.conflate = partial(conflate, codec=self.codec, whole_book=self._whole_book) if conflates else None
+        if client.when_slow is WhenSlow.CONFLATE:
+            self.outbox.start_conflation(self.protocol.data_codec, self._whole_book)
+        else:
+            self.outbox.stop_conflation()
         feed, data_codec = self.protocol.endpoint.feed, self.protocol.data_codec
         if self.protocol.endpoint.dialect is Dialect.MARKET:
             self._market = self._market or self._subscriber_at(client, feed, data_codec)

@@ -5,26 +5,27 @@ the connection's sends. It sends all pending frames in one call, so an idle clie
 busy one gets many at once; there is no timer. When nothing is pending and the writer waits, `put` writes the frame
 itself without blocking, which saves a greenlet switch.
 
-The bound is in bytes. A client is *slow* if its outbox overflows, and for nothing else: a send may wait. With
-conflation, its outdated pending messages are dropped; otherwise, or if that is not enough, it is sent 407 and closed.
+The bound is in bytes. A client is *slow* if its outbox overflows, and for nothing else: a send may wait. It is sent 407
+and closed. With conflation, what is pending beyond BACKLOG_BYTES is in a `Backlog`, where newer messages replace
+outdated ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from functools import partial
 
 from gevent.queue import Queue
 
+from proxy.alpaca.codec import Codec, Malformed, Raw
 from proxy.observe.logs import Log
+from proxy.routing.conflation import Backlog, WholeBook
 from proxy.transport import frames
 from proxy.transport.connection import ClientConnection
 from proxy.transport.errors import ConnectionLost
 
 CLOSE_FLUSH_SECONDS = 4.5  # `ClientSession.tick` enforces it, up to two ticks later: 5 s at most
 WRITE_BYTES = 64 * 1024
-CONFLATE_BYTES = 1024 * 1024  # conflation starts here, so that one run never has to decode much
-
-Conflate = Callable[[Sequence[bytes]], tuple[list[bytes], int]]
+BACKLOG_BYTES = 64 * 1024  # with this much pending, conflation starts: a client that keeps up does not pay for it
 
 
 class Outboxes:
@@ -56,8 +57,8 @@ class Outbox:
     """The pending frames of one session.
 
     `opcode` is that of its data frames, `slow_words` the payload of the last message to a slow client (empty for none).
-    `limit` (bytes) and `conflate` may be changed later, when the client has authenticated; without `close_frame`, the
-    connection is closed by TCP alone.
+    `limit` (bytes) may be changed later, when the client has authenticated; without `close_frame`, the connection is
+    closed by TCP alone.
     """
 
     def __init__(
@@ -65,7 +66,6 @@ class Outbox:
     ) -> None:
         self.limit = limit
         self.close_frame = True
-        self.conflate: Conflate | None = None
         self.pending = 0  # bytes, including those that are being sent
         self.delivered = 0  # messages
         self.lost = 0  # messages dropped here, without those that conflation drops
@@ -81,12 +81,31 @@ class Outbox:
         self._sending = 0  # the number of messages in `_rest`, or in the batch that is being sent
         self._urgent: dict[int, bytes] = {}  # the newest ping and pong, sent before everything else
         self._waiting = False  # whether the writer waits for a frame
-        self._conflate_at = CONFLATE_BYTES
+        self._conflates = False
+        self._backlog: Backlog | None = None  # what comes after `_queue`, for a client with conflation that is behind
         outboxes.open.add(self)
 
     def __repr__(self) -> str:
         state = " closing" if self.closing else ""
         return f"<Outbox {self._connection.address} {self.pending} of {self.limit} bytes{state}>"
+
+    def start_conflation(self, codec: Codec, whole_book: WholeBook) -> None:
+        """Conflate what will be pending; nothing changes if that is so already.
+
+        `codec` is that of the data frames, `whole_book` returns the body of a pair's order book, or None.
+        """
+        if not self._conflates:
+            self._conflates = True
+            if self._backlog is None:
+                encode = partial(frames.encode, frames.TEXT if codec.text else frames.BINARY)
+                self._backlog = Backlog(codec, partial(self._book_or_none, whole_book), encode)
+
+    def stop_conflation(self) -> None:
+        """Conflate nothing any more. What is pending stays pending."""
+        if self._conflates:
+            self._conflates = False
+        if not self._backlog:
+            self._backlog = None
 
     def put(self, frame: bytes, messages: int) -> None:
         """Queue a data frame with this number of messages.
@@ -112,7 +131,10 @@ class Outbox:
                 self._queue.put_nowait((b"", 0))  # wakes the writer
                 self._outboxes.enforce_limit()
                 return
-        self._append(frame, messages)
+        if self._conflates and (self._backlog or (self.pending and self.pending + len(frame) > BACKLOG_BYTES)):
+            self._conflate(frame, messages)
+        else:
+            self._append(frame, messages)
         self._check_limits()
 
     def reply(self, payload: bytes) -> None:
@@ -196,6 +218,8 @@ class Outbox:
 
         The bytes are the batch's share of `pending`. The batch's messages are counted in `_sending`.
         """
+        if self._backlog and self._queue.empty():
+            self._refill(self._backlog)
         self._waiting = True
         frame, messages = self._queue.get()
         self._waiting = False
@@ -221,45 +245,59 @@ class Outbox:
                 self._queue.put_nowait((b"", 0))  # wakes the writer
 
     def _append(self, frame: bytes, messages: int) -> None:
-        self._count(len(frame))
-        self._queue.put_nowait((frame, messages))
+        """Queue a frame as it is, behind everything that is pending."""
+        if self._backlog:
+            before = self._backlog.size
+            self._backlog.add_whole(frame, messages)
+            self._count(self._backlog.size - before)
+        else:
+            self._count(len(frame))
+            self._queue.put_nowait((frame, messages))
+
+    def _conflate(self, frame: bytes, messages: int) -> None:
+        """Add a data frame to the backlog.
+
+        There must be something pending, since only the queue wakes the writer.
+        """
+        backlog = self._backlog
+        assert backlog is not None
+        before = backlog.size
+        try:
+            self.conflated += backlog.add(frames.payload_of(frame))
+        except Exception as error:
+            if not isinstance(error, Malformed):
+                self._log_error()
+            backlog.add_whole(frame, messages)
+        self._count(backlog.size - before)
+
+    def _book_or_none(self, whole_book: WholeBook, pair: str) -> Raw | bytes | None:
+        try:
+            return whole_book(pair)
+        except Exception:  # the updates of the book are not replaced, and the limit still applies
+            self._log_error()
+            return None
+
+    def _log_error(self) -> None:
+        Log("outbox", address=self._connection.address).error("internal_error")
+
+    def _refill(self, backlog: Backlog) -> None:
+        """Move the oldest of the backlog to the queue."""
+        before = backlog.size
+        for frame, messages in backlog.take(WRITE_BYTES):
+            self._queue.put_nowait((frame, messages))
+            self._count(len(frame))
+        self._count(backlog.size - before)
 
     def _count(self, size: int) -> None:
         self.pending += size
         self._outboxes.pending += size
 
     def _check_limits(self) -> None:
-        """Enforce the limit of this outbox, then that of all outboxes.
-
-        Over its own limit, it is conflated or disconnected.
-        """
-        if self.conflate is not None and self.pending > min(self._conflate_at, self.limit):
-            self._conflate_pending(self.conflate)
+        """Enforce the limit of this outbox, then that of all outboxes."""
         if self.pending > self.limit:
             self.disconnect_slow()
         else:
             self._outboxes.enforce_limit()
-
-    def _conflate_pending(self, conflate: Conflate) -> None:
-        payloads = []
-        messages = 0
-        while not self._queue.empty():
-            frame, more = self._queue.get_nowait()
-            self._count(-len(frame))
-            messages += more
-            if frame:
-                payloads.append(frames.payload_of(frame))
-        try:
-            kept, dropped = conflate(payloads)
-        except Exception:  # an internal error: nothing is dropped, and the limit still applies
-            Log("outbox", address=self._connection.address).error("internal_error")
-            kept, dropped = payloads, 0
-        self.conflated += dropped
-        left = messages - dropped
-        for payload in kept:
-            self._append(frames.encode(self._opcode, payload), left)
-            left = 0  # all are counted with the first frame: they are sent together or not at all
-        self._conflate_at = max(CONFLATE_BYTES, 2 * self.pending)
 
     def _discard(self) -> None:
         """Drop the queued frames, except the rest of a frame that was sent in part."""
@@ -267,5 +305,9 @@ class Outbox:
             frame, messages = self._queue.get_nowait()
             self._count(-len(frame))
             self.lost += messages
+        if self._backlog:
+            self._count(-self._backlog.size)
+            self.lost += self._backlog.messages
+            self._backlog.clear()
         if self._rest:
             self._queue.put_nowait((b"", 0))  # the writer must still finish that frame

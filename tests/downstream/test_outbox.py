@@ -5,6 +5,7 @@ Each queued message is delivered, conflated or lost, and counted exactly once.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import gateway
+from proxy.alpaca.codec import JSON
 from proxy.downstream import outbox
 from proxy.downstream.outbox import Outbox, Outboxes
 from proxy.transport import frames
@@ -25,10 +27,11 @@ STEPS = st.one_of(
     st.tuples(st.just("room"), st.sampled_from([0, 1, 50, 100_000])),
     st.tuples(
         st.sampled_from(
-            ["yield", "sent", "stuck", "lost", "kill", "disconnect slow", "abort", "close", "ping"],
+            ["yield", "sent", "stuck", "lost", "kill", "disconnect slow", "abort", "close", "ping", "reply"],
         ),
         st.just(0),
     ),
+    st.tuples(st.just("conflation"), st.booleans()),
 )
 
 
@@ -74,8 +77,8 @@ class Kernel:
 
     def shut(self) -> None: ...
 
-    def whole_frames(self) -> Iterator[int]:
-        """Yield the opcodes of the frames that were sent whole."""
+    def whole_frames(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the opcodes and payloads of the frames that were sent whole."""
         at = 0
         while at + 2 <= len(self.taken):
             size = self.taken[at + 1]
@@ -84,26 +87,41 @@ class Kernel:
                 size = int.from_bytes(self.taken[at + 2 : start], "big")
             if start + size > len(self.taken):
                 return
-            yield self.taken[at] & 0x0F
+            yield self.taken[at] & 0x0F, self.taken[start : start + size]
             at = start + size
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The messages of the data frames that were sent whole, replies among them."""
+        return [m for opcode, payload in self.whole_frames() if opcode == frames.TEXT for m in json.loads(payload)]
 
 
 def opened() -> tuple[Kernel, Outboxes, Outbox, Any]:
     kernel, outboxes = Kernel(), Outboxes(1 << 20)
-    box = Outbox(cast(Any, kernel), outboxes, opcode=frames.BINARY, limit=150_000, slow_words=b"")
+    box = Outbox(cast(Any, kernel), outboxes, opcode=frames.TEXT, limit=150_000, slow_words=b"")
     writer = gevent.spawn(box.run)
     gevent.sleep(0)
     return kernel, outboxes, box, writer
 
 
-@given(st.lists(STEPS, max_size=30))
+def data(kind: str, *numbers: int, size: int = 1) -> bytes:
+    """A data frame of messages of one symbol, of about this size."""
+    messages = [{"T": kind, "S": "A", "i": number, "pad": "x" * (size // len(numbers))} for number in numbers]
+    return frames.encode(frames.TEXT, JSON.encode(messages))
+
+
+@given(st.lists(STEPS, max_size=40))
 def test_each_message_is_counted_once(steps: list[tuple[str, int]]) -> None:
+    """And whatever is sent is sent in order, with and without conflation."""
     kernel, outboxes, box, writer = opened()
     queued = 0
     for step, size in [*steps, ("yield", 0)]:
         if step == "put":
-            box.put(frames.encode(frames.BINARY, bytes(size)), 1)
-            queued += 1
+            box.put(data("tq"[queued % 4 > 0], queued, queued + 1, size=size), 2)
+            queued += 2
+        elif step == "reply":
+            box.reply(b"[]")
+        elif step == "conflation":
+            box.start_conflation(JSON, lambda pair: None) if size else box.stop_conflation()
         elif step == "room":
             kernel.room = size
         elif step == "kill":
@@ -123,10 +141,79 @@ def test_each_message_is_counted_once(steps: list[tuple[str, int]]) -> None:
             gevent.sleep(0)
             gevent.sleep(0)
     writer.kill()
-    assert list(kernel.whole_frames()).count(frames.BINARY) == box.delivered
-    assert box.delivered + box.lost == queued
+    numbers = [message["i"] for message in kernel.messages()]
+    assert numbers == sorted(set(numbers))
+    assert len(numbers) == box.delivered
+    assert box.delivered + box.conflated + box.lost == queued
     assert box.pending == outboxes.pending == 0
     assert not outboxes.open
+
+
+def test_conflation_keeps_the_newest_of_what_replaces_and_everything_else() -> None:
+    """In one order with the replies, and only of what is pending beyond BACKLOG_BYTES."""
+    kernel, _, box, writer = opened()
+    box.start_conflation(JSON, lambda pair: None)
+    kernel.room = 0
+    box.put(data("q", 0, size=outbox.BACKLOG_BYTES), 1)
+    gevent.sleep(0)
+    for number in range(1, 100, 3):
+        box.put(data("q", number, number + 1), 2)
+        box.put(data("t", number + 2), 1)
+        if number == 49:
+            box.reply(b'[{"T":"subscription"}]')
+    box.close(frames.NORMAL, "")
+    kernel.room = 1 << 30
+    kernel.end_send("sent")
+    writer.join(5)
+    assert [m.get("i") for m in kernel.messages()] == [0, *range(3, 52, 3), None, *range(54, 99, 3), 98, 99]
+    assert (box.delivered, box.conflated, box.lost) == (35, 65, 0)
+    assert [opcode for opcode, _ in kernel.whole_frames()][-1] == frames.CLOSE
+
+
+def test_what_cannot_be_conflated_fills_the_outbox() -> None:
+    kernel, _, box, _writer = opened()
+    box.start_conflation(JSON, lambda pair: None)
+    kernel.room = 0
+    for number in range(10_000):
+        box.put(data("q", number, size=100), 1)
+        if number % 4 == 0:
+            box.put(data("t", number, size=100), 1)
+        if box.slow:
+            break
+    assert box.slow
+    assert box.delivered + box.conflated + box.lost + box._sending == number + 1 + number // 4 + 1
+    assert 800 < box.lost < 1500
+
+
+def test_a_large_frame_to_a_client_that_keeps_up_is_not_held_back() -> None:
+    """Nothing is pending when it comes, and only the queue wakes the writer."""
+    kernel, _, box, _ = opened()
+    box.start_conflation(JSON, lambda pair: None)
+    kernel.tls = True
+    box.put(data("t", 1, size=2 * outbox.BACKLOG_BYTES), 1)
+    gevent.sleep(0)
+    assert box.delivered == 1
+    box.close(frames.NORMAL, "")
+    gevent.sleep(0)
+
+
+def test_what_is_pending_stays_so_when_conflation_stops() -> None:
+    kernel, _, box, writer = opened()
+    box.start_conflation(JSON, lambda pair: None)
+    kernel.room = 0
+    box.put(data("q", 0, size=outbox.BACKLOG_BYTES), 1)
+    gevent.sleep(0)
+    for number in range(1, 10):
+        box.put(data("q", number), 1)
+    box.stop_conflation()
+    for number in range(10, 20):
+        box.put(data("q", number), 1)
+    box.close(frames.NORMAL, "")
+    kernel.room = 1 << 30
+    kernel.end_send("sent")
+    writer.join(5)
+    assert [message["i"] for message in kernel.messages()] == [0, *range(9, 20)]
+    assert (box.delivered, box.conflated, box.lost) == (12, 8, 0)
 
 
 @pytest.mark.parametrize("end", ["lost", "stuck", "kill"])
@@ -134,7 +221,7 @@ def test_a_frame_that_is_being_sent_at_the_end_is_lost(end: str) -> None:
     kernel, _, box, writer = opened()
     kernel.room = 50
     for _ in range(3):
-        box.put(frames.encode(frames.BINARY, bytes(100)), 7)
+        box.put(data("t", 1, size=100), 7)
     gevent.sleep(0)
     if end == "kill":
         writer.kill()
@@ -147,12 +234,12 @@ def test_a_frame_that_is_being_sent_at_the_end_is_lost(end: str) -> None:
 def test_a_partly_sent_frame_is_completed_before_the_close_frame() -> None:
     kernel, _, box, writer = opened()
     kernel.room = 50
-    box.put(frames.encode(frames.BINARY, bytes(100)), 1)
-    box.put(frames.encode(frames.BINARY, bytes(100)), 2)
+    box.put(data("t", 1, size=100), 1)
+    box.put(data("t", 2, size=100), 2)
     box.disconnect_slow()
     kernel.room = 1000
     writer.join(5)
-    assert list(kernel.whole_frames()) == [frames.BINARY, frames.CLOSE]
+    assert [opcode for opcode, _ in kernel.whole_frames()] == [frames.TEXT, frames.CLOSE]
     assert (box.delivered, box.lost) == (1, 2)
 
 

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 from proxy.alpaca.client_protocol import Phase
-from proxy.downstream import client_session, outbox
+from proxy.downstream import client_session
+from proxy.routing.conflation import Backlog
 from tests.harness import Client, Harness, quote, wait_for
 
 Start = Callable[..., Harness]
 
 CLIENTS = """
   witness: {key: witness, secret: witness, allow: {iex: "*", crypto: "*"}}
-  unlucky: {key: unlucky, secret: unlucky, max_connections: 1, allow: {iex: "*"}}
+  unlucky: {key: unlucky, secret: unlucky, max_connections: 1, when_slow: conflate, allow: {iex: "*"}}
 """
 
 
@@ -155,14 +156,12 @@ def test_in_conflation(proxy: Harness, witness: Client, monkeypatch: pytest.Monk
 
     Others receive every message.
     """
-    monkeypatch.setattr(outbox, "CONFLATE_BYTES", 1024)
     unlucky = proxy.wire(buffer=4096).log_in("unlucky", quotes=["FAT"])
-    session = session_of(proxy, "unlucky")
 
-    def fail(payloads: Any) -> Any:
+    def fail(backlog: Backlog, payload: bytes) -> int:
         raise InjectedError
 
-    session.outbox.conflate = fail
+    monkeypatch.setattr(Backlog, "add", fail)
     with proxy.undisturbed(witness):
         for number in range(400):
             proxy.simulator.publish("iex", [quote("FAT", n=number, pad="x" * 20_000)])
