@@ -7,7 +7,7 @@ itself without blocking, which saves a greenlet switch.
 
 The bound is in bytes. A client is *slow* if its outbox overflows, and for nothing else: a send may wait. It is sent 407
 and closed. With conflation, what is pending beyond BACKLOG_BYTES is in a `Backlog`, where newer messages replace
-outdated ones.
+outdated ones, and the kernel is given little in advance, since it drops nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from proxy.transport.errors import ConnectionLost
 CLOSE_FLUSH_SECONDS = 4.5  # `ClientSession.tick` enforces it, up to two ticks later: 5 s at most
 WRITE_BYTES = 64 * 1024
 BACKLOG_BYTES = 64 * 1024  # with this much pending, conflation starts: a client that keeps up does not pay for it
+UNSENT_BYTES = 32 * 1024  # that the kernel takes in advance, with conflation; by default it may take 4 MiB
 
 
 class Outboxes:
@@ -99,11 +100,13 @@ class Outbox:
             if self._backlog is None:
                 encode = partial(frames.encode, frames.TEXT if codec.text else frames.BINARY)
                 self._backlog = Backlog(codec, partial(self._book_or_none, whole_book), encode)
+            self._connection.limit_unsent(UNSENT_BYTES)
 
     def stop_conflation(self) -> None:
         """Conflate nothing any more. What is pending stays pending."""
         if self._conflates:
             self._conflates = False
+            self._connection.limit_unsent(0)
         if not self._backlog:
             self._backlog = None
 

@@ -19,6 +19,10 @@ GONE_SECONDS = 90.0  # without a sign of life
 # has it; elsewhere what the peer sends is its only sign of life.
 USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
 
+# The socket option by which the kernel takes no more bytes that cannot be sent yet than so many, beyond what is under
+# way. Linux and macOS have it; elsewhere the kernel's whole send buffer fills.
+UNSENT_LIMIT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+
 
 class ClientConnection:
     """The WebSocket of an algorithm: bytes, one reader and one writer.
@@ -88,6 +92,15 @@ class ClientConnection:
         """Send nothing more; the peer reads the end of the stream."""
         with contextlib.suppress(OSError):
             self._raw.shutdown(socket.SHUT_WR)
+
+    def limit_unsent(self, size: int) -> None:
+        """Have the kernel take no more than about `size` bytes in advance while the peer does not read.
+
+        0 removes the limit.
+        """
+        if UNSENT_LIMIT is not None:
+            with contextlib.suppress(OSError):  # the peer has gone already
+                self._raw.setsockopt(socket.IPPROTO_TCP, UNSENT_LIMIT, size)
 
     def linger(self, seconds: float) -> None:
         """After the last frame: wait for the peer to close, and drop what it still sends.

@@ -77,6 +77,8 @@ class Kernel:
 
     def shut(self) -> None: ...
 
+    def limit_unsent(self, size: int) -> None: ...
+
     def whole_frames(self) -> Iterator[tuple[int, bytes]]:
         """Yield the opcodes and payloads of the frames that were sent whole."""
         at = 0
