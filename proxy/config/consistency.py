@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from proxy.alpaca.endpoints import endpoint
+from proxy.alpaca.endpoints import Dialect, endpoint
 from proxy.config import addresses, values
 from proxy.config.errors import Problem
 from proxy.config.values import Unsuitable, in_units, nearest
 from proxy.config.yamlfile import Step, Table, Text, YamlDocument, quoted
-from proxy.routing.allowlists import DEFAULT
+from proxy.routing.allowlists import DEFAULT, WhenSlow
 
 T = TypeVar("T")
 
@@ -29,6 +29,7 @@ def check(document: YamlDocument) -> Iterator[Problem | None]:
     yield from _keys(document)
     yield from _account_keys(document)
     yield from _accounts(document)
+    yield from _conflation(document)
 
 
 def _addresses(document: YamlDocument) -> Iterator[Problem | None]:
@@ -120,6 +121,19 @@ def _unserved(document: YamlDocument, client: str, chosen: Table) -> Iterator[Pr
         if feed not in chosen and endpoint(feed) is not None:
             reason = f"names no account for {feed}, which is allowed; add it, or a default"
             yield document.problem(("clients", client, "account"), reason)
+
+
+def _conflation(document: YamlDocument) -> Iterator[Problem | None]:
+    """Yield the clients whose `conflate` cannot have an effect, since they may use nothing but order updates."""
+    for name in _entries(document, "clients"):
+        path = ("clients", name, "when_slow")
+        setting, allowed = document.find(path), document.find(("clients", name, "allow"))
+        if setting != WhenSlow.CONFLATE.value or not isinstance(allowed, Table) or not allowed:
+            continue
+        endpoints = [endpoint(feed) for feed in allowed]
+        if all(found is not None and found.dialect is Dialect.TRADING for found in endpoints):
+            reason = "conflate has no effect on order updates, which are never left out, and allow names nothing else"
+            yield document.problem(path, f"{reason}; remove it")
 
 
 def _entries(document: YamlDocument, section: str) -> Table:

@@ -209,7 +209,9 @@ class ClientEntry(Section):
     max_connections: Annotated[int, BeforeValidator(values.whole(1, 10_000))] = 16
     """Its largest number of sessions per feed at the same time; more are refused with 406."""
     when_slow: Literal["disconnect", "conflate"] = "disconnect"
-    """The action when its outbox overflows: disconnect (407), or keep the newest messages where that is correct."""
+    """What happens when it reads too slowly: disconnect, with 407, once its outbox is full; or conflate, once 64 KiB
+    wait: of quotes, updated bars and daily bars only the newest of each symbol is kept, of an order book's differences
+    the whole book. Nothing else is left out, no order update either; an outbox that is full all the same is a 407."""
     outbox: Annotated[int, BeforeValidator(values.outbox_size)] = values.OUTBOX
     """The largest size of the outbox of each of its sessions."""
 
