@@ -9,17 +9,20 @@ within the bound.
 from __future__ import annotations
 
 import http.client
+import itertools
 import random
 import signal
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
 import gevent
+import msgpack
 import pytest
 
 from proxy.simulator import Simulator
-from tests.harness import ACCOUNT, CONNECTED, ROOT, Client, Process, certificate, dial, wait_for
+from tests.harness import ACCOUNT, CONNECTED, ROOT, Client, Process, Wire, certificate, dial, quote, trade, wait_for
 
 pytestmark = pytest.mark.slow
 MONITORED = (str(ROOT / "tests/faults/monitored.py"),)
@@ -37,6 +40,7 @@ accounts:
 {account}
 clients:
   all: {{key: all, secret: all, max_connections: 1000, allow: {{iex: "*"}}}}
+  newest: {{key: newest, secret: newest, when_slow: conflate, allow: {{iex: "*"}}}}
 """
 
 
@@ -57,6 +61,12 @@ class Busy:
         assert client.receive() == CONNECTED
         return client.log_in("all")
 
+    def wire(self) -> Wire:
+        """A client that reads on request only."""
+        wire = Wire(self._address, buffer=4096, trust=self.trust)
+        self._stack.callback(wire.socket.close)
+        return wire
+
     def handshake(self) -> None:
         with suppress(OSError):
             self.trust.wrap_socket(gevent.socket.create_connection(self._address), server_hostname="localhost").close()
@@ -67,6 +77,10 @@ class Busy:
         size = len(connection.getresponse().read())
         connection.close()
         return size
+
+    def slow_clients(self) -> list[dict[str, object]]:
+        """The log events of clients that were disconnected since they were slow."""
+        return [event for event in self.process.events if event.get("reason") == "slow client"]
 
     def held_by(self, operation: Callable[[], None]) -> list[str]:
         """The reports of a run of the operation; up to TRIES runs, until one has none."""
@@ -128,6 +142,26 @@ def test_large_subscriptions(busy: Busy) -> None:
 def test_a_storm_of_tls_handshakes(busy: Busy) -> None:
     def operation() -> None:
         gevent.joinall([gevent.spawn(busy.handshake) for _ in range(FLOOD)], timeout=20)
+
+    assert busy.held_by(operation) == []
+
+
+def test_a_backlog_of_megabytes(busy: Busy) -> None:
+    """A client with conflation reads nothing; a quarter of its messages are kept until its outbox is full."""
+    stamp = {"t": msgpack.Timestamp.from_unix_nano(time.time_ns())}
+    messages = [(trade(f"X{n}", n) if n % 4 == 0 else quote(f"X{n * 7 % 1000}")) | stamp for n in range(20_000)]
+    frames = [msgpack.packb(messages[at : at + 50]) for at in range(0, len(messages), 50)]
+
+    def operation() -> None:
+        ended = len(busy.slow_clients())
+        busy.wire().log_in("newest", trades=["*"], quotes=["*"])
+        deadline = time.monotonic() + 50
+        for frame in itertools.cycle(frames):
+            busy.simulator.publish_raw("iex", frame)
+            gevent.sleep(0.002)
+            if len(busy.slow_clients()) > ended:
+                break
+            assert time.monotonic() < deadline
 
     assert busy.held_by(operation) == []
 

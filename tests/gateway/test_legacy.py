@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from proxy.routing import reconciler
-from tests.harness import BINARY, TEXT, Client, Harness, quote, trade
+from tests.harness import BINARY, TEXT, Client, Harness, quote, trade, wait_for
 
 Start = Callable[..., Harness]
 
@@ -22,6 +22,7 @@ CLIENTS = """
   pairs: {key: pairs, secret: pairs, allow: {crypto: {trades: [BTC/USD, ETH/USD]}}}
   both: {key: both, secret: both, allow: {iex: {trades: [AAPL]}, trading: "*"}}
   orders: {key: orders, secret: orders, allow: {trading: "*"}}
+  newest: {key: newest, secret: newest, outbox: 256KiB, when_slow: conflate, allow: {iex: "*", trading: "*"}}
 """
 TIME = "2026-01-02T15:04:05.123456789Z"
 NANOSECONDS = 1767366245123456789
@@ -156,3 +157,35 @@ def test_pairs_without_a_slash(proxy: Harness, path: str, codec: str) -> None:
     assert [message["S"] for message in client.gather(2)] == ["BTCUSD", "ETHUSD"]
     assert client.unsubscribe(trades=["BTC/USD"])["trades"] == ["ETHUSD"]
     assert client.subscribe(trades=["SOLUSD"])["msg"] == "insufficient subscription: trades SOLUSD"
+
+
+def test_a_slow_client_that_conflates_gets_the_newest_quotes(proxy: Harness) -> None:
+    """Of each symbol, one message a frame. No trade and no order update is left out, and all are in order."""
+    witness = proxy.client("old", "/stream")
+    streams(witness, "listen", "Q.SPY")
+    wire = proxy.wire(path="/stream", buffer=4096)
+    wire.send_json({"action": "authenticate", "data": {"key_id": "newest", "secret_key": "newest"}})
+    wire.receive()
+    for names in (["trade_updates"], ["Q.SPY", "T.SPY"]):
+        wire.send_json({"action": "listen", "data": {"streams": names}})
+        wire.receive()
+    [session] = [one for one in proxy.gateway.server.sessions if one.name == "newest"]
+    for number in range(1, 401):
+        proxy.simulator.publish("iex", [quote("SPY", bs=number, c=["x" * 20_000])])
+        if number % 100 == 0:
+            proxy.simulator.publish("iex", [trade("SPY", number)])
+            proxy.simulator.publish_order({"event": "new", "order": {"id": str(number)}})
+        witness.receive()
+    wait_for(lambda: session.outbox.conflated > 0)
+    received: list[dict[str, Any]] = []
+    while sum(message["stream"] != "Q.SPY" for message in received) < 8:
+        received.append(json.loads(wire.receive()[1]))
+    quotes = [message["data"]["s"] for message in received if message["stream"] == "Q.SPY"]
+    assert quotes == sorted(set(quotes))
+    assert quotes[-1] == 400
+    assert len(quotes) < 400
+    assert [message["data"]["i"] for message in received if message["stream"] == "T.SPY"] == [100, 200, 300, 400]
+    orders = [message["data"]["order"]["id"] for message in received if message["stream"] == "trade_updates"]
+    assert orders == ["100", "200", "300", "400"]
+    assert session.outbox.closing is None
+    wire.socket.close()
