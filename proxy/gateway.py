@@ -23,7 +23,7 @@ from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
 from proxy.alpaca.client_protocol import Login
-from proxy.alpaca.codec import CODECS, Codec
+from proxy.alpaca.codec import CODECS
 from proxy.alpaca.endpoints import Dialect, endpoint
 from proxy.config.errors import ConfigError
 from proxy.config.model import Config
@@ -47,6 +47,7 @@ from proxy.transport import frames
 from proxy.transport.clock import Clock
 from proxy.transport.errors import StartError
 from proxy.transport.time_slice import TimeSlice
+from proxy.upstream.source import FeedSettings
 from proxy.upstream.supervisor import FeedSupervisor
 from proxy.upstream.websocket import tls_context
 
@@ -259,7 +260,7 @@ class Gateway:
                 upstream.stop()
                 del self.upstreams[account, feed]
             elif account in plan.accounts:
-                upstream.reconfigure(*self._connection_settings(account, feed))
+                upstream.reconfigure(self._feed_settings(account, feed), self._router(account, feed))
             else:
                 upstream.try_again()
         return plan
@@ -304,20 +305,27 @@ class Gateway:
     def _create_supervisor(self, account: str, feed: str) -> FeedSupervisor:
         feed_endpoint = endpoint(feed)
         assert feed_endpoint is not None  # the configuration is checked
-        login, codec, router = self._connection_settings(account, feed)
-        return FeedSupervisor(feed_endpoint, login, codec, router, self._clock)
+        settings, router = self._feed_settings(account, feed), self._router(account, feed)
+        return FeedSupervisor(feed_endpoint, settings, router, self._clock, self._host_is_live)
 
-    def _connection_settings(self, account: str, feed: str) -> tuple[Login, Codec, Router | OrderRouter]:
-        """Return the log-in, the codec and a new router for an account's feed."""
-        feed_endpoint = endpoint(feed)
-        assert feed_endpoint is not None
+    def _feed_settings(self, account: str, feed: str) -> FeedSettings:
         entry = self.config.accounts[account]
         login = Login(account, entry.url(feed), entry.key.reveal(), entry.secret.reveal())
-        codec = CODECS[entry.speaks(feed)]
+        return FeedSettings(login, CODECS[entry.speaks(feed)], entry.silence)
+
+    def _router(self, account: str, feed: str) -> Router | OrderRouter:
+        feed_endpoint = endpoint(feed)
+        assert feed_endpoint is not None
         if feed_endpoint.dialect is Dialect.TRADING:
             orders = self._orders.setdefault(account, Orders(self._order_owners))
-            return login, codec, OrderRouter(feed_endpoint, orders, self._clock)
-        return login, codec, Router(feed_endpoint, codec)
+            return OrderRouter(feed_endpoint, orders, self._clock)
+        return Router(feed_endpoint, CODECS[self.config.accounts[account].speaks(feed)])
+
+    def _host_is_live(self, host: str) -> None:
+        """Let the feeds that wait for the same host try again, since one of its feeds is live."""
+        for upstream in self.upstreams.values():
+            if upstream.host == host:
+                upstream.host_is_live()
 
     def _conceal(self, text: str) -> str | None:
         """Return how an account's key or secret may be shown; None for any other text."""

@@ -40,7 +40,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(gateway, "TICK_SECONDS", 0.01)
     monkeypatch.setattr(Backoff, "LEAST", 0.02)
-    monkeypatch.setattr(Backoff, "MOST", 0.1)
+    monkeypatch.setattr(Backoff, "NETWORK_MOST", 0.1)
+    monkeypatch.setattr(Backoff, "REFUSED_MOST", 0.1)
     for name in ("FIRST", "STEP", "MOST"):
         monkeypatch.setattr(auth_throttle, name, 0.02)
 

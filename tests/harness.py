@@ -30,6 +30,7 @@ from proxy.config import model as configuration
 from proxy.downstream.outbox import Outbox
 from proxy.gateway import Gateway
 from proxy.simulator import Simulator
+from proxy.upstream.source import FeedSource
 from proxy.upstream.supervisor import FeedSupervisor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -358,6 +359,15 @@ class Harness:
 
     def upstream(self, feed: str = "iex", account: str = "main") -> FeedSupervisor:
         return self.gateway.upstreams[account, feed]
+
+    def source(self, feed: str = "iex") -> FeedSource | None:
+        """The current connection to Alpaca."""
+        return self.upstream(feed)._source
+
+    def requests(self, feed: str = "iex") -> bool:
+        """Whether a request to Alpaca is under way."""
+        source = self.source(feed)
+        return source is not None and source.request is not None
 
     def dial(self, path: str = "/v2/iex", codec: str | None = None, **options: Any) -> Client:
         """A connection that has not logged in."""

@@ -30,6 +30,7 @@ def feed(name: str = "iex", **more: Any) -> FeedState:
         malformed=0,
         outages=1,
         outage_seconds=12.5,
+        silences=1,
         age=0.25,
         needed=True,
         lag=lags.state(),

@@ -219,11 +219,11 @@ def test_the_repr_of_every_object(start: Callable[..., Harness], file: Path, mon
     client.log_in("alpha", "canary-client").subscribe(trades=["AAPL"])
     gc.unfreeze()  # otherwise the objects built at the start would be missing from gc.get_objects()
     shown = [repr(item) for item in gc.get_objects() if str(type(item).__module__).startswith("proxy.")]
-    shown += [repr(proxy.gateway.config), str(proxy.gateway.config), repr(proxy.upstream().login)]
+    shown += [repr(proxy.gateway.config), str(proxy.gateway.config), repr(proxy.upstream().settings.login)]
     shown += [repr(Authenticate("alpha", "canary-client")), repr(AuthRequest("alpha", "canary-client"))]
     assert len(shown) > 50
     assert clean("\n".join(shown))
-    assert SHOWN in repr(proxy.upstream().login)
+    assert SHOWN in repr(proxy.upstream().settings.login)
 
     def fail(*_: Any) -> None:
         raise RuntimeError

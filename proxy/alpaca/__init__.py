@@ -14,5 +14,4 @@ plain_pairs       crypto pairs without a slash, as before 2022
 client_protocol   the client's side of the protocol: from the proxy to Alpaca
 server_protocol   the server's side of the protocol: from the proxy to the algorithms
 cooperative       long computations as generators that yield between chunks
-lru_cache         a small LRU cache for the results of long computations
 """

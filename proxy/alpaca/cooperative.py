@@ -16,6 +16,19 @@ T = TypeVar("T")
 Steps = Generator[None, None, T]
 
 
+class Deferred:
+    """Bytes that are computed later, in steps; its length is an estimate of theirs."""
+
+    __slots__ = ("_size", "steps")
+
+    def __init__(self, steps: Steps[bytes], size: int) -> None:
+        self.steps = steps
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+
 def run_to_end(steps: Steps[T]) -> T:
     """Run the generator to its end without pauses and return its result."""
     while True:

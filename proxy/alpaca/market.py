@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 from proxy.alpaca.codec import Codec, Raw
@@ -19,9 +20,6 @@ from proxy.alpaca.topics import (
     Subscription,
     Topic,
     by_channel,
-    find_interned,
-    intern_subscription,
-    intern_topics,
     symbol_of,
 )
 
@@ -147,16 +145,13 @@ def request(
         if not 0 < len(channel) <= MAX_SYMBOL or symbols is None:
             return InvalidRequest(400)
         for chunk in chunks(symbols):
-            topics = find_interned(channel, chunk)
-            if topics is None:
-                if not _are_symbols(chunk):
-                    return InvalidRequest(400)
-                topics = intern_topics(channel, chunk)
-            requested.update(topics)
+            if not _are_symbols(chunk):
+                return InvalidRequest(400)
+            requested.update(zip(repeat(channel), chunk))
             yield
     if action == "subscribe" and endpoint.options and ("quotes", WILDCARD) in requested:
         return InvalidRequest(413)
-    return ChangeRequest(action == "subscribe", intern_subscription(frozenset(requested)))
+    return ChangeRequest(action == "subscribe", frozenset(requested))
 
 
 def is_change(message: Mapping[str, Raw], codec: Codec) -> bool:

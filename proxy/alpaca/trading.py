@@ -15,6 +15,8 @@ from proxy.alpaca.endpoints import WILDCARD, Endpoint
 from proxy.alpaca.market import AuthRequest
 from proxy.alpaca.topics import Subscription, Topic
 
+OAUTH = "oauth"  # the key of an account whose secret is an OAuth token
+
 TradingMessage = dict[str, Any]
 
 AUTHORIZED: TradingMessage = {"stream": "authorization", "data": {"status": "authorized", "action": "authenticate"}}
@@ -23,9 +25,9 @@ NOT_YET: TradingMessage = {"stream": "authorization", "data": {"status": "unauth
 INVALID: TradingMessage = {"stream": "listening", "data": {"error": "invalid syntax"}}
 
 
-def listening(streams: Iterable[str]) -> TradingMessage:
-    """Return the acknowledgement, which names all streams of the session."""
-    return {"stream": "listening", "data": {"streams": sorted(streams)}}
+def listening(streams: list[str]) -> TradingMessage:
+    """Return the acknowledgement, which names all streams of the session, sorted."""
+    return {"stream": "listening", "data": {"streams": streams}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,13 @@ def topics(streams: Iterable[str], endpoint: Endpoint) -> Subscription:
 
 
 def authenticate(key: str, secret: str) -> TradingMessage:
-    """Return the request that logs in to Alpaca."""
+    """Return the request that logs in to Alpaca.
+
+    With the key `oauth`, the secret is the token of an OAuth application, which this dialect sends under another name
+    than the market dialect (alpacahq/alpaca-trade-api-csharp, OAuthKey).
+    """
+    if key == OAUTH:
+        return {"action": "authenticate", "data": {"oauth_token": secret}}
     return {"action": "authenticate", "data": {"key_id": key, "secret_key": secret}}
 
 

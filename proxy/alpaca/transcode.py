@@ -45,6 +45,10 @@ _FIELDS: dict[str, dict[str, Any]] = {
 _TIMESTAMP_KEYS = frozenset(("t", "r", "ft", "created_at", "updated_at"))
 
 
+class InvalidText(Malformed):
+    """A text in the message is not UTF-8."""
+
+
 _NO_TIME = Raw(b"null")  # stands for an absent `t`; not a timestamp in either codec
 
 
@@ -95,7 +99,7 @@ _FRACTIONS = {23 + n: (struct.Struct(f"21s{n}s2s").unpack, 10 ** (9 - n) << 2) f
 def transcode(kind: str, body: Raw | bytes, source: Codec, target: Codec) -> Raw | bytes | None:
     """Return the body in the target's format and shape; None if it has none for it.
 
-    Raises Malformed if no exact translation exists.
+    Raises Malformed if no exact translation exists, InvalidText if a text is the reason.
     """
     try:
         if source is MSGPACK and target is JSON:
@@ -107,6 +111,8 @@ def transcode(kind: str, body: Raw | bytes, source: Codec, target: Codec) -> Raw
         return target.to_client_body(kind, body)
     except Malformed:
         raise
+    except UnicodeDecodeError as fault:
+        raise InvalidText("a text that is not UTF-8") from fault
     except _FAULTS as fault:
         raise Malformed("the message has no equivalent in the other codec") from fault
 
@@ -121,6 +127,31 @@ def msgpack_of(body: Raw | bytes) -> bytes:
         return _to_msgpack(_any_json(body))
     except _FAULTS as fault:
         raise Malformed("the message has no equivalent in msgpack") from fault
+
+
+def with_valid_text(body: Raw | bytes, codec: Codec) -> bytes:
+    """Return the body with U+FFFD in place of what is not UTF-8 in its texts; everything else keeps its bytes.
+
+    Raises Malformed for a body that cannot be decoded, and for keys that are not UTF-8.
+    """
+    if codec is JSON:
+        return bytes(body).decode("utf-8", "replace").encode()
+    try:
+        return _valid_text(bytes(body))
+    except _FAULTS as fault:
+        raise Malformed("not a msgpack message") from fault
+
+
+def _valid_text(raw: bytes, depth: int = 0) -> bytes:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"more than {MAX_DEPTH} levels")
+    first = raw[0]
+    if 0x80 <= first <= 0x8F or first in (0xDE, 0xDF):
+        return _to_msgpack({key: Raw(_valid_text(bytes(value), depth + 1)) for key, value in _decode_map(raw).items()})
+    if 0x90 <= first <= 0x9F or first in (0xDC, 0xDD):
+        return _to_msgpack([Raw(_valid_text(bytes(value), depth + 1)) for value in _decode_list(raw)])
+    start = 1 if 0xA0 <= first <= 0xBF else _TEXTS.get(first)
+    return raw if start is None else _to_msgpack(raw[start:].decode("utf-8", "replace"))
 
 
 def _msgpack_to_json(kind: str, body: Raw | bytes) -> bytes:
@@ -232,6 +263,10 @@ _decode_list = msgspec.msgpack.Decoder(list[Raw]).decode
 _decode_scalar = msgspec.msgpack.Decoder(int | float | str | bool | None).decode
 # The offset of the data in fixext 4, fixext 8, ext 8, ext 16 and ext 32, by the first byte.
 _EXTS = {0xD6: 2, 0xD7: 2, 0xC7: 3, 0xC8: 4, 0xC9: 6}
+
+
+# The offset of the bytes in str 8, str 16 and str 32, by the first byte.
+_TEXTS = {0xD9: 2, 0xDA: 3, 0xDB: 5}
 
 
 def _json_value(body: Raw | bytes, depth: int = 0) -> Any:

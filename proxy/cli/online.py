@@ -9,13 +9,13 @@ import time
 
 import gevent
 
-from proxy.alpaca.client_protocol import HINTS, LoggedIn, Login, Refused, Send, client_protocol_for
+from proxy.alpaca.client_protocol import HINTS, LoggedIn, Login, Refused
 from proxy.alpaca.codec import CODECS, Codec, Malformed, Raw
 from proxy.alpaca.endpoints import Dialect, endpoint
 from proxy.config.model import Account
-from proxy.transport import frames
 from proxy.transport.errors import ConnectionLost, UpgradeRefused
 from proxy.upstream.alpaca_connection import AlpacaConnection
+from proxy.upstream.source import FeedSettings
 
 ANSWER_SECONDS = 10.0
 
@@ -36,19 +36,14 @@ def _log_in(name: str, account: Account, feed: str) -> str | None:
     assert target is not None  # the configuration is valid, so the feed exists
     codec = CODECS[account.speaks(feed)]
     login = Login(name, account.url(feed), account.key.reveal(), account.secret.reveal())
-    protocol = client_protocol_for(target, codec, login)
-    opcode = frames.TEXT if protocol.text else frames.BINARY
-    connection = AlpacaConnection(login.url, codec.content_type, time.monotonic)
+    connection = AlpacaConnection(target, FeedSettings(login, codec), time.monotonic)
     try:
-        for payload in protocol.opening():
-            connection.send(opcode, payload)
+        connection.open()
         with gevent.Timeout(ANSWER_SECONDS, ConnectionLost(f"no reply within {ANSWER_SECONDS:.0f} s")):
             while True:
                 for frame in connection.receive():
                     for body in _bodies(codec, target.dialect, frame.payload):
-                        match protocol.receive(body):
-                            case Send(payload):
-                                connection.send(opcode, payload)
+                        match connection.handle(body):
                             case LoggedIn():
                                 return None
                             case Refused(code, msg):

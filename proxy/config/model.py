@@ -178,6 +178,8 @@ class Account(Section):
     """The server of the market data."""
     trading_url: Url | None = None
     """The server of the order updates; by default the host that belongs to `trading`."""
+    silence: Annotated[float | None, BeforeValidator(values.silence)] = 60.0
+    """A feed that was busy and then sends nothing for so long, as in 60s, is connected anew; 5s to 1h, or off."""
 
     def url(self, feed: str) -> str:
         """The URL of a feed of this account. Raises LookupError if there is no such feed."""
@@ -317,8 +319,15 @@ def schema() -> dict[str, Any]:
     return document
 
 
-_SECTIONS: dict[Step, type[Section]] = {"listen": Listen, "tls": Tls, "admin": Admin, "log": Log, "limits": Limits}
-_SECTIONS |= {"accounts": Account, "clients": ClientEntry}
+_SECTIONS: dict[Step, type[Section]] = {
+    "listen": Listen,
+    "tls": Tls,
+    "admin": Admin,
+    "log": Log,
+    "limits": Limits,
+    "accounts": Account,
+    "clients": ClientEntry,
+}
 _REASONS = {
     "missing": "is missing",
     "model_type": 'should hold settings, one "name: value" a line',

@@ -94,6 +94,18 @@ def size(low: int, high: int) -> Callable[[object], int]:
     return octets
 
 
+def silence(value: object) -> float | None:
+    """A duration in seconds, written as `90s`, `5m` or `1h`; None for `off`."""
+    given = text(value)
+    if given == "off":
+        return None
+    match = re.fullmatch(r"([0-9]{1,4})(s|m|h)", given)
+    seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if not 5 <= seconds <= 3600:
+        raise Unsuitable(Fault("should be 5s to 1h, or off"))
+    return seconds
+
+
 def flag(value: object) -> bool:
     """true or false, in the spellings of YAML 1.1: yes, no, on and off as well."""
     written = text(value).lower()

@@ -1,8 +1,7 @@
 """Toward the algorithms: the client port and its sessions.
 
 server           accepts or refuses upgrade requests; the set of open sessions
-client_session   one client's session: its greenlet, its requests, its liveness
-subscriber       a session's subscription to one feed, and the queue of its replies
+client_session   one client's session: its greenlet, the queue of its requests, its liveness
 outbox           a session's bounded queue of frames, and the greenlet that sends them
 request_log      the requests and answers of a session, for the log at level debug
 hub_budget       a bounded share of the hub's time for work that peers can cause

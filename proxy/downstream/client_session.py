@@ -7,6 +7,7 @@ ended before the session's greenlet returns.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ import gevent
 
 from proxy.alpaca import server_protocol
 from proxy.alpaca.codec import Codec, Raw
-from proxy.alpaca.cooperative import chunks
+from proxy.alpaca.cooperative import Steps, chunks
 from proxy.alpaca.endpoints import WILDCARD, Dialect
 from proxy.alpaca.market import is_too_much
 from proxy.alpaca.server_protocol import LoginState, ServerProtocol
@@ -24,12 +25,11 @@ from proxy.downstream.hub_budget import SLICE_SECONDS, HubBudget
 from proxy.downstream.outbox import CLOSE_FLUSH_SECONDS, Outbox, Outboxes
 from proxy.downstream.quirks import NO_QUIRKS, Quirks
 from proxy.downstream.request_log import log_answer, log_request
-from proxy.downstream.subscriber import PendingReply, ReplyQueue, Subscriber
 from proxy.observe.logs import Log
 from proxy.observe.snapshot import SessionState, Totals
 from proxy.routing.allowlists import Client, WhenSlow
-from proxy.routing.feed import Feed
 from proxy.routing.reconciler import ACK_SECONDS
+from proxy.routing.subscriber import Error, Feed, PendingRequest, Queue, RequestState, Subscriber
 from proxy.transport import frames
 from proxy.transport.connection import GONE_SECONDS, USER_TIMEOUT, ClientConnection
 from proxy.transport.errors import ConnectionLost
@@ -38,8 +38,9 @@ LOGIN_SECONDS = 10.0
 PING_SECONDS = 10.0
 UNRESPONSIVE_SECONDS = 20.0  # with a ping unanswered: the session may give way to a newer one
 LINGER_SECONDS = 1.0
-MAX_PENDING_REPLIES = 64  # of one session; at this number it reads no further request
+MAX_PENDING_REQUESTS = 64  # of one session; at this number it reads no further request
 PENDING_POLL_SECONDS = 0.01  # the interval at which such a session checks the number again
+ACK_BYTES = 12  # of a topic in an acknowledgement, as an estimate
 UNAUTHENTICATED_MESSAGE_BYTES = 64 * 1024
 UNAUTHENTICATED_OUTBOX_BYTES = 256 * 1024
 
@@ -103,13 +104,12 @@ class ClientSession:
             connection, host.outboxes, opcode=opcode, limit=UNAUTHENTICATED_OUTBOX_BYTES, slow_words=protocol.slow()
         )
         self.outbox.close_frame = quirks.close_frame
-        self.replies = ReplyQueue(
-            prepare=protocol.prepare, acked=self._acked, refused=protocol.refused, send=self._reply
-        )
+        self.requests: Queue = deque()
         self.subscribers: list[Subscriber] = []
         self._market: Subscriber | None = None
         self._trading: Subscriber | None = None
         self.ended = ""
+        self._outages = 0  # of the feeds that it has left
         self._connection = connection
         self._host = host
         self._inbound = frames.Inbound(UNAUTHENTICATED_MESSAGE_BYTES, any_bytes=not protocol.codec.text)
@@ -146,7 +146,7 @@ class ClientSession:
         writer = gevent.spawn(self.outbox.run)
         try:
             for payload in self.protocol.opening():
-                self._reply(payload)
+                self._send(payload)
             if credentials is not None:
                 log_request(self._log, "", server_protocol.Authenticate(*credentials))
                 self._authenticate(*credentials)
@@ -157,29 +157,33 @@ class ClientSession:
             self.close(error.code, error.reason)
         except Exception:
             self._log.error("internal_error", client=self.name)
-            self._reply(self.protocol.refused(500))
+            self._send(self.protocol.refused(500))
             self.close(frames.INTERNAL_ERROR, "internal error")
         finally:
-            for subscriber in self.subscribers:
-                subscriber.leave()
+            self._leave_feeds()
             self.close(frames.NORMAL, "")
             writer.join(CLOSE_FLUSH_SECONDS)
             writer.kill()
             self._connection.linger(LINGER_SECONDS)
-            self._break_cycles()
             if self.client is not None:
                 outbox = self.outbox
                 log = self._log.warning if outbox.slow else self._log.info
                 reason = "slow client" if outbox.slow else self.ended
                 log("closed", client=self.name, reason=reason, delivered=outbox.delivered, lost=outbox.lost or None)
 
-    def _break_cycles(self) -> None:
-        """Clear the references back to this session, so that reference counting frees it.
+    def _leave_feeds(self) -> None:
+        """Leave all feeds.
 
-        The garbage collector seldom visits old objects (`gateway.GC_THRESHOLDS`), and a cycle would keep about a
-        kilobyte of each session until then.
+        Nothing refers back to the session afterwards, so that reference counting frees it: the garbage collector seldom
+        visits old objects (`gateway.GC_THRESHOLDS`).
         """
-        self.replies.end()
+        for subscriber in self.subscribers:
+            subscriber.left = True
+            subscriber.feed.leave(subscriber)
+        self._outages = sum(subscriber.outages for subscriber in self.subscribers)
+        self.requests.clear()
+        self.subscribers.clear()
+        self._market = self._trading = None
         self.outbox.stop_conflation()
 
     def _read(self) -> None:
@@ -220,7 +224,7 @@ class ClientSession:
         for outcome in self.protocol.receive(payload):
             self._pace()
             # Throttle a client that sends requests faster than they are answered.
-            while len(self.replies) >= MAX_PENDING_REPLIES and self.outbox.closing is None:
+            while len(self.requests) >= MAX_PENDING_REQUESTS and self.outbox.closing is None:
                 with self._idle():
                     gevent.sleep(PENDING_POLL_SECONDS)
             if self.outbox.closing is not None:  # the rest of a message with many requests is dropped
@@ -230,19 +234,19 @@ class ClientSession:
                 case server_protocol.Reply(reply, code):
                     if code:
                         self._log_refused(code)
-                    self.replies.reply(reply)
+                    self._reply(reply)
                 case server_protocol.Authenticate(key, secret):
                     self._authenticate(key, secret)
                 case server_protocol.Subscribe(topics):
                     self._subscribe(topics)
                 case server_protocol.Unsubscribe(topics):
-                    self._request_changes((self._market, NO_TOPICS, topics))
+                    self._request((self._market, NO_TOPICS, topics))
                 case server_protocol.Listen(trading, market):
                     self._listen(trading, market)
                 case server_protocol.Unlisten(trading, market):
-                    self._request_changes((self._trading, NO_TOPICS, trading), (self._market, NO_TOPICS, market))
+                    self._request((self._trading, NO_TOPICS, trading), (self._market, NO_TOPICS, market))
 
-    def _reply(self, payload: bytes) -> None:
+    def _send(self, payload: bytes) -> None:
         """Send a control message."""
         log_answer(self._log, self.name, self.codec, payload)
         self.outbox.reply(payload)
@@ -255,14 +259,14 @@ class ClientSession:
             self._log.info("refused", wait=wait, **self._host.refused_login(self, key, client_or_code))
             with self._idle():
                 gevent.sleep(wait)
-            self._reply(self.protocol.denied(client_or_code))
+            self._send(self.protocol.denied(client_or_code))
             return
         self.name = client_or_code.name
         self._apply_settings(client_or_code)
         self._inbound.limit = self._host.message_limit
         self._budget = self._host.budget(self.name)
         self._log.info("authenticated", client=self.name)
-        self._reply(self.protocol.granted())
+        self._send(self.protocol.granted())
 
     def _apply_settings(self, client: Client) -> None:
         """Apply the client's settings, and add a subscriber at each feed it may use."""
@@ -280,7 +284,9 @@ class ClientSession:
             self._market = self._market or self._subscriber_at(client, self._host.default_feed, data_codec)
 
     def _whole_book(self, symbol: str) -> Raw | bytes | None:
-        return None if self._market is None else self._market.whole_book(symbol)
+        """Return a pair's whole order book in this session's codec; `symbol` is the codec's own name of the pair."""
+        market = self._market
+        return None if market is None else market.feed.book(market.codec.to_alpaca_symbol(symbol), market.codec)
 
     def _subscriber_at(self, client: Client, feed: str, codec: Codec) -> Subscriber | None:
         """Add a subscriber at the feed, if the client's allowlist names it.
@@ -289,13 +295,21 @@ class ClientSession:
         """
         if self.outbox.closing is not None or not client.allow.names(feed):
             return None
-        subscriber = Subscriber(client, self._host.upstream(client, feed), codec, self.outbox.put, self.replies)
+        subscriber = Subscriber(
+            self,
+            self._host.upstream(client, feed),
+            self.requests,
+            name=client.name,
+            codec=codec,
+            put=self.outbox.put,
+            accepts_unknown=client.allow.accepts_unknown(feed),
+        )
         self.subscribers.append(subscriber)
         return subscriber
 
     def _subscribe(self, topics: Subscription) -> None:
         if not self._refuse(self._market, topics):
-            self._request_changes((self._market, topics, NO_TOPICS))
+            self._request((self._market, topics, NO_TOPICS))
 
     def _listen(self, trading: Subscription | None, market: Subscription) -> None:
         """Change both feeds or neither.
@@ -308,23 +322,21 @@ class ClientSession:
         if denied := (trading or NO_TOPICS) - self._allowed_streams(trading or NO_TOPICS):
             self._log_refused(409, denied)
         if trading is None or subscriber is None:
-            self._request_changes((self._market, market, NO_TOPICS))
+            self._request((self._market, market, NO_TOPICS))
             return
-        allowed = self._allowed_streams(trading)
-        if self._market is None or not market:
-            self._request_changes((subscriber, allowed, subscriber.requests.holds - allowed))
-            return
-        reply, began = PendingReply(2), self._host.clock()
-        self.replies.add(reply)
-        self._market.request_change(market, NO_TOPICS, reply)
-        with self._idle():
-            reply.resolved.wait(ACK_SECONDS)
-        if reply.error is None:
-            allowed = self._allowed_streams(trading)  # computed again, since a reload may have changed the allowlist
-            subscriber.request_change(allowed, subscriber.requests.holds - allowed, reply, began)
+        if self._market is not None and market:
+            began = self._host.clock()
+            first = PendingRequest(self._market, market, NO_TOPICS, began, silent=True)
+            self._send_request(first)
+            with self._idle():
+                while not first.resolved and self.outbox.closing is None and self._host.clock() - began < ACK_SECONDS:
+                    gevent.sleep(PENDING_POLL_SECONDS)
+            if first.state is RequestState.REFUSED or self._trading is None:
+                return
         else:
-            reply.resolve(None)
-            self.replies.advance()
+            began = self._host.clock()
+        allowed = self._allowed_streams(trading)  # a reload may have changed the allowlist meanwhile
+        self._send_request(PendingRequest(subscriber, allowed, subscriber.wanted - allowed, began))
 
     def _refuse(self, subscriber: Subscriber | None, topics: Subscription) -> bool:
         """Reply with an error if the topics are not permitted or too many.
@@ -332,20 +344,20 @@ class ClientSession:
         Return whether it did.
         """
         assert self.client is not None
-        refused = topics if subscriber is None else self._not_permitted(subscriber.upstream.endpoint.feed, topics)
+        refused = topics if subscriber is None else self._not_permitted(subscriber.feed.endpoint.feed, topics)
         if refused:
             self._log_refused(409, refused, subscriber)
-            self.replies.reply(self.protocol.insufficient(refused))
-        elif subscriber is not None and is_too_much(subscriber.requests.holds, topics):
+            self._reply(self.protocol.insufficient(refused))
+        elif subscriber is not None and is_too_much(subscriber.wanted, topics):
             self._log_refused(405, topics, subscriber)
-            self.replies.reply(self.protocol.refused(405))
+            self._reply(self.protocol.refused(405))
         else:
             return False
         return True
 
     def _log_refused(self, code: int, topics: Collection[Topic] = (), at: Subscriber | None = None) -> None:
         """Log and count the refusal of a request at the feed of a subscriber, by default the session's own."""
-        feed = self.protocol.endpoint.feed if at is None else at.upstream.endpoint.feed
+        feed = self.protocol.endpoint.feed if at is None else at.feed.endpoint.feed
         self._log.info("request_refused", **self._host.refused_request(self, code, feed, topics))
 
     def _not_permitted(self, feed: str, topics: Subscription) -> list[Topic]:
@@ -359,16 +371,28 @@ class ClientSession:
                 return denied
         raise AssertionError("a session without a client cannot subscribe")
 
-    def _request_changes(self, *changes: tuple[Subscriber | None, Subscription, Subscription]) -> None:
+    def _request(self, *changes: tuple[Subscriber | None, Subscription, Subscription]) -> None:
         """Request what to add and to remove at each subscriber.
 
-        One reply follows when all have answered.
+        One acknowledgement follows when all have answered.
         """
         requested = [(subscriber, add, remove) for subscriber, add, remove in changes if subscriber and (add or remove)]
-        reply = PendingReply(len(requested))
-        self.replies.add(reply)
-        for subscriber, add, remove in requested:
-            subscriber.request_change(add, remove, reply)
+        if not requested:
+            self._reply(None)
+        now = self._host.clock()
+        for number, (subscriber, add, remove) in enumerate(requested, 1):
+            self._send_request(PendingRequest(subscriber, add, remove, now, silent=number < len(requested)))
+
+    def _send_request(self, request: PendingRequest) -> None:
+        self.requests.append(request)
+        request.subscriber.feed.request(request)
+        self._pace()  # thousands of topics take milliseconds
+        self.answer()
+
+    def _reply(self, payload: bytes | None) -> None:
+        """Queue a reply that is ready, or (None) an acknowledgement, behind the requests without an answer."""
+        self.requests.append(payload)
+        self.answer()
 
     def _allowed_streams(self, topics: Subscription) -> Subscription:
         """Return the streams for which the allowlist has any entry.
@@ -379,12 +403,48 @@ class ClientSession:
         entries = self.client.allow.entries(self.protocol.endpoint.feed)
         return frozenset(topic for topic in topics if entries.get(topic[0]) or entries.get(WILDCARD))
 
-    def _acked(self) -> bytes:
-        return self.protocol.acked(self._held())
-
     def _held(self) -> Subscription:
         held = [subscriber.held for subscriber in self.subscribers]
         return held[0] if len(held) == 1 else NO_TOPICS.union(*held)
+
+    # Called by the feeds
+
+    def answer(self) -> None:
+        """Answer the requests at the front of the queue that are resolved."""
+        requests = self.requests
+        while requests:
+            first = requests[0]
+            if isinstance(first, PendingRequest) and not first.resolved:
+                return
+            requests.popleft()
+            if first is None:
+                self._send_state()
+            elif isinstance(first, bytes):
+                self._send(first)
+            elif first.state is RequestState.REFUSED:
+                self._send(self.protocol.refused(*(first.error or (500, None))))
+            else:
+                books = first.subscriber.feed.apply(first)
+                if not first.silent:
+                    self._send_state()
+                for frame, messages in books:
+                    self.outbox.put(frame, messages)
+
+    def report(self, error: Error | None) -> None:
+        """Send the state, which has changed without a request; before it the error, if that is the cause."""
+        if error is not None:
+            self._send(self.protocol.refused(*error))
+        self._send_state()
+        self.answer()
+
+    def _send_state(self) -> None:
+        held = self._held()
+        self.outbox.reply_in_steps(self._logged(self.protocol.acked(held)), ACK_BYTES * len(held))
+
+    def _logged(self, answer: Steps[bytes]) -> Steps[bytes]:
+        payload = yield from answer
+        log_answer(self._log, self.name, self.codec, payload)
+        return payload
 
     # Reload
 
@@ -397,33 +457,44 @@ class ClientSession:
             self.close(frames.POLICY, f"this client may no longer use {self.protocol.endpoint.feed}")
             return
         self._apply_settings(client)
-        revoked = []
-        for subscriber in self.subscribers:
-            feed = subscriber.upstream.endpoint.feed
+        revoked = False
+        for subscriber in [*self.subscribers]:
+            feed = subscriber.feed.endpoint.feed
             named = client.allow.names(feed)
-            if named and (upstream := self._host.upstream(client, feed)) is not subscriber.upstream:
-                subscriber.move(upstream)
-            held = subscriber.requests.holds
+            if named and (upstream := self._host.upstream(client, feed)) is not subscriber.feed:
+                self._move(subscriber, upstream)
+            wanted = subscriber.wanted
             if not named:
-                denied = held
+                denied = wanted
             elif subscriber is self._trading:
-                denied = held - self._allowed_streams(held)
+                denied = wanted - self._allowed_streams(wanted)
             else:
                 denied = NO_TOPICS
-                for chunk in chunks(held):
+                for chunk in chunks(wanted):
                     yield
                     denied |= frozenset(client.allow.refused(feed, chunk))
-            subscriber.refresh_permissions(client)
+            if subscriber.left:
+                return
+            subscriber.accepts_unknown = client.allow.accepts_unknown(feed)
             if denied:
-                subscriber.upstream.router.revoke(subscriber, denied)
-                revoked.append((subscriber, denied))
+                subscriber.feed.revoke(subscriber, denied)
+                revoked = True
+            subscriber.feed.refresh(subscriber)
         if revoked:
-            reply = PendingReply(len(revoked))
-            self.replies.add(reply)
-            for subscriber, denied in revoked:
-                yield
-                if not subscriber.left:
-                    subscriber.revoke(denied, reply)
+            self._reply(None)
+
+    def _move(self, subscriber: Subscriber, feed: Feed) -> None:
+        """Move a subscriber to another account's feed, with all topics that it wants.
+
+        If the new account refuses any, the client is sent the error.
+        """
+        wanted = subscriber.wanted
+        subscriber.feed.leave(subscriber)
+        subscriber.feed = feed
+        books = feed.adopt(subscriber, wanted)
+        self.answer()
+        for frame, messages in books:
+            self.outbox.put(frame, messages)
 
     # Called by the server and the gateway
 
@@ -437,7 +508,7 @@ class ClientSession:
         if self.protocol.state is LoginState.GREETED and now - self.opened >= LOGIN_SECONDS:
             if not self._auth_tried:
                 self._log.info("refused", **self._host.refused_login(self, "", 404))
-                self._reply(self.protocol.timed_out())
+                self._send(self.protocol.timed_out())
             self.close(frames.POLICY, "auth timeout")
         elif USER_TIMEOUT is None and now - self._received_at >= GONE_SECONDS:  # else the kernel ends the connection
             self.ended = f"no sign of life for {GONE_SECONDS:.0f} s"
@@ -477,7 +548,7 @@ class ClientSession:
     def count(self, totals: Totals) -> None:
         """Add this session's counts to its client's totals."""
         outbox = self.outbox
-        outages = sum(subscriber.outages for subscriber in self.subscribers)
+        outages = self._outages + sum(subscriber.outages for subscriber in self.subscribers)
         totals.add(outbox.delivered, outbox.conflated, outbox.lost, "slow" if outbox.slow else "closed", outages)
 
     def close(self, code: int, reason: str) -> None:

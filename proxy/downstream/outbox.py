@@ -17,11 +17,13 @@ from functools import partial
 from gevent.queue import Queue
 
 from proxy.alpaca.codec import Codec, Malformed, Raw
+from proxy.alpaca.cooperative import Deferred, Steps
 from proxy.observe.logs import Log
 from proxy.routing.conflation import Backlog, WholeBook
 from proxy.transport import frames
 from proxy.transport.connection import ClientConnection
 from proxy.transport.errors import ConnectionLost
+from proxy.transport.time_slice import run_with_pauses
 
 CLOSE_FLUSH_SECONDS = 4.5  # `ClientSession.tick` enforces it, up to two ticks later: 5 s at most
 WRITE_BYTES = 64 * 1024
@@ -77,7 +79,7 @@ class Outbox:
         self._outboxes = outboxes
         self._opcode = opcode
         self._slow_words = slow_words
-        self._queue: Queue[tuple[bytes, int]] = Queue()
+        self._queue: Queue[tuple[bytes | Deferred, int]] = Queue()
         self._rest = b""  # of a frame that was sent in part: no other bytes may come before it
         self._sending = 0  # the number of messages in `_rest`, or in the batch that is being sent
         self._urgent: dict[int, bytes] = {}  # the newest ping and pong, sent before everything else
@@ -147,6 +149,15 @@ class Outbox:
         """
         if payload and self.closing is None:
             self._append(frames.encode(self._opcode, payload), 0)
+            self._check_limits()
+
+    def reply_in_steps(self, payload: Steps[bytes], size: int) -> None:
+        """Queue a control message that the writer computes when its turn has come.
+
+        So an acknowledgement of thousands of topics delays only this client. `size` is an estimate in bytes.
+        """
+        if self.closing is None:
+            self._append(Deferred(payload, size), 0)
             self._check_limits()
 
     def ping(self) -> None:
@@ -224,12 +235,14 @@ class Outbox:
         if self._backlog and self._queue.empty():
             self._refill(self._backlog)
         self._waiting = True
-        frame, messages = self._queue.get()
+        queued, messages = self._queue.get()
         self._waiting = False
+        frame = queued if isinstance(queued, bytes) else self._computed(queued)
         batch = [self._rest, frame]
         size = len(self._rest) + len(frame)
         while size < WRITE_BYTES and not self._queue.empty():
-            frame, more = self._queue.get_nowait()
+            queued, more = self._queue.get_nowait()
+            frame = queued if isinstance(queued, bytes) else self._computed(queued)
             batch.append(frame)
             size += len(frame)
             messages += more
@@ -240,6 +253,12 @@ class Outbox:
         self._rest = b""
         return b"".join(batch), size
 
+    def _computed(self, queued: Deferred) -> bytes:
+        """Compute a queued frame, with pauses."""
+        frame = frames.encode(self._opcode, run_with_pauses(queued.steps))
+        self._count(len(frame) - len(queued))
+        return frame
+
     def _put_urgent(self, opcode: int, payload: bytes) -> None:
         if self.closing is None:
             idle = not self._urgent and self._queue.empty()
@@ -247,7 +266,7 @@ class Outbox:
             if idle:
                 self._queue.put_nowait((b"", 0))  # wakes the writer
 
-    def _append(self, frame: bytes, messages: int) -> None:
+    def _append(self, frame: bytes | Deferred, messages: int) -> None:
         """Queue a frame as it is, behind everything that is pending."""
         if self._backlog:
             before = self._backlog.size

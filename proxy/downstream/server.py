@@ -25,7 +25,7 @@ from proxy.downstream.refusals import Fields, Refusals
 from proxy.observe.logs import Log
 from proxy.observe.snapshot import ClientPresence, SessionState, Totals
 from proxy.routing.allowlists import Client, Directory
-from proxy.routing.feed import Feed
+from proxy.routing.subscriber import Feed
 from proxy.transport import forwarded, frames
 from proxy.transport.connection import ClientConnection
 from proxy.transport.listener import Environ, HttpResponse, Listener

@@ -123,6 +123,12 @@ def _feeds(snapshot: Snapshot) -> Iterator[Metric]:
     text = "Messages that could not be passed on as they came."
     yield _counter("feed_irregular_messages", text, [*labels, "reason"], irregular)
     yield _counter("feed_outages", "Outages of the feed while it was needed.", labels, each(lambda f: f.outages))
+    yield _counter(
+        "feed_silences",
+        "Times that it was connected anew since it had fallen silent.",
+        labels,
+        each(lambda f: f.silences),
+    )
     yield _counter("feed_outage_seconds", "Total time of its outages.", labels, each(lambda f: f.outage_seconds))
     ages = [(names(f), snapshot.time - f.age) for f in snapshot.feeds if f.age is not None]
     yield _gauge("feed_last_message_timestamp_seconds", "Unix time of the last message.", labels, ages)

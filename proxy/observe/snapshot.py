@@ -35,8 +35,9 @@ class FeedState:
     `wanted` counts topics by channel, `acked` those that Alpaca has confirmed. `received` counts messages, `unrouted`
     the messages among them that no session had subscribed to, `malformed` frames, and `irregular` by reason the
     messages that could not be passed on as they came. `needed`: some session wants a topic of the feed. `outages`
-    counts the outages while it was needed, `outage_seconds` is their total time. `next_attempt` is the time until the
-    next connection is opened, None if none is due.
+    counts the outages while it was needed, `outage_seconds` is their total time; `silences` counts the times that it
+    was connected anew since it had fallen silent. `next_attempt` is the time until the next connection is opened, None
+    if none is due.
     """
 
     account: str
@@ -54,6 +55,7 @@ class FeedState:
     age: float | None
     outages: int
     outage_seconds: float
+    silences: int
     needed: bool
     lag: Lag
     next_attempt: float | None = None

@@ -7,7 +7,8 @@ added. Times are seconds since 1970, durations are seconds, sizes are bytes; a n
     outboxes  {pending limit}
     reload    {count running time ok plan: [line] problems: [line]} of the last reload of the configuration file
     feeds     [{account feed phase since next_attempt trouble needed connects received unheard malformed outages away
-                age rate wanted acked irregular: {REASON: messages} lag: {p50 p99} topics: {CHANNEL: wanted}}]
+                silences age rate wanted acked irregular: {REASON: messages} lag: {p50 p99}
+                topics: {CHANNEL: wanted}}]
     clients   [{client feed connects delivered conflated rate outages lost: {REASON: messages}
                 sessions: [{address account codec since topics holds shown: {CHANNEL: [SYMBOL]} pending limit
                             delivered conflated lost slow}]}]
@@ -117,6 +118,7 @@ def _feed(feed: FeedState, rate: float) -> dict[str, Any]:
         "irregular": dict(feed.irregular),
         "outages": feed.outages,
         "away": round(feed.outage_seconds, 3),
+        "silences": feed.silences,
         "age": None if feed.age is None else round(feed.age, 3),
         "rate": round(rate, 2),
         "lag": {"p50": _lag(feed.lag.p50), "p99": _lag(feed.lag.p99)},

@@ -33,8 +33,11 @@ class Tappable(Protocol):
     """A feed that can be tapped."""
 
     endpoint: Endpoint
-    codec: Codec
     router: Routing
+
+    @property
+    def codec(self) -> Codec:
+        """The codec of the connection."""
 
     @property
     def acked(self) -> Set[Topic]:
@@ -75,6 +78,9 @@ class Tap:
         except (Malformed, UnicodeDecodeError):
             return
         self.messages.append({"number": self.seen, "text": text if len(text) <= TEXT else f"{text[:TEXT]}…"})
+
+    def abort(self) -> None:
+        """Do nothing: the tap ends when it is not requested any more."""
 
     def flows(self) -> bool:
         """Whether Alpaca sends any message of the topic."""

@@ -7,8 +7,6 @@ order_books        current order books, for sessions that join late
 order_ownership    the clients that receive an order update
 conflation         drops the outdated pending messages of a slow client
 reconciler         wanted and acked topics, and the next request to Alpaca
-pending_requests   the requests of each session, and their answers
+subscriber         a session at one feed, its requests and their states; the interface of upstream and downstream
 request_builder    one request to Alpaca, bounded in bytes
-topic_ref_counts   the number of requests that hold each topic
-feed               the interface between upstream and downstream
 """

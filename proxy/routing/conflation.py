@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from proxy.alpaca.codec import Codec, Raw
+from proxy.alpaca.cooperative import Deferred
 from proxy.alpaca.topics import Topic
 from proxy.routing import order_books as books
 
@@ -27,9 +28,9 @@ WholeBook = Callable[[str], Body | None]
 
 @dataclass(slots=True)
 class _Whole:
-    """An encoded frame that is sent as it is: a reply, or data that cannot be split."""
+    """A frame that is sent as it is: a reply, or data that cannot be split."""
 
-    frame: bytes
+    frame: bytes | Deferred
     messages: int
 
 
@@ -102,14 +103,14 @@ class Backlog:
         self.messages += len(raws) - dropped
         return dropped
 
-    def add_whole(self, frame: bytes, messages: int) -> None:
+    def add_whole(self, frame: bytes | Deferred, messages: int) -> None:
         """Add an encoded frame, which nothing replaces."""
         self._last_key += 1
         self._pending[self._last_key] = whole = _Whole(frame, messages)
         self.size += _size(whole)
         self.messages += messages
 
-    def take(self, size: int) -> Iterator[tuple[bytes, int]]:
+    def take(self, size: int) -> Iterator[tuple[bytes | Deferred, int]]:
         """Remove the oldest messages, about `size` bytes; yield them as frames, with the number of messages in each."""
         if not self._taken:
             self._taken.extend(self._pending.values())

@@ -9,7 +9,7 @@ are kept for a day, and for a bounded number of orders.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import islice
 
 from proxy.alpaca.codec import BODY_BYTES, JSON, Codec, Malformed, Raw
@@ -157,25 +157,33 @@ class OrderRouter:
         """Yield the frame, which holds one object and is not split."""
         yield frame
 
-    def take(self, frame: bytes) -> bytes | None:
-        """Gather an update for its members, and return any other frame. Raises Malformed."""
+    def take(self, frame: bytes) -> Sequence[Raw | bytes]:
+        """Gather the updates in a frame for their members, and return its other messages. Raises Malformed.
+
+        An array is the same as its elements, each in a frame of its own.
+        """
         if len(frame) > BODY_BYTES:
             self._oversized += 1
-            return None
-        message = JSON.envelope(frame)
+            return ()
+        bodies: Sequence[Raw | bytes] = JSON.split(frame)[0] if JSON.is_array(frame) else (frame,)
+        return [body for body in bodies if not self._take_update(body)]
+
+    def _take_update(self, body: Raw | bytes) -> bool:
+        """Gather an update for its members; return False for any other message. Raises Malformed."""
+        message = JSON.envelope(body)
         stream = JSON.text_of(message.stream)
         if stream not in self.endpoint.channels:
-            return frame
+            return False
         members = [member for member, held in self._members.items() if (stream, WILDCARD) in held]
         if stream == ORDERS:
             owners = self._orders.owners(message.data, self._clock())
             members = [member for member in members if member.name in owners]
         self.received += 1
         if members:
-            self._gather(frame, members)
+            self._gather(bytes(body), members)
         else:
             self.unrouted += 1
-        return None
+        return True
 
     def _gather(self, frame: bytes, members: list[Member]) -> None:
         """Gather an update for these members, in the codec of each."""

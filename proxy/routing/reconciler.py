@@ -1,63 +1,81 @@
 """Reconcile the topics that sessions want with those that Alpaca has confirmed.
 
-One reconciler serves one feed. *Wanted* is the union of the sessions' requests, *acked* the topics that Alpaca has
-confirmed. After every event (a subscribe, a leave, a reply of Alpaca, a reconnect) `next_request` returns the next part
-of the difference, additions before removals; the caller sends it and reports `confirmed` or `refused`. One upstream
-request is under way at a time, so a reply always belongs to that request.
+One reconciler serves one feed. *Wanted* is the union of what the sessions hold and have requested, *acked* the topics
+that Alpaca has confirmed. After every event (a request, a leave, an answer of Alpaca, a reconnect) `next_request`
+returns the next part of the difference, additions before removals. The caller sends it, one request at a time, and
+reports its end: `answered`, `refused` or `failed`.
 
-Pending requests of several sessions share an upstream request. If Alpaca refuses it, its reply does not tell which
-topic was the cause: the pending requests in it are then retried one by one, oldest first, and the one that is refused
-alone gets the error; the other sessions are not affected.
+Requests of several sessions share an upstream request. A *verdict* (VERDICTS) does not tell which topic was its cause,
+so the requests in it are sent again one by one, oldest first, and the one that is refused alone gets the error; the
+other sessions are not affected. Anything else (an error 500, a close, no answer) says nothing about the requests: they
+are sent again, one by one, too, but one that has failed alone goes last, after a wait of its own.
 
-Each subscriber gets the outcomes in the order of its requests: when Alpaca has confirmed, or a provisional
-acknowledgement after ACK_SECONDS. No I/O and no clock here: `now` is a parameter, outcomes are returned.
+No I/O and no clock here: `now` is a parameter in seconds, and outcomes are returned.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass
 from math import inf
 
+from proxy.alpaca.client_protocol import Acknowledged
+from proxy.alpaca.market import ERRORS
 from proxy.alpaca.topics import NO_TOPICS, Subscription, Topic, channel_of
-from proxy.routing.pending_requests import PendingRequest, RequestOutcome, SubscriberRequests
 from proxy.routing.request_builder import RequestBuilder, UpstreamRequest
-from proxy.routing.topic_ref_counts import TopicRefCounts
+from proxy.routing.subscriber import Error, PendingRequest, RequestOutcome, RequestState, Subscriber
 
 ACK_SECONDS = 1.5  # and up to one tick until `overdue` is called: 2 s at most. Go's SDK gives up after 3 s
-MAX_REQUESTS = 64  # of a subscriber; above it, the provisional ones are merged into one
+MAX_REMEMBERED = 64  # requests of a subscriber; above it, they are merged into one
+VERDICTS = frozenset((400, 405, 409, 410, 412, 413))  # codes that refuse a request; any other says nothing about it
+MAX_CLOSES = 3  # in answer to one request alone, while others were confirmed: a verdict on it
+RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 30.0
+WITHHELD_SECONDS = 30.0  # that Alpaca may leave out a topic that it had confirmed, before sessions are told
+
+
+@dataclass(slots=True)
+class Absence:
+    """A topic that Alpaca had confirmed and leaves out of its answers now."""
+
+    since: float
+    retry_at: float
+    wait: float = RETRY_SECONDS
+    told: bool = False
 
 
 class SubscriptionReconciler:
-    """Wanted topics, acked topics and the pending requests of one feed."""
+    """Wanted topics, acked topics and the open requests of one feed."""
 
     def __init__(self) -> None:
         self.acked: set[Topic] = set()
-        self.request: UpstreamRequest | None = None  # under way
         self.channels: Counter[str] = Counter()  # wanted topics of each
-        self._wanted = TopicRefCounts()  # references are the pending requests that hold a topic
+        # References to each wanted topic: each subscriber's confirmed set and each open request has one.
+        self._wanted: Counter[Topic] = Counter()
         self._missing: dict[Topic, None] = {}  # wanted and not acked, in order of request
         self._surplus: set[Topic] = set()  # acked and not wanted
-        self._pending: dict[PendingRequest, None] = {}  # all that hold a topic, oldest first
-        self._unanswered: dict[SubscriberRequests, None] = {}  # subscribers with an unanswered request
-        self._retries: deque[PendingRequest] = deque()  # sent one by one, since one of them was refused
-        self._request_reduced = False  # a pending request gave up a topic of `request`, so it may be the refused one
+        self._open: dict[PendingRequest, None] = {}  # unanswered or remembered, oldest first
+        self._subscribers: dict[Subscriber, None] = {}  # those with confirmed topics, oldest first
+        self._absent: dict[Topic, Absence] = {}
+        self._confirmations = 0  # confirmed requests that add topics
         self._remove_first = False
-        self._closed: tuple[int, str] | None = None
+        self._removal_failures = 0
+        self._remove_at = -inf
+        self._alone_next = True
+        self._closed: Error | None = None
 
     def __repr__(self) -> str:
-        wanted, pending = len(self._wanted.topics), len(self._pending)
-        return f"<SubscriptionReconciler {wanted} wanted, {len(self.acked)} acked, {pending} requests>"
+        return f"<SubscriptionReconciler {len(self._wanted)} wanted, {len(self.acked)} acked, {len(self._open)} open>"
 
     @property
-    def wanted(self) -> frozenset[Topic]:
-        """The union of what the sessions have requested."""
-        return frozenset(self._wanted.topics)
+    def wanted(self) -> Set[Topic]:
+        """The union of what the sessions hold and have requested."""
+        return self._wanted.keys()
 
     @property
     def idle(self) -> bool:
         """Whether no session wants a topic of this feed."""
-        return not self._wanted.topics
+        return not self._wanted
 
     @property
     def closed(self) -> bool:
@@ -66,142 +84,181 @@ class SubscriptionReconciler:
 
     # Calls on behalf of sessions
 
-    def change(
-        self, requests: SubscriberRequests, add: Subscription, remove: Subscription, now: float
-    ) -> list[RequestOutcome]:
-        """Add topics and remove others, as one request with one outcome.
+    def request(self, request: PendingRequest) -> None:
+        """Take a request that its session has queued.
 
-        Topics that are in both are added. A request that only removes cannot be refused and takes effect at once. Any
-        other takes effect as a whole, or not at all, with its outcome.
+        Topics that are both added and removed are added. Topics that Alpaca has confirmed for the session are not put
+        at risk again: Python's SDKs resend their whole set each time.
         """
-        if self._closed and add:
-            return self.deny(requests, *self._closed, now)
-        requests.revoked -= add
-        remove -= add
-        for pending in [*requests.pending] if not add else ():
-            self._shrink(pending, remove)
-        # Topics that Alpaca has confirmed for this subscriber are not put at risk again: Python's SDKs resend their
-        # whole set each time.
-        confirmed = requests.confirmed(self.acked)
-        pending = PendingRequest(requests, add, remove, now, holds=add - confirmed if confirmed else add)
-        if pending.holds:
-            self._add(pending)
-            if len(requests.pending) > MAX_REQUESTS:
-                self._merge(requests)
-        return self._enqueue(pending)
+        request.remove -= request.add
+        if request.add and self._closed:
+            request.state, request.error = RequestState.REFUSED, self._closed
+            return
+        subscriber = request.subscriber
+        removed = [other.remove for other in subscriber.waiting if other.remove and other is not request]
+        request.topics = request.add - (subscriber.confirmed.difference(*removed) if removed else subscriber.confirmed)
+        if request.topics:
+            self._open[request] = None
+            self._refer(request.topics)
+            for topic in request.topics & self._absent.keys():
+                self._absent[topic].retry_at = -inf
+        if not self._lacks(request):
+            request.state = RequestState.CONFIRMED
 
-    def adopt(self, requests: SubscriberRequests, held: Iterable[Subscription]) -> list[RequestOutcome]:
-        """Take over a subscriber from another account.
+    def apply(self, request: PendingRequest) -> None:
+        """Give the session the topics of a resolved request, and take those that it removes.
 
-        `held` are the topics of each request that it held there. They count as acknowledged provisionally, so a refusal
-        arrives as error and state.
+        Call it when the request is at the front of its session's queue and not refused.
         """
-        requests.acknowledged = NO_TOPICS.union(*held)
-        for topics in held:
-            self._add(PendingRequest(requests, topics, NO_TOPICS, 0.0, topics, answered=True, provisional=True))
-        return self._refuse_provisional() if self._closed else []
+        subscriber = request.subscriber
+        request.answered = True
+        self._give_up([*subscriber.remembered], request.remove)
+        self._take_confirmed(subscriber, subscriber.confirmed & request.remove)
+        if request.state is RequestState.CONFIRMED:
+            self._confirm(request)
+        elif request.topics:
+            subscriber.remembered.append(request)
+            self._merge_remembered(subscriber)
+        if subscriber.withheld:
+            subscriber.withheld &= subscriber.wanted
 
-    def revoke(self, requests: SubscriberRequests, topics: Subscription, now: float) -> list[RequestOutcome]:
-        """Remove topics that the subscriber may not have any more, from its unanswered requests too.
+    def adopt(self, subscriber: Subscriber, topics: Subscription) -> list[RequestOutcome]:
+        """Take over a subscriber from another account, where it held these topics.
 
-        The outcome, the state without them, comes in order.
+        They count as remembered, so a refusal arrives as error and state.
         """
-        requests.acknowledged -= topics
-        requests.revoked |= topics
-        for pending in requests.unanswered:
-            pending.add -= topics
-        return self.change(requests, NO_TOPICS, topics, now)
+        if not topics:
+            return []
+        self._remember(subscriber, topics)
+        return self._refuse_remembered() if self._closed else self._resolve()
 
-    def deny(self, requests: SubscriberRequests, code: int, msg: str, now: float) -> list[RequestOutcome]:
-        """Refuse a request that is not sent to Alpaca; its outcome comes in order."""
-        return self._enqueue(PendingRequest(requests, NO_TOPICS, NO_TOPICS, now, NO_TOPICS, error=(code, msg)))
+    def revoke(self, subscriber: Subscriber, topics: Subscription) -> None:
+        """Take topics away from the subscriber, those of its unanswered requests included."""
+        waiting = subscriber.waiting
+        for request in waiting:
+            request.add -= topics
+        self._give_up([*subscriber.remembered, *waiting], topics)
+        self._take_confirmed(subscriber, subscriber.confirmed & topics)
+        subscriber.withheld -= topics
+        for request in waiting:
+            if not request.resolved and not self._lacks(request):
+                request.state = RequestState.CONFIRMED
 
-    def leave(self, requests: SubscriberRequests) -> None:
-        """Remove a subscriber and all that it wants."""
-        self._unanswered.pop(requests, None)
-        for pending in [*requests.pending]:
-            self._shrink(pending, pending.holds)
+    def leave(self, subscriber: Subscriber) -> None:
+        """Remove a subscriber and all that it wants; its unanswered requests are resolved without topics."""
+        for request in [*subscriber.remembered, *subscriber.waiting]:
+            self._give_up([request], request.topics)
+        self._take_confirmed(subscriber, subscriber.confirmed)
+        subscriber.withheld = NO_TOPICS
 
     # Calls on behalf of the connection to Alpaca
 
-    def next_request(self) -> UpstreamRequest | None:
-        """Return the next part of the difference, which counts as sent.
+    def next_request(self, now: float) -> UpstreamRequest | None:
+        """Return the next part of the difference, which counts as sent; None if there is none to send now.
 
-        None if a request is under way or there is no difference.
+        Call it only while no request is under way.
         """
-        if self.request is not None:
+        removal_due = bool(self._surplus) and now >= self._remove_at
+        if not (removal_due and self._remove_first) and (request := self._additions(now)) is not None:
+            return request
+        if not removal_due:
             return None
-        if self._surplus and (self._remove_first or not self._missing):
-            builder = RequestBuilder()
-            builder.fill(self._surplus)
-            self._surplus.difference_update(builder.topics)
-            self.acked.difference_update(builder.topics)  # a session that subscribes from now on has to wait for them
-            self.request = UpstreamRequest(False, tuple(builder.topics))
-        else:
-            self._remove_first = False
-            builder = self._additions()
-            self.request = UpstreamRequest(True, tuple(builder.topics)) if builder.topics else None
-        return self.request
+        self._remove_first = False
+        builder = RequestBuilder()
+        builder.fill(self._surplus)
+        self._surplus.difference_update(builder.topics)
+        self.acked.difference_update(builder.topics)  # a session that subscribes from now on has to wait for them
+        return UpstreamRequest(False, tuple(builder.topics))
 
-    def confirmed(self) -> list[RequestOutcome]:
-        """Record that Alpaca accepted the request under way; return the due outcomes.
+    def answered(self, request: UpstreamRequest, state: Acknowledged, now: float) -> list[RequestOutcome]:
+        """Record Alpaca's answer to a request: all topics of the connection."""
+        if not request.add:
+            self._removal_failures = 0
+            self._restore_removal(state.topics & frozenset(request.topics), now)
+            return self._compare(state, now)
+        requested = frozenset(request.topics)
+        left_out = state.lacks(requested)
+        self._confirmations += 1
+        self._ack(requested - left_out)
+        outcomes = self._leave_out(left_out, now) if left_out else []
+        return outcomes + self._compare(state, now)
 
-        The content of Alpaca's reply is not compared with the request: a reply that lacks a channel's key confirms it
-        all the same.
+    def reported(self, state: Acknowledged, error: Error | None, now: float) -> list[RequestOutcome]:
+        """Record a state that is not the answer to a request.
+
+        Alpaca sends none, but another proxy does: after the late refusal of a request that it had acknowledged (then
+        the error came first), and when its own configuration takes topics away.
         """
-        request, _ = self._end_request()
-        if request is None or not request.add:
-            return []
-        topics = frozenset(request.topics)
-        self.acked |= topics
-        self._remove_missing(topics)
-        self._surplus |= topics - self._wanted.topics
-        return self._all_due_outcomes()
+        lost = state.lacks(self.acked)
+        if error is None or error[0] not in VERDICTS or not lost:
+            return self._compare(state, now)
+        self.acked -= lost
+        self._surplus -= lost
+        outcomes = []
+        for subscriber in self._wanting(lost):
+            self._give_up([*subscriber.remembered, *subscriber.waiting], lost)
+            self._take_confirmed(subscriber, subscriber.confirmed & lost)
+            outcomes.append(RequestOutcome(subscriber, unasked=True, error=error))
+        return outcomes + self._resolve()
 
-    def refused(self, code: int, msg: str) -> list[RequestOutcome]:
-        """Record that Alpaca refused the request under way; return the due outcomes.
-
-        Alpaca refuses a request as a whole and keeps its state.
-        """
-        request, reduced = self._end_request()
-        if request is None or not request.add:  # a refused removal concerns no session
-            return []
-        if self._surplus:
+    def refused(self, request: UpstreamRequest, error: Error, now: float) -> list[RequestOutcome]:
+        """Record that Alpaca refused a request; it does so as a whole and keeps its state."""
+        if error[0] not in VERDICTS:
+            return self.failed(request, now)
+        if not request.add:
+            self._restore_removal(request.topics, now)
+            return self._resolve()
+        if self._surplus and not self._removal_failures:
             # The plan's symbol limit may be exceeded only because additions go before removals: remove, then retry.
             self._remove_first = True
             return []
-        if self._retries:
-            return [] if reduced else self._refuse(self._retries.popleft(), (code, msg))
-        candidates = [pending for pending in self._pending if not pending.holds.isdisjoint(request.topics)]
-        if len(candidates) == 1 and not reduced:
-            return self._refuse(candidates[0], (code, msg))
-        self._retries.extend(candidates)
-        return []
+        topics = frozenset(request.topics)
+        outcomes = []
+        for candidate in self._candidates(topics):
+            if topics <= candidate.topics:  # alone, it would have been refused as well
+                outcomes += self._refuse_part(candidate, error)
+            candidate.alone = True
+        return outcomes + self._resolve()
+
+    def failed(self, request: UpstreamRequest, now: float, closed: bool = False) -> list[RequestOutcome]:
+        """Record that a request got no verdict; `closed`: the connection was closed, or did not answer."""
+        if not request.add:
+            self._restore_removal(request.topics, now)
+            return self._resolve()
+        for candidate in self._candidates(frozenset(request.topics)):
+            candidate.alone = True
+            if not closed:
+                candidate.retry_at = max(candidate.retry_at, now + RETRY_SECONDS)
+        sole = request.sole
+        if sole is None or sole not in self._open:
+            return []
+        sole.failures += 1
+        sole.retry_at = now + min(RETRY_SECONDS * 2**sole.failures, MAX_RETRY_SECONDS)
+        if closed and (not sole.closes or self._confirmations > sole.confirmations):
+            sole.closes += 1
+            sole.confirmations = self._confirmations
+        return self._refuse_part(sole, (400, ERRORS[400])) if sole.closes >= MAX_CLOSES else []
 
     def lost(self) -> None:
         """Record that the connection is lost: nothing is acked, everything is missing."""
-        self._end_request()
-        for requests in {pending.requests: None for pending in self._pending if pending.provisional}:
-            requests.update_provisional(self.acked)
         self.acked.clear()
         self._surplus.clear()
-        self._missing = dict.fromkeys(self._wanted.topics)
-        self._retries.clear()
+        self._missing = dict.fromkeys(self._wanted)
+        self._remove_first = False
+        self._removal_failures, self._remove_at = 0, -inf
+        for absence in self._absent.values():
+            absence.retry_at, absence.wait = -inf, RETRY_SECONDS
 
     def close(self, code: int, msg: str) -> list[RequestOutcome]:
         """Record that Alpaca does not serve this feed (409); return the refusals.
 
-        Every unanswered or provisional request is refused, and from now on every subscribe. Requests that Alpaca has
-        confirmed stay wanted, and are sent when it serves the feed again.
+        Every unanswered or remembered request is refused, and from now on every subscribe. Topics that Alpaca has
+        confirmed stay wanted, and are requested when it serves the feed again.
         """
         self._closed = (code, msg)
-        outcomes = self._refuse_provisional()
-        for requests in [*self._unanswered]:
-            for pending in [*requests.unanswered]:
-                if pending.holds:
-                    pending.error = self._closed
-                    self._shrink(pending, pending.holds)
-            outcomes.extend(self._due_outcomes(requests))
+        outcomes = self._refuse_remembered()
+        for request in [request for request in self._open if not request.answered]:
+            outcomes += self._refuse(request, self._closed)
         return outcomes
 
     def open(self) -> None:
@@ -209,142 +266,285 @@ class SubscriptionReconciler:
         self._closed = None
 
     def overdue(self, now: float) -> list[RequestOutcome]:
-        """Acknowledge provisionally the requests that have waited ACK_SECONDS."""
-        outcomes: list[RequestOutcome] = []
-        for requests in [*self._unanswered]:
-            outcomes.extend(self._due_outcomes(requests, now))
+        """Resolve the requests that have waited ACK_SECONDS, and report topics that are left out for too long."""
+        outcomes = []
+        for request in self._open:
+            if not request.resolved and now - request.requested_at >= ACK_SECONDS:
+                request.state = RequestState.REMEMBERED
+                outcomes.append(RequestOutcome(request.subscriber))
+        late = [topic for topic, absence in self._absent.items() if now - absence.since >= WITHHELD_SECONDS]
+        withheld = frozenset(topic for topic in late if not self._absent[topic].told)
+        for topic in withheld:
+            self._absent[topic].told = True
+        for subscriber in self._wanting(withheld):
+            if told := withheld & subscriber.held:
+                subscriber.withheld |= told
+                outcomes.append(RequestOutcome(subscriber, unasked=True))
         return outcomes
 
-    # Implementation
+    # What to send
 
-    def _end_request(self) -> tuple[UpstreamRequest | None, bool]:
-        """End the request under way; return it, and whether a part of it was given up."""
-        ended = self.request, self._request_reduced
-        self.request, self._request_reduced = None, False
-        return ended
+    def _additions(self, now: float) -> UpstreamRequest | None:
+        """Return a request for missing topics.
 
-    def _enqueue(self, pending: PendingRequest) -> list[RequestOutcome]:
-        pending.requests.unanswered.append(pending)
-        self._unanswered[pending.requests] = None
-        return list(self._due_outcomes(pending.requests))
+        Requests that go alone and those that are merged take turns; a request that has failed alone comes last.
+        """
+        if not self._missing:
+            return None
+        alone = [request for request in self._open if request.alone]
+        first = [request for request in alone if not request.failures and request.retry_at <= now]
+        last = [request for request in alone if request.failures and request.retry_at <= now]
+        merged = self._merged(alone, now)
+        if self._alone_next or merged is None:
+            for request in first:
+                if (upstream := self._sole(request)) is not None:
+                    self._alone_next = False
+                    return upstream
+        self._alone_next = True
+        if merged is not None:
+            return merged
+        return next((upstream for request in last if (upstream := self._sole(request)) is not None), None)
 
-    def _additions(self) -> RequestBuilder:
-        """Collect the topics to add next.
+    def _sole(self, request: PendingRequest) -> UpstreamRequest | None:
+        builder = RequestBuilder()
+        builder.fill(_intersection(request.topics, self._missing))
+        return UpstreamRequest(True, tuple(builder.topics), request) if builder.topics else None
 
-        A request that is retried goes alone. Otherwise the oldest unanswered request of each subscriber comes first,
-        those that have been sent least often in front, so that large requests take turns; then the rest.
+    def _merged(self, alone: list[PendingRequest], now: float) -> UpstreamRequest | None:
+        """Return a request for the missing topics that need not be requested alone or later.
+
+        The oldest unanswered request of each subscriber comes first, those that have been sent least often in front, so
+        that large requests take turns; then the rest.
         """
         builder, missing = RequestBuilder(), self._missing
-        while self._retries:
-            builder.fill(_intersection(self._retries[0].holds, missing))
-            if builder.topics:
-                return builder
-            self._retries.popleft()
-        oldest = [requests.unanswered[0] for requests in self._unanswered]
-        for pending in sorted((pending for pending in oldest if pending.holds), key=lambda pending: pending.times_sent):
-            if builder.full or len(builder.topics) == len(missing):
+        excluded = {topic for topic, absence in self._absent.items() if absence.retry_at > now}
+        references = Counter(topic for request in alone for topic in request.topics)
+        excluded |= {topic for topic, count in references.items() if self._wanted[topic] == count}
+        oldest: dict[Subscriber, PendingRequest] = {}
+        for request in self._open:
+            if not request.resolved and not request.alone:
+                oldest.setdefault(request.subscriber, request)
+        for request in sorted(oldest.values(), key=lambda request: request.times_sent):
+            if builder.full:
                 break
             before = len(builder.topics)
-            builder.fill(_intersection(pending.holds, missing))
-            pending.times_sent += len(builder.topics) > before
-        if len(builder.topics) < len(missing):
-            builder.fill(missing)
-        return builder
+            builder.fill(topic for topic in _intersection(request.topics, missing) if topic not in excluded)
+            request.times_sent += len(builder.topics) > before
+        builder.fill(topic for topic in missing if topic not in excluded)
+        return UpstreamRequest(True, tuple(builder.topics)) if builder.topics else None
 
-    def _add(self, pending: PendingRequest) -> None:
-        pending.requests.pending.append(pending)
-        self._pending[pending] = None
-        new = self._wanted.add(pending.holds)
-        self.channels.update(map(channel_of, new))
-        still_acked = new & self._surplus
-        self._surplus -= still_acked
-        self._missing |= dict.fromkeys(new - still_acked if still_acked else new)
+    # What Alpaca says
 
-    def _remove_missing(self, topics: Set[Topic]) -> None:
+    def _ack(self, topics: Subscription) -> None:
+        self.acked |= topics
+        self._remove_missing(topics)
+        self._surplus |= topics - self._wanted.keys()
+
+    def _restore_removal(self, topics: Iterable[Topic], now: float) -> None:
+        """Count topics as acked again whose removal has not happened; remove them again later."""
+        restored = frozenset(topics)
+        if restored:
+            self._removal_failures += 1
+            self._remove_at = now + min(RETRY_SECONDS * 2**self._removal_failures, MAX_RETRY_SECONDS)
+            self._ack(restored)
+
+    def _leave_out(self, topics: Set[Topic], now: float) -> list[RequestOutcome]:
+        """Record that Alpaca left requested topics out of its answer.
+
+        Requests lose them; topics that were confirmed before are requested again later.
+        """
+        outcomes = []
+        for request in [*self._open]:
+            if not request.confirmed_before and (lost := request.topics & topics):
+                self._give_up([request], lost)
+                outcomes.append(RequestOutcome(request.subscriber, unasked=request.answered))
+        for topic in topics & self._wanted.keys():
+            absence = self._absent.setdefault(topic, Absence(now, now))
+            absence.retry_at = now + absence.wait
+            absence.wait = min(2 * absence.wait, MAX_RETRY_SECONDS)
+        return outcomes
+
+    def _compare(self, state: Acknowledged, now: float) -> list[RequestOutcome]:
+        """Compare Alpaca's state with the acked topics, and return the outcomes that are due."""
+        outcomes = []
+        if lost := state.lacks(self.acked):
+            self.acked -= lost
+            self._surplus -= lost
+            self._missing |= dict.fromkeys(lost & self._wanted.keys())
+            for topic in lost & self._wanted.keys():
+                self._absent.setdefault(topic, Absence(now, now + RETRY_SECONDS))
+        if self._absent:
+            self._ack(frozenset(self._absent.keys() & state.topics & self._missing.keys()))
+            outcomes = self._end_absences()
+        return outcomes + self._resolve()
+
+    def _end_absences(self) -> list[RequestOutcome]:
+        """Forget the absences of topics that are acked or not wanted; report those that sessions were told of."""
+        over = [topic for topic in self._absent if topic in self.acked or topic not in self._wanted]
+        back = frozenset(topic for topic in over if self._absent.pop(topic).told)
+        outcomes = []
+        for subscriber in self._wanting(back):
+            if subscriber.withheld & back:
+                subscriber.withheld -= back
+                outcomes.append(RequestOutcome(subscriber, unasked=True))
+        return outcomes
+
+    def _resolve(self) -> list[RequestOutcome]:
+        """Confirm the open requests without a missing topic."""
+        outcomes = []
+        for request in [*self._open]:
+            if request.state is RequestState.CONFIRMED or self._lacks(request):
+                continue
+            if request.answered:
+                request.subscriber.remembered.remove(request)
+                self._confirm(request)
+            else:
+                request.state = RequestState.CONFIRMED
+                outcomes.append(RequestOutcome(request.subscriber))
+        return outcomes
+
+    def _lacks(self, request: PendingRequest) -> bool:
+        """Whether Alpaca has to confirm any topic of the request."""
+        return any(True for _ in _intersection(request.topics, self._missing))
+
+    # Refusals
+
+    def _candidates(self, topics: Subscription) -> list[PendingRequest]:
+        """Return the requests with any of the topics, oldest first.
+
+        What a subscriber has confirmed becomes a remembered request: it is at risk on this connection.
+        """
+        younger = [*self._open]
+        for subscriber in [*self._subscribers]:
+            if not subscriber.confirmed.isdisjoint(topics):
+                confirmed = subscriber.confirmed
+                self._remember(subscriber, confirmed, confirmed_before=True)
+                self._take_confirmed(subscriber, confirmed)
+        if len(self._open) > len(younger):
+            older = [*self._open][len(younger) :]
+            self._open = dict.fromkeys([*older, *younger])
+        return [request for request in self._open if not request.topics.isdisjoint(topics)]
+
+    def _remember(self, subscriber: Subscriber, topics: Subscription, confirmed_before: bool = False) -> PendingRequest:
+        """Add a remembered request that may be divided."""
+        request = PendingRequest(subscriber, topics, NO_TOPICS, -inf, topics=topics, divisible=True)
+        request.state, request.answered = RequestState.REMEMBERED, True
+        request.confirmed_before = confirmed_before
+        subscriber.remembered.append(request)
+        self._open[request] = None
+        self._refer(topics)
+        return request
+
+    def _refuse_part(self, request: PendingRequest, error: Error) -> list[RequestOutcome]:
+        """Refuse a request, or a part of one that may be divided: its halves are sent one by one."""
+        if not request.divisible or len(request.topics) == 1:
+            return self._refuse(request, error)
+        topics = sorted(request.topics)
+        self._give_up([request], request.topics)
+        for half in (topics[: len(topics) // 2], topics[len(topics) // 2 :]):
+            self._remember(request.subscriber, frozenset(half), request.confirmed_before).alone = True
+        return []
+
+    def _refuse(self, request: PendingRequest, error: Error) -> list[RequestOutcome]:
+        self._give_up([request], request.topics)
+        if request.answered:
+            return [RequestOutcome(request.subscriber, unasked=True, error=error)]
+        request.state, request.error = RequestState.REFUSED, error
+        return [RequestOutcome(request.subscriber)]
+
+    def _refuse_remembered(self) -> list[RequestOutcome]:
+        """Refuse every remembered request; return one outcome for each subscriber."""
+        assert self._closed is not None
+        remembered = [request for request in self._open if request.answered and not request.confirmed_before]
+        for request in remembered:
+            self._refuse(request, self._closed)
+        subscribers = dict.fromkeys(request.subscriber for request in remembered)
+        return [RequestOutcome(subscriber, unasked=True, error=self._closed) for subscriber in subscribers]
+
+    # What is wanted
+
+    def _confirm(self, request: PendingRequest) -> None:
+        """Move the topics of an answered request to those that its subscriber has confirmed."""
+        subscriber = request.subscriber
+        if request.topics:
+            del self._open[request]
+            self._unrefer(request.topics & subscriber.confirmed)
+            subscriber.confirmed = subscriber.confirmed | request.topics if subscriber.confirmed else request.topics
+            self._subscribers[subscriber] = None
+
+    def _merge_remembered(self, subscriber: Subscriber) -> None:
+        """Merge remembered requests that are too many, since a client may go on subscribing in an outage."""
+        if len(subscriber.remembered) <= MAX_REMEMBERED:
+            return
+        merged = NO_TOPICS.union(*(request.topics for request in subscriber.remembered))
+        remembered = [*subscriber.remembered]
+        self._remember(subscriber, merged)
+        for request in remembered:
+            self._give_up([request], request.topics)
+
+    def _wanting(self, topics: Set[Topic]) -> list[Subscriber]:
+        """Return the subscribers that hold or have requested any of the topics."""
+        if not topics:
+            return []
+        holders = [subscriber for subscriber in self._subscribers if not subscriber.confirmed.isdisjoint(topics)]
+        requesting = [request.subscriber for request in self._open if not request.topics.isdisjoint(topics)]
+        return [*dict.fromkeys([*holders, *requesting])]
+
+    def _give_up(self, requests: Iterable[PendingRequest], topics: Set[Topic]) -> None:
+        """Remove the topics from these requests; one that is left without any waits for nothing."""
+        for request in requests:
+            removed = topics if topics is request.topics else request.topics & topics
+            if not removed:
+                continue
+            request.topics = NO_TOPICS if removed is request.topics else request.topics - removed
+            if not request.topics:
+                del self._open[request]
+                if request.answered:
+                    request.subscriber.remembered.remove(request)
+                elif not request.resolved:
+                    request.state = RequestState.CONFIRMED
+            self._unrefer(removed)
+
+    def _take_confirmed(self, subscriber: Subscriber, topics: Subscription) -> None:
+        """Remove topics that the subscriber has confirmed."""
+        if topics:
+            subscriber.confirmed = NO_TOPICS if topics is subscriber.confirmed else subscriber.confirmed - topics
+            if not subscriber.confirmed:
+                del self._subscribers[subscriber]
+            self._unrefer(topics)
+
+    def _refer(self, topics: Subscription) -> None:
+        """Count one more reference to each topic."""
+        new = topics.difference(self._wanted)
+        self._wanted.update(topics)  # a Counter counts in C: a third of the time of a loop
+        if new:
+            self.channels.update(map(channel_of, new))
+            self._surplus -= new
+            self._missing |= dict.fromkeys(new - self.acked)
+
+    def _unrefer(self, topics: Subscription) -> None:
+        """Count one reference less to each topic."""
+        wanted = self._wanted
+        unwanted = []
+        for topic in topics:
+            if left := wanted[topic] - 1:
+                wanted[topic] = left
+            else:
+                del wanted[topic]
+                unwanted.append(topic)
+        if unwanted:
+            self._remove_missing(unwanted)
+            self.channels -= Counter(map(channel_of, unwanted))
+            self._surplus |= self.acked.intersection(unwanted)
+
+    def _remove_missing(self, topics: Iterable[Topic]) -> None:
         missing = self._missing
-        for topic in [*_intersection(topics, missing)]:
-            del missing[topic]
+        if not missing:
+            return
+        for topic in topics:
+            missing.pop(topic, None)
         if not missing:
             missing.clear()  # a dict keeps the slots of deleted keys, and every iteration walks over them
-
-    def _merge(self, requests: SubscriberRequests) -> None:
-        """Merge provisional requests, since a client may go on subscribing in an outage."""
-        provisional = [pending for pending in requests.pending if pending.provisional]
-        if len(provisional) < 2:
-            return
-        all_topics = NO_TOPICS.union(*(pending.holds for pending in provisional))
-        self._wanted.add(all_topics)
-        for pending in provisional:
-            self._wanted.remove(pending.holds)
-            pending.holds = NO_TOPICS
-        oldest, *others = provisional
-        oldest.holds = all_topics
-        for pending in others:
-            requests.pending.remove(pending)
-            del self._pending[pending]
-
-    def _shrink(self, pending: PendingRequest, topics: Subscription) -> None:
-        """Give up those of the topics that the pending request holds."""
-        removed = topics if topics is pending.holds else pending.holds & topics
-        if not removed:
-            return
-        if self.request is not None and not removed.isdisjoint(self.request.topics):
-            self._request_reduced = True
-        all_of_it = len(removed) == len(pending.holds)
-        unwanted = self._wanted.remove(pending.holds) if all_of_it else self._wanted.shrink(pending.holds, removed)
-        pending.holds = NO_TOPICS if all_of_it else pending.holds - removed
-        if all_of_it:
-            pending.requests.pending.remove(pending)
-            del self._pending[pending]
-        self._remove_missing(unwanted)
-        self.channels -= Counter(map(channel_of, unwanted))
-        self._surplus |= unwanted & self.acked
-
-    def _refuse(self, pending: PendingRequest, error: tuple[int, str]) -> list[RequestOutcome]:
-        refused = pending.holds
-        if not refused:  # given up in the meantime
-            return []
-        self._shrink(pending, refused)
-        pending.error = error
-        requests = pending.requests
-        if not pending.answered:
-            return list(self._due_outcomes(requests))
-        lost = refused.difference(*(other.holds for other in requests.pending if other.answered))
-        requests.acknowledged -= lost
-        for later in requests.unanswered:  # topics that they did not request again, since they were confirmed
-            later.add -= lost - later.holds
-        return [RequestOutcome(requests, error, requests.acknowledged)]
-
-    def _refuse_provisional(self) -> list[RequestOutcome]:
-        """Refuse every provisional request; return one outcome for each subscriber."""
-        assert self._closed is not None
-        last: dict[SubscriberRequests, RequestOutcome] = {}
-        for pending in [pending for pending in self._pending if pending.provisional]:
-            last |= {outcome.requests: outcome for outcome in self._refuse(pending, self._closed)}
-        return [*last.values()]
-
-    def _all_due_outcomes(self) -> list[RequestOutcome]:
-        return [outcome for requests in [*self._unanswered] for outcome in self._due_outcomes(requests)]
-
-    def _due_outcomes(self, requests: SubscriberRequests, now: float = -inf) -> Iterator[RequestOutcome]:
-        """Yield the outcomes that are due, in order, up to the first that is not."""
-        while requests.unanswered:
-            pending = requests.unanswered[0]
-            if pending.error is None and any(_intersection(pending.holds, self._missing)):
-                if now - pending.requested_at < ACK_SECONDS:
-                    return
-                pending.provisional = True
-            requests.unanswered.popleft()
-            if pending.error is None:
-                for older in [*requests.pending] if pending.add and pending.remove else ():
-                    if older.answered:
-                        self._shrink(older, pending.remove)
-                pending.answered = True
-                requests.acknowledge(pending)
-                yield RequestOutcome(requests, None, requests.acknowledged)
-            else:
-                yield RequestOutcome(requests, pending.error, None)
-        self._unanswered.pop(requests, None)
 
 
 def _intersection(topics: Set[Topic], others: dict[Topic, None]) -> Iterator[Topic]:

@@ -7,15 +7,15 @@ left for the next request.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import filterfalse, islice
 
+from proxy.alpaca.client_protocol import Acknowledged
 from proxy.alpaca.codec import JSON
 from proxy.alpaca.topics import Topic
+from proxy.routing.subscriber import PendingRequest
 
 REQUEST_BYTES = 16 * 1024
-BATCH_TOPICS = 256  # measured together
 
 _ENVELOPE = len('{"action":"unsubscribe"}')
 _CHANNEL = len(",:[]")
@@ -25,10 +25,20 @@ _UNESCAPED = re.compile("[A-Z0-9./]+").fullmatch  # JSON encodes these as they a
 
 @dataclass(frozen=True, slots=True)
 class UpstreamRequest:
-    """A request to Alpaca that adds or removes these topics."""
+    """A request to Alpaca that adds or removes these topics.
+
+    `sole` is the session's request if it carries that of one session alone.
+    """
 
     add: bool
     topics: tuple[Topic, ...]
+    sole: PendingRequest | None = None
+
+    def is_answered_by(self, state: Acknowledged) -> bool:
+        """Whether a state shows any effect of the request; if not, it may be no answer to it."""
+        if self.add:
+            return len(state.lacks(frozenset(self.topics))) < len(self.topics)
+        return not state.channels or state.topics.isdisjoint(self.topics)
 
 
 class RequestBuilder:
@@ -46,37 +56,24 @@ class RequestBuilder:
         return f"<RequestBuilder {len(self.topics)} topics, room for {self._room} bytes>"
 
     def fill(self, topics: Iterable[Topic]) -> None:
-        """Add the topics that are not included yet, up to the first that does not fit.
-
-        They are measured in batches, since there may be thousands.
-        """
+        """Add the topics that are not included yet, up to the first that does not fit."""
         if self.full:
             return
-        rest = filterfalse(self.topics.__contains__, topics) if self.topics else iter(topics)
-        while batch := dict.fromkeys(islice(rest, BATCH_TOPICS)):
-            size, channels = self._measure(batch)
-            if size > self._room:
-                self._fill_one_by_one(batch)
-                return
-            self._add(batch, size, channels)
-
-    def _fill_one_by_one(self, topics: Iterable[Topic]) -> None:
         for topic in topics:
-            size, channels = self._measure((topic,))
+            if topic in self.topics:
+                continue
+            channel, symbol = topic
+            size = _SYMBOL + _length(symbol)
+            if channel not in self._channels:
+                size += _CHANNEL + len(JSON.encode(channel))
             if size > self._room:
                 self.full = True
                 return
-            self._add({topic: None}, size, channels)
+            self._room -= size
+            self._channels.add(channel)
+            self.topics[topic] = None
 
-    def _add(self, topics: dict[Topic, None], size: int, channels: set[str]) -> None:
-        self._room -= size
-        self._channels |= channels
-        self.topics |= topics
 
-    def _measure(self, topics: Collection[Topic]) -> tuple[int, set[str]]:
-        """Return the bytes that the topics would add, and the channels that are new."""
-        text = "".join([symbol for _, symbol in topics])
-        # JSON escapes each character on its own, so the joined symbols are as long as the separate ones together.
-        size = (len(text) if _UNESCAPED(text) else len(JSON.encode(text)) - 2) + len(topics) * _SYMBOL
-        channels = {channel for channel, _ in topics} - self._channels
-        return size + sum(len(JSON.encode(channel)) + _CHANNEL for channel in channels), channels
+def _length(symbol: str) -> int:
+    """Return the length of a symbol in JSON, without its quotes."""
+    return len(symbol) if _UNESCAPED(symbol) else len(JSON.encode(symbol)) - 2

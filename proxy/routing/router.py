@@ -18,8 +18,8 @@ from proxy.alpaca import large_frames
 from proxy.alpaca.codec import BODY_BYTES, CONTROL_BYTES, FRAME_BYTES, Codec, Malformed, Raw
 from proxy.alpaca.endpoints import CHANNEL_OF_KIND, WILDCARD, Endpoint
 from proxy.alpaca.market import CONTROL
-from proxy.alpaca.topics import NO_TOPICS, Subscription, Topic, channel_of, covers, known
-from proxy.alpaca.transcode import transcode
+from proxy.alpaca.topics import NO_TOPICS, Subscription, Topic, channel_of, covers
+from proxy.alpaca.transcode import InvalidText, transcode, with_valid_text
 from proxy.routing import order_books as books
 from proxy.routing.allowlists import SymbolPatterns
 from proxy.routing.order_books import Books
@@ -46,6 +46,9 @@ class Member(Protocol):
     accepts_unknown: SymbolPatterns | None
     outages: int
     put: Callable[[bytes, int], None]
+
+    def abort(self) -> None:
+        """End the member after an internal error in `put`."""
 
 
 class Group:
@@ -113,7 +116,7 @@ class Routing(Protocol):
     def prune_books(self, acked: Set[Topic]) -> None: ...
     def book(self, symbol: str, codec: Codec) -> Raw | bytes | None: ...
     def pieces(self, frame: bytes) -> Iterator[bytes | None]: ...
-    def take(self, frame: bytes) -> Raw | bytes | None: ...
+    def take(self, frame: bytes) -> Sequence[Raw | bytes]: ...
     def flush(self) -> list[Delivery]: ...
 
 
@@ -126,6 +129,7 @@ class Router:
         self.received = 0  # messages
         self.unrouted = 0  # messages that no session received
         self._untranslatable = 0
+        self._invalid_text = 0  # messages with a text that is not UTF-8, which was replaced
         self._oversized = 0
         self._groups: dict[tuple[Subscription, str, SymbolPatterns | None], Group] = {}
         self._group_of: dict[Member, Group] = {}
@@ -146,6 +150,7 @@ class Router:
         """The numbers of messages that could not be passed on regularly, by reason."""
         return {
             "untranslatable": self._untranslatable,
+            "invalid_text": self._invalid_text,
             "oversized": self._oversized,
             "long_symbol": self._routes.long_names,
         }
@@ -155,7 +160,10 @@ class Router:
 
         Return the order books that must be sent to it first.
         """
-        before = self._group_of[member].subscription if member in self._group_of else NO_TOPICS
+        group = self._group_of.get(member)
+        before = NO_TOPICS if group is None else group.subscription
+        if before == subscription and (group is None or group.accepts_unknown == member.accepts_unknown):
+            return []
         self._join(member, subscription)
         codec = member.codec
         gained = [self.book(symbol, codec) for symbol in self._books.gained(before, subscription)]
@@ -233,23 +241,23 @@ class Router:
             else:
                 yield piece
 
-    def take(self, frame: bytes) -> Raw | None:
-        """Gather a data frame's messages by group. Raises Malformed.
+    def take(self, frame: bytes) -> Sequence[Raw]:
+        """Gather a data frame's messages by group, and return its control messages. Raises Malformed.
 
-        `flush` must follow before `set_subscription` or `remove`. A control message is returned: Alpaca sends each
-        alone in its frame. Raises Malformed.
+        `flush` must follow before `set_subscription` or `remove`.
         """
         raws, heads = self.codec.split(frame)
         count = len(raws)
         if count == 1:
             if heads[0].T in CONTROL:
-                return raws[0]
+                return raws
             if len(frame) > BODY_BYTES:
                 self._oversized += 1
-                return None
+                return ()
         self._frames.append(frame)
         self._count += count
         routes, touched = self._routes, self._touched
+        control: list[Raw] = []  # Alpaca sends control messages alone, but does not promise it
         for raw, head in zip(raws, heads, strict=True):
             kind = head.T
             same, other = routes[kind][head.S] if kind not in _INSPECTED else self._inspect(kind, head.S, raw)
@@ -260,8 +268,12 @@ class Router:
             if other:
                 self._transcoded(kind, raw, other)
             elif not same:
-                self.unrouted += 1
-        return None
+                if kind in CONTROL:
+                    control.append(raw)
+                else:
+                    self.unrouted += 1
+        self.received -= len(control)
+        return control
 
     def flush(self) -> list[Delivery]:
         """Return the batches that `take` gathered.
@@ -298,7 +310,11 @@ class Router:
 
     def _translated(self, kind: str, raw: Raw | bytes, codec: Codec) -> Raw | bytes | None:
         try:
-            return transcode(kind, raw, self.codec, codec)
+            try:
+                return transcode(kind, raw, self.codec, codec)
+            except InvalidText:
+                self._invalid_text += 1
+                return transcode(kind, with_valid_text(raw, self.codec), self.codec, codec)
         except Malformed:
             self._untranslatable += 1
             return None
@@ -331,7 +347,7 @@ class Router:
         """Return the groups that hold the wildcard or any of the symbols, each once."""
         groups = {**self._groups_by_topic.get((channel, WILDCARD), {})}
         for symbol in symbols:
-            topic = known(channel, symbol)
+            topic = channel, symbol
             groups |= self._groups_by_topic.get(topic, {})
             groups |= dict.fromkeys([group for group in self._large_groups if topic in group.subscription])
         return groups

@@ -27,10 +27,14 @@ class StartError(ProxyError):
 
 
 class ConnectionLost(ProxyError):
-    """The connection has ended; the text is the reason.
+    """The connection has ended; the text is the reason, and `hint` what to check.
 
     The peer closed, the network failed, or received data broke RFC 6455 or a limit.
     """
+
+    def __init__(self, reason: str, hint: str | None = None) -> None:
+        super().__init__(reason)
+        self.hint = hint
 
 
 class UpgradeRefused(ProxyError):

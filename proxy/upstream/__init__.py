@@ -1,8 +1,9 @@
 """Toward Alpaca: one supervised connection for each account and feed.
 
-supervisor          connects, logs in, reads, reconnects; connects the router and the reconciler to the connection
-alpaca_connection   one open connection: its reader, its one writer, its keep-alive
+supervisor          connects, reads, reconnects; connects the router and the reconciler to the connection
+source              the interface of a connection that delivers a feed
+alpaca_connection   one connection to Alpaca: socket, phase, log-in, the request under way, keep-alive
 websocket           websocket-client with a buffered reader, and the dial
-ack_dispatcher      delivers acknowledgements to sessions without blocking the hub
+silence             detects a feed that has fallen silent although it is connected
 feed_stats          lag, age and outages of a feed
 """

@@ -1,19 +1,18 @@
 """The supervisor of one feed of one account: its connection and its sessions.
 
-    connection.receive() ─► router.take / flush ─► member.put
-                                └─ control message ─► protocol.receive ─► reconciler ─► ack dispatcher ─► members
+    source.receive() ─► router.take / flush ─► member.put
+                            └─ control message ─► source.handle ─► reconciler ─► sessions
 
-The connection is opened when a session wants a topic, and closed when none has wanted one for IDLE_SECONDS. Payloads
-to send go through `_send` to the connection's one writer. Sessions never see a reconnect: the reconciler clears its
-acked topics, so the whole difference is requested again.
+The connection is opened when a session wants a topic, and closed when none has wanted one for IDLE_SECONDS. Sessions
+never see a reconnect: the reconciler clears its acked topics, so the whole difference is requested again.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Set
-from dataclasses import replace
-from math import inf
+from collections import deque
+from collections.abc import Callable, Iterable, Set
+from urllib.parse import urlsplit
 
 import gevent
 from gevent.event import Event
@@ -21,39 +20,37 @@ from gevent.event import Event
 from proxy.alpaca.client_protocol import (
     HINTS,
     OF_THE_CONNECTION,
+    SLOT_TAKEN,
+    Acknowledged,
     Backoff,
-    Confirmed,
     FeedEvent,
-    Ignored,
     LoggedIn,
-    Login,
     Phase,
     Refused,
-    Send,
-    client_protocol_for,
 )
-from proxy.alpaca.codec import Codec, Malformed
+from proxy.alpaca.codec import Codec, Malformed, Raw
 from proxy.alpaca.endpoints import Endpoint
 from proxy.alpaca.large_frames import LARGE_FRAME_BYTES
 from proxy.alpaca.market import ERRORS
-from proxy.alpaca.topics import MANY, NO_TOPICS, Subscription, Topic
+from proxy.alpaca.topics import Subscription, Topic
 from proxy.observe.logs import Log
 from proxy.observe.snapshot import FeedState
-from proxy.routing.pending_requests import RequestOutcome
 from proxy.routing.reconciler import SubscriptionReconciler
 from proxy.routing.router import Delivery, Routing
+from proxy.routing.subscriber import Error, PendingRequest, RequestOutcome, Subscriber
 from proxy.transport import frames
 from proxy.transport.errors import ConnectionLost, ProxyError, UpgradeRefused
 from proxy.transport.time_slice import SLICE_SECONDS, TimeSlice
-from proxy.upstream.ack_dispatcher import AckDispatcher, AckReceiver
 from proxy.upstream.alpaca_connection import AlpacaConnection
 from proxy.upstream.feed_stats import FeedStats
+from proxy.upstream.silence import SilenceDetector
+from proxy.upstream.source import FeedSettings, FeedSource
 from proxy.upstream.websocket import Frame
 
-STEP_SECONDS = 10.0  # for Alpaca's reply to a log-in
-# For Alpaca's reply to a request. A request is not repeated: a second reply would be taken for that to the next one.
-REQUEST_SECONDS = 30.0
 IDLE_SECONDS = STABLE_SECONDS = 10.0
+# For which a state that names nothing of the request under way is not taken for its answer: another proxy also sends
+# states that are none.
+DOUBT_SECONDS = 1.0
 
 
 class LoginRefused(ProxyError):
@@ -68,107 +65,128 @@ class FeedSupervisor:
     """The connection of one account to one feed.
 
     It is kept as long as a session wants a topic of the feed. `clock` is monotonic time in seconds; call `tick` several
-    times a second.
+    times a second. `came_live` is called when the feed is live, and gets its host.
     """
 
     def __init__(
-        self, endpoint: Endpoint, login: Login, codec: Codec, router: Routing, clock: Callable[[], float]
+        self,
+        endpoint: Endpoint,
+        settings: FeedSettings,
+        router: Routing,
+        clock: Callable[[], float],
+        came_live: Callable[[str], None],
     ) -> None:
         self.endpoint = endpoint
-        self.login = login
-        self.codec = codec
+        self.settings = settings
         self.router = router
         self.reconciler = SubscriptionReconciler()
-        self.phase = Phase.IDLE
-        self._phase_began = clock()
         self.connects = 0
         self.malformed = 0  # frames
+        self.silences = 0
         self.last_error = ""
         self.stats = FeedStats(clock)
         self._clock = clock
-        self._protocol = client_protocol_for(endpoint, codec, login)
+        self._came_live = came_live
+        self._source: FeedSource | None = None
+        self._resting = Phase.IDLE  # the phase while there is no source
+        self._phase_began = clock()
+        self._silence = SilenceDetector(settings.silence)
         self._backoff = Backoff(random.random)
-        self._connection: AlpacaConnection | None = None
         self._greenlet: gevent.Greenlet | None = None
         self._wake = Event()
-        self._requested_at = self._wanted_at = self._phase_began
+        self._next_attempt_at: float | None = None
+        self._wakes_with_host = False  # the current wait ends when another feed of the host is live
+        self._wanted_at = self._phase_began
         self._refused_at = 0.0
         self._stopped = False
-        self._log = Log("upstream", account=login.account, feed=endpoint.feed)
-        self._ack_dispatcher = AckDispatcher(self._deliver_outcome, self._log)
+        self._error: Error | None = None  # of the frames that are being handled; a state may follow that explains it
+        self._doubtful: tuple[Acknowledged, float] | None = None  # a state that may be no answer, and its time
+        self._untold: deque[RequestOutcome] = deque()
+        self._teller: gevent.Greenlet | None = None
+        self._log = Log("upstream", account=settings.login.account, feed=endpoint.feed)
 
     def __repr__(self) -> str:
-        return f"<FeedSupervisor {self.login.account}/{self.endpoint.feed} {self.phase.value}>"
+        return f"<FeedSupervisor {self.settings.login.account}/{self.endpoint.feed} {self.phase.value}>"
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of the connection or, without one, what the supervisor waits for."""
+        return self._resting if self._source is None else self._source.phase
+
+    @property
+    def codec(self) -> Codec:
+        """The codec of the connection."""
+        return self.settings.codec
 
     @property
     def acked(self) -> Set[Topic]:
         """The topics that Alpaca has confirmed."""
         return self.reconciler.acked
 
-    # Calls on behalf of sessions
+    @property
+    def host(self) -> str:
+        """The host and port that serve the feed."""
+        return urlsplit(self.settings.login.url).netloc
 
-    def change(
-        self, member: AckReceiver, add: Subscription, remove: Subscription = NO_TOPICS, since: float = inf
-    ) -> None:
-        """Subscribe the member to `add` and unsubscribe it from `remove`, as one request.
+    # Calls of sessions (routing.subscriber.Feed)
 
-        The member gets one outcome, with the state or an error. `since` is the clock at the request, if that is earlier
-        than now.
-        """
-        self._ack_dispatcher.take(self.reconciler.change(member.requests, add, remove, min(since, self._clock())))
-        if len(add) + len(remove) < MANY:
-            self._reconcile()
-        else:
-            gevent.spawn(self._reconcile_later)
-
-    def revoke(self, member: AckReceiver, topics: Subscription) -> None:
-        """Take topics away from the member.
-
-        It receives no message of them from now on; the outcomes that follow come in their order.
-        """
-        self.router.revoke(member, topics)
-        self._ack_dispatcher.take(self.reconciler.revoke(member.requests, topics, self._clock()))
-        gevent.spawn(self._reconcile_later)
-
-    def adopt(self, member: AckReceiver, requests: list[Subscription]) -> None:
-        """Take over a member from another account.
-
-        `requests` were acknowledged there.
-        """
-        self._ack_dispatcher.take(self.reconciler.adopt(member.requests, requests))
+    def request(self, request: PendingRequest) -> None:
+        self.reconciler.request(request)
         self._reconcile()
 
-    def leave(self, member: AckReceiver) -> None:
-        """Remove a member that has left."""
-        self.router.remove(member)
-        self.reconciler.leave(member.requests)
-        gevent.spawn(self._reconcile_later)
+    def apply(self, request: PendingRequest) -> list[tuple[bytes, int]]:
+        self.reconciler.apply(request)
+        self._reconcile()
+        return self._install(request.subscriber)
+
+    def revoke(self, subscriber: Subscriber, topics: Subscription) -> None:
+        self.router.revoke(subscriber, topics)
+        self.reconciler.revoke(subscriber, topics)
+        self._reconcile()
+
+    def adopt(self, subscriber: Subscriber, topics: Subscription) -> list[tuple[bytes, int]]:
+        self._tell(self.reconciler.adopt(subscriber, topics))
+        self._reconcile()
+        return self._install(subscriber)
+
+    def refresh(self, subscriber: Subscriber) -> None:
+        self._install(subscriber)
+
+    def leave(self, subscriber: Subscriber) -> None:
+        self.router.remove(subscriber)
+        self.reconciler.leave(subscriber)
+        self._reconcile()
+
+    def book(self, symbol: str, codec: Codec) -> Raw | bytes | None:
+        return self.router.book(symbol, codec)
 
     # Calls of the gateway
 
     def tick(self, now: float) -> None:
-        """Do what is due: provisional acknowledgements, pings, timeouts."""
-        self._ack_dispatcher.take(self.reconciler.overdue(now))
+        """Do what is due: provisional acknowledgements, pings, time limits, silence."""
+        self._tell(self.reconciler.overdue(now))
         self.stats.tick(self.router.received, now)
-        if self._greenlet is None and self.reconciler.closed and now - self._refused_at >= Backoff.REFUSED:
+        if self._greenlet is None and self.reconciler.closed and now - self._refused_at >= Backoff.NOT_SERVED:
             self.reconciler.open()  # the next subscribe dials again
         if not self.reconciler.idle:
             self._wanted_at = now
-            self._reconcile()  # has no effect, unless an internal error has ended the greenlet
         elif now - self._wanted_at >= IDLE_SECONDS and self._greenlet is not None:
             self._end("no session subscribes to it any more")
-        if self._connection is not None:
-            self._connection.tick(now)
-            if self.phase is Phase.AUTHENTICATING and now - self._phase_began >= STEP_SECONDS:
-                self._end(f"no answer to the log-in within {STEP_SECONDS:.0f} s")
-            elif self.reconciler.request is not None and now - self._requested_at >= REQUEST_SECONDS:
-                self._end(f"no answer to a request within {REQUEST_SECONDS:.0f} s")
+        if (source := self._source) is not None:
+            source.tick(now)
+            if self._doubtful is not None and now - self._doubtful[1] >= DOUBT_SECONDS:
+                self._answer(self._doubtful[0])
+            if source.live and self._silence.tick(self.router.received, now):
+                self.silences += 1
+                self._log.warning("silent", seconds=self.settings.silence, result="connecting anew")
+                source.end(f"no message for {self.settings.silence:.0f} s on a feed that was busy")
+        self._reconcile()
 
     def state(self) -> FeedState:
         """Return the feed's part of the snapshot."""
         now = self._clock()
         return FeedState(
-            account=self.login.account,
+            account=self.settings.login.account,
             feed=self.endpoint.feed,
             phase=self.phase.value,
             state_age=now - self._phase_began,
@@ -183,23 +201,26 @@ class FeedSupervisor:
             age=self.stats.age(now),
             outages=self.stats.outages,
             outage_seconds=self.stats.outage_seconds(),
+            next_attempt=None if self._next_attempt_at is None else max(0.0, self._next_attempt_at - now),
+            silences=self.silences,
             needed=not self.reconciler.idle,
             lag=self.stats.lags.state(),
         )
 
-    def reconfigure(self, login: Login, codec: Codec, router: Routing) -> None:
+    def reconfigure(self, settings: FeedSettings, router: Routing) -> None:
         """Reconnect with the settings of a changed account.
 
         Sessions keep their subscriptions, which are copied to the new `router`.
         """
-        self.login, self.codec = login, codec
-        self._protocol = client_protocol_for(self.endpoint, codec, login)
+        self.settings = settings
+        self._silence.limit = settings.silence
         for member, subscription in self.router.subscriptions():
             router.set_subscription(member, subscription)
         self.router = router
         self.reconciler.open()
         self._backoff.reset()
-        if self._connection is not None:
+        source = self._source
+        if source is not None and source.phase is not Phase.CONNECTING and not source.ended:
             self._end("the account's configuration changed")
         else:  # the greenlet, if there is one, dials with the old settings or waits to do so
             self._kill_greenlet()
@@ -215,6 +236,11 @@ class FeedSupervisor:
             if self._greenlet is None:
                 self.reconciler.open()
 
+    def host_is_live(self) -> None:
+        """Dial again now, unless Alpaca asked to wait: another feed of the host is live."""
+        if self._wakes_with_host:
+            self._wake.set()
+
     def stop(self) -> None:
         """End the connection and its greenlet for good; block until that is done.
 
@@ -229,13 +255,15 @@ class FeedSupervisor:
         try:
             while not self._expired():
                 wait = self._connect_once()
+                self._next_attempt_at = self._clock() + wait
                 self._wake.clear()
                 self._wake.wait(wait)
         finally:
+            self._next_attempt_at, self._wakes_with_host = None, False
             self._greenlet = None
             if self.reconciler.idle:
                 self.stats.end_outage()
-            self._set_phase(Phase.IDLE)
+            self._rest(Phase.IDLE)
 
     def _expired(self) -> bool:
         return self.reconciler.idle and self._clock() - self._wanted_at >= IDLE_SECONDS
@@ -244,42 +272,53 @@ class FeedSupervisor:
         """Run one connection to its end; return the seconds to wait before the next."""
         refusal: int | None = None
         not_in_plan = False
-        self._set_phase(Phase.CONNECTING)
+        hint: str | None = None
+        source = self._source = AlpacaConnection(self.endpoint, self.settings, self._clock)
+        self._phase_began, self._next_attempt_at, self._wakes_with_host = self._clock(), None, False
         try:
-            self._run_connection()
+            self._run_source(source)
         except UpgradeRefused as error:
             refusal, last_error = error.status, str(error)
         except LoginRefused as error:
             refusal, last_error = error.code, str(error)
             not_in_plan = refusal == 409  # only from Alpaca: an HTTP status may come from a proxy in between
         except ConnectionLost as error:
-            last_error = str(error)
+            last_error, hint = str(error), error.hint
         except Exception as error:  # an internal error costs the connection, not the feed
             last_error = f"an internal error: {type(error).__name__}"
             self._log.error("internal_error")
         finally:
-            was_live, lasted = self.phase is Phase.LIVE, self._clock() - self._phase_began
-            if was_live and not self.reconciler.idle:
-                self._count_outage()
-            self.reconciler.lost()
-            self.router.prune_books(self.reconciler.acked)
+            was_live, lasted = source.phase is Phase.LIVE, self._clock() - self._phase_began
+            self._lose(source)
         if was_live and lasted >= STABLE_SECONDS:
             self._backoff.reset()
         self.last_error = last_error
-        if self._expired():
+        if self._expired() or source.deliberate:
+            self._rest(Phase.WAITING)
             self._log.info("closed", reason=last_error)
             return 0.0
         if not_in_plan:
-            self._set_phase(Phase.REFUSED)
+            self._rest(Phase.REFUSED)
             self._refused_at = self._phase_began
-            self._ack_dispatcher.take(self.reconciler.close(409, "insufficient subscription"))
-            wait = Backoff.REFUSED
+            self._tell(self.reconciler.close(409, "insufficient subscription"))
+            wait = Backoff.NOT_SERVED
         else:
-            self._set_phase(Phase.WAITING)
-            wait = self._backoff.next(refused=refusal is not None and refusal < 500)
-        event = "lost" if was_live else "failed"
-        self._log.warning(event, reason=last_error, hint=HINTS.get(refusal or 0), retry_in=wait)
+            self._rest(Phase.WAITING)
+            wait = self._backoff.next(None if refusal is None or 500 <= refusal < 600 else refusal)
+            self._wakes_with_host = refusal not in SLOT_TAKEN
+        hint = HINTS.get(refusal or 0, hint)
+        self._log.warning("lost" if was_live else "failed", reason=last_error, hint=hint, retry_in=wait)
         return wait
+
+    def _lose(self, source: FeedSource) -> None:
+        """Count everything as missing that the connection had confirmed."""
+        if source.phase is Phase.LIVE and not self.reconciler.idle:
+            self._count_outage()
+        self._source, self._doubtful, self._error = None, None, None
+        if (request := source.take_request()) is not None and not source.deliberate:
+            self._tell(self.reconciler.failed(request, self._clock(), closed=True))
+        self.reconciler.lost()
+        self.router.prune_books(self.reconciler.acked)
 
     def _count_outage(self) -> None:
         """Count an outage for the feed and each of its members.
@@ -290,39 +329,36 @@ class FeedSupervisor:
         for member, _ in self.router.subscriptions():
             member.outages += 1
 
-    def _run_connection(self) -> None:
-        connection = self._connection = AlpacaConnection(self.login.url, self.codec.content_type, self._clock)
+    def _run_source(self, source: FeedSource) -> None:
         try:
-            self._set_phase(Phase.AUTHENTICATING)
-            for payload in self._protocol.opening():
-                self._send(payload)
-            self._read_frames(connection)
+            source.open()
+            self._phase_began = self._clock()
+            self._read_frames(source)
         finally:
-            self._connection = None
-            connection.close()
+            source.close()
 
-    def _read_frames(self, connection: AlpacaConnection) -> None:
+    def _read_frames(self, source: FeedSource) -> None:
         """Read until the connection is lost.
 
         It yields by time, since `receive` does not block while data is ready.
         """
         time_slice, done = TimeSlice(self._clock), self._clock()
         while True:
-            received = connection.receive()
-            if connection.received_at - done >= SLICE_SECONDS:
-                time_slice.begin(connection.received_at)  # `receive` has blocked
+            received = source.receive()
+            if source.received_at - done >= SLICE_SECONDS:
+                time_slice.begin(source.received_at)  # `receive` has blocked
             if received and len(received[-1].payload) > LARGE_FRAME_BYTES:  # a large frame is always the last one
-                self._take(received[:-1])
-                self._take_large(received[-1].payload, time_slice)
+                self._take(source, received[:-1])
+                self._take_large(source, received[-1], time_slice)
             else:
-                self._take(received)
+                self._take(source, received)
             if time_slice.over():
                 time_slice.yield_to_hub()
             done = self._clock()
             if done >= self.stats.due and received and len(received[0].payload) <= LARGE_FRAME_BYTES:
-                self.stats.sample(received[0].payload, self.codec, connection.received_at)
+                self.stats.sample(received[0].payload, self.codec, source.received_at)
 
-    def _take(self, received: list[Frame]) -> None:
+    def _take(self, source: FeedSource, received: list[Frame]) -> None:
         """The data path, from frames to outboxes; never blocks.
 
         It does not stop in between when its time slice is over, since each flush costs one send to each client. The
@@ -333,19 +369,25 @@ class FeedSupervisor:
             try:
                 control = router.take(frame.payload)
             except Malformed:
-                self.malformed += 1
+                if (error := source.foreign_error(frame.payload)) is None:
+                    self.malformed += 1
+                else:
+                    self._handle(source, error)
                 continue
-            if control is not None:
+            if control:
                 self._deliver(router.flush())
-                self._handle(self._protocol.receive(control))
+                for body in control:
+                    self._handle(source, source.handle(body))
         self._deliver(router.flush())
+        if self._error is not None:
+            self._refuse()
 
-    def _take_large(self, payload: bytes, time_slice: TimeSlice) -> None:
+    def _take_large(self, source: FeedSource, frame: Frame, time_slice: TimeSlice) -> None:
         """Deliver a large frame in pieces, and yield by time between them."""
         try:
-            for piece in self.router.pieces(payload):
+            for piece in self.router.pieces(frame.payload):
                 if piece is not None:
-                    self._take([Frame(self._protocol.text, piece)])
+                    self._take(source, [Frame(frame.text, piece)])
                 if time_slice.over():
                     time_slice.yield_to_hub()
         except Malformed:
@@ -355,77 +397,132 @@ class FeedSupervisor:
         for members, text, payload, messages in deliveries:
             frame = frames.encode(frames.TEXT if text else frames.BINARY, payload)
             for member in members:
-                member.put(frame, messages)
+                try:
+                    member.put(frame, messages)
+                except Exception:  # an internal error of one outbox costs that session alone
+                    self._log.error("internal_error", part=repr(member))
+                    member.abort()
 
-    def _handle(self, event: FeedEvent) -> None:
+    def _handle(self, source: FeedSource, event: FeedEvent) -> None:
         """Act on a control message of Alpaca."""
+        error = self._error
+        if error is not None and not (isinstance(event, Acknowledged) and event.lacks(self.reconciler.acked)):
+            self._refuse()
+            error = None
         match event:
-            case Send(payload):
-                self._send(payload)
             case LoggedIn():
                 self.connects += 1
+                self._phase_began = self._clock()
+                self._silence.restart()
                 self.stats.end_outage()
-                self._set_phase(Phase.LIVE)
                 self._log.info("live", topics=len(self.reconciler.wanted))
                 self.reconciler.open()
                 self._reconcile()
-            case Confirmed():
-                self._log.debug("confirmed")
-                outcomes = self.reconciler.confirmed()
-                self.router.prune_books(self.reconciler.acked)
-                self._ack_dispatcher.take(outcomes)
-                gevent.spawn(self._reconcile_later)
-            case Refused(code, msg) if self.phase is not Phase.LIVE:
+                self._came_live(self.host)
+            case Acknowledged() if source.request is not None and source.request.is_answered_by(event):
+                self._answer(event)
+            case Acknowledged():
+                if source.request is not None:
+                    self._doubtful = event, self._clock()
+                self._error = None
+                self._tell(self.reconciler.reported(event, error, self._clock()))
+                self._after_answer()
+            case Refused(code, msg) if source.phase is not Phase.LIVE:
                 raise LoginRefused(code, msg)
             case Refused(code, msg):
                 self._log.warning("refused", code=code, reason=msg, hint=HINTS.get(code))
                 if code not in OF_THE_CONNECTION:
-                    self._ack_dispatcher.take(self.reconciler.refused(code, msg or ERRORS.get(code, ERRORS[500])))
-                    self._reconcile()
-            case Ignored():
-                pass
+                    self._error = code, msg or ERRORS.get(code, ERRORS[500])
 
-    def _deliver_outcome(self, outcome: RequestOutcome) -> Iterator[None]:
-        """Deliver an outcome to its session, then the cached order books.
+    def _answer(self, state: Acknowledged) -> None:
+        """Take a state for the answer to the request under way."""
+        self._doubtful = None
+        request = None if self._source is None else self._source.take_request()
+        if request is not None:
+            self._log.debug("confirmed")
+            self._tell(self.reconciler.answered(request, state, self._clock()))
+            self._after_answer()
 
-        No other data of the new topics comes before them.
+    def _refuse(self) -> None:
+        """Take the error that was received last for the answer to the request under way."""
+        error, self._error = self._error, None
+        request = None if self._source is None else self._source.take_request()
+        if request is not None and error is not None:
+            self._doubtful = None
+            self._tell(self.reconciler.refused(request, error, self._clock()))
+            self._after_answer()
+
+    def _after_answer(self) -> None:
+        self.router.prune_books(self.reconciler.acked)
+        self._reconcile()
+
+    # Sessions
+
+    def _tell(self, outcomes: Iterable[RequestOutcome]) -> None:
+        """Tell sessions their outcomes: at once for one time slice, the rest in a greenlet.
+
+        One answer of Alpaca may resolve requests of hundreds of sessions.
         """
-        yield from outcome.requests.member.prepare(outcome)
-        if (member := outcome.requests.member) is not None:  # the session has not left meanwhile
-            if outcome.state is None:
-                member.answered(outcome)
-            else:  # topics may have been revoked since the outcome was computed
-                state = outcome.state - member.requests.revoked
-                member.answered(replace(outcome, state=state))
-                self._deliver(self.router.set_subscription(member, state))
+        self._untold.extend(outcomes)
+        if self._untold and self._teller is None:
+            time_slice = TimeSlice()
+            while self._untold and not time_slice.over():
+                self._tell_one(self._untold.popleft())
+            if self._untold:
+                self._teller = gevent.spawn(self._tell_rest)
+
+    def _tell_rest(self) -> None:
+        time_slice = TimeSlice()
+        while self._untold:
+            self._tell_one(self._untold.popleft())
+            if time_slice.over():
+                time_slice.yield_to_hub()
+        self._teller = None
+
+    def _tell_one(self, outcome: RequestOutcome) -> None:
+        subscriber = outcome.subscriber
+        if subscriber.left or subscriber.feed is not self:
+            return
+        try:
+            if outcome.unasked:
+                books = self._install(subscriber)
+                subscriber.session.report(outcome.error)
+                for frame, messages in books:
+                    subscriber.put(frame, messages)
+            else:
+                subscriber.session.answer()
+        except Exception:  # an internal error costs this session, not the others
+            self._log.error("internal_error", part=repr(subscriber))
+            subscriber.abort()
+
+    def _install(self, subscriber: Subscriber) -> list[tuple[bytes, int]]:
+        """Route to the subscriber what it holds; return the frames of order books that it needs first."""
+        return [
+            (frames.encode(frames.TEXT if text else frames.BINARY, payload), messages)
+            for _, text, payload, messages in self.router.set_subscription(subscriber, subscriber.held)
+        ]
 
     def _reconcile(self) -> None:
-        """Start the greenlet if it is needed, or send the next request if it is due.
+        """Start the greenlet if it is needed, or send the next request if one can be sent.
 
-        The next request is due when none is under way and wanted and acked topics differ.
-        """
-        if self._greenlet is None and not self.reconciler.idle and not self._stopped:
-            self._wanted_at = self._clock()
-            self._greenlet = gevent.spawn(self._run)
-        elif self.phase is Phase.LIVE and (request := self.reconciler.next_request()) is not None:
-            self._requested_at = self._clock()
-            if self._log.debugging:
-                self._log.debug("request", action="add" if request.add else "remove", topics=len(request.topics))
-            self._send(self._protocol.request(request.add, request.topics, self.reconciler.acked))
-
-    def _reconcile_later(self) -> None:
-        """Reconcile in a greenlet of its own.
-
-        The caller may have processed thousands of topics already.
+        An internal error is left to the next tick, which tries again.
         """
         try:
-            self._reconcile()
-        except Exception:  # an internal error; the tick tries again, or ends the connection after REQUEST_SECONDS
+            if self._greenlet is None and not self.reconciler.idle and not self._stopped:
+                self._wanted_at = self._clock()
+                self._greenlet = gevent.spawn(self._run)
+            elif (source := self._source) is not None and source.live and source.request is None:
+                request = self.reconciler.next_request(self._clock())
+                if request is not None:
+                    if not request.add:
+                        self._silence.restart()
+                    if self._log.debugging:
+                        self._log.debug(
+                            "request", action="add" if request.add else "remove", topics=len(request.topics)
+                        )
+                    source.send_request(request, self.reconciler.acked)
+        except Exception:
             self._log.error("internal_error")
-
-    def _send(self, payload: bytes) -> None:
-        if self._connection is not None:
-            self._connection.send(frames.TEXT if self._protocol.text else frames.BINARY, payload)
 
     def _kill_greenlet(self) -> None:
         if (greenlet := self._greenlet) is not None:
@@ -436,9 +533,9 @@ class FeedSupervisor:
     def _end(self, reason: str) -> None:
         """Begin to close the connection, or end the wait for the next one."""
         self._wake.set()
-        if self._connection is not None:
-            self._connection.end(reason)
+        if self._source is not None:
+            self._source.end(reason, deliberate=True)
 
-    def _set_phase(self, phase: Phase) -> None:
-        self.phase = phase
+    def _rest(self, phase: Phase) -> None:
+        self._resting = phase
         self._phase_began = self._clock()

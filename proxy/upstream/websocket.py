@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 import re
 import socket
 import ssl
@@ -345,9 +346,29 @@ def dial(url: str, headers: Mapping[str, str], enqueue: Callable[[int, bytes], N
     except (OSError, websocket.WebSocketException, ValueError, CookieError) as error:
         if response is not None and (status := connection.getstatus() or response.status):
             raise UpgradeRefused(status) from error
-        raise ConnectionLost(str(error) or type(error).__name__) from error
+        reason, hint = _reason_and_hint(error)
+        raise ConnectionLost(f"{urlsplit(url).netloc}: {reason}", hint) from error
     connection.begin(response.socket, response.rest)
     return connection
+
+
+def _reason_and_hint(error: Exception) -> tuple[str, str | None]:
+    """Return the reason of a failed dial, and what to check; None if nothing is known to help."""
+    reason = os.strerror(error.errno) if isinstance(error, ConnectionRefusedError) and error.errno else str(error)
+    for kind, hint in _DIAL_HINTS.items():
+        if isinstance(error, kind):
+            return reason or kind.__name__, hint
+    return reason or type(error).__name__, None
+
+
+# Advice on a failed dial; the first kind that fits.
+_DIAL_HINTS: dict[type[Exception], str] = {
+    ssl.SSLCertVerificationError: "check this machine's clock and its CA certificates, and the host in the URL",
+    ssl.SSLError: "the host does not speak TLS there: check the port, and wss:// or ws:// in the URL",
+    socket.gaierror: "check the host in the URL, and this machine's DNS",
+    ConnectionRefusedError: "no program listens there: check the host and port in the URL",
+    TimeoutError: "check this machine's network and firewall",
+}
 
 
 def _open_socket(url: str) -> socket.socket:

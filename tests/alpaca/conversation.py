@@ -7,8 +7,10 @@ from typing import Any
 
 import msgpack
 
+from proxy.alpaca.cooperative import run_to_end
 from proxy.alpaca.endpoints import endpoint, feed_of_path
 from proxy.alpaca.server_protocol import Authenticate, Reply, server_protocol_for
+from proxy.alpaca.topics import Subscription
 
 MSGPACK = "application/msgpack"
 
@@ -48,6 +50,10 @@ class Client:
         assert self.request({"action": "auth", "key": "K", "secret": "S"}) == Authenticate("K", "S")
         self.protocol.granted()
         return self
+
+    def acked(self, held: Subscription) -> bytes:
+        """Return the acknowledgement of a change."""
+        return run_to_end(self.protocol.acked(held))
 
     def subscribe(self, **channels: Any) -> Any:
         return self.request({"action": "subscribe", **channels})

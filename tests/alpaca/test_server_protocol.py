@@ -6,13 +6,10 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from proxy.alpaca import market, server_protocol
+from proxy.alpaca import cooperative
 from proxy.alpaca.market import ERRORS
 from proxy.alpaca.server_protocol import Authenticate, LoginState, Subscribe, Unsubscribe
-from proxy.alpaca.topics import MANY
 from tests.alpaca.conversation import MSGPACK, Client, error
 
 CODECS = pytest.mark.parametrize("content_type", ["", MSGPACK], ids=["json", "msgpack"])
@@ -33,7 +30,7 @@ def test_log_in_and_subscribe(content_type: str) -> None:
     assert client.decode(client.protocol.granted()) == [{"T": "success", "msg": "authenticated"}]
     topics = frozenset({("trades", "AAPL"), ("quotes", "*")})
     assert client.subscribe(trades=["AAPL"], quotes=["*"]) == Subscribe(topics)
-    [ack] = client.decode(client.protocol.acked(topics))
+    [ack] = client.decode(client.acked(topics))
     assert ack["T"] == "subscription"
     assert (ack["trades"], ack["quotes"], ack["bars"]) == (["AAPL"], ["*"], [])
     assert client.unsubscribe(trades=["AAPL"]) == Unsubscribe(frozenset({("trades", "AAPL")}))
@@ -354,16 +351,16 @@ CRYPTO = ["trades", "quotes", "orderbooks", "bars", "updatedBars", "dailyBars"]
 )
 def test_an_ack_has_every_documented_channel_in_documented_order(path: str, keys: list[str]) -> None:
     client = Client(path)
-    [ack] = client.decode(client.protocol.acked(frozenset()))
+    [ack] = client.decode(client.acked(frozenset()))
     assert list(ack.items()) == [("T", "subscription"), *((key, []) for key in keys)]
     held = frozenset((key, symbol) for key in keys if key not in STOCKS[-2:] for symbol in ("B", "*", "A"))
-    [ack] = client.decode(client.protocol.acked(held))
+    [ack] = client.decode(client.acked(held))
     assert list(ack.items()) == [("T", "subscription"), *((key, ["*", "A", "B"]) for key in keys)]
 
 
 def test_an_ack_byte_for_byte() -> None:
     held = frozenset({("trades", "MSFT"), ("trades", "AAPL"), ("bars", "*")})
-    assert Client().protocol.acked(held) == (
+    assert Client().acked(held) == (
         b'[{"T":"subscription","trades":["AAPL","MSFT"],"quotes":[],"bars":["*"],"updatedBars":[],"dailyBars":[],'
         b'"statuses":[],"lulds":[],"corrections":["AAPL","MSFT"],"cancelErrors":["AAPL","MSFT"]}]'
     )
@@ -372,80 +369,32 @@ def test_an_ack_byte_for_byte() -> None:
 def test_an_ack_has_undocumented_channels_while_they_are_held() -> None:
     """Such as `imbalances`, and channels that the proxy has no name for."""
     client = Client()
-    [ack] = client.decode(client.protocol.acked(frozenset({("imbalances", "SPY"), ("auctions", "*")})))
+    [ack] = client.decode(client.acked(frozenset({("imbalances", "SPY"), ("auctions", "*")})))
     assert list(ack)[:10] == ["T", *STOCKS]
     assert (ack["imbalances"], ack["auctions"], ack["corrections"]) == (["SPY"], ["*"], [])
 
 
-# Caches of long messages and long acknowledgements
-
-PADDING = "x" * server_protocol.LONG_MESSAGE  # under a key that is ignored
-PATHS = st.sampled_from(
-    ["/v2/iex", "/v2/sip", "/v1beta3/crypto/us", "/v1beta1/crypto", "/v1beta1/opra", "/v1beta1/news"]
-)
-SYMBOLS = st.sampled_from(["AAPL", "BTCUSD", "BTC/USD", "*", "A*", "", 7])
-REQUESTS = st.fixed_dictionaries(
-    {"action": st.sampled_from(["subscribe", "unsubscribe", "auth", "listen"])},
-    optional={channel: st.lists(SYMBOLS, max_size=2) for channel in ("trades", "quotes", "news", "key")},
-)
-
-
-@given(st.lists(st.tuples(PATHS, st.sampled_from(["", MSGPACK]), REQUESTS), max_size=12))
-def test_a_long_message_has_the_outcome_of_a_short_one(sent: list[tuple[str, str, dict[str, Any]]]) -> None:
-    for path, content_type, request in sent:
-        client = Client(path, content_type).log_in()
-        expected = client.request(request)
-        for _ in range(2):
-            assert client.request(request | {"note": PADDING}) == expected
-
-
-def test_two_long_requests_in_one_message() -> None:
-    client = Client().log_in()
-    requests = [
-        client.encode({"action": "subscribe", "trades": [symbol], "note": PADDING}) for symbol in ("AAPL", "SPY")
-    ]
-    for _ in range(2):
-        assert client.send(b"".join(requests)) == [
-            Subscribe(frozenset({("trades", symbol)})) for symbol in ("AAPL", "SPY")
-        ]
-
-
-@pytest.mark.parametrize("logged_in", [False, True])
-def test_messages_with_a_secret_are_not_cached(logged_in: bool) -> None:
-    client = Client()
-    if logged_in:
-        client.log_in()
-    server_protocol._changes.clear()
-    login = client.encode({"action": "auth", "key": "K", "secret": "S", "note": PADDING})
-    subscribe = client.encode({"action": "subscribe", "trades": ["AAPL"], "note": PADDING})
-    for message in (login, login + subscribe, subscribe + login):
-        client.send(message)
-    assert len(server_protocol._changes) == 0
-
-
-def test_messages_and_acks_over_the_limits_are_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_protocol, "REMEMBERED_TOPICS", 2)
-    client = Client().log_in()
-    server_protocol._changes.clear()
-    for symbols, cached in (["A", "B", "C"], 0), (["A", "B"], 1):
-        client.subscribe(trades=symbols, note=PADDING)
-        assert len(server_protocol._changes) == cached
-    held = frozenset(("trades", f"S{number}") for number in range(MANY))
-    server_protocol._acknowledgements.clear()
-    monkeypatch.setattr(market, "MAX_ACK_BYTES", 100)
-    client.protocol.acked(held)
-    assert len(server_protocol._acknowledgements) == 0
-
-
 @CODECS
-def test_a_long_ack_depends_on_feed_and_codec(content_type: str) -> None:
-    """A cached one is not sent on another feed or in another codec."""
-    held = frozenset(("trades", f"S{number}") for number in range(MANY))
-    for path in ("/v2/iex", "/v1beta3/crypto/us", "/v2/iex"):
+def test_a_long_ack_is_computed_in_steps(content_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes do not depend on the steps, and it has the channels of its feed."""
+    monkeypatch.setattr(cooperative, "CHUNK_SIZE", 100)
+    held = frozenset(("trades", f"S{number}") for number in range(1000))
+    for path in ("/v2/iex", "/v1beta3/crypto/us", "/v1beta1/crypto"):
         client = Client(path, content_type)
-        [ack] = client.decode(client.protocol.acked(held))
+        [ack] = client.decode(client.acked(held))
         assert ack["trades"] == sorted(symbol for _, symbol in held)
         assert ("lulds" in ack) == ("orderbooks" not in ack) == (path == "/v2/iex")
+        assert sum(1 for _ in client.protocol.acked(held)) >= 10, "it yields after each chunk"
+
+
+def test_a_long_request_is_parsed_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cooperative, "CHUNK_SIZE", 100)
+    client = Client().log_in()
+    symbols = [f"S{number}" for number in range(1000)]
+    outcomes = [*client.protocol.receive(client.encode({"action": "subscribe", "trades": symbols}))]
+    assert outcomes[-1] == Subscribe(frozenset(("trades", symbol) for symbol in symbols))
+    assert set(outcomes[:-1]) == {None}
+    assert len(outcomes) > 10
 
 
 def test_reprs() -> None:
@@ -462,6 +411,6 @@ def test_pairs_without_a_slash(content_type: str) -> None:
     today = frozenset({("trades", "BTC/USD"), ("quotes", "ETH/BTC"), ("bars", "*")})
     assert client.subscribe(trades=["BTCUSD"], quotes=["ETH/BTC"], bars=["*"]) == Subscribe(today)
     assert client.unsubscribe(trades=["BTCUSD"]) == Unsubscribe(frozenset({("trades", "BTC/USD")}))
-    [ack] = client.decode(client.protocol.acked(today))
+    [ack] = client.decode(client.acked(today))
     assert (ack["trades"], ack["quotes"], ack["bars"]) == (["BTCUSD"], ["ETHBTC"], ["*"])
     assert client.subscribe(news=["BTCUSD"]) == FOREIGN

@@ -27,8 +27,7 @@ def test_log_in_and_listen(path: str, content_type: str) -> None:
     authorized = {"stream": "authorization", "data": {"status": "authorized", "action": "authenticate"}}
     assert client.decode(client.protocol.granted()) == authorized
     assert client.listen("trade_updates") == Listen(UPDATES, NO_TOPICS)
-    listening = {"stream": "listening", "data": {"streams": ["trade_updates"]}}
-    assert client.decode(client.protocol.acked(UPDATES)) == listening
+    assert client.decode(client.acked(UPDATES)) == {"stream": "listening", "data": {"streams": ["trade_updates"]}}
     assert client.request(login) == authorized  # a second log-in is acknowledged again
 
 
@@ -103,10 +102,8 @@ def test_listen_replaces_the_streams_and_leaves_out_unknown_ones() -> None:
     assert client.listen() == Listen(NO_TOPICS, NO_TOPICS)
     assert client.request({"action": "listen", "data": {}}) == Listen(NO_TOPICS, NO_TOPICS)
     assert client.listen("nonsense") == Listen(None, NO_TOPICS)
-    assert client.protocol.acked(both) == (
-        b'{"stream":"listening","data":{"streams":["account_updates","trade_updates"]}}'
-    )
-    assert client.protocol.acked(NO_TOPICS) == b'{"stream":"listening","data":{"streams":[]}}'
+    assert client.acked(both) == (b'{"stream":"listening","data":{"streams":["account_updates","trade_updates"]}}')
+    assert client.acked(NO_TOPICS) == b'{"stream":"listening","data":{"streams":[]}}'
 
 
 def test_listen_adds_legacy_streams() -> None:
@@ -116,7 +113,7 @@ def test_listen_adds_legacy_streams() -> None:
     assert client.listen("trade_updates", "T.SPY") == Listen(UPDATES, frozenset({("trades", "SPY")}))
     unlisten = {"action": "unlisten", "data": {"streams": ["trade_updates", "alpacadatav1/T.SPY"]}}
     assert client.request(unlisten) == Unlisten(UPDATES, frozenset({("trades", "SPY")}))
-    assert client.protocol.acked(bars | UPDATES) == (
+    assert client.acked(bars | UPDATES) == (
         b'{"stream":"listening","data":{"streams":["AM.*","Q.BRK.B","T.SPY","trade_updates"]}}'
     )
 

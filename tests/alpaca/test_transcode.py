@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from contextlib import suppress
 from typing import Any
 
 import msgpack
@@ -16,7 +17,7 @@ from proxy.alpaca import timestamps
 from proxy.alpaca.codec import JSON, MSGPACK, Codec, Malformed
 from proxy.alpaca.legacy import LEGACY
 from proxy.alpaca.plain_pairs import PLAIN_PAIRS
-from proxy.alpaca.transcode import transcode
+from proxy.alpaca.transcode import InvalidText, transcode, with_valid_text
 from tests.alpaca.bodies import JSON_VALUES, MSGPACK_VALUES, TEXTS, json_bodies, msgpack_bodies
 
 FIRST, LAST = -62_135_596_800_000_000_000, 253_402_300_799_999_999_999  # of the years 1 to 9999
@@ -382,3 +383,100 @@ def test_deep_nesting(source: Codec, target: Codec, levels: int) -> None:
 def test_the_same_codec_returns_the_same_bytes() -> None:
     body = b'{ "T":"t" , "p":1.50 }'
     assert transcode("t", body, JSON, JSON) is body
+
+
+# Texts that are not UTF-8
+
+INVALID = st.sampled_from([b"\xff", b"caf\xe9", b"\xed\xa0\x80", b"a\xc3", b"\xf0\x9f\x98 b"])
+ANY_TEXT = INVALID | TEXTS.map(str.encode) | st.binary(max_size=300)
+BYTE_TREES = st.recursive(
+    ANY_TEXT | st.none() | st.booleans() | PRICES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def packed_raw(value: Any) -> bytes:
+    """Encode with the old library's raw strings: bytes become texts, valid or not."""
+    data: bytes = msgpack.packb(value, use_bin_type=False)
+    return data
+
+
+def replaced(value: Any) -> Any:
+    """The value with U+FFFD for what is not UTF-8."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, list):
+        return [replaced(item) for item in value]
+    return {key: replaced(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+@given(headline=INVALID, kind=st.sampled_from(["n", "z"]), symbols=st.lists(SYMBOLS, max_size=2))
+def test_an_article_with_invalid_text_from_msgpack(headline: bytes, kind: str, symbols: list[str]) -> None:
+    time = msgpack.Timestamp.from_unix_nano(1680782066838232225)
+    article = {"T": kind, "id": 7, "headline": headline, "author": "é", "symbols": symbols, "updated_at": time}
+    with pytest.raises(InvalidText):
+        transcode(kind, packed_raw(article), MSGPACK, JSON)
+    body = transcode(kind, with_valid_text(packed_raw(article), MSGPACK), MSGPACK, JSON)
+    assert body is not None
+    expected = {**replaced(article), "updated_at": "2023-04-06T11:54:26.838232225Z"}
+    assert json.loads(bytes(body)) == expected
+
+
+@given(headline=INVALID, kind=st.sampled_from(["n", "z", "t"]))
+def test_a_body_with_invalid_text_from_json(headline: bytes, kind: str) -> None:
+    body = b'{"T":"%b","p":1.50,"x":"%b","t":"2023-04-06T11:54:26.838232225Z"}' % (kind.encode(), headline)
+    with pytest.raises(InvalidText):
+        transcode(kind, body, JSON, MSGPACK)
+    translated = transcode(kind, with_valid_text(body, JSON), JSON, MSGPACK)
+    assert translated is not None
+    message = msgpack.unpackb(bytes(translated))
+    assert (message["x"], message["p"]) == (headline.decode("utf-8", "replace"), 1.5)
+    assert message["t"] == msgpack.Timestamp.from_unix_nano(1680782066838232225)
+
+
+@given(st.dictionaries(TEXTS, BYTE_TREES, max_size=4))
+def test_valid_text_in_msgpack_keeps_everything_else(value: dict[str, Any]) -> None:
+    body = with_valid_text(packed_raw(value), MSGPACK)
+    assert exactly_sorted(msgpack.unpackb(body)) == exactly_sorted(replaced(value))
+
+
+@given(msgpack_bodies())
+def test_valid_msgpack_stays_the_same_value(body: bytes) -> None:
+    try:
+        expected = msgpack.unpackb(body, strict_map_key=False)
+    except (ValueError, msgpack.UnpackException):
+        return
+    try:
+        again = with_valid_text(body, MSGPACK)
+    except Malformed:
+        return
+    assert repr(msgpack.unpackb(again, strict_map_key=False)) == repr(expected)
+
+
+@given(json_bodies())
+def test_valid_json_keeps_its_bytes(body: bytes) -> None:
+    assert with_valid_text(body, JSON) == body
+
+
+@pytest.mark.parametrize("codec", [JSON, MSGPACK], ids=repr)
+@given(body=st.binary(max_size=40))
+def test_any_bytes_get_valid_text_or_are_malformed(codec: Codec, body: bytes) -> None:
+    with suppress(Malformed):
+        with_valid_text(body, codec)
+
+
+@pytest.mark.parametrize("key", [b"\xa1\xff", b"\x07"])
+def test_a_key_that_is_not_text_is_malformed(key: bytes) -> None:
+    with pytest.raises(Malformed):
+        with_valid_text(b"\x81" + key + b"\xa1x", MSGPACK)
+
+
+@pytest.mark.parametrize("levels", [30, 5000])
+def test_valid_text_in_deep_nesting(levels: int) -> None:
+    body = b"\x81\xa1a" * levels + b"\xa1\xff"
+    if levels < 100:
+        assert msgpack.unpackb(with_valid_text(body, MSGPACK)) is not None
+    else:
+        with pytest.raises(Malformed):
+            with_valid_text(body, MSGPACK)

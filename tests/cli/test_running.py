@@ -109,10 +109,12 @@ def test_status_of_a_failing_feed(start: Start, write: Write, call: Call) -> Non
 def test_control_characters_are_replaced(start: Start, write: Write, call: Call) -> None:
     proxy = start(CLIENTS)
     proxy.client("alpha").subscribe(trades=["AAPL"])
+    source = proxy.source()
+    assert source is not None
     proxy.upstream().last_error = "bad\x1b[2J\nnews"
-    proxy.upstream().phase = Phase.WAITING
+    source.phase = Phase.WAITING
     result = call("status", "-c", write(admin_of(proxy))).out
-    proxy.upstream().phase = Phase.LIVE
+    source.phase = Phase.LIVE
     assert "bad\ufffd[2J news" in result
     assert "\x1b" not in result
 

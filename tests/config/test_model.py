@@ -77,7 +77,7 @@ def test_example_loads_and_shows_the_defaults() -> None:
     minimal = parsed(ACCOUNT + CLIENT)
     for section in ("listen", "admin", "log", "limits", "default_feed"):
         assert getattr(example, section) == getattr(minimal, section)
-    for name in ("trading", "codec", "data_url", "trading_url"):
+    for name in ("trading", "codec", "data_url", "trading_url", "silence"):
         assert getattr(example.accounts["paper"], name) == getattr(minimal.accounts["paper"], name)
     for name in ("max_connections", "when_slow", "outbox"):
         assert getattr(example.clients["momentum"], name) == getattr(minimal.clients["momentum"], name)
@@ -218,6 +218,32 @@ def test_urls_and_codecs_of_an_account() -> None:
     ]
     with pytest.raises(LookupError):
         accounts["a"].url("iexx")
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [("5s", 5), ("60s", 60), ("90s", 90), ("5m", 300), ("1h", 3600), ("3600s", 3600), ("off", None), ("'off'", None)],
+)
+def test_silence_of_an_account(written: str, seconds: float | None) -> None:
+    account = f"accounts: {{a: {{key: k, secret: s, silence: {written}}}}}\n"
+    assert parsed(account + CLIENT).accounts["a"].silence == seconds
+    assert parsed(ACCOUNT + CLIENT).accounts["paper"].silence == 60
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        *(
+            (text, "should be 5s to 1h, or off")
+            for text in ("4s", "0s", "61m", "2h", "60", "-5s", "1.5m", "5S", "on", "Off", "1d")
+        ),
+        ("''", "must not be empty"),
+        ("[60s]", "should be a single value"),
+    ],
+)
+def test_invalid_silence_of_an_account(written: str, words: str) -> None:
+    [problem] = problems(f"accounts:\n  a: {{key: k, secret: s, silence: {written}}}\n{CLIENT}")
+    assert re.fullmatch(rf"proxy\.yaml:2:\d+: accounts\.a\.silence: {words}", problem)
 
 
 def test_account_with_its_own_urls() -> None:
@@ -529,6 +555,8 @@ def test_schema_describes_every_setting_and_allows_references() -> None:
         assert section["description"]
         assert all("description" in setting or "$ref" in setting for setting in section["properties"].values())
     assert schema["$defs"]["Listen"]["properties"]["port"]["type"] == ["integer", "string"]
+    silence = schema["$defs"]["Account"]["properties"]["silence"]
+    assert "string" in silence["type"], "it is written as 60s or off"
     allow = schema["$defs"]["ClientEntry"]["properties"]["allow"]
     channels = allow["properties"]["iex"]["anyOf"][1]["properties"]
     assert {"trades", "imbalances", "*"} <= set(channels)

@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 
 from proxy import gateway
 from proxy.alpaca.codec import JSON
+from proxy.alpaca.cooperative import Steps
 from proxy.downstream import outbox
 from proxy.downstream.outbox import Outbox, Outboxes
-from proxy.transport import frames
+from proxy.transport import frames, time_slice
 from proxy.transport.errors import ConnectionLost
 
 STEPS = st.one_of(
-    st.tuples(st.just("put"), st.sampled_from([1, 40, 130, 70_000])),
+    st.tuples(st.sampled_from(["put", "reply in steps"]), st.sampled_from([1, 40, 130, 70_000])),
     st.tuples(st.just("room"), st.sampled_from([0, 1, 50, 100_000])),
     st.tuples(
         st.sampled_from(
@@ -97,6 +98,13 @@ class Kernel:
         return [m for opcode, payload in self.whole_frames() if opcode == frames.TEXT for m in json.loads(payload)]
 
 
+def in_steps(payload: bytes) -> Steps[bytes]:
+    """A reply that takes three chunks of work."""
+    for _ in range(3):
+        yield
+    return payload
+
+
 def opened() -> tuple[Kernel, Outboxes, Outbox, Any]:
     kernel, outboxes = Kernel(), Outboxes(1 << 20)
     box = Outbox(cast(Any, kernel), outboxes, opcode=frames.TEXT, limit=150_000, slow_words=b"")
@@ -122,6 +130,8 @@ def test_each_message_is_counted_once(steps: list[tuple[str, int]]) -> None:
             queued += 2
         elif step == "reply":
             box.reply(b"[]")
+        elif step == "reply in steps":
+            box.reply_in_steps(in_steps(b"[%b]" % (b" " * size)), 100)
         elif step == "conflation":
             box.start_conflation(JSON, lambda pair: None) if size else box.stop_conflation()
         elif step == "room":
@@ -216,6 +226,66 @@ def test_what_is_pending_stays_so_when_conflation_stops() -> None:
     writer.join(5)
     assert [message["i"] for message in kernel.messages()] == [0, *range(9, 20)]
     assert (box.delivered, box.conflated, box.lost) == (12, 8, 0)
+
+
+def test_a_reply_in_steps_keeps_its_place() -> None:
+    """Frames that are queued while it is computed come after it."""
+    kernel, outboxes, box, writer = opened()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time_slice, "SLICE_SECONDS", 0.0)
+        box.reply_in_steps(in_steps(b"r" * 300), 10)
+        gevent.sleep(0)
+        box.put(frames.encode(frames.BINARY, b"d"), 1)
+        box.ping()
+        box.close(frames.NORMAL, "")
+        writer.join(5)
+    assert [opcode for opcode, _ in kernel.whole_frames() if opcode != frames.PING] == [
+        frames.TEXT,
+        frames.BINARY,
+        frames.CLOSE,
+    ]
+    assert (box.delivered, box.lost, box.pending, outboxes.pending) == (1, 0, 0, 0)
+
+
+@pytest.mark.parametrize("end", ["disconnect slow", "abort", "kill"])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_reply_in_steps_that_is_dropped(end: str, begun: bool) -> None:
+    """Before it is computed, or in the middle."""
+    kernel, outboxes, box, writer = opened()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time_slice, "SLICE_SECONDS", 0.0)
+        box.reply_in_steps(in_steps(b"r" * 300), 10)
+        box.reply_in_steps(in_steps(b"r" * 300), 1000)
+        if begun:
+            gevent.sleep(0)
+        if end == "disconnect slow":
+            box.disconnect_slow()
+        elif end == "abort":
+            kernel.room = 0
+            kernel.end_send("lost")
+            box.abort()
+        gevent.sleep(0.01)
+        writer.kill()
+    assert box.lost == 0
+    assert box.pending == outboxes.pending == 0
+    assert not outboxes.open
+
+
+def test_a_reply_in_steps_is_not_conflated() -> None:
+    kernel, _, box, writer = opened()
+    box.start_conflation(JSON, lambda pair: None)
+    kernel.room = 0
+    box.put(data("q", 0, size=outbox.BACKLOG_BYTES), 1)
+    gevent.sleep(0)
+    for number in (1, 2):
+        box.put(data("q", number), 1)
+        box.reply_in_steps(in_steps(b'[{"T":"subscription"}]'), 300)
+    kernel.room = 1 << 30
+    kernel.end_send("sent")
+    box.close(frames.NORMAL, "")
+    writer.join(5)
+    assert [message.get("i") for message in kernel.messages()] == [0, None, 2, None]
+    assert (box.delivered, box.conflated, box.lost) == (2, 1, 0)
 
 
 @pytest.mark.parametrize("end", ["lost", "stuck", "kill"])

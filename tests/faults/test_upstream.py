@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gevent
+import msgpack
 import pytest
 
 from proxy.alpaca.client_protocol import Backoff, Phase
 from proxy.routing import reconciler
 from proxy.simulator import AccountPlan, Simulator
-from proxy.upstream import alpaca_connection, supervisor, websocket
+from proxy.upstream import alpaca_connection, silence, websocket
 from tests.harness import SECONDS, Client, Harness, certificate, trade, wait_for
 
 Start = Callable[..., Harness]
@@ -36,13 +37,13 @@ WANTED = {"trades": {"AAPL", "MSFT"}, "quotes": {"SPY"}}
 @pytest.fixture(autouse=True)
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten timeouts of ten seconds to 0.1 s, and the others accordingly."""
-    monkeypatch.setattr(supervisor, "STEP_SECONDS", 0.1)
-    monkeypatch.setattr(supervisor, "REQUEST_SECONDS", 1.0)
+    monkeypatch.setattr(alpaca_connection, "LOGIN_SECONDS", 0.1)
+    monkeypatch.setattr(alpaca_connection, "REQUEST_SECONDS", 1.0)
     monkeypatch.setattr(websocket, "DIAL_STEP_SECONDS", 0.1)
     monkeypatch.setattr(alpaca_connection, "PING_SECONDS", 0.1)
     monkeypatch.setattr(alpaca_connection, "MUTE_SECONDS", 0.2)
     monkeypatch.setattr(reconciler, "ACK_SECONDS", 0.05)
-    monkeypatch.setattr(Backoff, "next", lambda self, refused: 0.02)
+    monkeypatch.setattr(Backoff, "next", lambda self, refusal: 0.02)
 
 
 @dataclass
@@ -78,7 +79,7 @@ def fault(proxy: Harness, codec: str = "msgpack") -> Iterator[Scene]:
     with proxy.undisturbed(witness, feed="crypto", symbol="BTC/USD"):
         yield Scene(proxy, alpha, beta)
         # The fault is over: a busy machine must not cause timeouts from here on. The fixture restores the values.
-        supervisor.STEP_SECONDS, alpaca_connection.MUTE_SECONDS = 10.0, TIMEOUTS[1]
+        alpaca_connection.LOGIN_SECONDS, alpaca_connection.MUTE_SECONDS = 10.0, TIMEOUTS[1]
         wait_for(lambda: proxy.simulator.subscribed("iex") == WANTED, "the subscriptions were not restored")
     proxy.publish("iex", "AAPL", 10)
     for client, before in zip((alpha, beta), received, strict=True):
@@ -138,14 +139,33 @@ def test_a_quiet_market_is_no_fault(start: Start) -> None:
     proxy = start(CLIENTS)
     client = proxy.client("alpha")
     client.subscribe(trades=["AAPL"])
-    upstream = proxy.upstream()
-    before = upstream._connection and upstream._connection.received_at
-    wait_for(
-        lambda: (
-            upstream._connection is not None and before is not None and upstream._connection.received_at > before + 0.5
-        )
-    )
+    source = proxy.source()
+    assert source is not None
+    before = source.received_at
+    wait_for(lambda: source.received_at > before + 0.5)
     assert proxy.simulator.opened("iex") == 1
+
+
+def test_a_busy_feed_falls_silent(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is alive, and pongs come: it is replaced once, and the next one is observed anew."""
+    for name, seconds in {"GAP_SECONDS": 0.2, "LEAST_OBSERVED_SECONDS": 0.3, "OBSERVED_SECONDS": 0.5}.items():
+        monkeypatch.setattr(silence, name, seconds)
+    proxy = start(CLIENTS)
+    client = proxy.client("alpha")
+    client.subscribe(trades=["AAPL"])
+    upstream = proxy.upstream()
+    upstream._silence.limit = 0.6
+    for _ in range(25):
+        proxy.publish("iex", "AAPL", 1)
+        gevent.sleep(0.02)
+    wait_for(lambda: proxy.simulator.opened("iex") == 2, "the silent connection was not replaced")
+    assert "no message for" in upstream.last_error
+    wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}})
+    proxy.publish("iex", "AAPL", 25)
+    assert client.numbers("AAPL", 50) == list(range(1, 51))
+    gevent.sleep(1)
+    state = upstream.state()
+    assert (proxy.simulator.opened("iex"), state.silences, state.outages) == (2, 1, 1)
 
 
 @pytest.mark.parametrize("step", ["upgrade", "greeting", "auth"])
@@ -195,8 +215,8 @@ def test_log_in_refused_for_the_plan(start: Start, monkeypatch: pytest.MonkeyPat
 
     Topics that Alpaca has confirmed are kept. Others are refused, also for a client that was acknowledged meanwhile.
     """
-    assert Backoff.REFUSED == 300
-    monkeypatch.setattr(Backoff, "REFUSED", 0.2)
+    assert Backoff.NOT_SERVED == 300
+    monkeypatch.setattr(Backoff, "NOT_SERVED", 0.2)
     proxy = start(CLIENTS)
     with fault(proxy):
         proxy.simulator.refuse_upgrade("iex", 503)
@@ -255,6 +275,20 @@ def test_malformed_message_is_skipped(start: Start, kind: str, codec: str) -> No
             proxy.simulator.garbage("iex", kind)
         wait_for(lambda: proxy.upstream().malformed == 5 or kind == "unknown-kind")
         assert proxy.simulator.opened("iex") == 1
+
+
+def test_a_text_that_is_not_utf8(start: Start) -> None:
+    """Alpaca promises text, and msgpack does not: the message is passed on all the same."""
+    proxy = start(CLIENTS, config=_with_codec("msgpack"))
+    alpha, beta = proxy.client("alpha"), proxy.client("beta", codec="msgpack")
+    for client in (alpha, beta):
+        client.subscribe(trades=["AAPL"])
+    body = msgpack.packb({"T": "t", "S": "AAPL", "i": 1, "x": b"caf\xe9", "z": "C"}, use_bin_type=False)
+    proxy.simulator.publish_raw("iex", b"\x91" + body)
+    assert alpha.gather(1) == [{"T": "t", "S": "AAPL", "i": 1, "x": "caf\ufffd", "z": "C"}]
+    assert beta.ws.recv(timeout=SECONDS) == b"\x91" + body
+    state = proxy.upstream().state()
+    assert (state.irregular["invalid_text"], state.irregular["untranslatable"], state.malformed) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
@@ -383,7 +417,7 @@ def test_dropped_in_the_middle_of_a_request(start: Start) -> None:
         for _ in range(5):
             scene.alpha.send_json({"action": "subscribe", "trades": ["TSLA"]})
             scene.alpha.send_json({"action": "unsubscribe", "trades": ["TSLA"]})
-            wait_for(lambda: proxy.upstream().reconciler.request is not None)
+            wait_for(proxy.requests)
             proxy.simulator.drop("iex", "rst")
             for _ in range(2):
                 scene.alpha.answer()

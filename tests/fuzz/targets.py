@@ -139,7 +139,7 @@ def _check_topics(protocol: server_protocol.ServerProtocol, topics: server_proto
     """Topics must be valid, and their acknowledgement readable."""
     assert all(0 < len(symbol) <= MAX_SYMBOL and channel for channel, symbol in topics)
     assert all("*" not in symbol or symbol == "*" for _, symbol in topics)
-    _check_readable(protocol, protocol.acked(topics))
+    _check_readable(protocol, run_to_end(protocol.acked(topics)))
 
 
 def inbound(data: bytes) -> None:

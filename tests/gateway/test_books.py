@@ -104,7 +104,7 @@ def test_a_book_is_discarded_with_its_last_subscriber(start: Start) -> None:
     client.gather(1)
     client.unsubscribe(orderbooks=["BTC/USD"])
     wait_for(lambda: ("orderbooks", "BTC/USD") not in proxy.upstream("crypto").reconciler.wanted)
-    wait_for(lambda: proxy.upstream("crypto").reconciler.request is None)
+    wait_for(lambda: not proxy.requests("crypto"))
     client.subscribe(orderbooks=["BTC/USD"])
     assert client.silent()
 

@@ -95,14 +95,6 @@ def test_old_names_in_msgpack(proxy: Harness) -> None:
     assert (message["stream"], message["data"]["t"]) == ("T.AAPL", NANOSECONDS)
 
 
-def test_a_slow_client_of_old_names_keeps_its_kinds_of_frames(start: Start) -> None:
-    proxy = start(CLIENTS.replace("{key: old,", "{key: old, when_slow: conflate,"))
-    client = proxy.client("old", "/stream")
-    streams(client, "listen", "T.AAPL")
-    [session] = proxy.gateway.server.sessions
-    assert session.outbox.conflate is None
-
-
 def test_listen_adds_old_names_and_unlisten_removes_them(proxy: Harness) -> None:
     client = proxy.client("both", "/stream")
     assert streams(client, "listen", "trade_updates") == {"streams": ["trade_updates"]}

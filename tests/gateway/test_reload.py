@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from proxy.alpaca.client_protocol import Phase
 from proxy.config import model as configuration
@@ -158,10 +159,15 @@ def test_an_account_that_changes_during_a_request(start: Start, monkeypatch: pyt
     witness.subscribe(trades=["AAPL"])
     upstream = proxy.upstream()
 
+    closing = Event()
+
     def close(self: AlpacaConnection) -> None:
-        """Take long, then send a request before the waiting greenlet is resumed."""
+        """Take a while, then send a request before the waiting greenlet is resumed."""
+        assert self._writer is not None
+        assert self._connection is not None
+        closing.set()
         try:
-            gevent.sleep(SECONDS)
+            gevent.sleep(0.3)
         finally:
             self._writer.kill()
             self._connection.free()
@@ -170,7 +176,7 @@ def test_an_account_that_changes_during_a_request(start: Start, monkeypatch: pyt
     with monkeypatch.context() as patches, Simulator(keys={"new": "fresh"}, plan=AccountPlan(connections=5)) as another:
         patches.setattr(AlpacaConnection, "close", close)
         proxy.simulator.drop("iex", "fin")
-        wait_for(lambda: upstream._connection is None)
+        assert closing.wait(SECONDS)
         patches.undo()
         proxy.gateway.reload(changed(proxy, "", "", accounts=account("main", another, "new", "fresh")))
         wait_for(lambda: another.subscribed("iex") == {"trades": {"AAPL"}})
@@ -337,7 +343,7 @@ def test_a_pending_request_gets_no_topics_that_a_reload_has_disallowed(start: St
     old = proxy.client("old", "/stream")
     proxy.simulator.stall("subscribe", "iex")
     old.send_json({"action": "listen", "data": {"streams": ["account_updates", "trade_updates", "T.AAPL"]}})
-    wait_for(lambda: proxy.upstream().reconciler.request is not None)
+    wait_for(proxy.requests)
     proxy.gateway.reload(changed(proxy, 'trading: "*"', 'trading: {trade_updates: "*"}', clients=OLD))
     proxy.simulator.accept("iex")
     assert old.answer()["data"] == {"streams": ["T.AAPL", "trade_updates"]}

@@ -191,7 +191,7 @@ def test_a_refused_merged_request_is_retried_one_by_one(start: Start) -> None:
     alpha.subscribe(quotes=["SPY"])
     proxy.simulator.slow_acks(0.15)
     alpha.send_json({"action": "subscribe", "trades": ["AAPL"]})
-    wait_for(lambda: proxy.upstream().reconciler.request is not None)
+    wait_for(proxy.requests)
     beta.send_json({"action": "subscribe", "trades": ["BAD", "MSFT"]})
     wait_for(lambda: ("trades", "BAD") in proxy.upstream().reconciler.wanted)
     gamma.send_json({"action": "subscribe", "trades": ["SPY", "MSFT"]})

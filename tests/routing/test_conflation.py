@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.alpaca.codec import FRAME_BYTES, JSON, MSGPACK, Codec, Malformed
-from proxy.alpaca.legacy import LEGACY
+from proxy.alpaca.legacy import LEGACY as LEGACIES
 from proxy.alpaca.transcode import transcode
 from proxy.routing.conflation import BOOK_BYTES, MESSAGE_BYTES, NEWEST, Backlog
 from proxy.routing.order_books import Books
@@ -188,9 +188,10 @@ def test_a_payload_that_is_no_array_is_not_added(payload: bytes) -> None:
 
 def test_quotes_of_the_legacy_stream_are_conflated() -> None:
     """Each is alone in its frame; order updates of the same connection are none of these."""
-    backlog = backlog_of(LEGACY)
+    backlog = backlog_of(LEGACIES["json"])
     bodies = [
-        transcode(m["T"], JSON.encode(m), JSON, LEGACY) for m in (quote("A"), trade("A", 1), quote("B"), quote("A"))
+        transcode(m["T"], JSON.encode(m), JSON, LEGACIES["json"])
+        for m in (quote("A"), trade("A", 1), quote("B"), quote("A"))
     ]
     assert [backlog.add(bytes(body or b"")) for body in bodies] == [0, 0, 0, 1]
     with pytest.raises(Malformed):

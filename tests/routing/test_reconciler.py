@@ -1,15 +1,16 @@
 """The reconciler against a model of Alpaca, with any sequence of events.
 
-`Alpaca` has a set of topics, a limit and some symbols that it refuses; a request that breaks a rule is refused as a
-whole. In the state machine sessions subscribe, unsubscribe, leave and join, and Alpaca replies, stays silent, changes
-its rules or drops the connection, in any order.
+`Alpaca` has a set of topics, a limit, symbols that it refuses, symbols that it leaves out of its answers and symbols at
+which it closes the connection. In the state machine sessions subscribe, unsubscribe, leave and join, while Alpaca
+answers, refuses, fails, closes, stays silent or reports a state that nothing has requested, in any order. Whatever
+happens, each session is answered in order, its last told state is what it holds, and once Alpaca is well again, each
+holds what it has requested, less verdicts, and Alpaca sends exactly the union.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import msgpack
@@ -19,310 +20,32 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from proxy.alpaca import market
+from proxy.alpaca.client_protocol import Acknowledged
 from proxy.alpaca.codec import JSON
 from proxy.alpaca.topics import NO_TOPICS, Subscription, Topic
-from proxy.routing import topic_ref_counts as ref_counts
-from proxy.routing.pending_requests import RequestOutcome, SubscriberRequests
-from proxy.routing.reconciler import ACK_SECONDS, MAX_REQUESTS, SubscriptionReconciler
+from proxy.routing.reconciler import (
+    ACK_SECONDS,
+    MAX_CLOSES,
+    MAX_REMEMBERED,
+    MAX_RETRY_SECONDS,
+    WITHHELD_SECONDS,
+    SubscriptionReconciler,
+)
 from proxy.routing.request_builder import REQUEST_BYTES, UpstreamRequest
+from proxy.routing.subscriber import Error
+from tests.routing.sessions import FakeSession, Told, tell
 
 SYMBOLS = ("A", "B", "C", "D", "X", "Y", "*")
-TOPICS = st.frozensets(st.tuples(st.sampled_from(["trades", "quotes"]), st.sampled_from(SYMBOLS)), max_size=4)
+CHANNELS = frozenset(("trades", "quotes"))
+TOPICS = st.frozensets(st.tuples(st.sampled_from(sorted(CHANNELS)), st.sampled_from(SYMBOLS)), max_size=4)
 NUMBERS = st.integers(0, 2)
-POISON = st.sampled_from([{"X"}, {"X", "Y"}, set[str]()])
+SYMBOL_SETS = st.sampled_from([frozenset("X"), frozenset("XY"), frozenset[str](), frozenset[str]()])
 LIMITS = st.sampled_from([3, 6, 100])
 
+REFUSED = (400, "invalid syntax")
 LIMIT_EXCEEDED = (405, "symbol limit exceeded")
 NOT_IN_THE_PLAN = (409, "insufficient subscription")
-
-
-class Alpaca:
-    """A model of Alpaca: the topics it holds, and its rules for refusals."""
-
-    def __init__(self, poison: Collection[str], limit: int) -> None:
-        self.held: set[Topic] = set()
-        self.poison = poison
-        self.limit = limit
-
-    def refuses(self, topics: Collection[Topic]) -> bool:
-        """Whether a request that adds these topics is refused."""
-        return any(symbol in self.poison for _, symbol in topics) or len(self.held.union(topics)) > self.limit
-
-    def carry_out(self, request: UpstreamRequest) -> bool:
-        """Carry out the request unless it is refused; return whether it was carried out."""
-        if not request.add:
-            self.held.difference_update(request.topics)
-        elif self.refuses(request.topics):
-            return False
-        else:
-            self.held.update(request.topics)
-        return True
-
-
-@dataclass(eq=False)
-class Request:
-    """A request of a session.
-
-    `may_be_refused`: Alpaca has refused a request, and would refuse this one on its own. `given_up`: topics that the
-    session has since given up, or lost with other requests.
-    """
-
-    add: Subscription
-    remove: Subscription
-    at: float
-    denied: tuple[int, str] | None = None
-    may_be_refused: bool = False
-    given_up: Subscription = NO_TOPICS
-
-
-@dataclass(eq=False)
-class Session:
-    """A session: the state last sent to it, the confirmed part, and its requests."""
-
-    requests: SubscriberRequests
-    state: Subscription = NO_TOPICS
-    confirmed: Subscription = NO_TOPICS
-    unanswered: deque[Request] = field(default_factory=deque)
-    answered: list[Request] = field(default_factory=list)
-
-
-class ReconcilerMachine(RuleBasedStateMachine):
-    @initialize(poison=POISON, limit=LIMITS, many=st.sampled_from([1, 2, ref_counts.MANY]))
-    def begin(self, poison: set[str], limit: int, many: int) -> None:
-        """`many` is the size from which sets are counted as a whole."""
-        self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(ref_counts, "MANY", many)
-        self.reconciler = SubscriptionReconciler()
-        self.alpaca = Alpaca(poison, limit)
-        self.now = 0.0
-        self.sessions = [
-            Session(SubscriberRequests("first")),
-            Session(SubscriberRequests("second")),
-            Session(SubscriberRequests("third")),
-        ]
-        self.making_room = False
-        self.denials = 0
-
-    # Outcomes
-
-    def check(self, outcomes: list[RequestOutcome]) -> None:
-        """Each request has one outcome, in order; a late refusal may come in addition."""
-        for outcome in outcomes:
-            [session] = [session for session in self.sessions if session.requests is outcome.requests]
-            if outcome.error is not None and outcome.state is not None:
-                self._late_refusal(session, outcome)
-                continue
-            request = session.unanswered.popleft()
-            session.answered.append(request)
-            assert (
-                outcome.error is None
-                or request.denied == outcome.error
-                or (request.may_be_refused and request.denied is None)
-            )
-            if outcome.error is None:
-                self._acknowledged(session, request, outcome.state)
-        assert all(session.state == session.requests.acknowledged for session in self.sessions)
-
-    def _acknowledged(self, session: Session, request: Request, state: Subscription | None) -> None:
-        assert request.denied is None
-        new = (request.add & session.requests.holds) - session.state - request.given_up
-        assert new <= self.held_by_alpaca() or self.now - request.at >= ACK_SECONDS, (
-            "acknowledged before it was confirmed"
-        )
-        assert state is not None
-        assert state - request.given_up == (session.state | request.add) - request.remove - request.given_up
-        session.state = state
-        session.confirmed &= state
-
-    def _late_refusal(self, session: Session, outcome: RequestOutcome) -> None:
-        """A refusal after the acknowledgement takes the topics of one request."""
-        state = outcome.state
-        assert state is not None
-        assert state <= session.state
-        lost = session.state - state
-        if outcome.error == NOT_IN_THE_PLAN:
-            unconfirmed = [request.add for request in session.answered if not request.add <= session.confirmed]
-            assert lost <= NO_TOPICS.union(*unconfirmed)
-            assert state <= session.confirmed
-        else:
-            assert any(lost <= request.add and self.alpaca.refuses(request.add) for request in session.answered)
-        session.state = state
-        session.confirmed &= state
-        for request in session.unanswered:
-            request.given_up |= lost
-
-    def held_by_alpaca(self) -> set[Topic]:
-        """The topics that Alpaca holds, without those that the request under way removes."""
-        request = self.reconciler.request
-        return self.alpaca.held.difference(() if request is None or request.add else request.topics)
-
-    # Events of sessions
-
-    @rule(number=NUMBERS, add=TOPICS)
-    def subscribe(self, number: int, add: Subscription) -> None:
-        self.change(self.sessions[number], add, NO_TOPICS)
-
-    @rule(number=NUMBERS, remove=TOPICS)
-    def unsubscribe(self, number: int, remove: Subscription) -> None:
-        self.change(self.sessions[number], NO_TOPICS, remove)
-
-    @rule(number=NUMBERS, add=TOPICS)
-    def replace(self, number: int, add: Subscription) -> None:
-        self.change(self.sessions[number], add, self.sessions[number].requests.holds)
-
-    def change(self, session: Session, add: Subscription, remove: Subscription) -> None:
-        for request in session.unanswered:
-            request.given_up |= remove
-        session.unanswered.append(Request(add, remove - add, self.now, may_be_refused=self.reconciler.closed))
-        self.check(self.reconciler.change(session.requests, add, remove, self.now))
-
-    @rule(number=NUMBERS)
-    def subscribe_to_topics_that_the_allowlist_denies(self, number: int) -> None:
-        session = self.sessions[number]
-        self.denials += 1
-        error = (409, f"denied {self.denials}")
-        session.unanswered.append(Request(NO_TOPICS, NO_TOPICS, self.now, denied=error))
-        self.check(self.reconciler.deny(session.requests, *error, self.now))
-
-    @rule(number=NUMBERS)
-    def leave_and_join_again(self, number: int) -> None:
-        left, self.sessions[number] = self.sessions[number], Session(SubscriberRequests("another"))
-        self.reconciler.leave(left.requests)
-        assert left.requests.holds == NO_TOPICS
-
-    @rule(number=NUMBERS, requests=st.lists(TOPICS.filter(bool), max_size=3))
-    def move_from_another_account(self, number: int, requests: list[Subscription]) -> None:
-        self.reconciler.leave(self.sessions[number].requests)
-        session = self.sessions[number] = Session(SubscriberRequests("moved"), state=NO_TOPICS.union(*requests))
-        session.answered = [Request(add, NO_TOPICS, self.now) for add in requests]
-        self.check(self.reconciler.adopt(session.requests, requests))
-
-    # Events of Alpaca
-
-    @rule(steps=st.integers(1, 5))
-    def send_requests_and_reply(self, steps: int) -> None:
-        for _ in range(steps):
-            if self.reconciler.request is None:
-                self.send()
-            else:
-                self.reply()
-
-    def send(self) -> None:
-        wanted, there = self.reconciler.wanted, self.held_by_alpaca()
-        request = self.reconciler.next_request()
-        assert self.reconciler.request is None or self.reconciler.next_request() is None, "two requests under way"
-        if request is None:
-            assert wanted == self.reconciler.acked == there
-        elif request.add:
-            assert request.topics
-            assert there.isdisjoint(request.topics)
-            assert wanted.issuperset(request.topics), "requested though no session wants it, or again after a refusal"
-            self.making_room = False
-        else:
-            assert request.topics
-            assert there.issuperset(request.topics)
-            assert wanted.isdisjoint(request.topics)
-            assert wanted <= there or self.making_room, "removals sent before additions"
-
-    def reply(self) -> None:
-        request = self.reconciler.request
-        assert request is not None
-        if self.alpaca.carry_out(request):
-            self.check(self.reconciler.confirmed())
-            return
-        self.making_room = True
-        for session in self.sessions:
-            for unanswered in session.unanswered:
-                unanswered.may_be_refused = unanswered.may_be_refused or self.alpaca.refuses(unanswered.add)
-        self.check(self.reconciler.refused(*LIMIT_EXCEEDED))
-
-    @rule(poison=POISON, limit=LIMITS)
-    def reconnect(self, poison: set[str], limit: int) -> None:
-        """Alpaca's rules may be different on the next connection."""
-        self.lose(Alpaca(poison, limit))
-        assert self.reconciler.request is None
-
-    @rule()
-    def refuse_the_feed_or_serve_it_again(self) -> None:
-        if self.reconciler.closed:
-            self.reconciler.open()
-            return
-        self.lose(Alpaca(self.alpaca.poison, self.alpaca.limit))
-        for session in self.sessions:
-            for request in session.unanswered:
-                request.may_be_refused = bool(request.add)
-        self.check(self.reconciler.close(*NOT_IN_THE_PLAN))
-        assert not any(session.unanswered for session in self.sessions), "a request is still unanswered"
-        assert all(session.state <= session.confirmed for session in self.sessions), (
-            "an unconfirmed topic is still held"
-        )
-
-    def lose(self, then: Alpaca) -> None:
-        for session in self.sessions:
-            session.confirmed |= session.state & self.held_by_alpaca()
-        self.alpaca = then
-        self.reconciler.lost()
-
-    @rule(seconds=st.sampled_from([0.5, 1.0, 2.5]))
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
-        self.check(self.reconciler.overdue(self.now))
-        for session in self.sessions:
-            assert all(self.now - request.at < ACK_SECONDS for request in session.unanswered), (
-                "a request has waited longer"
-            )
-
-    @rule()
-    def settle(self) -> None:
-        """Send requests and replies until there is no difference left."""
-        for _ in range(200):
-            if self.reconciler.request is not None:
-                self.reply()
-            self.send()
-            if self.reconciler.request is None:
-                break
-        else:
-            raise AssertionError("it never comes to an end")
-        assert self.reconciler.acked == self.reconciler.wanted == self.alpaca.held
-        for session in self.sessions:
-            assert not session.unanswered
-            assert session.requests.holds == session.state
-            assert not any(symbol in self.alpaca.poison for _, symbol in session.state)
-
-    def teardown(self) -> None:
-        """After all sessions have left, the reconciler is empty."""
-        if not hasattr(self, "reconciler"):
-            return
-        try:
-            for number in range(3):
-                self.leave_and_join_again(number)
-            self.settle()
-            assert repr(self.reconciler) == "<SubscriptionReconciler 0 wanted, 0 acked, 0 requests>"
-        finally:
-            self.patch.undo()
-
-    @invariant()
-    def wanted_is_the_union(self) -> None:
-        assert self.reconciler.wanted == NO_TOPICS.union(*(session.requests.holds for session in self.sessions))
-        assert self.reconciler.idle is not bool(self.reconciler.wanted)
-        assert dict(self.reconciler.channels) == dict(Counter(channel for channel, _ in self.reconciler.wanted))
-
-    @invariant()
-    def acked_is_what_alpaca_holds(self) -> None:
-        assert self.reconciler.acked == self.held_by_alpaca()
-
-    @invariant()
-    def the_differences_are_those_of_wanted_and_acked(self) -> None:
-        """They are stored, not computed, since they may have thousands of topics."""
-        assert self.reconciler._missing.keys() == self.reconciler.wanted - self.reconciler.acked
-        assert self.reconciler._surplus == self.reconciler.acked - self.reconciler.wanted
-
-
-TestReconcilerMachine = ReconcilerMachine.TestCase
-TestReconcilerMachine.settings = settings(stateful_step_count=40)
-
-
-# Single scenarios
+HICCUP = (500, "internal error")
 
 
 def trades(*symbols: str) -> Subscription:
@@ -333,471 +56,851 @@ def many(count: int, prefix: str = "SYMBOL") -> Subscription:
     return trades(*(f"{prefix}{number:05}" for number in range(count)))
 
 
-def settle(reconciler: SubscriptionReconciler, refuse: Collection[str] = ()) -> list[RequestOutcome]:
-    """Send all requests; those that add one of the symbols in `refuse` are refused."""
-    outcomes: list[RequestOutcome] = []
-    for _ in range(1000):
-        request = reconciler.next_request()
+class Alpaca:
+    """A model of Alpaca: the topics that it sends, and its rules."""
+
+    def __init__(self, refused: Collection[str] = (), limit: int = 100_000) -> None:
+        self.sent: set[Topic] = set()
+        self.refused = refused
+        self.limit = limit
+        self.left_out: Collection[str] = ()
+        self.closes_at: Collection[str] = ()
+
+    def error(self, topics: Collection[Topic]) -> Error | None:
+        """Return the refusal of a request that adds these topics."""
+        if any(symbol in self.refused for _, symbol in topics):
+            return REFUSED
+        return LIMIT_EXCEEDED if len(self.sent | self.accepted(topics)) > self.limit else None
+
+    def accepted(self, topics: Collection[Topic]) -> set[Topic]:
+        """Return the topics without those that are left out; with a wildcard, Alpaca sends every symbol."""
+        wildcards = {channel for channel, symbol in self.sent.union(topics) if symbol == "*"}
+        return {topic for topic in topics if topic[1] not in self.left_out or topic[0] in wildcards}
+
+    def state(self) -> Acknowledged:
+        return Acknowledged(frozenset(self.sent), CHANNELS)
+
+
+class World:
+    """A reconciler, its sessions and Alpaca. `under_way` is the request that the connection has sent."""
+
+    def __init__(self, alpaca: Alpaca | None = None) -> None:
+        self.reconciler = SubscriptionReconciler()
+        self.alpaca = alpaca or Alpaca()
+        self.under_way: UpstreamRequest | None = None
+        self.now = 0.0
+
+    def session(self, name: str = "client") -> FakeSession:
+        return FakeSession(self.reconciler, name)
+
+    def send(self) -> UpstreamRequest | None:
+        """Send the next request, unless one is under way."""
+        if self.under_way is None:
+            self.under_way = self.reconciler.next_request(self.now)
+        return self.under_way
+
+    def reply(self) -> None:
+        """Let Alpaca carry out and answer the request under way, by its rules."""
+        request, self.under_way = self.under_way, None
+        assert request is not None
+        topics = frozenset(request.topics)
+        if not request.add:
+            self.alpaca.sent -= topics
+        elif any(symbol in self.alpaca.closes_at for _, symbol in topics):
+            self.under_way = request
+            self.lose()
+            return
+        elif (error := self.alpaca.error(topics)) is not None:
+            tell(self.reconciler.refused(request, error, self.now))
+            return
+        else:
+            self.alpaca.sent |= self.alpaca.accepted(topics)
+        tell(self.reconciler.answered(request, self.alpaca.state(), self.now))
+
+    def fail(self, error: Error = HICCUP) -> None:
+        """Let Alpaca answer with an error that says nothing about the request."""
+        request, self.under_way = self.under_way, None
+        assert request is not None
+        tell(self.reconciler.refused(request, error, self.now))
+
+    def lose(self) -> None:
+        """Lose the connection, in answer to the request if one is under way."""
+        request, self.under_way = self.under_way, None
+        if request is not None:
+            tell(self.reconciler.failed(request, self.now, closed=True))
+        self.alpaca.sent.clear()
+        self.reconciler.lost()
+
+    def report(self, topics: Subscription, error: Error | None = None) -> None:
+        """Let another proxy upstream take topics away without a request."""
+        wildcards = {channel for channel, symbol in self.alpaca.sent - topics if symbol == "*"}
+        self.alpaca.sent -= {topic for topic in topics if topic[0] not in wildcards}
+        tell(self.reconciler.reported(self.alpaca.state(), error, self.now))
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        tell(self.reconciler.overdue(self.now))
+
+    def settle(self) -> None:
+        """Send requests and replies, in time, until there is no difference left."""
+        for _ in range(2000):
+            if self.send() is not None:
+                self.reply()
+            elif self.reconciler.wanted == self.reconciler.acked:
+                return
+            else:
+                self.wait(1.0)
+        raise AssertionError("it never comes to an end")
+
+
+@dataclass(eq=False)
+class Request:
+    """A request of a client in the machine. `lost`: topics that the client lost after it had made the request."""
+
+    add: Subscription
+    remove: Subscription
+    made_at: float
+    lost: Subscription = NO_TOPICS
+
+
+@dataclass(eq=False)
+class Client:
+    """A session in the machine, and what it should hold: `asked`, less what was refused, left out or taken away."""
+
+    session: FakeSession
+    asked: Subscription = NO_TOPICS
+    unanswered: deque[Request] = field(default_factory=deque)
+
+    def lose(self, topics: Subscription) -> None:
+        self.asked -= topics
+        for request in self.unanswered:
+            request.lost |= topics
+
+
+class ReconcilerMachine(RuleBasedStateMachine):
+    @initialize(refused=SYMBOL_SETS, limit=LIMITS)
+    def begin(self, refused: frozenset[str], limit: int) -> None:
+        self.world = World(Alpaca(refused, limit))
+        self.clients = [Client(self.world.session(name)) for name in ("first", "second", "third")]
+        self.at_risk = NO_TOPICS  # topics that Alpaca has refused, left out or taken away at some time
+
+    def teardown(self) -> None:
+        """After all sessions have left, the reconciler is empty."""
+        if not hasattr(self, "world"):
+            return
+        for client in self.clients:
+            client.session.leave()
+        self.world.settle()
+        self.world.settle()
+        assert repr(self.world.reconciler) == "<SubscriptionReconciler 0 wanted, 0 acked, 0 open>"
+        assert not self.world.alpaca.sent
+
+    # What clients are told
+
+    def check(self) -> None:
+        """Each request is answered once, in order; what a client loses besides, Alpaca does not send."""
+        for client in self.clients:
+            for told in client.session.told:
+                if told.request is not None:
+                    self._answer(client, told)
+                elif told.state is not None:
+                    lost = client.asked - told.state - told.withheld
+                    assert lost <= self.at_risk
+                    client.lose(lost)
+                    assert told.state == client.asked - told.withheld
+            client.session.told.clear()
+            subscriber = client.session.subscriber
+            assert subscriber.held == client.asked - subscriber.withheld
+            if None not in client.session.queue:  # else the answer to a revocation follows in its order
+                assert client.session.state == subscriber.held
+
+    def _answer(self, client: Client, told: Told) -> None:
+        request = client.unanswered.popleft()
+        if told.error is not None:
+            assert self.at_risk & request.add or told.error == NOT_IN_THE_PLAN
+            return
+        assert told.state is not None
+        asked = (client.asked | (request.add - request.lost)) - (request.remove - request.add)
+        left_out = asked - told.state - told.withheld
+        assert left_out <= request.add & self.at_risk
+        client.asked = asked - left_out
+        assert told.state == client.asked - told.withheld
+
+    # Events of sessions
+
+    @rule(number=NUMBERS, add=TOPICS)
+    def subscribe(self, number: int, add: Subscription) -> None:
+        self.request(self.clients[number], add, NO_TOPICS)
+
+    @rule(number=NUMBERS, remove=TOPICS)
+    def unsubscribe(self, number: int, remove: Subscription) -> None:
+        self.request(self.clients[number], NO_TOPICS, remove)
+
+    @rule(number=NUMBERS, add=TOPICS)
+    def replace(self, number: int, add: Subscription) -> None:
+        self.request(self.clients[number], add, self.clients[number].session.subscriber.wanted - add)
+
+    def request(self, client: Client, add: Subscription, remove: Subscription) -> None:
+        client.unanswered.append(Request(add, remove, self.world.now))
+        client.session.request(add, remove, self.world.now)
+        self.check()
+
+    @rule(number=NUMBERS, topics=TOPICS)
+    def revoke(self, number: int, topics: Subscription) -> None:
+        client = self.clients[number]
+        client.lose(topics)
+        client.session.revoke(topics)
+        self.check()
+
+    @rule(number=NUMBERS)
+    def leave_and_join_again(self, number: int) -> None:
+        self.clients[number].session.leave()
+        assert not self.clients[number].session.subscriber.wanted
+        self.clients[number] = Client(self.world.session("another"))
+
+    @rule(number=NUMBERS, topics=TOPICS)
+    def move_from_another_account(self, number: int, topics: Subscription) -> None:
+        self.leave_and_join_again(number)
+        client = self.clients[number]
+        client.asked = client.session.state = topics
+        if self.world.reconciler.closed:
+            self.at_risk |= topics
+        tell(self.world.reconciler.adopt(client.session.subscriber, topics))
+        self.check()
+
+    # Events of Alpaca
+
+    @rule(steps=st.integers(1, 5))
+    def send_and_reply(self, steps: int) -> None:
+        for _ in range(steps):
+            if self.world.under_way is None:
+                self.send()
+            else:
+                self.reply()
+
+    def send(self) -> None:
+        world, reconciler = self.world, self.world.reconciler
+        wanted = frozenset(reconciler.wanted)
+        request = world.send()
         if request is None:
-            return outcomes
-        refused = request.add and any(symbol in refuse for _, symbol in request.topics)
-        outcomes += reconciler.refused(*LIMIT_EXCEEDED) if refused else reconciler.confirmed()
-    raise AssertionError("it never comes to an end")
+            return
+        assert request.topics
+        if request.add:
+            assert wanted.issuperset(request.topics), "requested though no session wants it"
+            assert reconciler.acked.isdisjoint(request.topics), "requested again"
+        else:
+            assert wanted.isdisjoint(request.topics), "removed though a session wants it"
+
+    def reply(self) -> None:
+        request, alpaca = self.world.under_way, self.world.alpaca
+        assert request is not None
+        topics = frozenset(request.topics)
+        if request.add and (alpaca.error(topics) or alpaca.left_out or alpaca.closes_at):
+            wanting = [client.session.subscriber.wanted for client in self.clients]
+            self.at_risk |= topics.union(*(wanted for wanted in wanting if not wanted.isdisjoint(topics)))
+        self.world.reply()
+        self.check()
+
+    @rule()
+    def fail(self) -> None:
+        if self.world.under_way is not None:
+            self.world.fail()
+            self.check()
+
+    @rule(refused=SYMBOL_SETS, limit=LIMITS)
+    def reconnect(self, refused: frozenset[str], limit: int) -> None:
+        """Alpaca's rules may be different on the next connection."""
+        self.at_risk |= self.in_answer()
+        self.world.lose()
+        self.world.alpaca.refused, self.world.alpaca.limit = refused, limit
+        self.check()
+
+    def in_answer(self) -> Subscription:
+        """The topics that are at risk if the connection is closed now: a third close is a verdict."""
+        return NO_TOPICS.union(*(client.session.subscriber.wanted for client in self.clients))
+
+    @rule(left_out=SYMBOL_SETS, closes_at=SYMBOL_SETS)
+    def change_the_rules(self, left_out: frozenset[str], closes_at: frozenset[str]) -> None:
+        self.world.alpaca.left_out, self.world.alpaca.closes_at = left_out, closes_at
+
+    @rule(topics=TOPICS, error=st.sampled_from([None, REFUSED, HICCUP]))
+    def report(self, topics: Subscription, error: Error | None) -> None:
+        self.at_risk |= topics
+        self.world.report(topics, error)
+        self.check()
+
+    @rule()
+    def refuse_the_feed_or_serve_it_again(self) -> None:
+        if self.world.reconciler.closed:
+            self.world.reconciler.open()
+            return
+        self.at_risk |= self.in_answer()
+        self.world.lose()
+        tell(self.world.reconciler.close(*NOT_IN_THE_PLAN))
+        self.check()
+        assert not any(client.unanswered for client in self.clients), "a request is still unanswered"
+
+    @rule(seconds=st.sampled_from([0.5, 1.0, 2.5, 40.0]))
+    def wait(self, seconds: float) -> None:
+        self.world.wait(seconds)
+        self.check()
+        for client in self.clients:
+            assert all(self.world.now - request.made_at < ACK_SECONDS for request in client.unanswered)
+
+    @rule()
+    def recover(self) -> None:
+        """Once Alpaca answers as it should, each client has what it asked for, and Alpaca sends exactly the union."""
+        self.change_the_rules(frozenset(), frozenset())
+        for _ in range(2000):
+            if self.world.under_way is not None:
+                self.reply()
+                continue
+            self.send()
+            if self.world.under_way is None:
+                if self.world.reconciler.wanted == self.world.reconciler.acked:
+                    break
+                self.wait(1.0)
+        else:
+            raise AssertionError("it never comes to an end")
+        for client in self.clients:
+            assert not client.unanswered
+            assert client.session.subscriber.held == client.session.subscriber.wanted == client.asked
+        assert self.world.alpaca.sent == NO_TOPICS.union(*(client.asked for client in self.clients))
+
+    # Invariants
+
+    @invariant()
+    def wanted_is_the_union(self) -> None:
+        reconciler = self.world.reconciler
+        assert reconciler.wanted == NO_TOPICS.union(*(client.session.subscriber.wanted for client in self.clients))
+        assert reconciler.idle is not bool(reconciler.wanted)
+        assert dict(reconciler.channels) == dict(Counter(channel for channel, _ in reconciler.wanted))
+
+    @invariant()
+    def acked_is_what_alpaca_sends(self) -> None:
+        under_way = self.world.under_way
+        removed = () if under_way is None or under_way.add else under_way.topics
+        assert self.world.reconciler.acked <= self.world.alpaca.sent.difference(removed)
+
+    @invariant()
+    def the_differences_are_those_of_wanted_and_acked(self) -> None:
+        """They are stored, not computed, since they may have thousands of topics."""
+        reconciler = self.world.reconciler
+        assert reconciler._missing.keys() == reconciler.wanted - reconciler.acked
+        assert reconciler._surplus == reconciler.acked - reconciler.wanted
 
 
-Outcome = tuple[str, tuple[int, str] | None, Subscription | None]
+TestReconcilerMachine = ReconcilerMachine.TestCase
+TestReconcilerMachine.settings = settings(stateful_step_count=40)
 
 
-def outcomes_of(outcomes: list[RequestOutcome]) -> list[Outcome]:
-    return [(outcome.requests.member, outcome.error, outcome.state) for outcome in outcomes]
+# Single scenarios
+
+
+def sessions(world: World, *names: str) -> list[FakeSession]:
+    return [world.session(name) for name in names]
 
 
 def test_only_the_refused_request_gets_the_error() -> None:
-    """The pending requests are retried one by one, oldest first."""
-    reconciler = SubscriptionReconciler()
-    good, bad, late = SubscriberRequests("good"), SubscriberRequests("bad"), SubscriberRequests("late")
-    for requests, symbols in ((good, "AB"), (bad, "AX"), (late, "C")):
-        assert reconciler.change(requests, trades(*symbols), NO_TOPICS, 0.0) == []
-    assert outcomes_of(settle(reconciler, {"X"})) == [
-        ("good", None, trades("A", "B")),
-        ("bad", LIMIT_EXCEEDED, None),
-        ("late", None, trades("C")),
-    ]
-    assert reconciler.wanted == reconciler.acked == trades("A", "B", "C")
-    assert settle(reconciler) == [], "the refused topics are not requested again"
+    """The requests are sent again one by one, oldest first."""
+    world = World(Alpaca(refused="X"))
+    good, bad, late = sessions(world, "good", "bad", "late")
+    for session, symbols in ((good, "AB"), (bad, "AX"), (late, "C")):
+        session.request(trades(*symbols))
+    world.settle()
+    assert (good.news(), bad.news(), late.news()) == ([trades("A", "B")], [REFUSED], [trades("C")])
+    assert world.alpaca.sent == trades("A", "B", "C")
+    assert world.send() is None, "the refused topics are not requested again"
 
 
 def test_a_refusal_after_a_reconnect() -> None:
-    """The session gets the error, then its state with the topics of other requests."""
-    reconciler = SubscriptionReconciler()
-    one, two = SubscriberRequests("one"), SubscriberRequests("two")
-    reconciler.change(one, trades("A"), NO_TOPICS, 0.0)
-    reconciler.change(two, trades("A"), NO_TOPICS, 0.0)
-    reconciler.change(two, trades("X", "C"), NO_TOPICS, 0.0)
-    settle(reconciler)
-    reconciler.lost()
-    assert outcomes_of(settle(reconciler, {"X"})) == [("two", LIMIT_EXCEEDED, trades("A"))]
-    assert reconciler.wanted == reconciler.acked == trades("A")
+    """Of what a session had confirmed, only the refused topic is lost: the error comes first, then the state."""
+    world = World()
+    one, two = sessions(world, "one", "two")
+    one.request(trades("A"))
+    two.request(trades("A"))
+    two.request(trades("X", "C", "D", "E"))
+    world.settle()
+    assert [one.news(), two.news()] == [[trades("A")], [trades("A"), trades("A", "X", "C", "D", "E")]]
+    world.lose()
+    world.alpaca.refused = "X"
+    world.settle()
+    assert one.news() == []
+    assert two.news() == [(REFUSED, trades("A", "C", "D", "E"))]
+    assert world.alpaca.sent == trades("A", "C", "D", "E")
 
 
-def test_after_a_reconnect_all_topics_are_requested_together() -> None:
-    """Even if pending requests were being retried one by one."""
-    reconciler = SubscriptionReconciler()
-    for symbol in "ABX":
-        reconciler.change(SubscriberRequests(symbol), trades(symbol), NO_TOPICS, 0.0)
-    reconciler.next_request()
-    reconciler.refused(*LIMIT_EXCEEDED)
-    assert reconciler.next_request() == UpstreamRequest(True, (("trades", "A"),))
-    reconciler.lost()
-    request = reconciler.next_request()
-    assert request is not None
-    assert set(request.topics) == trades("A", "B", "X")
+@pytest.mark.parametrize("error", [HICCUP, (599, "something new")])
+@pytest.mark.parametrize("when", ["at first", "after a reconnect"])
+def test_an_error_that_is_no_verdict_costs_nothing(error: Error, when: str) -> None:
+    """The requests are sent again, one by one, and no session is told."""
+    world = World()
+    one, two = sessions(world, "one", "two")
+    for session, symbols in ((one, "AB"), (two, "C")):
+        session.request(trades(*symbols), now=world.now)
+    if when == "after a reconnect":
+        world.settle()
+        world.lose()
+    for _ in range(2):
+        world.send()
+        world.fail(error)
+        world.wait(1.0)
+    world.settle()
+    assert [one.state, two.state] == [trades("A", "B"), trades("C")]
+    assert not any(isinstance(news, tuple) for news in one.news() + two.news())
+    assert world.alpaca.sent == trades("A", "B", "C")
+
+
+def test_a_poison_request_beside_a_healthy_session() -> None:
+    """Alpaca closes whenever it comes: the healthy session has its data, the poison one is told 400 at last."""
+    world = World()
+    world.alpaca.closes_at = "X"
+    healthy, poison = sessions(world, "healthy", "poison")
+    healthy.request(trades("A"))
+    poison.request(trades("B", "X"))
+    closes = 0
+    for _ in range(60):
+        if world.send() is None:
+            world.wait(1.0)
+            continue
+        closes += any(symbol == "X" for _, symbol in world.under_way.topics) if world.under_way else 0
+        world.reply()
+    assert closes == 1 + MAX_CLOSES, "once together with the other, then alone"
+    assert healthy.news() == [trades("A")]
+    assert poison.news() == [trades("B", "X"), ((400, "invalid syntax"), NO_TOPICS)]
+    assert world.alpaca.sent == trades("A")
+    assert world.now < 2 * MAX_RETRY_SECONDS
+
+
+def test_closes_are_no_verdict_while_nothing_is_confirmed() -> None:
+    world = World()
+    world.alpaca.closes_at = "A"
+    session = world.session()
+    session.request(trades("A"))
+    for _ in range(100):
+        if world.send() is None:
+            world.wait(10.0)
+        else:
+            world.reply()
+    assert session.state == trades("A")
+    world.alpaca.closes_at = ""
+    world.settle()
+    assert world.alpaca.sent == session.state == trades("A")
+
+
+def test_a_request_that_fails_holds_up_no_other() -> None:
+    world = World()
+    failing, other = sessions(world, "failing", "other")
+    failing.request(trades("X"))
+    world.send()
+    for _ in range(5):  # alone from the second time on, with growing waits
+        world.fail()
+        world.wait(MAX_RETRY_SECONDS)
+        world.send()
+    world.fail()
+    other.request(trades("A"), now=world.now)
+    world.settle()
+    assert other.news() == [trades("A")]
+    assert world.alpaca.sent == trades("A", "X")
+
+
+def test_an_answer_that_leaves_a_topic_out_is_told_as_it_is() -> None:
+    world = World()
+    world.alpaca.left_out = "B"
+    session = world.session()
+    session.request(trades("A", "B", "C"))
+    world.settle()
+    assert session.news() == [trades("A", "C")]
+    assert world.reconciler.wanted == trades("A", "C")
+
+
+def test_a_topic_left_out_after_a_provisional_acknowledgement() -> None:
+    world = World()
+    world.alpaca.left_out = "B"
+    session = world.session()
+    session.request(trades("A", "B"), now=world.now)
+    world.wait(ACK_SECONDS)
+    world.settle()
+    assert session.news() == [trades("A", "B"), (None, trades("A"))]
+
+
+def test_a_confirmed_topic_that_is_left_out_later() -> None:
+    """It is requested again; its session is told after 30 s, and again when it is back."""
+    world = World()
+    session = world.session()
+    session.request(trades("A", "B"))
+    world.settle()
+    world.lose()
+    world.alpaca.left_out = "B"
+    began = world.now
+    requests = 0
+    while world.now < began + 2 * WITHHELD_SECONDS:
+        if world.send() is None:
+            world.wait(0.25)
+            continue
+        requests += ("trades", "B") in (world.under_way.topics if world.under_way else ())
+        world.reply()
+    assert 4 <= requests <= 9, "with a wait that grows"
+    assert session.news() == [trades("A", "B"), (None, trades("A"))]
+    world.alpaca.left_out = ""
+    world.lose()
+    world.settle()
+    assert session.news() == [(None, trades("A", "B"))]
+
+
+def test_a_removal_that_is_refused_is_sent_again() -> None:
+    world = World()
+    session = world.session()
+    session.request(trades("A", "B"))
+    world.settle()
+    session.request(NO_TOPICS, trades("A"))
+    for _ in range(3):
+        assert world.send() == UpstreamRequest(False, (("trades", "A"),))
+        world.fail()
+        assert world.reconciler.acked == trades("A", "B"), "Alpaca goes on sending it"
+        assert world.send() is None
+        world.wait(MAX_RETRY_SECONDS)
+    world.send()
+    world.reply()
+    assert world.reconciler.acked == world.alpaca.sent == trades("B")
+
+
+@pytest.mark.parametrize("error", [None, HICCUP, LIMIT_EXCEEDED])
+def test_another_proxy_takes_topics_away(error: Error | None) -> None:
+    """With a verdict, sessions lose them at once; otherwise they are requested again."""
+    world = World()
+    one, two = sessions(world, "one", "two")
+    one.request(trades("A", "B"))
+    two.request(trades("B"))
+    world.settle()
+    assert one.news() == [trades("A", "B")]
+    assert two.news() == [trades("B")]
+    world.report(trades("B"), error)
+    if error == LIMIT_EXCEEDED:
+        assert one.news() == [(error, trades("A"))]
+        assert two.news() == [(error, NO_TOPICS)]
+        assert world.send() is None
+    else:
+        world.settle()
+        assert one.news() == two.news() == []
+        assert world.alpaca.sent == trades("A", "B")
 
 
 def test_a_refusal_of_a_request_that_was_given_up_is_not_assigned_to_another() -> None:
-    """The session leaves or unsubscribes while the request is under way.
-
-    The other session whose topics are in the request must not get the error.
-    """
+    """The session leaves or unsubscribes while the request is under way; the other must not get the error."""
     for event in ("left", "given up"):
-        reconciler = SubscriptionReconciler()
-        refused, other = SubscriberRequests("refused"), SubscriberRequests("other")
-        reconciler.change(refused, trades("X"), NO_TOPICS, 0.0)
-        reconciler.change(other, trades("A"), NO_TOPICS, 0.0)
-        request = reconciler.next_request()
+        world = World(Alpaca(refused="XY"))
+        refused, other = sessions(world, "refused", "other")
+        refused.request(trades("X"))
+        other.request(trades("A"))
+        request = world.send()
         assert request is not None
         assert set(request.topics) == trades("X", "A")
         if event == "left":
-            reconciler.leave(refused)
+            refused.leave()
         else:
-            reconciler.change(refused, NO_TOPICS, trades("X"), 0.0)
-        assert reconciler.refused(*LIMIT_EXCEEDED) == []
-        assert outcomes_of(settle(reconciler, {"X"})) == [("other", None, trades("A"))]
-        reconciler.change(other, trades("Y"), NO_TOPICS, 0.0)
-        assert outcomes_of(settle(reconciler, {"Y"})) == [("other", LIMIT_EXCEEDED, None)], (
-            "the next refusal is assigned"
-        )
-
-
-def test_a_refusal_of_topics_given_up_during_a_retry_is_ignored() -> None:
-    reconciler = SubscriptionReconciler()
-    first, second = SubscriberRequests("first"), SubscriberRequests("second")
-    reconciler.change(first, trades("A", "X"), NO_TOPICS, 0.0)
-    reconciler.change(second, trades("B"), NO_TOPICS, 0.0)
-    reconciler.next_request()
-    reconciler.refused(*LIMIT_EXCEEDED)
-    request = reconciler.next_request()
-    assert request is not None
-    assert set(request.topics) == trades("A", "X")
-    assert reconciler.change(first, NO_TOPICS, trades("X"), 0.0) == []
-    assert reconciler.refused(*LIMIT_EXCEEDED) == []
-    assert outcomes_of(settle(reconciler, {"X"})) == [
-        ("first", None, trades("A", "X")),  # of the first request; the outcome of the second follows at once
-        ("first", None, trades("A")),
-        ("second", None, trades("B")),
-    ]
+            refused.revoke(trades("X"))
+        world.reply()
+        world.settle()
+        assert other.news() == [trades("A")]
+        other.request(trades("Y"))
+        world.settle()
+        assert other.news() == [REFUSED], "the next refusal is assigned"
 
 
 def test_a_late_refusal_while_a_later_request_repeats_a_topic() -> None:
     """The refusal comes after the acknowledgement, during the later request."""
-    reconciler = SubscriptionReconciler()
-    requests, other = SubscriberRequests("subscriber"), SubscriberRequests("other")
-    reconciler.change(requests, trades("A", "X"), NO_TOPICS, 0.0)
-    assert outcomes_of(reconciler.overdue(ACK_SECONDS)) == [("subscriber", None, trades("A", "X"))]
-    reconciler.change(requests, trades("A", "Y"), NO_TOPICS, ACK_SECONDS)
-    reconciler.change(other, trades("B"), NO_TOPICS, ACK_SECONDS)
-    assert outcomes_of(settle(reconciler, {"X", "Y"})) == [
-        ("subscriber", LIMIT_EXCEEDED, NO_TOPICS),
-        ("subscriber", LIMIT_EXCEEDED, None),
-        ("other", None, trades("B")),
-    ]
-    assert requests.acknowledged == requests.holds == NO_TOPICS
+    world = World(Alpaca(refused="XY"))
+    session, other = sessions(world, "session", "other")
+    session.request(trades("A", "X"))
+    world.wait(ACK_SECONDS)
+    assert session.news() == [trades("A", "X")]
+    session.request(trades("A", "Y"), now=world.now)
+    other.request(trades("B"), now=world.now)
+    world.settle()
+    assert session.news() == [(REFUSED, NO_TOPICS), REFUSED]
+    assert other.news() == [trades("B")]
+    assert not session.subscriber.wanted
 
 
 def test_a_request_in_several_parts_is_refused_as_a_whole() -> None:
-    reconciler = SubscriptionReconciler()
-    requests = SubscriberRequests("subscriber")
-    reconciler.change(requests, many(5000) | trades("X"), NO_TOPICS, 0.0)
-    assert outcomes_of(settle(reconciler, {"X"})) == [("subscriber", LIMIT_EXCEEDED, None)]
-    assert not reconciler.acked
-    assert not reconciler.wanted
+    world = World(Alpaca(refused="X"))
+    session = world.session()
+    session.request(many(5000) | trades("X"))
+    world.settle()
+    assert session.news() == [REFUSED]
+    assert not world.reconciler.wanted
+    assert not world.alpaca.sent
 
 
-@pytest.mark.parametrize(
-    "symbol",
-    [
-        "S{:05}",
-        "S{:05}" + "x" * 58,
-        "é☃{:05}",
-        '"\\{:05}',
-        "\x00\x1f{:05}",
-    ],
-)
+@pytest.mark.parametrize("symbol", ["S{:05}", "S{:05}" + "x" * 58, "é☃{:05}", '"\\{:05}', "\x00\x1f{:05}"])
 def test_upstream_requests_are_bounded_in_bytes(symbol: str) -> None:
     """In either codec, with any escapes; all but the last are close to the bound."""
-    reconciler = SubscriptionReconciler()
+    world = World()
     channels = ("trades", "quotes", "some undocumented channel")
     wanted = frozenset((channel, symbol.format(number)) for channel in channels for number in range(1000))
-    requests = SubscriberRequests("subscriber")
-    reconciler.change(requests, wanted, NO_TOPICS, 0.0)
+    session = world.session()
+    session.request(wanted)
     for add in (True, False):
         requested: set[Topic] = set()
         sizes = []
-        while request := reconciler.next_request():
+        while request := world.send():
             assert request.add is add
             requested |= set(request.topics)
             sizes.append(len(JSON.encode(market.change(add, request.topics))))
             assert len(msgpack.packb(market.change(add, request.topics))) <= REQUEST_BYTES
-            reconciler.confirmed()
+            world.reply()
         assert requested == wanted
         assert max(sizes) <= REQUEST_BYTES
         assert min(sizes[:-1]) > REQUEST_BYTES - 500
-        reconciler.leave(requests)
+        session.leave()
 
 
 def test_a_small_request_does_not_wait_for_a_large_one() -> None:
-    reconciler = SubscriptionReconciler()
-    large, small = SubscriberRequests("large"), SubscriberRequests("small")
-    reconciler.change(large, many(10_000), NO_TOPICS, 0.0)
-    reconciler.next_request()
-    reconciler.change(small, trades("SPY"), NO_TOPICS, 0.0)
-    reconciler.confirmed()
-    request = reconciler.next_request()
+    world = World()
+    large, small = sessions(world, "large", "small")
+    large.request(many(10_000))
+    world.send()
+    small.request(trades("SPY"))
+    world.reply()
+    request = world.send()
     assert request is not None
     assert ("trades", "SPY") in request.topics
     assert len(request.topics) > 100  # the remaining bytes are used
-    assert outcomes_of(reconciler.confirmed()) == [("small", None, trades("SPY"))]
+    world.reply()
+    assert small.news() == [trades("SPY")]
 
 
 def test_large_requests_take_turns() -> None:
-    reconciler = SubscriptionReconciler()
-    for requests in [SubscriberRequests(name) for name in "abc"]:
-        reconciler.change(requests, many(3000, requests.member), NO_TOPICS, 0.0)
+    world = World()
+    for session in sessions(world, *"abc"):
+        session.request(many(3000, session.subscriber.name))
     first_letters = []
-    while request := reconciler.next_request():
+    while request := world.send():
         first_letters.append(request.topics[0][1][0])
-        reconciler.confirmed()
+        world.reply()
     assert first_letters[:4] == ["a", "b", "c", "a"]
 
 
+def test_requests_that_go_alone_and_new_ones_take_turns() -> None:
+    world = World(Alpaca(refused="X"))
+    clients = sessions(world, *"abcdef")
+    for session in clients:
+        session.request(trades(session.subscriber.name.upper(), *("X" if session is clients[0] else "")))
+    world.send()
+    world.reply()
+    new = world.session("new")
+    new.request(trades("NEW"))
+    for _ in range(2):
+        world.send()
+        world.reply()
+    assert new.news() == [trades("NEW")]
+
+
 def test_additions_go_before_removals_unless_the_limit_is_exceeded() -> None:
-    reconciler = SubscriptionReconciler()
-    requests = SubscriberRequests("subscriber")
-    reconciler.change(requests, trades("A"), NO_TOPICS, 0.0)
-    settle(reconciler)
-    reconciler.change(requests, NO_TOPICS, trades("A"), 0.0)
-    reconciler.change(requests, trades("B"), NO_TOPICS, 0.0)
-    assert reconciler.next_request() == UpstreamRequest(True, (("trades", "B"),))
-    assert reconciler.refused(*LIMIT_EXCEEDED) == []
-    assert reconciler.next_request() == UpstreamRequest(False, (("trades", "A"),))
-    reconciler.confirmed()
-    assert reconciler.next_request() == UpstreamRequest(True, (("trades", "B"),))
-    assert outcomes_of(reconciler.confirmed()) == [("subscriber", None, trades("B"))]
-    reconciler.change(requests, NO_TOPICS, trades("B"), 0.0)
-    reconciler.change(requests, trades("C"), NO_TOPICS, 0.0)
-    assert reconciler.next_request() == UpstreamRequest(True, (("trades", "C"),)), "removals go first only once"
+    world = World(Alpaca(limit=1))
+    session = world.session()
+    session.request(trades("A"))
+    world.settle()
+    session.request(NO_TOPICS, trades("A"))
+    session.request(trades("B"))
+    for expected in (
+        UpstreamRequest(True, (("trades", "B"),)),
+        UpstreamRequest(False, (("trades", "A"),)),
+        UpstreamRequest(True, (("trades", "B"),)),
+    ):
+        assert world.send() == expected
+        world.reply()
+    assert session.news() == [trades("A"), NO_TOPICS, trades("B")]
+    session.request(NO_TOPICS, trades("B"))
+    session.request(trades("C"))
+    assert world.send() == UpstreamRequest(True, (("trades", "C"),)), "removals go first only once"
 
 
 @pytest.mark.parametrize("refused", [True, False])
 def test_a_request_that_replaces_topics_adds_and_removes_or_does_neither(refused: bool) -> None:
     """As `listen` does; a request made in the meantime is not lost with it."""
-    reconciler = SubscriptionReconciler()
-    requests = SubscriberRequests("subscriber")
-    reconciler.change(requests, trades("A", "B"), NO_TOPICS, 0.0)
-    settle(reconciler)
-    assert reconciler.change(requests, trades("X"), trades("A", "B"), 0.0) == []
-    assert reconciler.change(requests, trades("A"), NO_TOPICS, 0.0) == []
-    outcomes = settle(reconciler, {"X"} if refused else ())
-    if refused:
-        assert outcomes_of(outcomes) == [("subscriber", LIMIT_EXCEEDED, None), ("subscriber", None, trades("A", "B"))]
-    else:
-        assert outcomes_of(outcomes) == [("subscriber", None, trades("X")), ("subscriber", None, trades("A", "X"))]
-    assert reconciler.wanted == reconciler.acked == requests.holds == requests.acknowledged
+    world = World(Alpaca(refused="X" if refused else ""))
+    session = world.session()
+    session.request(trades("A", "B"))
+    world.settle()
+    assert session.news() == [trades("A", "B")]
+    session.request(trades("X"), trades("A", "B"))
+    session.request(trades("A"))
+    world.settle()
+    assert session.news() == ([REFUSED, trades("A", "B")] if refused else [trades("X"), trades("A", "X")])
+    assert world.reconciler.wanted == world.alpaca.sent == session.subscriber.held
 
 
 def test_a_topic_that_is_being_removed_is_not_acknowledged() -> None:
     """Data would be missing between an acknowledgement at once and the next addition."""
-    reconciler = SubscriptionReconciler()
-    one, two = SubscriberRequests("one"), SubscriberRequests("two")
-    reconciler.change(one, trades("A"), NO_TOPICS, 0.0)
-    settle(reconciler)
-    reconciler.leave(one)
-    assert reconciler.next_request() == UpstreamRequest(False, (("trades", "A"),))
-    assert reconciler.change(two, trades("A"), NO_TOPICS, 0.0) == []
-    assert reconciler.confirmed() == []
-    assert reconciler.next_request() == UpstreamRequest(True, (("trades", "A"),))
-    assert outcomes_of(reconciler.confirmed()) == [("two", None, trades("A"))]
-
-
-def test_a_refused_removal_is_ignored() -> None:
-    reconciler = SubscriptionReconciler()
-    requests = SubscriberRequests("subscriber")
-    reconciler.change(requests, trades("A"), NO_TOPICS, 0.0)
-    settle(reconciler)
-    assert outcomes_of(reconciler.change(requests, NO_TOPICS, trades("A"), 0.0)) == [("subscriber", None, NO_TOPICS)]
-    assert reconciler.next_request() == UpstreamRequest(False, (("trades", "A"),))
-    assert reconciler.change(requests, trades("A"), NO_TOPICS, 0.0) == []
-    assert reconciler.refused(500, "internal error") == []
-    assert outcomes_of(settle(reconciler)) == [("subscriber", None, trades("A"))]
-    reconciler.leave(requests)
-    assert reconciler.next_request() == UpstreamRequest(False, (("trades", "A"),))
-    assert reconciler.refused(500, "internal error") == []
-    assert reconciler.next_request() is None
+    world = World()
+    one, two = sessions(world, "one", "two")
+    one.request(trades("A"))
+    world.settle()
+    one.leave()
+    assert world.send() == UpstreamRequest(False, (("trades", "A"),))
+    two.request(trades("A"))
+    world.reply()
+    assert two.news() == []
+    assert world.send() == UpstreamRequest(True, (("trades", "A"),))
+    world.reply()
+    assert two.news() == [trades("A")]
 
 
 def test_acked_topics_are_acknowledged_at_once() -> None:
-    reconciler = SubscriptionReconciler()
-    one, two = SubscriberRequests("one"), SubscriberRequests("two")
-    reconciler.change(one, trades("A", "B"), NO_TOPICS, 0.0)
-    settle(reconciler)
-    assert outcomes_of(reconciler.change(two, trades("A"), NO_TOPICS, 0.0)) == [("two", None, trades("A"))]
-    assert outcomes_of(reconciler.change(two, NO_TOPICS, NO_TOPICS, 0.0)) == [("two", None, trades("A"))]
-    assert outcomes_of(reconciler.change(two, NO_TOPICS, trades("C"), 0.0)) == [("two", None, trades("A"))]
-    assert reconciler.next_request() is None
+    world = World()
+    one, two = sessions(world, "one", "two")
+    one.request(trades("A", "B"))
+    world.settle()
+    for add, remove in ((trades("A"), NO_TOPICS), (NO_TOPICS, NO_TOPICS), (NO_TOPICS, trades("C"))):
+        two.request(add, remove)
+        assert two.news() == [trades("A")]
+    assert world.send() is None
 
 
 def test_each_request_has_its_own_outcome() -> None:
     """A topic of a refused request is not refused to another request."""
-    reconciler = SubscriptionReconciler()
-    requests = SubscriberRequests("subscriber")
-    reconciler.change(requests, trades("A", "X"), NO_TOPICS, 0.0)
-    reconciler.change(requests, trades("A"), NO_TOPICS, 0.0)
-    reconciler.change(requests, trades("X"), NO_TOPICS, 0.0)
-    assert outcomes_of(settle(reconciler, {"X"})) == [
-        ("subscriber", LIMIT_EXCEEDED, None),
-        ("subscriber", None, trades("A")),
-        ("subscriber", LIMIT_EXCEEDED, None),
-    ]
-    assert reconciler.acked == requests.holds == trades("A")
+    world = World(Alpaca(refused="X"))
+    session = world.session()
+    for symbols in ("AX", "A", "X"):
+        session.request(trades(*symbols))
+    world.settle()
+    assert session.news() == [REFUSED, trades("A"), REFUSED]
+    assert world.alpaca.sent == session.subscriber.wanted == trades("A")
 
 
 def test_a_provisional_acknowledgement_is_not_a_confirmation() -> None:
     """A repeated request waits for Alpaca again, until Alpaca has confirmed."""
-    reconciler = SubscriptionReconciler()
-    requests = SubscriberRequests("subscriber")
-    reconciler.change(requests, trades("A"), NO_TOPICS, 0.0)
-    assert outcomes_of(reconciler.overdue(ACK_SECONDS)) == [("subscriber", None, trades("A"))]
-    assert reconciler.change(requests, trades("A"), NO_TOPICS, ACK_SECONDS) == []
-    assert outcomes_of(settle(reconciler)) == [("subscriber", None, trades("A"))]
+    world = World()
+    session = world.session()
+    session.request(trades("A"), now=world.now)
+    world.wait(ACK_SECONDS)
+    assert session.news() == [trades("A")]
+    session.request(trades("A"), now=world.now)
+    assert session.news() == []
+    world.settle()
+    assert session.news() == [trades("A")]
     for _ in range(100):
-        assert outcomes_of(reconciler.change(requests, trades("A"), NO_TOPICS, ACK_SECONDS)) == [
-            ("subscriber", None, trades("A"))
-        ]
-    assert len(requests.pending) == 2
+        session.request(trades("A"), now=world.now)
+    assert session.news() == [trades("A")] * 100
+    assert repr(world.reconciler) == "<SubscriptionReconciler 1 wanted, 1 acked, 0 open>", "nothing is left of them"
+
+
+def test_what_is_confirmed_is_one_set_whatever_the_number_of_requests() -> None:
+    world = World()
+    session = world.session()
+    for number in range(3000):
+        session.request(trades(f"S{number}"))
+        world.settle()
+    assert len(session.subscriber.confirmed) == len(session.state) == 3000
+    assert not session.subscriber.remembered
+    assert repr(world.reconciler) == "<SubscriptionReconciler 3000 wanted, 3000 acked, 0 open>"
 
 
 def test_resent_topics_are_not_lost_with_a_refusal() -> None:
-    """Python's SDKs resend all topics at every change.
-
-    The new symbol may be refused; the others stay.
-    """
-    reconciler = SubscriptionReconciler()
-    requests = SubscriberRequests("subscriber")
-    reconciler.change(requests, trades("A", "B"), NO_TOPICS, 0.0)
-    settle(reconciler)
-    for _ in range(100):
-        assert outcomes_of(reconciler.change(requests, trades("A", "B"), NO_TOPICS, 0.0)) == [
-            ("subscriber", None, trades("A", "B"))
-        ]
-    assert len(requests.pending) == 1
-    reconciler.change(requests, trades("A", "B", "X"), NO_TOPICS, 0.0)
-    assert outcomes_of(settle(reconciler, {"X"})) == [("subscriber", LIMIT_EXCEEDED, None)]
-    assert reconciler.acked == requests.acknowledged == trades("A", "B")
+    """Python's SDKs resend all topics at every change; the new symbol may be refused, the others stay."""
+    world = World(Alpaca(refused="X"))
+    session = world.session()
+    session.request(trades("A", "B"))
+    world.settle()
+    session.request(trades("A", "B", "X"))
+    world.settle()
+    assert session.news() == [trades("A", "B"), REFUSED]
+    assert world.alpaca.sent == session.subscriber.held == trades("A", "B")
 
 
 def test_many_requests_during_an_outage() -> None:
-    """The pending requests stay few, and all topics are requested in the end."""
-    reconciler = SubscriptionReconciler()
-    requests, other = SubscriberRequests("subscriber"), SubscriberRequests("other")
-    reconciler.change(other, trades("A"), NO_TOPICS, 0.0)
-    reconciler.overdue(ACK_SECONDS)
+    """The open requests stay few, and all topics are requested in the end."""
+    world = World()
+    session = world.session()
     for number in range(500):
-        reconciler.change(requests, trades("A", f"S{number}", f"S{number + 1}"), NO_TOPICS, 10.0 * number)
-        reconciler.overdue(10.0 * number + ACK_SECONDS)
-        assert len(requests.pending) <= MAX_REQUESTS
+        session.request(trades("A", f"S{number}", f"S{number + 1}"), now=world.now)
+        world.wait(10.0)
+        assert len(session.subscriber.remembered) <= MAX_REMEMBERED
     everything = trades("A", *(f"S{number}" for number in range(501)))
-    assert reconciler.wanted == requests.holds == requests.acknowledged == everything
-    assert settle(reconciler) == []
-    assert reconciler.acked == everything
-    reconciler.leave(other)
-    assert outcomes_of(reconciler.change(requests, NO_TOPICS, everything - trades("A"), 9999.0)) == [
-        ("subscriber", None, trades("A"))
-    ]
-    settle(reconciler)
-    assert reconciler.acked == trades("A")
-    reconciler.leave(requests)
-    settle(reconciler)
-    assert repr(reconciler) == "<SubscriptionReconciler 0 wanted, 0 acked, 0 requests>"
+    assert world.reconciler.wanted == session.state == everything
+    session.news()
+    world.settle()
+    assert session.news() == []
+    assert world.alpaca.sent == everything
 
 
 def test_a_feed_that_is_not_in_the_plan_refuses_every_request_until_it_is() -> None:
-    """Provisional requests are refused too; requests confirmed once are not."""
-    reconciler = SubscriptionReconciler()
-    confirmed, provisional, waiting, later = (
-        SubscriberRequests("confirmed"),
-        SubscriberRequests("provisional"),
-        SubscriberRequests("waiting"),
-        SubscriberRequests("later"),
-    )
-    reconciler.change(confirmed, trades("K"), NO_TOPICS, 0.0)
-    settle(reconciler)
-    reconciler.lost()
-    for symbol in ("R", "S"):
-        reconciler.change(provisional, trades(symbol), NO_TOPICS, -ACK_SECONDS)
-        assert outcomes_of(reconciler.overdue(0.0)) == [("provisional", None, provisional.holds)]
-    reconciler.change(waiting, trades("A"), NO_TOPICS, 0.0)
-    reconciler.change(waiting, NO_TOPICS, trades("C"), 0.0)
-    reconciler.change(waiting, trades("B"), NO_TOPICS, 0.0)
-    assert not reconciler.closed
-    assert outcomes_of(reconciler.close(*NOT_IN_THE_PLAN)) == [
-        ("provisional", NOT_IN_THE_PLAN, NO_TOPICS),
-        ("waiting", NOT_IN_THE_PLAN, None),
-        ("waiting", None, NO_TOPICS),
-        ("waiting", NOT_IN_THE_PLAN, None),
-    ]
-    assert reconciler.closed
-    assert outcomes_of(reconciler.change(later, trades("B"), NO_TOPICS, 0.0)) == [("later", NOT_IN_THE_PLAN, None)]
-    assert outcomes_of(reconciler.change(later, NO_TOPICS, trades("B"), 0.0)) == [("later", None, NO_TOPICS)]
-    assert reconciler.wanted == trades("K")
-    reconciler.open()
-    reconciler.change(later, trades("B"), NO_TOPICS, 0.0)
-    assert outcomes_of(settle(reconciler)) == [("later", None, trades("B"))]
-    assert reconciler.acked == trades("K", "B")
+    """Provisional requests are refused too; topics confirmed once are not."""
+    world = World()
+    confirmed, provisional, waiting, later = sessions(world, "confirmed", "provisional", "waiting", "later")
+    confirmed.request(trades("K"))
+    world.settle()
+    assert confirmed.news() == [trades("K")]
+    world.lose()
+    for symbol in "RS":
+        provisional.request(trades(symbol), now=world.now)
+        world.wait(ACK_SECONDS)
+    assert provisional.news() == [trades("R"), trades("R", "S")]
+    waiting.request(trades("A"), now=world.now)
+    waiting.request(NO_TOPICS, trades("C"), now=world.now)
+    waiting.request(trades("B"), now=world.now)
+    assert not world.reconciler.closed
+    tell(world.reconciler.close(*NOT_IN_THE_PLAN))
+    assert confirmed.news() == []
+    assert provisional.news() == [(NOT_IN_THE_PLAN, NO_TOPICS)]
+    assert waiting.news() == [NOT_IN_THE_PLAN, NO_TOPICS, NOT_IN_THE_PLAN]
+    assert world.reconciler.closed
+    later.request(trades("B"))
+    later.request(NO_TOPICS, trades("B"))
+    assert later.news() == [NOT_IN_THE_PLAN, NO_TOPICS]
+    assert world.reconciler.wanted == trades("K")
+    world.reconciler.open()
+    later.request(trades("B"))
+    world.settle()
+    assert later.news() == [trades("B")]
+    assert world.alpaca.sent == trades("K", "B")
 
 
-def test_a_confirmation_after_a_provisional_acknowledgement_counts() -> None:
-    reconciler = SubscriptionReconciler()
-    requests = SubscriberRequests("subscriber")
-    reconciler.change(requests, trades("A"), NO_TOPICS, -ACK_SECONDS)
-    reconciler.overdue(0.0)
-    settle(reconciler)
-    reconciler.lost()
-    assert reconciler.close(*NOT_IN_THE_PLAN) == []
-    assert requests.acknowledged == requests.holds == trades("A")
-
-
-def test_a_subscriber_from_another_account_is_refused_request_by_request() -> None:
-    reconciler = SubscriptionReconciler()
-    requests = SubscriberRequests("subscriber")
-    assert reconciler.adopt(requests, [trades("A", "B"), trades("X", "Y")]) == []
-    assert requests.acknowledged == trades("A", "B", "X", "Y")
-    assert outcomes_of(settle(reconciler, {"X"})) == [("subscriber", LIMIT_EXCEEDED, trades("A", "B"))]
-    assert reconciler.acked == requests.holds == trades("A", "B")
-    assert reconciler.adopt(SubscriberRequests("holds nothing"), []) == []
+def test_a_subscriber_from_another_account() -> None:
+    """What the new account refuses is lost, and nothing else."""
+    world = World(Alpaca(refused="X"))
+    session = world.session()
+    assert world.reconciler.adopt(session.subscriber, trades("A", "B", "X", "Y")) == []
+    assert session.subscriber.held == trades("A", "B", "X", "Y")
+    world.settle()
+    assert session.news() == [(REFUSED, trades("A", "B", "Y"))]
+    assert world.alpaca.sent == trades("A", "B", "Y")
+    assert world.reconciler.adopt(world.session().subscriber, NO_TOPICS) == []
 
 
 def test_a_subscriber_from_another_account_on_a_closed_feed() -> None:
-    reconciler = SubscriptionReconciler()
-    reconciler.close(*NOT_IN_THE_PLAN)
-    assert outcomes_of(reconciler.adopt(SubscriberRequests("subscriber"), [trades("A"), trades("B")])) == [
-        ("subscriber", NOT_IN_THE_PLAN, NO_TOPICS)
-    ]
-    assert reconciler.adopt(SubscriberRequests("holds nothing"), []) == []
-    assert reconciler.idle
-
-
-def test_replies_without_a_request_under_way_are_ignored() -> None:
-    """Alpaca may send a reply at any time."""
-    reconciler = SubscriptionReconciler()
-    reconciler.change(SubscriberRequests("subscriber"), trades("A"), NO_TOPICS, 0.0)
-    assert reconciler.confirmed() == reconciler.refused(*LIMIT_EXCEEDED) == []
-    assert reconciler.next_request() == UpstreamRequest(True, (("trades", "A"),))
-
-
-def test_reprs() -> None:
-    reconciler = SubscriptionReconciler()
-    requests = SubscriberRequests("momentum")
-    reconciler.change(requests, trades("A", "B"), NO_TOPICS, 0.0)
-    assert repr(requests) == "<SubscriberRequests momentum 0 topics, 1 waiting>"
-    assert repr(reconciler) == "<SubscriptionReconciler 2 wanted, 0 acked, 1 requests>"
-
-
-# CPU time
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Return the CPU time of `work`."""
-    began = time.process_time()
-    work()
-    return time.process_time() - began
-
-
-def test_the_cpu_time_of_a_change_does_not_depend_on_the_number_of_subscribers() -> None:
-    """8,000 topics that 200 subscribers hold already.
-
-    A change takes a few passes over a set, and no loop over the 200.
-    """
-    reconciler = SubscriptionReconciler()
-    topics = many(8000)
-    for number in range(200):
-        reconciler.change(SubscriberRequests(f"subscriber {number}"), frozenset(topics), NO_TOPICS, 0.0)
-    baseline = min(seconds(lambda: dict.fromkeys(topics, 0) | dict.fromkeys(topics, 1)) for _ in range(7))
-    longest = 0.0
-    while not longest or reconciler.request:
-        reconciler.confirmed()
-        longest = max(longest, seconds(reconciler.next_request))
-    assert longest < 60 * baseline
-
-    def join_and_leave() -> None:
-        requests = SubscriberRequests("new")
-        assert reconciler.change(requests, topics, NO_TOPICS, 0.0)
-        reconciler.leave(requests)
-
-    assert min(seconds(join_and_leave) for _ in range(7)) < 40 * baseline
+    world = World()
+    world.reconciler.close(*NOT_IN_THE_PLAN)
+    session = world.session()
+    tell(world.reconciler.adopt(session.subscriber, trades("A", "B")))
+    assert session.news() == [(NOT_IN_THE_PLAN, NO_TOPICS)]
+    assert world.reconciler.idle
 
 
 def test_revoked_topics_are_in_no_answer() -> None:
     """Neither in the state, nor in a request that is not answered yet; the answer comes in order."""
-    reconciler, requests = SubscriptionReconciler(), SubscriberRequests("session")
-    reconciler.change(requests, trades("A", "B"), NO_TOPICS, 0.0)
-    settle(reconciler)
-    assert requests.acknowledged == trades("A", "B")
-    assert reconciler.change(requests, trades("C", "D"), NO_TOPICS, 1.0) == []
-    assert reconciler.revoke(requests, trades("B", "C"), 2.0) == []
-    assert requests.acknowledged == trades("A")
-    assert requests.revoked == trades("B", "C")
-    assert [outcome.state for outcome in settle(reconciler)] == [trades("A", "D")] * 2
-    assert (reconciler.acked, reconciler.wanted) == (trades("A", "D"), trades("A", "D"))
-    reconciler.change(requests, trades("B"), NO_TOPICS, 3.0)
-    assert requests.revoked == trades("C")
-    assert [outcome.state for outcome in settle(reconciler)] == [trades("A", "B", "D")]
+    world = World()
+    session = world.session()
+    session.request(trades("A", "B"))
+    world.settle()
+    session.request(trades("C", "D"))
+    session.news()
+    session.revoke(trades("B", "C"))
+    assert session.news() == []
+    assert session.subscriber.held == trades("A")
+    world.settle()
+    assert session.news() == [trades("A", "D"), (None, trades("A", "D"))]
+    assert world.alpaca.sent == trades("A", "D")
+    session.request(trades("B"))
+    world.settle()
+    assert session.news() == [trades("A", "B", "D")]
+
+
+def test_reprs() -> None:
+    world = World()
+    session = world.session("momentum")
+    session.request(trades("A", "B"))
+    assert repr(session.subscriber) == "<Subscriber momentum 0 topics, 1 waiting>"
+    assert repr(world.reconciler) == "<SubscriptionReconciler 2 wanted, 0 acked, 1 open>"

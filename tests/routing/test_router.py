@@ -44,7 +44,11 @@ class Member:
         self.name = codec.name
         self.codec = codec
         self.accepts_unknown = accepts_unknown
+        self.outages = 0
         self.put: Callable[[bytes, int], None] = unused_put
+
+    def abort(self) -> None:
+        raise AssertionError("the router does not end members")
 
 
 def receives(member: Member, subscription: Subscription, message: dict[str, Any]) -> bool:
@@ -115,24 +119,28 @@ class RouterAgainstModel(RuleBasedStateMachine):
         """Route several frames before one flush."""
         expected: dict[Member, list[dict[str, Any]]] = {member: [] for member in self.members}
         bodies: dict[Member, list[bytes]] = {member: [] for member in self.members}
-        sent = []
+        sent: list[tuple[bytes, list[bytes]]] = []  # frames, and the control messages among their data
         for frame in frames:
             if [message["T"] for message in frame] == ["error"]:
                 continue  # a control message; see `control`
             raws = []
+            control = []
             for message in frame:
                 self.number += 1
                 numbered = message | {"i": self.number}
                 raws.append(json.dumps(numbered).encode() if self.codec is JSON else msgpack.packb(numbered))
+                if message["T"] == "error":
+                    control.append(raws[-1])
+                    continue
+                self.received += 1
                 receiving = [member for member in self.members if receives(member, self.held[member], message)]
                 self.unrouted += not receiving
                 for member in receiving:
                     expected[member].append(numbered)
                     bodies[member].append(raws[-1])
-            self.received += len(raws)
-            sent.append(array(self.codec, raws))
-        for payload in sent:
-            assert self.router.take(payload) is None
+            sent.append((array(self.codec, raws), control))
+        for payload, control in sent:
+            assert [bytes(raw) for raw in self.router.take(payload)] == control
         received: dict[Member, list[dict[str, Any]]] = {member: [] for member in self.members}
         for delivery in self.router.flush():
             for member in receivers(delivery):
@@ -143,15 +151,14 @@ class RouterAgainstModel(RuleBasedStateMachine):
                 received[member] += decoded
                 if member.codec is self.codec:
                     assert delivery.payload == array(self.codec, bodies[member]), "a body differs from Alpaca's"
-                    assert delivery.payload is sent[0] or sent != [delivery.payload], "an unnecessary copy"
+                    assert delivery.payload is sent[0][0] or sent != [(delivery.payload, [])], "an unnecessary copy"
         assert received == expected
 
     @rule()
     def control(self) -> None:
         for kind in ("success", "error", "subscription"):
             body = JSON.encode({"T": kind}) if self.codec is JSON else MSGPACK.encode({"T": kind})
-            returned = self.router.take(array(self.codec, [body]))
-            assert returned is not None
+            [returned] = self.router.take(array(self.codec, [body]))
             assert bytes(returned) == body
             assert self.router.flush() == []
 
@@ -182,7 +189,7 @@ TestRouterAgainstModel.settings = settings(stateful_step_count=25)
 
 def route(router: Router, *frames: bytes) -> list[Delivery]:
     for frame in frames:
-        assert router.take(frame) is None
+        assert not router.take(frame)
     return router.flush()
 
 
@@ -268,12 +275,70 @@ def test_a_message_that_cannot_be_transcoded_does_not_affect_the_others() -> Non
     assert router.irregular["untranslatable"] == 1
 
 
-def test_a_control_message_among_data_reaches_no_client() -> None:
-    """An SDK would take it for a reply to its own request."""
+@pytest.mark.parametrize("codec", CODECS, ids=repr)
+def test_a_control_message_among_data_reaches_no_client(codec: Codec) -> None:
+    """An SDK would take it for a reply to its own request. It is returned, as if it were alone in its frame."""
+    router = make_router("iex", codec)
+    add_member(router, codec, ("trades", "*"), ("anything", "*"), accepts_unknown=EVERYTHING)
+    trade, error, success = {"T": "t", "S": "A"}, {"T": "error", "code": 406, "msg": "x"}, {"T": "success"}
+    control = router.take(codec.encode([trade, error, success]))
+    assert [bytes(raw) for raw in control] == [codec.encode(error), codec.encode(success)]
+    [delivery] = router.flush()
+    assert (delivery.payload, delivery.messages) == (codec.encode([trade]), 1)
+    assert (router.received, router.unrouted) == (1, 0)
+    assert len(router.take(codec.encode([error, success]))) == 2
+    assert router.flush() == []
+    assert (router.received, router.unrouted) == (1, 0)
+
+
+NEWS = {"T": "n", "id": 1, "headline": "caf\xe9", "author": "b", "symbols": ["A"], "t": "2023-04-06T11:54:26Z"}
+
+
+def test_a_text_that_is_not_utf8_is_replaced_for_json_and_counted() -> None:
+    router = make_router("news", MSGPACK)
+    native, json_, plain = (add_member(router, codec, ("news", "A")) for codec in (MSGPACK, JSON, JSON))
+    body = msgpack.packb({**NEWS, "headline": b"caf\xe9"}, use_bin_type=False)
+    frame = msgpack.packb([NEWS])[:1] + body
+    deliveries = {id(receiver): delivery for delivery in route(router, frame) for receiver in receivers(delivery)}
+    assert deliveries[id(native)].payload == frame, "in Alpaca's codec it keeps its bytes"
+    [article] = json.loads(deliveries[id(json_)].payload)
+    assert article == {**NEWS, "headline": "caf\ufffd"}
+    assert deliveries[id(plain)] is deliveries[id(json_)]
+    assert (router.irregular["invalid_text"], router.irregular["untranslatable"]) == (1, 0)
+
+
+def test_a_text_that_is_not_utf8_in_json_in_a_binary_frame() -> None:
+    router = make_router("news", JSON)
+    native, other = (add_member(router, codec, ("news", "A")) for codec in (JSON, MSGPACK))
+    frame = b"[" + json.dumps(NEWS, ensure_ascii=False).encode("latin-1") + b"]"
+    deliveries = {id(receiver): delivery for delivery in route(router, frame) for receiver in receivers(delivery)}
+    assert deliveries[id(native)].payload == frame
+    [article] = msgpack.unpackb(deliveries[id(other)].payload)
+    assert article["headline"] == "caf\ufffd"
+    assert (router.irregular["invalid_text"], router.irregular["untranslatable"]) == (1, 0)
+
+
+def test_a_message_that_stays_untranslatable_with_valid_text() -> None:
+    """A second codec cannot have NaN; the message is counted for both reasons."""
+    router = make_router("iex", MSGPACK)
+    add_member(router, JSON, ("trades", "*"))
+    frame = msgpack.packb([{"T": "t", "S": "A", "x": b"\xff", "p": float("nan")}], use_bin_type=False)
+    assert route(router, frame) == []
+    assert router.irregular["untranslatable"] == 1
+
+
+def test_the_same_subscription_again_changes_nothing() -> None:
+    """Neither routes nor groups; an allowlist that changes with it does."""
     router = make_router("iex", JSON)
-    add_member(router, JSON, ("trades", "*"), ("anything", "*"), accepts_unknown=EVERYTHING)
-    [delivery] = route(router, b'[{"T":"t","S":"A"},{"T":"error","code":406,"msg":"x"},{"T":"success"}]')
-    assert delivery.payload == b'[{"T":"t","S":"A"}]'
+    member = add_member(router, JSON, ("trades", "A"))
+    route(router, FORMATTED)
+    before = cached_routes(router)
+    assert router.set_subscription(member, frozenset([("trades", "A")])) == []
+    assert cached_routes(router) == before
+    member.accepts_unknown = EVERYTHING
+    router.set_subscription(member, frozenset([("trades", "A")]))
+    [delivery] = route(router, b'[{"T":"zz","S":"A"}]')
+    assert receivers(delivery) == [member]
 
 
 def test_messages_without_kind_or_symbol() -> None:
@@ -404,7 +469,7 @@ def test_unknown_kinds_obey_the_patterns_of_the_channel_star(patterns: list[str]
 def test_a_malformed_frame_does_not_affect_the_one_before(frame: bytes) -> None:
     router = make_router("iex", JSON)
     add_member(router, JSON, ("trades", "*"))
-    assert router.take(b'[{"T":"t","S":"A"}]') is None
+    assert not router.take(b'[{"T":"t","S":"A"}]')
     with pytest.raises(Malformed):
         router.take(frame)
     [delivery] = router.flush()

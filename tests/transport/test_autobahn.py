@@ -26,9 +26,13 @@ from typing import Any
 import gevent
 import pytest
 
+from proxy.alpaca.client_protocol import Login
+from proxy.alpaca.codec import JSON
+from proxy.alpaca.endpoints import endpoint
 from proxy.transport.errors import ConnectionLost
 from proxy.transport.frames import BINARY, TEXT
 from proxy.upstream.alpaca_connection import AlpacaConnection
+from proxy.upstream.source import FeedSettings
 from tests.transport.echo import echo
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,10 +157,13 @@ def _run_connection(url: str, *, echoes: bool = False, patient: bool = False) ->
 
     With `echoes`, send each of them back. With `patient`, retry for 20 s to connect, until the suite has started.
     """
+    iex = endpoint("iex")
+    assert iex is not None
     deadline = time.monotonic() + (20 if patient else 0)
     while True:
+        connection = AlpacaConnection(iex, FeedSettings(Login("main", url, "", ""), JSON), time.monotonic)
         try:
-            connection = AlpacaConnection(url, "application/json", time.monotonic)
+            connection.open()
             break
         except ConnectionLost:
             assert time.monotonic() < deadline, "the suite's server does not accept connections"
@@ -167,7 +174,7 @@ def _run_connection(url: str, *, echoes: bool = False, patient: bool = False) ->
             for frame in connection.receive():
                 payloads.append(frame.payload)
                 if echoes:
-                    connection.send(TEXT if frame.text else BINARY, frame.payload)
+                    connection._queue(TEXT if frame.text else BINARY, frame.payload)
     except ConnectionLost:
         return payloads
     finally:

@@ -1,0 +1,77 @@
+"""The interface between a feed's supervisor and the connection that it reads from.
+
+A source is one connection, from its opening to its end. It owns its socket, its phase and the request under way, so
+what belongs to an ended connection cannot be mistaken for the next one's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from proxy.alpaca.client_protocol import FeedEvent, Login, Phase, Refused
+from proxy.alpaca.codec import Codec, Raw
+from proxy.alpaca.topics import Topic
+from proxy.routing.request_builder import UpstreamRequest
+from proxy.upstream.websocket import Frame
+
+
+@dataclass(frozen=True, slots=True)
+class FeedSettings:
+    """What a feed takes from the configuration.
+
+    `silence`: a feed that was busy is connected anew after so many seconds without a message; None for never.
+    """
+
+    login: Login
+    codec: Codec
+    silence: float | None = None
+
+
+class FeedSource(Protocol):
+    """One connection that delivers a feed.
+
+    `request` is the request under way, `received_at` the time at which the last frames arrived. `deliberate`: the proxy
+    ended the connection for a reason of its own.
+    """
+
+    phase: Phase
+    request: UpstreamRequest | None
+    received_at: float
+    deliberate: bool
+
+    @property
+    def ended(self) -> bool:
+        """Whether the connection is lost, or is being closed."""
+
+    @property
+    def live(self) -> bool:
+        """Whether requests can be sent."""
+
+    def open(self) -> None:
+        """Connect; block until that is done. Raises ConnectionLost or UpgradeRefused."""
+
+    def receive(self) -> list[Frame]:
+        """Return the messages that have arrived; block until there is one. Raises ConnectionLost."""
+
+    def handle(self, body: Raw | bytes) -> FeedEvent:
+        """Return the event of a control message; what belongs to the log-in is done."""
+
+    def foreign_error(self, payload: bytes) -> Refused | None:
+        """Return the error in a frame of another codec, None for anything else."""
+
+    def send_request(self, request: UpstreamRequest, acked: Iterable[Topic]) -> None:
+        """Send a request, which is under way from now on; never block."""
+
+    def take_request(self) -> UpstreamRequest | None:
+        """Return the request under way, which ends with that."""
+
+    def tick(self, now: float) -> None:
+        """Send pings, and end the connection when a time limit is over."""
+
+    def end(self, reason: str, deliberate: bool = False) -> None:
+        """Begin to close the connection; `receive` raises ConnectionLost with this reason."""
+
+    def close(self) -> None:
+        """Free everything; block until that is done."""
