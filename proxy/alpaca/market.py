@@ -7,7 +7,7 @@ good at the text of 409, Java's at those of 401, 402 and 404, Go's and C#'s at c
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
@@ -42,6 +42,7 @@ ERRORS = {
 MAX_TOPICS = 50_000  # of a session: four channels of every stock; a client that wants all of them can use `*`
 MAX_ACK_BYTES = 1_000_000  # an acknowledgement is one frame, and Python's SDKs refuse a frame over 1 MiB
 UNMEASURED_TOPICS = 10_000  # up to this many are accepted without a look at MAX_ACK_BYTES
+NAMED_SYMBOLS = 20  # of an invalid request
 MAX_KEYS = 64  # of a request; Alpaca has a dozen channels
 
 # The kinds of control messages. Everything else is data.
@@ -110,9 +111,13 @@ class ChangeRequest:
 
 @dataclass(frozen=True, slots=True)
 class InvalidRequest:
-    """A request that is refused with this code, whichever client sends it."""
+    """A request that is refused with this code, whichever client sends it.
+
+    `topics` are some of those for which it is refused, shortened: they have not been checked.
+    """
 
     code: int
+    topics: tuple[Topic, ...] = ()
 
 
 def request(
@@ -137,21 +142,26 @@ def request(
             continue
         if not codec.is_array(value):
             if channel in endpoint.channels or endpoint.foreign(channel):
-                return InvalidRequest(400)
+                return _invalid(400, channel)
             continue
         symbols = codec.texts_of(value)
         if endpoint.foreign(channel) and (symbols is None or symbols):
-            return InvalidRequest(410)
+            return _invalid(410, channel, symbols)
         if not 0 < len(channel) <= MAX_SYMBOL or symbols is None:
-            return InvalidRequest(400)
+            return _invalid(400, channel)
         for chunk in chunks(symbols):
             if not _are_symbols(chunk):
-                return InvalidRequest(400)
+                return _invalid(400, channel)
             requested.update(zip(repeat(channel), chunk))
             yield
     if action == "subscribe" and endpoint.options and ("quotes", WILDCARD) in requested:
-        return InvalidRequest(413)
+        return _invalid(413, "quotes", [WILDCARD])
     return ChangeRequest(action == "subscribe", frozenset(requested))
+
+
+def _invalid(code: int, channel: str, symbols: Sequence[str] | None = None) -> InvalidRequest:
+    named = [symbol[:MAX_SYMBOL] for symbol in (symbols or [])[:NAMED_SYMBOLS]] or [""]
+    return InvalidRequest(code, tuple((channel[:MAX_SYMBOL], symbol) for symbol in named))
 
 
 def is_change(message: Mapping[str, Raw], codec: Codec) -> bool:

@@ -29,10 +29,11 @@ class LoginState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Send this as a frame of its own; `code` is that of an error."""
+    """Send this as a frame of its own; `code` is that of an error, `topics` some of those for which it is one."""
 
     payload: bytes
     code: int = 0
+    topics: tuple[Topic, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ class ServerProtocol:
 
     def _outcome(self, request: market.AuthRequest | market.ChangeRequest | market.InvalidRequest) -> Outcome:
         if isinstance(request, market.InvalidRequest):
-            return self._error(request.code)
+            return self._error(request.code, request.topics)
         if isinstance(request, market.ChangeRequest):
             return self._change(request)
         if self.state is LoginState.AUTHENTICATED:
@@ -172,8 +173,8 @@ class ServerProtocol:
         """Return the last message to a slow client; empty if the dialect has none."""
         return self._encode(market.error(407))
 
-    def _error(self, code: int) -> Reply:
-        return Reply(self.refused(code), code)
+    def _error(self, code: int, topics: tuple[Topic, ...] = ()) -> Reply:
+        return Reply(self.refused(code), code, topics)
 
     def _encode(self, frame: market.ControlFrame) -> bytes:
         return self.codec.encode(frame)

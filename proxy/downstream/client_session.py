@@ -231,9 +231,9 @@ class ClientSession:
                 return
             log_request(self._log, self.name, outcome)
             match outcome:
-                case server_protocol.Reply(reply, code):
+                case server_protocol.Reply(reply, code, topics):
                     if code:
-                        self._log_refused(code)
+                        self._log_refused(code, topics)
                     self._reply(reply)
                 case server_protocol.Authenticate(key, secret):
                     self._authenticate(key, secret)

@@ -113,7 +113,7 @@ class Refusals:
         self._count(self.refused_requests, client, feed, reason)
         name = "" if client is None else client.name
         more = len(topics) - SHOWN_TOPICS
-        text = words(islice(topics, SHOWN_TOPICS)) + (f" and {more} more" if more > 0 else "")
+        text = words(islice(topics, SHOWN_TOPICS)).strip() + (f" and {more} more" if more > 0 else "")
         return {
             "client": name,
             "feed": feed,

@@ -150,8 +150,8 @@ def test_refused_requests(proxy: Harness, events: list[Any]) -> None:
     ]
     assert re.fullmatch(r"trades( X\d\d){20} and 10 more", events[1][1]["topics"])
     assert [fields for _, fields in events][2:] == [
-        common | {"code": 410, "reason": "foreign_channel"},
-        common | {"code": 400, "reason": "invalid_syntax"},
+        common | {"code": 410, "reason": "foreign_channel", "topics": "news AAPL"},
+        common | {"code": 400, "reason": "invalid_syntax", "topics": "trades"},
     ]
     assert {name for name, _ in events} == {"session.request_refused"}
     assert metric(proxy, "requests_refused") == {
