@@ -70,7 +70,7 @@ class Refusals:
     def __init__(self, conceal: Callable[[str], str | None], clock: Callable[[], float]) -> None:
         # These series exist from the start, so that `increase` sees their first rise.
         self.refused: Counter[Key] = Counter({("", "", reason): 0 for reason in REASONS})
-        self.refused_requests: Counter[Key] = Counter()
+        self.refused_requests: Counter[Key] = Counter({("", "", reason): 0 for reason in REQUEST_REASONS.values()})
         self._conceal = conceal
         self._clock = clock
         self._distinct: dict[str, tuple[float, set[int]]] = {}  # by client, empty for strangers

@@ -5,6 +5,7 @@ It evaluates every expression of the dashboard, and each alert rule fires when i
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import shutil
@@ -255,6 +256,17 @@ def test_alerts_of_a_missing_client_and_of_a_failed_reload(proxy: Harness, prome
     proxy.gateway._read = read
     proxy.gateway._reload_from_file()
     wait_for(lambda: prometheus.fires("AlpacaProxyReloadFailed"), "no alert", SECONDS)
+
+
+def test_alerts_of_a_program_that_is_refused_again_and_again(proxy: Harness, prometheus: Watched) -> None:
+    settle(prometheus)
+    assert not prometheus.fires("AlpacaProxyRefusals")
+    for _ in range(70):
+        connection = http.client.HTTPConnection(*proxy.address, timeout=5)
+        connection.request("GET", "/v2/orders")
+        assert connection.getresponse().status == 404
+        connection.close()
+    wait_for(lambda: prometheus.fires("AlpacaProxyRefusals"), "no alert", SECONDS)
 
 
 def test_every_alert_rule_has_a_test() -> None:
