@@ -332,7 +332,7 @@ class Gateway:
         for account in self.config.accounts.values():
             if text == account.key.reveal():
                 return account.key.tail()
-            if digest(text) == account.secret.digest():  # digests, so that the time says nothing of the secret
+            if digest(text) == digest(account.secret.reveal()):  # so that the time says nothing of the secret
                 return "…"
         return None
 
