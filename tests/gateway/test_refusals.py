@@ -213,6 +213,23 @@ def test_tls_at_a_port_without_tls(proxy: Harness, events: list[Any]) -> None:
     assert metric(proxy, "refusals") == {("", "", "tls_without_tls_port"): 1}
 
 
+@pytest.mark.parametrize("size", [0, 30_000])
+def test_a_rest_call_with_tls(
+    start: Start, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Its body is dropped during the wait, without TLS being asked, and the answer is sent all the same."""
+    monkeypatch.setattr(auth_throttle, "FIRST", 0.3)
+    monkeypatch.setattr(auth_throttle, "MOST", 0.3)
+    proxy = start(CLIENTS, config={"listen": f"tls: {{cert: {certificate[0]}, key: {certificate[1]}}}"})
+    trust = ssl.create_default_context(cafile=str(certificate[0]))
+    connection = http.client.HTTPSConnection(*proxy.address, timeout=5, context=trust)
+    connection.request("POST", "/v2/orders", b"x" * size)
+    response = connection.getresponse()
+    assert response.status == 404
+    assert b"REST" in response.read()
+    connection.close()
+
+
 def test_plain_http_at_a_port_with_tls(start: Start, certificate: tuple[Path, Path], events: list[Any]) -> None:
     proxy = start(CLIENTS, config={"listen": f"tls: {{cert: {certificate[0]}, key: {certificate[1]}}}"})
     with pytest.raises(ConnectionError):
