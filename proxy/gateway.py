@@ -40,7 +40,7 @@ from proxy.observe.recent_events import RecentEvents
 from proxy.observe.snapshot import ReloadState, Snapshot
 from proxy.observe.status_page import Page
 from proxy.observe.tap import Taps
-from proxy.routing.allowlists import Client, Directory, digest
+from proxy.routing.allowlists import Client, digest
 from proxy.routing.order_ownership import OrderRouter, Orders
 from proxy.routing.router import Router
 from proxy.transport import frames
@@ -90,34 +90,25 @@ class Gateway:
         self._steady = getattr(clock, "steady", clock)  # without the grace that sessions have after a suspend
         self._started_at = clock()
         self._outboxes = Outboxes(config.limits.outboxes)
-        self._directory = config.directory()
         self._orders: dict[str, Orders] = {}  # by account; kept when the account is reconfigured
         self._tls = _tls(config)
-        listen, admin = config.listen, config.admin
         self.server = Server(
-            (listen.host, listen.port),
-            directory=self._directory,
+            config,
             find_upstream=self.upstream,
             outboxes=self._outboxes,
-            message_limit=config.limits.message,
-            default_feed=config.default_feed,
-            origins=listen.origins,
             conceal=self._conceal,
             clock=clock,
             tls=self._tls,
-            trusted=listen.trusted,
         )
         self._history = History(self._started_at)
         self._recent = RecentEvents(clock)
         self._taps = Taps(lambda account, feed: self.upstreams.get((account, feed)), clock)
         self.admin = Admin(
-            (admin.host, admin.port),
+            config,
             snapshot=self.snapshot,
             page=Page(),
             renderings={"/status.json": _status, "/metrics": _metrics},
             taps=self._taps,
-            token=None if admin.token is None else admin.token.reveal(),
-            hosts=admin.hosts,
         )
         self._stopping = Event()
         self._reload_lock = BoundedSemaphore()
@@ -220,24 +211,20 @@ class Gateway:
 
         All of them are applied, or none if one of them needs a restart.
         """
-        return self._apply(new, new.directory(), make_plan(self.config, new))
+        return self._apply(new, make_plan(self.config, new))
 
-    def _apply(self, new: Config, directory: Directory, plan: ReloadPlan) -> ReloadPlan:
+    def _apply(self, new: Config, plan: ReloadPlan) -> ReloadPlan:
+        """Hand the new configuration to every part, then to the sessions and the feeds that it concerns."""
         if plan.restart:
             return plan
         old, self.config = self.config, new
-        self._directory = self.server.directory = directory
-        self.server.default_feed = new.default_feed
-        self.server.origins = frozenset(new.listen.origins)
-        self.server.message_limit = new.limits.message
-        if new.listen.trusted != old.listen.trusted:
-            self.server.trust(new.listen.trusted)
-        self._outboxes.limit = new.limits.outboxes
-        self.admin.permit(None if new.admin.token is None else new.admin.token.reveal(), new.admin.hosts)
+        for part in (self.server, self.admin, self._outboxes):
+            part.configure(new)
         if self._tls is not None and new.listen.tls is not None:
             self._tls.load_cert_chain(new.listen.tls.cert, new.listen.tls.key)
         if new.log != old.log:
             logs.set_up(new.log.format, new.log.level)
+        for_all = (old.default_feed, old.limits) != (new.default_feed, new.limits)
         time_slice = TimeSlice()
         for session in [*self.server.sessions]:
             if time_slice.over():
@@ -245,9 +232,10 @@ class Gateway:
             client = session.client
             if client is None:
                 continue
-            if client.name in plan.gone:
-                session.close(frames.POLICY, f"this client was reconfigured: {plan.gone[client.name]}")
-            elif (changed := self._directory.named(client.name)) is not None and client.name in plan.changed:
+            changed = new.directory.named(client.name)
+            if changed is None or client.name in plan.gone:
+                session.close(frames.POLICY, f"this client was reconfigured: {plan.gone.get(client.name, 'removed')}")
+            elif for_all or client.name in plan.changed:
                 try:
                     for _ in session.reconfigure(changed):
                         if time_slice.over():
@@ -259,6 +247,7 @@ class Gateway:
             if account not in new.accounts:
                 upstream.stop()
                 del self.upstreams[account, feed]
+                self._orders.pop(account, None)
             elif account in plan.accounts:
                 upstream.reconfigure(self._feed_settings(account, feed), self._router(account, feed))
             else:
@@ -337,7 +326,7 @@ class Gateway:
         return None
 
     def _order_owners(self, client_order_id: str) -> list[str]:
-        return [c.name for c in self._directory if c.allow.permits("trading", "trade_updates", client_order_id)]
+        return [c.name for c in self.config.directory if c.allow.permits("trading", "trade_updates", client_order_id)]
 
     def _tick(self) -> None:
         recorded_at, due = self._clock(), self._steady()
@@ -412,14 +401,14 @@ class Gateway:
                 sys.setswitchinterval(interval)
                 self._reload_state = self._reload_state.ended(time.time(), tuple(lines), tuple(problems))
 
-    def _prepare(self) -> tuple[Config, Directory, ReloadPlan] | ConfigError | None:
+    def _prepare(self) -> tuple[Config, ReloadPlan] | ConfigError | None:
         """Return the configuration in the file and its changes, or its problems.
 
         Runs in a thread.
         """
         try:
             new = None if self._read is None else self._read()
-            return None if new is None else (new, new.directory(), make_plan(self.config, new))
+            return None if new is None else (new, make_plan(self.config, new))
         except ConfigError as error:
             return error
 

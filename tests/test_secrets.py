@@ -230,7 +230,7 @@ def test_the_repr_of_every_object(start: Callable[..., Harness], file: Path, mon
 
     unauthenticated = proxy.dial()
     unauthenticated.receive()
-    monkeypatch.setattr(type(proxy.gateway._directory), "authenticate", fail)
+    monkeypatch.setattr(type(proxy.gateway.config.directory), "authenticate", fail)
     unauthenticated.send_json({"action": "auth", "key": "alpha", "secret": "canary-client"})
     assert unauthenticated.closed() == (1011, "internal error")
     assert "RuntimeError" in log.getvalue()

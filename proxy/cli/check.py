@@ -50,7 +50,7 @@ def accounts_table(config: Config, style: Style) -> str:
 
 def access_table(config: Config, style: Style) -> str:
     """Return the table of access by client, feed and channel; it has no secrets."""
-    rows = [row for client in config.directory() for row in _access_rows(client)]
+    rows = [row for client in config.directory for row in _access_rows(client)]
     return table(("CLIENT", "FEED", "ACCOUNT", "CHANNEL", "SYMBOLS"), rows, style)
 
 
@@ -58,7 +58,7 @@ def feeds_of(config: Config, account: str) -> tuple[str, ...]:
     """Return an account's feeds that clients may use, in configuration order."""
     return tuple(
         dict.fromkeys(
-            feed for client in config.directory() for feed in client.allow.feeds() if client.account(feed) == account
+            feed for client in config.directory for feed in client.allow.feeds() if client.account(feed) == account
         )
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -178,7 +179,7 @@ class Account(Section):
     """The server of the market data."""
     trading_url: Url | None = None
     """The server of the order updates; by default the host that belongs to `trading`."""
-    silence: Annotated[float | None, BeforeValidator(values.silence)] = 60.0
+    silence: Annotated[float | None, BeforeValidator(values.silence), _SCALAR] = 60.0
     """A feed that was busy and then sends nothing for so long, as in 60s, is connected anew; 5s to 1h, or off."""
 
     def url(self, feed: str) -> str:
@@ -236,8 +237,9 @@ class Config(Section):
     clients: Annotated[Mapping[Name, ClientEntry], BeforeValidator(values.some)]
     """The algorithms, by name; at least one."""
 
+    @cached_property
     def directory(self) -> Directory:
-        """The clients as values that do not depend on pydantic."""
+        """The clients as values that do not depend on pydantic; made at first use."""
         only = {DEFAULT: next(iter(self.accounts))} if len(self.accounts) == 1 else {}
         return Directory(
             Client(
@@ -312,6 +314,7 @@ def schema() -> dict[str, Any]:
     document = Config.model_json_schema()
     document["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     document["$defs"]["ClientEntry"]["properties"]["account"]["type"] = ["string", "object"]
+    document["$defs"]["Account"]["properties"]["silence"]["default"] = "60s"
     for section in (document, *document["$defs"].values()):
         for setting in section["properties"].values():
             if setting.get("type") in ("integer", "boolean"):

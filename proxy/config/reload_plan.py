@@ -47,8 +47,8 @@ class ReloadPlan:
 
 def make_plan(old: Config, new: Config) -> ReloadPlan:
     """Compare two configurations; the plan leads from the old one to the new one."""
-    before = {client.name: client for client in old.directory()}
-    after = {client.name: client for client in new.directory()}
+    before = {client.name: client for client in old.directory}
+    after = {client.name: client for client in new.directory}
     gone = {name: reason for name, client in before.items() if (reason := _close_reason(client, after.get(name)))}
     return ReloadPlan(
         restart=tuple(_needing_restart(old, new)),

@@ -61,6 +61,9 @@ class ClientHost(Protocol):
     def permits(self, client: Client, session: ClientSession) -> bool:
         """Return whether the client's allowlist names the feed of the session, or one that it serves besides."""
 
+    def feed_of(self, session: ClientSession) -> str | None:
+        """Return the feed that the path of the session names; None if it names none any more."""
+
     def auth_delay(self, session: ClientSession) -> float:
         """Return the seconds to wait before a refusal is sent."""
 
@@ -263,7 +266,6 @@ class ClientSession:
             return
         self.name = client_or_code.name
         self._apply_settings(client_or_code)
-        self._inbound.limit = self._host.message_limit
         self._budget = self._host.budget(self.name)
         self._log.info("authenticated", client=self.name)
         self._send(self.protocol.granted())
@@ -272,6 +274,7 @@ class ClientSession:
         """Apply the client's settings, and add a subscriber at each feed it may use."""
         self.client = client
         self.outbox.limit = client.outbox
+        self._inbound.limit = self._host.message_limit
         if client.when_slow is WhenSlow.CONFLATE:
             self.outbox.start_conflation(self.protocol.data_codec, self._whole_book)
         else:
@@ -456,10 +459,15 @@ class ClientSession:
         if not self._host.permits(client, self):
             self.close(frames.POLICY, f"this client may no longer use {self.protocol.endpoint.feed}")
             return
+        if self._host.feed_of(self) != self.protocol.endpoint.feed:
+            self.close(frames.POLICY, "default_feed changed")
+            return
         self._apply_settings(client)
         revoked = False
         for subscriber in [*self.subscribers]:
             feed = subscriber.feed.endpoint.feed
+            if subscriber is self._market and self._trading_dialect:
+                feed = self._host.default_feed
             named = client.allow.names(feed)
             if named and (upstream := self._host.upstream(client, feed)) is not subscriber.feed:
                 self._move(subscriber, upstream)
@@ -482,6 +490,10 @@ class ClientSession:
             subscriber.feed.refresh(subscriber)
         if revoked:
             self._reply(None)
+
+    @property
+    def _trading_dialect(self) -> bool:
+        return self.protocol.endpoint.dialect is Dialect.TRADING
 
     def _move(self, subscriber: Subscriber, feed: Feed) -> None:
         """Move a subscriber to another account's feed, with all topics that it wants.

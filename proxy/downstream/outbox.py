@@ -18,6 +18,7 @@ from gevent.queue import Queue
 
 from proxy.alpaca.codec import Codec, Malformed, Raw
 from proxy.alpaca.cooperative import Deferred, Steps
+from proxy.config.model import Config
 from proxy.observe.logs import Log
 from proxy.routing.conflation import Backlog, WholeBook
 from proxy.transport import frames
@@ -41,6 +42,10 @@ class Outboxes:
 
     def __repr__(self) -> str:
         return f"<Outboxes {len(self.open)} with {self.pending} of {self.limit} bytes>"
+
+    def configure(self, config: Config) -> None:
+        """Apply a configuration."""
+        self.limit = config.limits.outboxes
 
     def enforce_limit(self) -> None:
         """Disconnect the slowest clients until the total is within the limit.

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection
 from proxy.alpaca.endpoints import Dialect, endpoint, feed_of_path
 from proxy.alpaca.server_protocol import server_protocol_for
 from proxy.alpaca.topics import Topic
+from proxy.config.model import Config
 from proxy.downstream.auth_throttle import AuthThrottle
 from proxy.downstream.client_session import ClientSession
 from proxy.downstream.credentials import header_credentials
@@ -24,7 +25,7 @@ from proxy.downstream.quirks import quirks_of
 from proxy.downstream.refusals import Fields, Refusals
 from proxy.observe.logs import Log
 from proxy.observe.snapshot import ClientPresence, SessionState, Totals
-from proxy.routing.allowlists import Client, Directory
+from proxy.routing.allowlists import Client
 from proxy.routing.subscriber import Feed
 from proxy.transport import forwarded, frames
 from proxy.transport.connection import ClientConnection
@@ -60,24 +61,15 @@ class Server:
 
     def __init__(
         self,
-        address: tuple[str, int],
+        config: Config,
         *,
-        directory: Directory,
         find_upstream: Callable[[Client, str], Feed],
         outboxes: Outboxes,
-        message_limit: int,
-        default_feed: str,
-        origins: Collection[str],
         conceal: Callable[[str], str | None],
         clock: Callable[[], float],
         tls: ssl.SSLContext | None = None,
-        trusted: Collection[str] = (),
     ) -> None:
-        self.directory = directory
         self.outboxes = outboxes
-        self.message_limit = message_limit
-        self.origins = frozenset(origins)
-        self.default_feed = default_feed
         self.clock = clock
         self.draining = False
         self.sessions: set[ClientSession] = set()
@@ -91,7 +83,7 @@ class Server:
         self._environs: dict[ClientSession, Environ] = {}
         self._by_client: defaultdict[tuple[str, str], set[ClientSession]] = defaultdict(set)  # and feed
         self._listener = Listener(
-            address,
+            (config.listen.host, config.listen.port),
             serve=self._serve,
             refuse=self._refuse,
             answer=self._answer,
@@ -99,7 +91,7 @@ class Server:
             log=self._log,
             tls=tls,
         )
-        self._listener.trust(trusted)
+        self.configure(config)
 
     def __repr__(self) -> str:
         return f"<Server {self.address[0]}:{self.address[1]} {len(self.sessions)} sessions>"
@@ -123,9 +115,13 @@ class Server:
         self.draining = True
         self._listener.close()
 
-    def trust(self, networks: Collection[str]) -> None:
-        """Believe the reverse proxies in these networks about the addresses of their clients."""
-        self._listener.trust(networks)
+    def configure(self, config: Config) -> None:
+        """Apply a configuration, except its address; sessions are reconfigured one by one."""
+        self.directory = config.directory
+        self.default_feed = config.default_feed
+        self.message_limit = config.limits.message
+        self.origins = frozenset(config.listen.origins)
+        self._listener.trust(config.listen.trusted)
         for session, environ in self._environs.items():
             self._listener.locate(environ)
             session.show_address(forwarded.shown(environ))
@@ -192,6 +188,9 @@ class Server:
         endpoint = session.protocol.endpoint
         trading = endpoint.dialect is Dialect.TRADING
         return client.allow.names(endpoint.feed) or (trading and client.allow.names(self.default_feed))
+
+    def feed_of(self, session: ClientSession) -> str | None:
+        return feed_of_path(self._environs[session]["PATH_INFO"], self.default_feed)
 
     def _replace_one(self, sessions: list[ClientSession]) -> bool:
         """Close the session that has left a ping unanswered the longest; return False if none has for long."""

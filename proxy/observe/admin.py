@@ -7,10 +7,11 @@ data carry the token. A long rendering is made in pieces and yields between them
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 from urllib.parse import parse_qsl
 
+from proxy.config.model import Config
 from proxy.observe.logs import Log
 from proxy.observe.snapshot import Snapshot
 from proxy.transport.listener import Environ, Header, HttpResponse, Listener
@@ -44,29 +45,28 @@ class Tapping(Protocol):
 class Admin:
     """HTTP server of the admin port.
 
-    `token`, if any, is required as a bearer token. `hosts` are the Host names that are accepted besides IP literals
-    and localhost; other names are refused as a defence against DNS rebinding by a web page.
+    A configured token is required as a bearer token. Host names are accepted if they are configured, IP literals or
+    localhost; other names are refused as a defence against DNS rebinding by a web page.
 
     `start` raises OSError if the address cannot be bound.
     """
 
     def __init__(
         self,
-        address: tuple[str, int],
+        config: Config,
         *,
         snapshot: Callable[[], Snapshot],
         page: HomePage,
         renderings: Mapping[str, Render],
         taps: Tapping,
-        token: str | None,
-        hosts: Collection[str],
     ) -> None:
         self._snapshot = snapshot
         self._page = page
         self._renderings = renderings
         self._taps = taps
-        self.permit(token, hosts)
+        self.configure(config)
         no_websocket: HttpResponse = ("404 Not Found", "The admin port does not serve WebSockets.")
+        address = config.admin.host, config.admin.port
         self._listener = Listener(
             address, serve=lambda *_: None, refuse=lambda _: no_websocket, answer=self._answer, log=Log("listener")
         )
@@ -80,10 +80,11 @@ class Admin:
         host, port = self._listener.address[:2]
         return host, port
 
-    def permit(self, token: str | None, hosts: Collection[str]) -> None:
-        """Replace the token and the Host names that are accepted."""
-        self._token = None if token is None else token.encode()
-        self._hosts = frozenset(hosts)
+    def configure(self, config: Config) -> None:
+        """Apply a configuration, except its address."""
+        token = config.admin.token
+        self._token = None if token is None else token.reveal().encode()
+        self._hosts = frozenset(config.admin.hosts)
 
     def start(self) -> None:
         self._listener.start()

@@ -101,7 +101,7 @@ def test_configuration_errors_are_those_of_check(write: Write, call: Call) -> No
 )
 def test_it_agrees_with_the_allowlist(write: Write, call: Call, feed: str, channel: str, symbol: str) -> None:
     path = write(CONFIG)
-    client = configuration.load(path, {}).directory().named("momentum")
+    client = configuration.load(path, {}).directory.named("momentum")
     assert client is not None
     result = call("explain", "momentum", feed, channel, symbol, "-c", path)
     if result.code == 0:

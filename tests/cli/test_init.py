@@ -57,10 +57,10 @@ def test_the_secret_is_printed_and_stored_as_a_digest(working_directory: Path, c
     assert match is not None
     key, secret = match.groups()
     assert secret not in Path("proxy.yaml").read_text()
-    directory = configuration.load(Path("proxy.yaml"), ENVIRON).directory()
+    directory = configuration.load(Path("proxy.yaml"), ENVIRON).directory
     assert directory.authenticate(key, secret) is not None
     call("init", "second.yaml")
-    assert configuration.load(Path("second.yaml"), ENVIRON).directory().authenticate(key, secret) is None
+    assert configuration.load(Path("second.yaml"), ENVIRON).directory.authenticate(key, secret) is None
 
 
 def test_output_names_the_next_commands(working_directory: Path, call: Call) -> None:

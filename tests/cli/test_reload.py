@@ -148,7 +148,7 @@ def test_a_system_without_sighup(running: Reloadable, call: Call, monkeypatch: p
 
 def test_an_admin_token_that_the_proxy_does_not_have(running: Reloadable, call: Call) -> None:
     running.change("admin: {", "admin: {token: canary-new, ")
-    running.proxy.gateway.admin.permit("canary-old", ())
+    running.proxy.gateway.admin._token = b"canary-old"
     result = call("reload", "-c", running.path)
     assert result.code == 1
     assert " refuses the admin token of " in result.err

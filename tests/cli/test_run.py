@@ -244,7 +244,7 @@ def test_keygen_makes_a_client_that_can_log_in(tmp_path: Path, call: Call) -> No
     [(name, entry)] = yaml.safe_load(pasted).items()
     assert (name, entry["key"]) == ("mean-rev.2", key)
     text = f"accounts: {{main: {{key: k, secret: s}}}}\nclients:\n{pasted}"
-    directory = configuration.parse(text, "pasted", {}, tmp_path).directory()
+    directory = configuration.parse(text, "pasted", {}, tmp_path).directory
     assert directory.authenticate(key, secret) is not None
     assert directory.authenticate(key, secret[:-1]) is None
     again = call("keygen", "mean-rev.2").out

@@ -131,8 +131,7 @@ def test_json_is_the_document_of_the_proxy(start: Start, write: Write, call: Cal
 
 
 def test_the_token_is_sent_and_never_printed(start: Start, write: Write, call: Call) -> None:
-    proxy = start(CLIENTS)
-    proxy.gateway.admin.permit("canary-token", ())
+    proxy = start(CLIENTS, config={"admin": "token: canary-token"})
     assert call("status", "-c", write(admin_of(proxy, ", token: canary-token"))).code == 0
     refused = call("status", "-c", write(admin_of(proxy, ", token: canary-other")))
     assert (refused.code, refused.out) == (1, "")

@@ -81,7 +81,7 @@ def test_example_loads_and_shows_the_defaults() -> None:
         assert getattr(example.accounts["paper"], name) == getattr(minimal.accounts["paper"], name)
     for name in ("max_connections", "when_slow", "outbox"):
         assert getattr(example.clients["momentum"], name) == getattr(minimal.clients["momentum"], name)
-    momentum = example.directory().named("momentum")
+    momentum = example.directory.named("momentum")
     assert momentum is not None
     assert momentum.allow.permits("crypto", "quotes", "BTC/USD")
 
@@ -360,7 +360,7 @@ def test_full_configuration() -> None:
     assert found.listen.tls.cert == DATA / "server.crt"
     assert found.listen.origins == ("app.example.com", "https://b.example:8443")
     assert found.admin.token == Secret("secret-token")
-    directory = found.directory()
+    directory = found.directory
     one, two = directory
     assert (one.name, one.key, one.max_connections, one.when_slow, one.outbox) == (
         "one",
@@ -417,7 +417,7 @@ def test_equality_of_secrets() -> None:
 )
 def test_account_of_a_feed(chosen: str, feed: str, account: str) -> None:
     text = f"{TWO_ACCOUNTS}clients: {{c: {{key: c, secret: s, account: {chosen}, allow: {{iex: '*'}}}}}}"
-    found = parsed(text).directory().named("c")
+    found = parsed(text).directory.named("c")
     assert found is not None
     assert found.account(feed) == account
 
@@ -425,12 +425,12 @@ def test_account_of_a_feed(chosen: str, feed: str, account: str) -> None:
 def test_the_only_account_is_the_default() -> None:
     for more in ("", "account: {trading: paper}"):
         text = f"{ACCOUNT}clients: {{c: {{key: c, secret: s, allow: {{iex: '*'}}, {more}}}}}"
-        (found,) = parsed(text).directory()
+        (found,) = parsed(text).directory
         assert (found.account("iex"), found.account("trading")) == ("paper", "paper")
 
 
 def test_a_feed_without_an_account_raises_lookup_error() -> None:
-    (found,) = parsed(TWO_ACCOUNTS + "clients: {c: {key: c, secret: s, account: {iex: data}}}").directory()
+    (found,) = parsed(TWO_ACCOUNTS + "clients: {c: {key: c, secret: s, account: {iex: data}}}").directory
     with pytest.raises(LookupError, match="the client c has no account for the feed sip"):
         found.account("sip")
 
@@ -465,7 +465,7 @@ def test_other_addresses_need_tls_or_insecure_and_an_admin_token(host: str) -> N
     ],
 )
 def test_bounds_are_inclusive(line: str) -> None:
-    assert parsed(f"{line}\n{ACCOUNT}{CLIENT}").directory().named("momentum")
+    assert parsed(f"{line}\n{ACCOUNT}{CLIENT}").directory.named("momentum")
 
 
 def test_port_zero_and_other_hosts_do_not_clash() -> None:

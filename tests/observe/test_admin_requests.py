@@ -5,10 +5,12 @@ from __future__ import annotations
 import http.client
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import gevent
 import pytest
 
+from proxy.config import model as configuration
 from proxy.observe.admin import EMPTY_POLICY, Admin, Query, Rendering
 from proxy.observe.snapshot import Snapshot
 from proxy.transport.listener import HttpResponse
@@ -45,6 +47,13 @@ class Parts:
             yield piece
 
 
+CONFIG = """
+admin: {port: 0, token: let-me-in}
+accounts: {main: {key: account, secret: "of the account"}}
+clients: {alpha: {key: alpha, secret: "of the client"}}
+"""
+
+
 @pytest.fixture
 def parts() -> Parts:
     return Parts()
@@ -53,13 +62,11 @@ def parts() -> Parts:
 @pytest.fixture
 def fetch(parts: Parts) -> Iterator[Callable[..., tuple[int, str, Mapping[str, str]]]]:
     admin = Admin(
-        ("127.0.0.1", 0),
+        configuration.parse(CONFIG, "proxy.yaml", {}, Path()),
         snapshot=snapshot,
         page=Home(),
         renderings={"/rendered": parts.render},
         taps=parts,
-        token="let-me-in",
-        hosts=(),
     )
     admin.start()
 
