@@ -50,7 +50,7 @@ class Acknowledged:
     `channels` are those that the statement has; about any other it says nothing.
     """
 
-    topics: Set[Topic]
+    topics: frozenset[Topic]
     channels: Set[str]
 
     def lacks(self, topics: Set[Topic]) -> Set[Topic]:
@@ -169,7 +169,7 @@ class MarketClientProtocol:
             if symbols is not None:
                 channels.add(channel)
                 topics.update(zip(repeat(channel), symbols, strict=False))
-        return Acknowledged(topics, channels)
+        return Acknowledged(frozenset(topics), channels)
 
     def request(self, add: bool, topics: Iterable[Topic], acked: Iterable[Topic]) -> bytes:
         """Encode a request to add or to remove these topics.

@@ -17,16 +17,15 @@ Steps = Generator[None, None, T]
 
 
 class Deferred:
-    """Bytes that are computed later, in steps; its length is an estimate of theirs."""
+    """Bytes that are computed later, in steps; until then they count as one."""
 
-    __slots__ = ("_size", "steps")
+    __slots__ = ("steps",)
 
-    def __init__(self, steps: Steps[bytes], size: int) -> None:
+    def __init__(self, steps: Steps[bytes]) -> None:
         self.steps = steps
-        self._size = size
 
     def __len__(self) -> int:
-        return self._size
+        return 1
 
 
 def run_to_end(steps: Steps[T]) -> T:

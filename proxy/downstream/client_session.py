@@ -16,7 +16,7 @@ import gevent
 
 from proxy.alpaca import server_protocol
 from proxy.alpaca.codec import Codec, Raw
-from proxy.alpaca.cooperative import Steps, chunks
+from proxy.alpaca.cooperative import Steps, chunks, run_to_end
 from proxy.alpaca.endpoints import WILDCARD, Dialect
 from proxy.alpaca.market import is_too_much
 from proxy.alpaca.server_protocol import LoginState, ServerProtocol
@@ -39,8 +39,9 @@ PING_SECONDS = 10.0
 UNRESPONSIVE_SECONDS = 20.0  # with a ping unanswered: the session may give way to a newer one
 LINGER_SECONDS = 1.0
 MAX_PENDING_REQUESTS = 64  # of one session; at this number it reads no further request
-PENDING_POLL_SECONDS = 0.01  # the interval at which such a session checks the number again
-ACK_BYTES = 12  # of a topic in an acknowledgement, as an estimate
+MAX_PENDING_STATES = 4  # acknowledgements that are not computed yet, likewise
+PENDING_POLL_SECONDS = 0.01  # the interval at which such a session checks the numbers again
+LARGE_STATE = 2000  # topics, from which on the writer computes an acknowledgement, which takes milliseconds
 UNAUTHENTICATED_MESSAGE_BYTES = 64 * 1024
 UNAUTHENTICATED_OUTBOX_BYTES = 256 * 1024
 
@@ -227,7 +228,7 @@ class ClientSession:
         for outcome in self.protocol.receive(payload):
             self._pace()
             # Throttle a client that sends requests faster than they are answered.
-            while len(self.requests) >= MAX_PENDING_REQUESTS and self.outbox.closing is None:
+            while self._is_behind() and self.outbox.closing is None:
                 with self._idle():
                     gevent.sleep(PENDING_POLL_SECONDS)
             if self.outbox.closing is not None:  # the rest of a message with many requests is dropped
@@ -248,6 +249,9 @@ class ClientSession:
                     self._listen(trading, market)
                 case server_protocol.Unlisten(trading, market):
                     self._request((self._trading, NO_TOPICS, trading), (self._market, NO_TOPICS, market))
+
+    def _is_behind(self) -> bool:
+        return len(self.requests) >= MAX_PENDING_REQUESTS or self.outbox.deferred >= MAX_PENDING_STATES
 
     def _send(self, payload: bytes) -> None:
         """Send a control message."""
@@ -442,7 +446,10 @@ class ClientSession:
 
     def _send_state(self) -> None:
         held = self._held()
-        self.outbox.reply_in_steps(self._logged(self.protocol.acked(held)), ACK_BYTES * len(held))
+        if len(held) < LARGE_STATE:
+            self._send(run_to_end(self.protocol.acked(held)))
+        else:
+            self.outbox.reply_in_steps(self._logged(self.protocol.acked(held)))
 
     def _logged(self, answer: Steps[bytes]) -> Steps[bytes]:
         payload = yield from answer

@@ -78,6 +78,7 @@ class Outbox:
         self.delivered = 0  # messages
         self.lost = 0  # messages dropped here, without those that conflation drops
         self.conflated = 0
+        self.deferred = 0  # replies that are not computed yet
         self.slow = False
         self.closing: tuple[int, str] | None = None
         self._connection = connection
@@ -156,14 +157,15 @@ class Outbox:
             self._append(frames.encode(self._opcode, payload), 0)
             self._check_limits()
 
-    def reply_in_steps(self, payload: Steps[bytes], size: int) -> None:
+    def reply_in_steps(self, payload: Steps[bytes]) -> None:
         """Queue a control message that the writer computes when its turn has come.
 
-        So an acknowledgement of thousands of topics delays only this client. `size` is an estimate in bytes.
+        So an acknowledgement of thousands of topics delays only this client. It counts one byte until it is computed,
+        so no data frame overtakes it; the session bounds `deferred`.
         """
         if self.closing is None:
-            self._append(Deferred(payload, size), 0)
-            self._check_limits()
+            self.deferred += 1
+            self._append(Deferred(payload), 0)
 
     def ping(self) -> None:
         """Queue a keep-alive ping ahead of the pending frames."""
@@ -260,6 +262,7 @@ class Outbox:
 
     def _computed(self, queued: Deferred) -> bytes:
         """Compute a queued frame, with pauses."""
+        self.deferred -= 1
         frame = frames.encode(self._opcode, run_with_pauses(queued.steps))
         self._count(len(frame) - len(queued))
         return frame

@@ -14,9 +14,9 @@ from itertools import islice
 
 from proxy.alpaca.codec import BODY_BYTES, JSON, Codec, Malformed, Raw
 from proxy.alpaca.endpoints import WILDCARD, Endpoint
-from proxy.alpaca.topics import Subscription, Topic
+from proxy.alpaca.topics import NO_TOPICS, Subscription, Topic
 from proxy.alpaca.transcode import msgpack_of
-from proxy.routing.router import Delivery, Member
+from proxy.routing.router import ALL, Delivery, Member, Taken
 
 ORDERS = "trade_updates"
 KEEP_SECONDS = 24 * 3600.0
@@ -143,6 +143,10 @@ class OrderRouter:
         """Remove a member."""
         self._members.pop(member, None)
 
+    def subscription_of(self, member: Member) -> Subscription:
+        """Return the streams that the member receives."""
+        return self._members.get(member, NO_TOPICS)
+
     def subscriptions(self) -> list[tuple[Member, Subscription]]:
         """Return each member's subscription."""
         return [*self._members.items()]
@@ -157,19 +161,26 @@ class OrderRouter:
         """Yield the frame, which holds one object and is not split."""
         yield frame
 
-    def take(self, frame: bytes) -> Sequence[Raw | bytes]:
-        """Gather the updates in a frame for their members, and return its other messages. Raises Malformed.
+    def take(self, frame: bytes) -> Taken:
+        """Gather the updates in a frame for their members, up to another message. Raises Malformed.
 
         An array is the same as its elements, each in a frame of its own.
         """
-        if len(frame) > BODY_BYTES:
-            self._oversized += 1
-            return ()
-        bodies: Sequence[Raw | bytes] = JSON.split(frame)[0] if JSON.is_array(frame) else (frame,)
-        return [body for body in bodies if not self._take_update(body)]
+        if frame[:1] in b"[ \t\r\n" and JSON.is_array(frame.lstrip()):
+            bodies: Sequence[Raw | bytes] = JSON.split(frame)[0]
+        else:
+            bodies = (frame,)
+        for position, body in enumerate(bodies):
+            if not self._take_update(body):
+                rest = bodies[position + 1 :]
+                return Taken(body, JSON.join(rest) if rest else None)
+        return ALL
 
     def _take_update(self, body: Raw | bytes) -> bool:
         """Gather an update for its members; return False for any other message. Raises Malformed."""
+        if len(body) > BODY_BYTES:
+            self._oversized += 1
+            return True
         message = JSON.envelope(body)
         stream = JSON.text_of(message.stream)
         if stream not in self.endpoint.channels:

@@ -31,7 +31,11 @@ MAX_REMEMBERED = 64  # requests of a subscriber; above it, they are merged into 
 VERDICTS = frozenset((400, 405, 409, 410, 412, 413))  # codes that refuse a request; any other says nothing about it
 MAX_CLOSES = 3  # in answer to one request alone, while others were confirmed: a verdict on it
 RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 30.0
+SYMBOL_LIMIT = 405
 WITHHELD_SECONDS = 30.0  # that Alpaca may leave out a topic that it had confirmed, before sessions are told
+
+
+Halves = dict[Subscription, tuple[Subscription, Subscription]]
 
 
 @dataclass(slots=True)
@@ -62,6 +66,7 @@ class SubscriptionReconciler:
         self._removal_failures = 0
         self._remove_at = -inf
         self._alone_next = True
+        self._is_full = False  # a single topic has exceeded the plan's symbol limit
         self._closed: Error | None = None
 
     def __repr__(self) -> str:
@@ -122,6 +127,16 @@ class SubscriptionReconciler:
         if subscriber.withheld:
             subscriber.withheld &= subscriber.wanted
 
+    def merge(self, subscriber: Subscriber) -> None:
+        """Merge the remembered requests that are confirmed by now into what the subscriber has confirmed.
+
+        Call it for each outcome: to do so for hundreds of subscribers at once would take too long.
+        """
+        for request in [*subscriber.remembered]:
+            if request.state is RequestState.CONFIRMED:
+                subscriber.remembered.remove(request)
+                self._confirm(request)
+
     def adopt(self, subscriber: Subscriber, topics: Subscription) -> list[RequestOutcome]:
         """Take over a subscriber from another account, where it held these topics.
 
@@ -129,7 +144,8 @@ class SubscriptionReconciler:
         """
         if not topics:
             return []
-        self._remember(subscriber, topics)
+        self._open[_remembered(subscriber, topics)] = None
+        self._refer(topics)
         return self._refuse_remembered() if self._closed else self._resolve()
 
     def revoke(self, subscriber: Subscriber, topics: Subscription) -> None:
@@ -174,6 +190,7 @@ class SubscriptionReconciler:
         """Record Alpaca's answer to a request: all topics of the connection."""
         if not request.add:
             self._removal_failures = 0
+            self._is_full = False
             self._restore_removal(state.topics & frozenset(request.topics), now)
             return self._compare(state, now)
         requested = frozenset(request.topics)
@@ -183,12 +200,16 @@ class SubscriptionReconciler:
         outcomes = self._leave_out(left_out, now) if left_out else []
         return outcomes + self._compare(state, now)
 
-    def reported(self, state: Acknowledged, error: Error | None, now: float) -> list[RequestOutcome]:
-        """Record a state that is not the answer to a request.
+    def reported(
+        self, state: Acknowledged, error: Error | None, now: float, under_way: UpstreamRequest | None = None
+    ) -> list[RequestOutcome]:
+        """Record a state that is not the answer to the request under way.
 
         Alpaca sends none, but another proxy does: after the late refusal of a request that it had acknowledged (then
         the error came first), and when its own configuration takes topics away.
         """
+        if under_way is not None and not under_way.add:  # its topics are still in the state, but not for long
+            state = Acknowledged(state.topics.difference(under_way.topics), state.channels)
         lost = state.lacks(self.acked)
         if error is None or error[0] not in VERDICTS or not lost:
             return self._compare(state, now)
@@ -213,11 +234,13 @@ class SubscriptionReconciler:
             self._remove_first = True
             return []
         topics = frozenset(request.topics)
+        self._is_full = self._is_full or (error[0] == SYMBOL_LIMIT and len(topics) == 1)
         outcomes = []
+        halves: Halves = {}
         for candidate in self._candidates(topics):
-            if topics <= candidate.topics:  # alone, it would have been refused as well
-                outcomes += self._refuse_part(candidate, error)
             candidate.alone = True
+            if topics <= candidate.topics:  # alone, it would have been refused as well
+                outcomes += self._refuse_part(candidate, error, halves)
         return outcomes + self._resolve()
 
     def failed(self, request: UpstreamRequest, now: float, closed: bool = False) -> list[RequestOutcome]:
@@ -237,14 +260,14 @@ class SubscriptionReconciler:
         if closed and (not sole.closes or self._confirmations > sole.confirmations):
             sole.closes += 1
             sole.confirmations = self._confirmations
-        return self._refuse_part(sole, (400, ERRORS[400])) if sole.closes >= MAX_CLOSES else []
+        return self._refuse_part(sole, (400, ERRORS[400]), {}) if sole.closes >= MAX_CLOSES else []
 
     def lost(self) -> None:
         """Record that the connection is lost: nothing is acked, everything is missing."""
         self.acked.clear()
         self._surplus.clear()
         self._missing = dict.fromkeys(self._wanted)
-        self._remove_first = False
+        self._remove_first = self._is_full = self._alone_next = False
         self._removal_failures, self._remove_at = 0, -inf
         for absence in self._absent.values():
             absence.retry_at, absence.wait = -inf, RETRY_SECONDS
@@ -318,7 +341,9 @@ class SubscriptionReconciler:
         """
         builder, missing = RequestBuilder(), self._missing
         excluded = {topic for topic, absence in self._absent.items() if absence.retry_at > now}
-        references = Counter(topic for request in alone for topic in request.topics)
+        references: Counter[Topic] = Counter()
+        for topics, count in Counter(request.topics for request in alone).items():  # many may be equal
+            references.update(topics if count == 1 else dict.fromkeys(topics, count))
         excluded |= {topic for topic, count in references.items() if self._wanted[topic] == count}
         oldest: dict[Subscriber, PendingRequest] = {}
         for request in self._open:
@@ -335,7 +360,9 @@ class SubscriptionReconciler:
 
     # What Alpaca says
 
-    def _ack(self, topics: Subscription) -> None:
+    def _ack(self, topics: Set[Topic]) -> None:
+        if not topics:
+            return
         self.acked |= topics
         self._remove_missing(topics)
         self._surplus |= topics - self._wanted.keys()
@@ -373,8 +400,8 @@ class SubscriptionReconciler:
             self._missing |= dict.fromkeys(lost & self._wanted.keys())
             for topic in lost & self._wanted.keys():
                 self._absent.setdefault(topic, Absence(now, now + RETRY_SECONDS))
+        self._ack(state.topics - self.acked)  # what is not wanted is removed
         if self._absent:
-            self._ack(frozenset(self._absent.keys() & state.topics & self._missing.keys()))
             outcomes = self._end_absences()
         return outcomes + self._resolve()
 
@@ -392,13 +419,13 @@ class SubscriptionReconciler:
     def _resolve(self) -> list[RequestOutcome]:
         """Confirm the open requests without a missing topic."""
         outcomes = []
-        for request in [*self._open]:
-            if request.state is RequestState.CONFIRMED or self._lacks(request):
+        lacking: dict[Subscription, bool] = {}  # hundreds of sessions may hold the same topics
+        for request in self._open:
+            if request.state is RequestState.CONFIRMED:
                 continue
-            if request.answered:
-                request.subscriber.remembered.remove(request)
-                self._confirm(request)
-            else:
+            if request.topics not in lacking:
+                lacking[request.topics] = self._lacks(request)
+            if not lacking[request.topics]:
                 request.state = RequestState.CONFIRMED
                 outcomes.append(RequestOutcome(request.subscriber))
         return outcomes
@@ -414,35 +441,34 @@ class SubscriptionReconciler:
 
         What a subscriber has confirmed becomes a remembered request: it is at risk on this connection.
         """
-        younger = [*self._open]
+        older = []
         for subscriber in [*self._subscribers]:
             if not subscriber.confirmed.isdisjoint(topics):
-                confirmed = subscriber.confirmed
-                self._remember(subscriber, confirmed, confirmed_before=True)
-                self._take_confirmed(subscriber, confirmed)
-        if len(self._open) > len(younger):
-            older = [*self._open][len(younger) :]
-            self._open = dict.fromkeys([*older, *younger])
+                confirmed, subscriber.confirmed = subscriber.confirmed, NO_TOPICS
+                del self._subscribers[subscriber]
+                older.append(_remembered(subscriber, confirmed, confirmed_before=True))
+        if older:
+            self._open = dict.fromkeys([*older, *self._open])
         return [request for request in self._open if not request.topics.isdisjoint(topics)]
 
-    def _remember(self, subscriber: Subscriber, topics: Subscription, confirmed_before: bool = False) -> PendingRequest:
-        """Add a remembered request that may be divided."""
-        request = PendingRequest(subscriber, topics, NO_TOPICS, -inf, topics=topics, divisible=True)
-        request.state, request.answered = RequestState.REMEMBERED, True
-        request.confirmed_before = confirmed_before
-        subscriber.remembered.append(request)
-        self._open[request] = None
-        self._refer(topics)
-        return request
+    def _refuse_part(self, request: PendingRequest, error: Error, halves: Halves) -> list[RequestOutcome]:
+        """Refuse a request, or a part of one that may be divided: its halves are sent one by one.
 
-    def _refuse_part(self, request: PendingRequest, error: Error) -> list[RequestOutcome]:
-        """Refuse a request, or a part of one that may be divided: its halves are sent one by one."""
-        if not request.divisible or len(request.topics) == 1:
+        `halves` are those of this refusal's other requests, since hundreds of sessions may hold the same topics.
+        """
+        topics = request.topics
+        if not request.divisible or len(topics) == 1 or (error[0] == SYMBOL_LIMIT and self._is_full):
             return self._refuse(request, error)
-        topics = sorted(request.topics)
-        self._give_up([request], request.topics)
-        for half in (topics[: len(topics) // 2], topics[len(topics) // 2 :]):
-            self._remember(request.subscriber, frozenset(half), request.confirmed_before).alone = True
+        if topics not in halves:
+            ordered = sorted(topics)
+            middle = len(ordered) // 2
+            halves[topics] = frozenset(ordered[:middle]), frozenset(ordered[middle:])
+        request.subscriber.remembered.remove(request)
+        del self._open[request]
+        for half in halves[topics]:  # the references to the topics stay as they are
+            part = _remembered(request.subscriber, half, request.confirmed_before)
+            part.alone = True
+            self._open[part] = None
         return []
 
     def _refuse(self, request: PendingRequest, error: Error) -> list[RequestOutcome]:
@@ -455,7 +481,11 @@ class SubscriptionReconciler:
     def _refuse_remembered(self) -> list[RequestOutcome]:
         """Refuse every remembered request; return one outcome for each subscriber."""
         assert self._closed is not None
-        remembered = [request for request in self._open if request.answered and not request.confirmed_before]
+        remembered = [
+            request
+            for request in self._open
+            if request.answered and request.state is RequestState.REMEMBERED and not request.confirmed_before
+        ]
         for request in remembered:
             self._refuse(request, self._closed)
         subscribers = dict.fromkeys(request.subscriber for request in remembered)
@@ -476,9 +506,10 @@ class SubscriptionReconciler:
         """Merge remembered requests that are too many, since a client may go on subscribing in an outage."""
         if len(subscriber.remembered) <= MAX_REMEMBERED:
             return
-        merged = NO_TOPICS.union(*(request.topics for request in subscriber.remembered))
         remembered = [*subscriber.remembered]
-        self._remember(subscriber, merged)
+        merged = NO_TOPICS.union(*(request.topics for request in remembered))
+        self._open[_remembered(subscriber, merged)] = None
+        self._refer(merged)
         for request in remembered:
             self._give_up([request], request.topics)
 
@@ -545,6 +576,14 @@ class SubscriptionReconciler:
             missing.pop(topic, None)
         if not missing:
             missing.clear()  # a dict keeps the slots of deleted keys, and every iteration walks over them
+
+
+def _remembered(subscriber: Subscriber, topics: Subscription, confirmed_before: bool = False) -> PendingRequest:
+    """Add a remembered request that may be divided to a subscriber."""
+    request = PendingRequest(subscriber, topics, NO_TOPICS, -inf, topics=topics, divisible=True)
+    request.state, request.answered, request.confirmed_before = RequestState.REMEMBERED, True, confirmed_before
+    subscriber.remembered.append(request)
+    return request
 
 
 def _intersection(topics: Set[Topic], others: dict[Topic, None]) -> Iterator[Topic]:

@@ -100,6 +100,16 @@ class Delivery(NamedTuple):
     messages: int
 
 
+class Taken(NamedTuple):
+    """What `take` leaves to its caller: a control message, and the frame of the messages after it."""
+
+    control: Raw | bytes | None
+    rest: bytes | None
+
+
+ALL = Taken(None, None)
+
+
 class Routing(Protocol):
     """`Router` for market data, `order_ownership.OrderRouter` for trading."""
 
@@ -110,13 +120,14 @@ class Routing(Protocol):
     def irregular(self) -> Mapping[str, int]: ...
 
     def set_subscription(self, member: Member, subscription: Subscription) -> list[Delivery]: ...
+    def subscription_of(self, member: Member) -> Subscription: ...
     def subscriptions(self) -> list[tuple[Member, Subscription]]: ...
     def revoke(self, member: Member, topics: Subscription) -> None: ...
     def remove(self, member: Member) -> None: ...
     def prune_books(self, acked: Set[Topic]) -> None: ...
     def book(self, symbol: str, codec: Codec) -> Raw | bytes | None: ...
     def pieces(self, frame: bytes) -> Iterator[bytes | None]: ...
-    def take(self, frame: bytes) -> Sequence[Raw | bytes]: ...
+    def take(self, frame: bytes) -> Taken: ...
     def flush(self) -> list[Delivery]: ...
 
 
@@ -214,6 +225,10 @@ class Router:
         """Return the topics under which the group is in `_groups_by_topic`."""
         return group.subscription & _WILDCARDS if group in self._large_groups else group.subscription
 
+    def subscription_of(self, member: Member) -> Subscription:
+        """Return a member's subscription; members with equal ones share it."""
+        return self._group_of[member].subscription if member in self._group_of else NO_TOPICS
+
     def subscriptions(self) -> list[tuple[Member, Subscription]]:
         """Return each member's subscription."""
         return [(member, group.subscription) for member, group in self._group_of.items()]
@@ -241,8 +256,8 @@ class Router:
             else:
                 yield piece
 
-    def take(self, frame: bytes) -> Sequence[Raw]:
-        """Gather a data frame's messages by group, and return its control messages. Raises Malformed.
+    def take(self, frame: bytes) -> Taken:
+        """Gather a data frame's messages by group, up to a control message. Raises Malformed.
 
         `flush` must follow before `set_subscription` or `remove`.
         """
@@ -250,14 +265,13 @@ class Router:
         count = len(raws)
         if count == 1:
             if heads[0].T in CONTROL:
-                return raws
+                return Taken(raws[0], None)
             if len(frame) > BODY_BYTES:
                 self._oversized += 1
-                return ()
+                return ALL
         self._frames.append(frame)
         self._count += count
         routes, touched = self._routes, self._touched
-        control: list[Raw] = []  # Alpaca sends control messages alone, but does not promise it
         for raw, head in zip(raws, heads, strict=True):
             kind = head.T
             same, other = routes[kind][head.S] if kind not in _INSPECTED else self._inspect(kind, head.S, raw)
@@ -269,11 +283,18 @@ class Router:
                 self._transcoded(kind, raw, other)
             elif not same:
                 if kind in CONTROL:
-                    control.append(raw)
-                else:
-                    self.unrouted += 1
-        self.received -= len(control)
-        return control
+                    return self._split_at(frame, raw)
+                self.unrouted += 1
+        return ALL
+
+    def _split_at(self, frame: bytes, control: Raw) -> Taken:
+        """Take a frame for its messages before a control message. Alpaca sends those alone, but does not promise it."""
+        raws = self.codec.split(frame)[0]
+        position = next(position for position, raw in enumerate(raws) if bytes(raw) == bytes(control))
+        self._count -= len(raws) - position
+        self._frames[-1:] = [b"", b""]  # it must not be passed on whole
+        rest = raws[position + 1 :]
+        return Taken(control, self.codec.join(rest) if rest else None)
 
     def flush(self) -> list[Delivery]:
         """Return the batches that `take` gathered.

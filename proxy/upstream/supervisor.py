@@ -36,6 +36,7 @@ from proxy.alpaca.topics import Subscription, Topic
 from proxy.observe.logs import Log
 from proxy.observe.snapshot import FeedState
 from proxy.routing.reconciler import SubscriptionReconciler
+from proxy.routing.request_builder import UpstreamRequest
 from proxy.routing.router import Delivery, Routing
 from proxy.routing.subscriber import Error, PendingRequest, RequestOutcome, Subscriber
 from proxy.transport import frames
@@ -48,9 +49,11 @@ from proxy.upstream.source import FeedSettings, FeedSource
 from proxy.upstream.websocket import Frame
 
 IDLE_SECONDS = STABLE_SECONDS = 10.0
-# For which a state that names nothing of the request under way is not taken for its answer: another proxy also sends
-# states that are none.
+# For which a state that changes nothing is not taken for the answer to the request under way: another proxy also sends
+# states that are none. One that changes something else is none at all.
 DOUBT_SECONDS = 1.0
+# For which an error waits for a state: another proxy that refuses a request late sends both, Alpaca the error alone.
+EXPLANATION_SECONDS = 0.1
 
 
 class LoginRefused(ProxyError):
@@ -99,7 +102,7 @@ class FeedSupervisor:
         self._wanted_at = self._phase_began
         self._refused_at = 0.0
         self._stopped = False
-        self._error: Error | None = None  # of the frames that are being handled; a state may follow that explains it
+        self._error: Error | None = None  # that was received last, if a state may follow that explains it
         self._doubtful: tuple[Acknowledged, float] | None = None  # a state that may be no answer, and its time
         self._untold: deque[RequestOutcome] = deque()
         self._teller: gevent.Greenlet | None = None
@@ -312,6 +315,8 @@ class FeedSupervisor:
 
     def _lose(self, source: FeedSource) -> None:
         """Count everything as missing that the connection had confirmed."""
+        if self._error is not None:
+            self._refuse(self._error)
         if source.phase is Phase.LIVE and not self.reconciler.idle:
             self._count_outage()
         self._source, self._doubtful, self._error = None, None, None
@@ -366,21 +371,20 @@ class FeedSupervisor:
         """
         router = self.router
         for frame in received:
-            try:
-                control = router.take(frame.payload)
-            except Malformed:
-                if (error := source.foreign_error(frame.payload)) is None:
-                    self.malformed += 1
-                else:
-                    self._handle(source, error)
-                continue
-            if control:
-                self._deliver(router.flush())
-                for body in control:
-                    self._handle(source, source.handle(body))
+            rest: bytes | None = frame.payload
+            while rest is not None:
+                try:
+                    control, rest = router.take(rest)
+                except Malformed:
+                    if (error := source.foreign_error(frame.payload)) is None:
+                        self.malformed += 1
+                    else:
+                        self._handle(source, error)
+                    break
+                if control is not None:
+                    self._deliver(router.flush())
+                    self._handle(source, source.handle(control))
         self._deliver(router.flush())
-        if self._error is not None:
-            self._refuse()
 
     def _take_large(self, source: FeedSource, frame: Frame, time_slice: TimeSlice) -> None:
         """Deliver a large frame in pieces, and yield by time between them."""
@@ -407,7 +411,7 @@ class FeedSupervisor:
         """Act on a control message of Alpaca."""
         error = self._error
         if error is not None and not (isinstance(event, Acknowledged) and event.lacks(self.reconciler.acked)):
-            self._refuse()
+            self._refuse(error)
             error = None
         match event:
             case LoggedIn():
@@ -422,17 +426,22 @@ class FeedSupervisor:
             case Acknowledged() if source.request is not None and source.request.is_answered_by(event):
                 self._answer(event)
             case Acknowledged():
-                if source.request is not None:
+                if source.request is not None and self._changes_nothing(event, source.request):
                     self._doubtful = event, self._clock()
                 self._error = None
-                self._tell(self.reconciler.reported(event, error, self._clock()))
+                self._tell(self.reconciler.reported(event, error, self._clock(), source.request))
                 self._after_answer()
             case Refused(code, msg) if source.phase is not Phase.LIVE:
                 raise LoginRefused(code, msg)
             case Refused(code, msg):
                 self._log.warning("refused", code=code, reason=msg, hint=HINTS.get(code))
                 if code not in OF_THE_CONNECTION:
-                    self._error = code, msg or ERRORS.get(code, ERRORS[500])
+                    self._error = error = code, msg or ERRORS.get(code, ERRORS[500])
+                    gevent.spawn_later(EXPLANATION_SECONDS if self.reconciler.acked else 0, self._refuse, error)
+
+    def _changes_nothing(self, state: Acknowledged, request: UpstreamRequest) -> bool:
+        acked = self.reconciler.acked
+        return not state.lacks(acked) and state.topics <= acked.union(request.topics)
 
     def _answer(self, state: Acknowledged) -> None:
         """Take a state for the answer to the request under way."""
@@ -443,11 +452,13 @@ class FeedSupervisor:
             self._tell(self.reconciler.answered(request, state, self._clock()))
             self._after_answer()
 
-    def _refuse(self) -> None:
-        """Take the error that was received last for the answer to the request under way."""
-        error, self._error = self._error, None
+    def _refuse(self, error: Error) -> None:
+        """Take an error for the answer to the request under way, unless that is done or it was another's."""
+        if self._error is not error:
+            return
+        self._error = None
         request = None if self._source is None else self._source.take_request()
-        if request is not None and error is not None:
+        if request is not None:
             self._doubtful = None
             self._tell(self.reconciler.refused(request, error, self._clock()))
             self._after_answer()
@@ -484,6 +495,7 @@ class FeedSupervisor:
         if subscriber.left or subscriber.feed is not self:
             return
         try:
+            self.reconciler.merge(subscriber)
             if outcome.unasked:
                 books = self._install(subscriber)
                 subscriber.session.report(outcome.error)
@@ -497,9 +509,12 @@ class FeedSupervisor:
 
     def _install(self, subscriber: Subscriber) -> list[tuple[bytes, int]]:
         """Route to the subscriber what it holds; return the frames of order books that it needs first."""
+        books = self.router.set_subscription(subscriber, subscriber.held)
+        if not subscriber.remembered and not subscriber.withheld:
+            subscriber.confirmed = self.router.subscription_of(subscriber)  # equal sets are kept once
         return [
             (frames.encode(frames.TEXT if text else frames.BINARY, payload), messages)
-            for _, text, payload, messages in self.router.set_subscription(subscriber, subscriber.held)
+            for _, text, payload, messages in books
         ]
 
     def _reconcile(self) -> None:

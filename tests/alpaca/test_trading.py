@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from proxy.alpaca.cooperative import run_to_end
 from proxy.alpaca.market import ERRORS
 from proxy.alpaca.server_protocol import Authenticate, Listen, Unlisten
 from tests.alpaca.conversation import MSGPACK, Client
@@ -35,7 +36,7 @@ def test_replies_in_json_have_alpacas_bytes() -> None:
     protocol = Client("/stream").protocol
     authorized = b'{"stream":"authorization","data":{"status":"authorized","action":"authenticate"}}'
     assert protocol.granted() == authorized
-    assert protocol.acked(UPDATES) == b'{"stream":"listening","data":{"streams":["trade_updates"]}}'
+    assert run_to_end(protocol.acked(UPDATES)) == b'{"stream":"listening","data":{"streams":["trade_updates"]}}'
 
 
 @pytest.mark.parametrize("content_type", ["", MSGPACK])

@@ -131,7 +131,7 @@ def test_each_message_is_counted_once(steps: list[tuple[str, int]]) -> None:
         elif step == "reply":
             box.reply(b"[]")
         elif step == "reply in steps":
-            box.reply_in_steps(in_steps(b"[%b]" % (b" " * size)), 100)
+            box.reply_in_steps(in_steps(b"[%b]" % (b" " * size)))
         elif step == "conflation":
             box.start_conflation(JSON, lambda pair: None) if size else box.stop_conflation()
         elif step == "room":
@@ -233,7 +233,7 @@ def test_a_reply_in_steps_keeps_its_place() -> None:
     kernel, outboxes, box, writer = opened()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time_slice, "SLICE_SECONDS", 0.0)
-        box.reply_in_steps(in_steps(b"r" * 300), 10)
+        box.reply_in_steps(in_steps(b"r" * 300))
         gevent.sleep(0)
         box.put(frames.encode(frames.BINARY, b"d"), 1)
         box.ping()
@@ -254,8 +254,8 @@ def test_a_reply_in_steps_that_is_dropped(end: str, begun: bool) -> None:
     kernel, outboxes, box, writer = opened()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time_slice, "SLICE_SECONDS", 0.0)
-        box.reply_in_steps(in_steps(b"r" * 300), 10)
-        box.reply_in_steps(in_steps(b"r" * 300), 1000)
+        box.reply_in_steps(in_steps(b"r" * 300))
+        box.reply_in_steps(in_steps(b"r" * 300))
         if begun:
             gevent.sleep(0)
         if end == "disconnect slow":
@@ -279,7 +279,7 @@ def test_a_reply_in_steps_is_not_conflated() -> None:
     gevent.sleep(0)
     for number in (1, 2):
         box.put(data("q", number), 1)
-        box.reply_in_steps(in_steps(b'[{"T":"subscription"}]'), 300)
+        box.reply_in_steps(in_steps(b'[{"T":"subscription"}]'))
     kernel.room = 1 << 30
     kernel.end_send("sent")
     box.close(frames.NORMAL, "")

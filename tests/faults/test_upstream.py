@@ -21,7 +21,7 @@ import pytest
 from proxy.alpaca.client_protocol import Backoff, Phase
 from proxy.routing import reconciler
 from proxy.simulator import AccountPlan, Simulator
-from proxy.upstream import alpaca_connection, silence, websocket
+from proxy.upstream import alpaca_connection, websocket
 from tests.harness import SECONDS, Client, Harness, certificate, trade, wait_for
 
 Start = Callable[..., Harness]
@@ -144,28 +144,6 @@ def test_a_quiet_market_is_no_fault(start: Start) -> None:
     before = source.received_at
     wait_for(lambda: source.received_at > before + 0.5)
     assert proxy.simulator.opened("iex") == 1
-
-
-def test_a_busy_feed_falls_silent(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connection is alive, and pongs come: it is replaced once, and the next one is observed anew."""
-    for name, seconds in {"GAP_SECONDS": 0.2, "LEAST_OBSERVED_SECONDS": 0.3, "OBSERVED_SECONDS": 0.5}.items():
-        monkeypatch.setattr(silence, name, seconds)
-    proxy = start(CLIENTS)
-    client = proxy.client("alpha")
-    client.subscribe(trades=["AAPL"])
-    upstream = proxy.upstream()
-    upstream._silence.limit = 0.6
-    for _ in range(25):
-        proxy.publish("iex", "AAPL", 1)
-        gevent.sleep(0.02)
-    wait_for(lambda: proxy.simulator.opened("iex") == 2, "the silent connection was not replaced")
-    assert "no message for" in upstream.last_error
-    wait_for(lambda: proxy.simulator.subscribed("iex") == {"trades": {"AAPL"}})
-    proxy.publish("iex", "AAPL", 25)
-    assert client.numbers("AAPL", 50) == list(range(1, 51))
-    gevent.sleep(1)
-    state = upstream.state()
-    assert (proxy.simulator.opened("iex"), state.silences, state.outages) == (2, 1, 1)
 
 
 @pytest.mark.parametrize("step", ["upgrade", "greeting", "auth"])

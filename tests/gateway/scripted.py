@@ -113,12 +113,20 @@ class Peer(Connection):
         followers = {"corrections": channels["trades"], "cancelErrors": channels["trades"]}
         return [{"T": "subscription", **channels, **followers}]
 
-    def refuse(self, code: int, msg: str = "") -> None:
-        """Send an error; on `/stream` there are no codes."""
+    def error(self, code: int, msg: str = "") -> Any:
+        """An error; on `/stream` there are no codes."""
         if self.trading:
-            self.send_json({"action": "error", "data": {"error_message": msg or f"error {code}"}})
-        else:
-            self.send_json([{"T": "error", "code": code, "msg": msg or f"error {code}"}])
+            return {"action": "error", "data": {"error_message": msg or f"error {code}"}}
+        return [{"T": "error", "code": code, "msg": msg or f"error {code}"}]
+
+    def refuse(self, code: int, msg: str = "") -> None:
+        self.send_json(self.error(code, msg))
+
+    def frame_of(self, message: Any) -> bytes:
+        """The bytes of a message's frame, for a test that sends them in parts."""
+        packed = self.codec == "msgpack"
+        payload = msgpack.packb(message) if packed else json.dumps(message).encode()
+        return frame(BINARY if packed or self.trading else TEXT, payload)
 
     def publish(self, *messages: dict[str, Any]) -> None:
         """Send those of the messages that are subscribed to, in one frame; on `/stream`, each in its own."""
@@ -137,7 +145,7 @@ class Peer(Connection):
 
     def end(self) -> None:
         """Close the connection with a close frame."""
-        self.ended = True
+        self.live, self.ended = False, True
         with suppress(OSError):
             self.socket.sendall(frame(CLOSE, struct.pack("!H", 1001)))
             self.socket.shutdown(2)
@@ -165,6 +173,7 @@ class ScriptedAlpaca:
         self.asked: list[Asked] = []
         self._close_seconds = close_seconds
         self._port = 0
+        self._serving = 0  # connections
         self._server: StreamServer | None = None
 
     def __enter__(self) -> ScriptedAlpaca:
@@ -191,7 +200,7 @@ class ScriptedAlpaca:
             self._server = None
         for peer in self.peers:
             peer.end()
-        wait_for(lambda: not any(peer.live for peer in self.peers), "connections did not end")
+        wait_for(lambda: not self._serving, "connections did not end")
 
     def peer(self, path: str) -> Peer:
         """The connection to a path that is logged in; wait for it."""
@@ -226,6 +235,7 @@ class ScriptedAlpaca:
 
     def _serve(self, sock: Any, _: object) -> None:
         peer = Peer(sock, self._close_seconds)
+        self._serving += 1
         with suppress(OSError):
             peer.read_request()
             peer.number = self.opened(peer.path) + 1
@@ -237,3 +247,4 @@ class ScriptedAlpaca:
                 self.asked.append(Asked(peer, request, time.monotonic()))
                 self.answer(peer, request)
         peer.live, peer.ended = False, True
+        self._serving -= 1

@@ -95,7 +95,10 @@ class FakeSession:
 def tell(outcomes: Iterable[RequestOutcome]) -> None:
     """Tell the sessions their outcomes, as the supervisor does."""
     for outcome in outcomes:
+        subscriber = outcome.subscriber
+        assert isinstance(subscriber.session, FakeSession)
+        subscriber.session.reconciler.merge(subscriber)
         if outcome.unasked:
-            outcome.subscriber.session.report(outcome.error)
+            subscriber.session.report(outcome.error)
         else:
-            outcome.subscriber.session.answer()
+            subscriber.session.answer()

@@ -20,6 +20,7 @@ from proxy.alpaca.plain_pairs import PLAIN_PAIRS
 from proxy.alpaca.topics import NO_TOPICS, Subscription, Topic
 from proxy.routing import order_books
 from proxy.routing.router import Delivery, Router
+from tests.routing.taking import take
 from tests.routing.test_router import Member as RouterMember
 
 PAIRS = ("BTC/USD", "ETH/USD", "SOL/USD")
@@ -89,7 +90,7 @@ class LateJoiners(RuleBasedStateMachine):
 
     def publish(self, *messages: dict[str, Any]) -> None:
         """Alpaca sends these messages in one frame."""
-        assert not self.router.take(self.codec.encode(list(messages)))
+        assert not take(self.router, self.codec.encode(list(messages)))
         deliveries = self.router.flush()
         for member in self.members:
             member.receive(deliveries)
@@ -161,7 +162,7 @@ TestLateJoiners.settings = settings(stateful_step_count=30)
 
 
 def publish(router: Router, *messages: dict[str, Any]) -> None:
-    assert not router.take(router.codec.encode(list(messages)))
+    assert not take(router, router.codec.encode(list(messages)))
     router.flush()
 
 
@@ -188,7 +189,7 @@ def test_nanoseconds_and_integers_are_kept() -> None:
     router = make_router(MSGPACK)
     time = msgpack.Timestamp(1_710_239_979, 445_492_807)
     publish(router, update("BTC/USD", ([(1, 2)], []), True) | {"t": TIME})
-    assert not router.take(msgpack.packb([update("BTC/USD", ([(2, 2.5)], []), False) | {"t": time}]))
+    assert not take(router, msgpack.packb([update("BTC/USD", ([(2, 2.5)], []), False) | {"t": time}]))
     native, foreign = (
         router.set_subscription(RouterMember(codec), topics("*"))[0].payload for codec in (MSGPACK, JSON)
     )

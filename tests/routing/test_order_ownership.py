@@ -13,6 +13,7 @@ from proxy.alpaca.endpoints import endpoint
 from proxy.routing.allowlists import SymbolPatterns
 from proxy.routing.order_ownership import OrderRouter, Orders
 from proxy.routing.router import Delivery
+from tests.routing.taking import take
 
 UPDATES = ("trade_updates", "*")
 ACCOUNT = ("account_updates", "*")
@@ -60,7 +61,7 @@ def received(deliveries: list[Delivery]) -> list[tuple[list[str], Any]]:
 
 def test_an_update_reaches_its_owner_with_its_bytes(router: OrderRouter) -> None:
     frame = b' { "stream":"trade_updates",\n"data": {"order":{"client_order_id":"beta-7"}, "price":"1.50"} }'
-    assert router.take(frame) == []
+    assert take(router, frame) == []
     [delivery] = router.flush()
     assert delivery.payload == frame
     assert [member.name for member in delivery.members] == ["beta"]
@@ -69,14 +70,14 @@ def test_an_update_reaches_its_owner_with_its_bytes(router: OrderRouter) -> None
 
 def test_an_array_is_the_same_as_its_elements(router: OrderRouter) -> None:
     messages = [update("alpha"), update("gamma"), update("beta"), update("alpha", 2)]
-    assert router.take(encode(messages)) == []
+    assert take(router, encode(messages)) == []
     together = received(router.flush())
     assert together == [(["alpha"], messages[0]), (["beta"], messages[2]), (["alpha"], messages[3])]
     for message in messages:
-        assert router.take(encode(message)) == []
+        assert take(router, encode(message)) == []
     assert received(router.flush()) == together
     assert (router.received, router.unrouted) == (8, 2)
-    assert router.take(b"[]") == []
+    assert take(router, b"[]") == []
     assert router.flush() == []
 
 
@@ -84,24 +85,24 @@ def test_other_messages_are_returned(router: OrderRouter) -> None:
     """In their order, alone or in an array with updates."""
     authorized = {"stream": "authorization", "data": {"status": "authorized"}}
     listening = {"stream": "listening", "data": {"streams": ["trade_updates"]}}
-    returned = router.take(encode([authorized, update("alpha"), listening]))
+    returned = take(router, encode([authorized, update("alpha"), listening]))
     assert [json.loads(bytes(body)) for body in returned] == [authorized, listening]
     assert received(router.flush()) == [(["alpha"], update("alpha"))]
-    assert router.take(encode(listening)) == [encode(listening)]
+    assert take(router, encode(listening)) == [encode(listening)]
     assert router.flush() == []
     assert router.received == 1
 
 
 def test_updates_of_the_account_reach_every_member_that_listens(router: OrderRouter) -> None:
     message = {"stream": "account_updates", "data": {"cash": "1"}}
-    assert router.take(encode(message)) == []
+    assert take(router, encode(message)) == []
     assert router.flush() == []
     listener = Member("gamma")
     router.set_subscription(listener, frozenset([ACCOUNT]))
-    router.take(encode([message]))
+    take(router, encode([message]))
     assert received(router.flush()) == [(["gamma"], message)]
     router.revoke(listener, frozenset([ACCOUNT]))
-    router.take(encode(message))
+    take(router, encode(message))
     assert router.flush() == []
     assert (router.received, router.unrouted) == (3, 2)
 
@@ -109,17 +110,17 @@ def test_updates_of_the_account_reach_every_member_that_listens(router: OrderRou
 @pytest.mark.parametrize("frame", [b"", b"{", b"[{]", b"nonsense", b"[1,", b"\x80"])
 def test_malformed_frames(router: OrderRouter, frame: bytes) -> None:
     with pytest.raises(Malformed):
-        router.take(frame)
+        take(router, frame)
     assert router.flush() == []
 
 
 @pytest.mark.parametrize("frame", [b"7", b"null", b'"text"', b'{"stream":7}', b'[7,{"stream":null}]'])
 def test_messages_of_no_stream_are_returned(router: OrderRouter, frame: bytes) -> None:
-    assert router.take(frame)
+    assert take(router, frame)
     assert router.flush() == []
 
 
 def test_a_frame_over_the_bound_is_dropped_and_counted(router: OrderRouter) -> None:
-    assert router.take(encode(update("alpha") | {"x": "y" * BODY_BYTES})) == ()
+    assert take(router, encode(update("alpha") | {"x": "y" * BODY_BYTES})) == []
     assert router.flush() == []
     assert router.irregular["oversized"] == 1

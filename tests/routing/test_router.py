@@ -24,6 +24,7 @@ from proxy.routing import route_cache
 from proxy.routing import router as router_module
 from proxy.routing.allowlists import SymbolPatterns
 from proxy.routing.router import Delivery, Router
+from tests.routing.taking import take
 
 CODECS = (JSON, MSGPACK)
 CHANNELS = ("trades", "quotes", "bars", "news", "auctions")
@@ -140,7 +141,7 @@ class RouterAgainstModel(RuleBasedStateMachine):
                     bodies[member].append(raws[-1])
             sent.append((array(self.codec, raws), control))
         for payload, control in sent:
-            assert [bytes(raw) for raw in self.router.take(payload)] == control
+            assert [bytes(raw) for raw in take(self.router, payload)] == control
         received: dict[Member, list[dict[str, Any]]] = {member: [] for member in self.members}
         for delivery in self.router.flush():
             for member in receivers(delivery):
@@ -158,7 +159,7 @@ class RouterAgainstModel(RuleBasedStateMachine):
     def control(self) -> None:
         for kind in ("success", "error", "subscription"):
             body = JSON.encode({"T": kind}) if self.codec is JSON else MSGPACK.encode({"T": kind})
-            [returned] = self.router.take(array(self.codec, [body]))
+            [returned] = take(self.router, array(self.codec, [body]))
             assert bytes(returned) == body
             assert self.router.flush() == []
 
@@ -189,7 +190,7 @@ TestRouterAgainstModel.settings = settings(stateful_step_count=25)
 
 def route(router: Router, *frames: bytes) -> list[Delivery]:
     for frame in frames:
-        assert not router.take(frame)
+        assert not take(router, frame)
     return router.flush()
 
 
@@ -281,12 +282,12 @@ def test_a_control_message_among_data_reaches_no_client(codec: Codec) -> None:
     router = make_router("iex", codec)
     add_member(router, codec, ("trades", "*"), ("anything", "*"), accepts_unknown=EVERYTHING)
     trade, error, success = {"T": "t", "S": "A"}, {"T": "error", "code": 406, "msg": "x"}, {"T": "success"}
-    control = router.take(codec.encode([trade, error, success]))
+    control = take(router, codec.encode([trade, error, success]))
     assert [bytes(raw) for raw in control] == [codec.encode(error), codec.encode(success)]
     [delivery] = router.flush()
     assert (delivery.payload, delivery.messages) == (codec.encode([trade]), 1)
     assert (router.received, router.unrouted) == (1, 0)
-    assert len(router.take(codec.encode([error, success]))) == 2
+    assert len(take(router, codec.encode([error, success]))) == 2
     assert router.flush() == []
     assert (router.received, router.unrouted) == (1, 0)
 
@@ -421,7 +422,7 @@ def test_a_message_over_the_bound_is_not_passed_on() -> None:
     assert router.irregular["oversized"] == 1
     acknowledgement = JSON.encode([{"T": "subscription", "trades": ["A" * 20] * 60_000}])
     assert len(acknowledgement) > BODY_BYTES
-    assert [router.take(piece) for piece in router.pieces(acknowledgement) if piece is not None] != [None]
+    assert [take(router, piece) for piece in router.pieces(acknowledgement) if piece is not None] != [None]
     huge = JSON.encode([{"T": "subscription", "x": "y" * CONTROL_BYTES}, {"T": "t", "S": "A"}])
     assert [piece for piece in router.pieces(huge) if piece is not None] == [b'[{"T":"t","S":"A"}]']
     assert router.irregular["oversized"] == 2
@@ -469,9 +470,9 @@ def test_unknown_kinds_obey_the_patterns_of_the_channel_star(patterns: list[str]
 def test_a_malformed_frame_does_not_affect_the_one_before(frame: bytes) -> None:
     router = make_router("iex", JSON)
     add_member(router, JSON, ("trades", "*"))
-    assert not router.take(b'[{"T":"t","S":"A"}]')
+    assert not take(router, b'[{"T":"t","S":"A"}]')
     with pytest.raises(Malformed):
-        router.take(frame)
+        take(router, frame)
     [delivery] = router.flush()
     assert (delivery.messages, router.received) == (1, 1)
 
