@@ -23,7 +23,7 @@ PROGRAM = str(Path(__file__).with_name("market.py"))
 NEWEST = '  newest: {key: newest, secret: newest, when_slow: conflate, account: bad, allow: {iex: "*"}}'
 EXCESS_SECONDS = 0.03
 AGE_SECONDS = 2.0
-UNRESPONSIVE_SECONDS = 20.0  # with a ping unanswered for so long, a session may have to give way to another
+PONG_SECONDS = 30.0  # between two pongs; pings are sent every ten seconds, and wait in buffers
 
 Proxy = Callable[..., Target]
 
@@ -137,12 +137,16 @@ def test_a_reader_at_half_the_rate_gets_new_quotes(proxy: Proxy, symbols: int) -
 @pytest.mark.long
 @pytest.mark.timeout(400)
 def test_a_slow_reader_lives_as_long_as_it_reads(proxy: Proxy) -> None:
-    """It reads 60 kB a second for five minutes, of a market of 1.2 MB a second; its pings are answered in time."""
+    """It reads 60 kB a second for five minutes, of a market of 1.2 MB a second.
+
+    Its pings wait behind what lies in the kernel of either side. Measured: quotes up to 16 s old, and 19 s between two
+    pongs, with a receive buffer that Linux has let grow to most of a megabyte.
+    """
     reader = SlowReader(proxy(rate=9000, share=0.02))
     began = time.monotonic()
     reader.read(300, lambda size, messages: size / 60_000)
     gaps = [later - earlier for earlier, later in zip([began, *reader.pings], reader.pings, strict=False)]
-    print(f"the oldest quote was {reader.oldest(began + 60):.1f} s old, the longest wait for a ping {max(gaps):.1f} s")
+    print(f"the oldest quote was {reader.oldest(began + 60):.1f} s old, between two pongs {max(gaps):.1f} s")
     assert not reader.closed
     assert len(gaps) > 20
-    assert max(gaps) < UNRESPONSIVE_SECONDS
+    assert max(gaps) < PONG_SECONDS
