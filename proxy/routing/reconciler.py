@@ -256,7 +256,7 @@ class SubscriptionReconciler:
         if sole is None or sole not in self._open:
             return []
         sole.failures += 1
-        sole.retry_at = now + min(RETRY_SECONDS * 2**sole.failures, MAX_RETRY_SECONDS)
+        sole.retry_at = now + _wait_after(sole.failures)
         if closed and (not sole.closes or self._confirmations > sole.confirmations):
             sole.closes += 1
             sole.confirmations = self._confirmations
@@ -372,7 +372,7 @@ class SubscriptionReconciler:
         restored = frozenset(topics)
         if restored:
             self._removal_failures += 1
-            self._remove_at = now + min(RETRY_SECONDS * 2**self._removal_failures, MAX_RETRY_SECONDS)
+            self._remove_at = now + _wait_after(self._removal_failures)
             self._ack(restored)
 
     def _leave_out(self, topics: Set[Topic], now: float) -> list[RequestOutcome]:
@@ -576,6 +576,11 @@ class SubscriptionReconciler:
             missing.pop(topic, None)
         if not missing:
             missing.clear()  # a dict keeps the slots of deleted keys, and every iteration walks over them
+
+
+def _wait_after(failures: int) -> float:
+    """Return the seconds to wait after so many failures."""
+    return min(RETRY_SECONDS * 2 ** min(failures, 10), MAX_RETRY_SECONDS)
 
 
 def _remembered(subscriber: Subscriber, topics: Subscription, confirmed_before: bool = False) -> PendingRequest:

@@ -504,6 +504,19 @@ def test_a_request_that_fails_holds_up_no_other() -> None:
     assert world.alpaca.sent == trades("A", "X")
 
 
+def test_a_request_may_fail_for_days() -> None:
+    world = World()
+    session = world.session()
+    session.request(trades("A"))
+    for _ in range(3000):
+        if world.send() is None:
+            world.wait(MAX_RETRY_SECONDS)
+        else:
+            world.fail()
+    world.settle()
+    assert session.state == world.alpaca.sent == trades("A")
+
+
 def test_an_answer_that_leaves_a_topic_out_is_told_as_it_is() -> None:
     world = World()
     world.alpaca.left_out = "B"
