@@ -276,6 +276,17 @@ def test_the_next_attempt_of_a_feed_that_waits(proxy: Harness, show: Show) -> No
     assert page.complaints == []
 
 
+def test_a_feed_that_fell_silent(proxy: Harness, show: Show) -> None:
+    keep = busy(proxy)
+    silences = {"iex": 2, "crypto": 1}
+    alter(proxy, lambda status: [feed.update(silences=silences[feed["feed"]]) for feed in status["feeds"]] and None)
+    page = show(proxy)
+    page.wait(contains(".card", "none; fell silent 2 times"))
+    page.wait(contains(".card", "none; fell silent once"))
+    assert len(keep) == 2
+    assert page.complaints == []
+
+
 def test_clients_that_are_not_connected(proxy: Harness, show: Show) -> None:
     """Those that were never here are listed; one that has left shows it in its row. An old proxy names none."""
     keep = busy(proxy)
