@@ -250,7 +250,7 @@ class SubscriptionReconciler:
             return self._resolve()
         for candidate in self._candidates(frozenset(request.topics)):
             candidate.alone = True
-            if not closed:
+            if not (closed and candidate.confirmed_before):  # what was confirmed is hardly the cause of the close
                 candidate.retry_at = max(candidate.retry_at, now + RETRY_SECONDS)
         sole = request.sole
         if sole is None or sole not in self._open:
