@@ -49,6 +49,7 @@ MAY_USE = {
     "pydantic": "proxy.config.model",
     "pydantic_core": "proxy.config.model",
     "prometheus_client": "proxy.observe.metrics",
+    "shtab": "proxy.cli.completion",
 }
 
 # The names under which requirements.txt knows those libraries, where they differ.

@@ -1,7 +1,6 @@
 """Argument parser of the command line.
 
-`completion` is generated from this parser: it proposes an argument's `choices`, or its attribute `words` where other
-values are valid too, and file names where the metavar is FILE.
+The scripts of `completion` are generated from this parser.
 """
 
 from __future__ import annotations
@@ -39,10 +38,13 @@ Exit status: 0 good; 1 the check found problems, or a run failed; 2 usage; 78 th
 T = TypeVar("T")
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser. Its result has `verb`, the name of the module to run."""
+def parser(complete_files: object = None) -> argparse.ArgumentParser:
+    """Return the parser. Its result has `verb`, the name of the module to run.
+
+    `complete_files` becomes the attribute `complete` of each argument that is a file: shtab.FILE, for `completion`.
+    """
     file = argparse.ArgumentParser(add_help=False)
-    file.add_argument(
+    config = file.add_argument(
         "-c",
         "--config",
         metavar="FILE",
@@ -73,9 +75,11 @@ def parser() -> argparse.ArgumentParser:
 
     explain = verb("explain", "show whether a client may see a topic, and which line decides", file)
     explain.add_argument("client", metavar="CLIENT", help="its name in the configuration")
-    _complete_with(explain.add_argument("feed", metavar="FEED", help="for example iex, crypto, trading"), feed_names())
-    _complete_with(
-        explain.add_argument("channel", metavar="CHANNEL", help="for example trades, quotes, bars"), _channels()
+    explain.add_argument(
+        "feed", metavar="FEED", choices=_Suggestions(feed_names()), help="for example iex, crypto, trading"
+    )
+    explain.add_argument(
+        "channel", metavar="CHANNEL", choices=_Suggestions(_channels()), help="for example trades, quotes, bars"
     )
     explain.add_argument("symbol", metavar="SYMBOL", help='a symbol, "*", or on trading a client_order_id')
 
@@ -96,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
     keygen.add_argument("name", type=_setting(values.name), metavar="NAME", help="the algorithm's name")
 
     init = verb("init", "write a commented starter configuration; never overwrites a file")
-    init.add_argument(
+    file_to_write = init.add_argument(
         "file",
         type=Path,
         nargs="?",
@@ -122,6 +126,9 @@ def parser() -> argparse.ArgumentParser:
 
     completion = verb("completion", "print the completion script of a shell")
     completion.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
+
+    for argument in (config, file_to_write):
+        argument.complete = complete_files  # type: ignore[attr-defined]
     return root
 
 
@@ -155,8 +162,11 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _complete_with(argument: argparse.Action, words: tuple[str, ...]) -> None:
-    argument.words = words  # type: ignore[attr-defined]
+class _Suggestions(tuple[str, ...]):
+    """Choices that completion offers; every other value is valid too."""
+
+    def __contains__(self, value: object) -> bool:
+        return True
 
 
 def _channels() -> tuple[str, ...]:

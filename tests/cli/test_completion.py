@@ -23,7 +23,8 @@ BASH = """\
 source ./script
 COMP_WORDS=({words})
 COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
-_alpaca_proxy
+registered=($(complete -p "$COMP_WORDS"))
+"${{registered[-2]}}"
 printf '%s\\n' "${{COMPREPLY[@]}}"
 """
 
@@ -41,7 +42,9 @@ def bash(line: str, folder: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("alpaca-proxy.pyz ", {*VERBS, "-h", "--help", "-c", "--config", "--version"}),
+        ("alpaca-proxy.pyz ", VERBS),
+        ("alpaca-proxy.pyz -", {"-h", "--help", "-c", "--config", "--version"}),
+        ("alpaca-proxy st", {"status"}),
         ("alpaca-proxy.pyz s", {"simulate", "status", "schema"}),
         ("alpaca-proxy.pyz check --", {"--help", "--config", "--online"}),
         ("alpaca-proxy.pyz -c some.yaml st", {"status"}),
@@ -49,10 +52,10 @@ def bash(line: str, folder: Path) -> set[str]:
         ("alpaca-proxy.pyz status --config ", {"a file.yaml", "script"}),
         ("alpaca-proxy.pyz init a", {"a file.yaml"}),
         ("alpaca-proxy.pyz demo --seconds ", set()),
-        ("alpaca-proxy.pyz completion ", {"bash", "zsh", "fish", "-h", "--help"}),
+        ("alpaca-proxy.pyz completion ", {"bash", "zsh", "fish"}),
         ("alpaca-proxy.pyz explain momentum cr", {"crypto", "crypto-perps-global"}),
         ("alpaca-proxy.pyz explain -c x momentum iex daily", {"dailyBars"}),
-        ("alpaca-proxy.pyz keygen ", {"-h", "--help"}),
+        ("alpaca-proxy.pyz keygen ", set()),
     ],
 )
 def test_bash_completions(tmp_path: Path, line: str, offered: set[str]) -> None:
