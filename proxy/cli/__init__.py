@@ -15,7 +15,7 @@ Each verb is a module of the same name with `run(options)`. It is imported when 
     status            the running proxy as tables
     reload            the running proxy reads its configuration again
     healthcheck       /readyz or /healthz as an exit status
-    schema            the JSON schema, or the reference of settings
+    schema            the JSON schema of the configuration
     completion        shell completion
     config_file       path of the configuration, and output of its errors
     terminal          exit codes, messages on standard error, tables
@@ -24,7 +24,6 @@ Each verb is a module of the same name with `run(options)`. It is imported when 
     online            one login to Alpaca
     starter           the file that `init` writes
     startup           the lines that the proxy logs at its start
-    reference         docs/configuration.md from the schema
     service_manager   sd_notify
 """
 

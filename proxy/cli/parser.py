@@ -121,8 +121,7 @@ def parser(complete_files: object = None) -> argparse.ArgumentParser:
         help="ask only whether it is alive: an outage of Alpaca is no reason to restart it",
     )
 
-    schema = verb("schema", "print the JSON schema of the configuration, for editors")
-    schema.add_argument("--markdown", action="store_true", help="print the reference in Markdown instead")
+    verb("schema", "print the JSON schema of the configuration, for editors")
 
     completion = verb("completion", "print the completion script of a shell")
     completion.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))

@@ -1,7 +1,7 @@
 """The configuration that `init` writes.
 
 It is small, commented, and valid as soon as the environment has Alpaca's key and secret. Settings that are not in the
-file have defaults; the reference (`schema --markdown`) lists them all.
+file have defaults; docs/configuration.md lists them all.
 """
 
 from __future__ import annotations

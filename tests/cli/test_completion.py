@@ -77,7 +77,7 @@ def test_all_verbs_and_options_are_complete(call: Call, shell: str) -> None:
     for verb in VERBS:
         assert re.search(rf"\b{verb}\b", result.out)
     options = set(re.findall(r"--([a-z]+)", parser().format_help())) | {"online", "seconds", "port", "json", "watch"}
-    for option in options | {"markdown"}:
+    for option in options:
         assert re.search(rf"(--|-l ){option}\b", result.out)
 
 

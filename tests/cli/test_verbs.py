@@ -52,16 +52,6 @@ def test_schema(call: Call) -> None:
     assert json.loads(result.out) == config.schema()
 
 
-def test_markdown_has_every_setting(call: Call) -> None:
-    """Every setting has a description."""
-    result = call("schema", "--markdown").out
-    schema = config.schema()
-    for section in (schema, *schema["$defs"].values()):
-        for name in section["properties"]:
-            assert f"| `{name}` | " in result
-    assert "|  |" not in result
-
-
 @pytest.mark.parametrize(
     ("arguments", "closed"), [(["schema"], "stdout"), (["keygen", "one"], "stderr"), (["--version"], "both")]
 )

@@ -1,23 +1,28 @@
-"""Generator of docs/configuration.md, from the JSON schema and the feeds.
+"""Print docs/configuration.md: `python3 docs/make_configuration.py > docs/configuration.md`.
 
-The descriptions of the settings are in the model; this module only lays them out.
+It is generated from the JSON schema and the feeds. The descriptions of the settings are in the model; this module only
+lays them out.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from proxy.alpaca.endpoints import FOLLOWERS, Dialect, endpoint, feed_names
-from proxy.config import values
+from proxy.config import model, values
 
 Schema = Mapping[str, Any]
 
 BEGINNING = """\
 # Configuration
 
-<!-- Made by `python3 -m proxy schema --markdown`; tests/test_docs.py keeps it current. -->
+<!-- Made by `python3 docs/make_configuration.py`; tests/test_docs.py keeps it current. -->
 
 One YAML file: `-c FILE`, else `$ALPACA_PROXY_CONFIG`, else `config/proxy.yaml`. Only `accounts` and `clients` are
 needed, one of each at least. [config/proxy.yaml](../config/proxy.yaml) shows every setting with its default; `init`
@@ -70,8 +75,9 @@ Further crypto locations are feeds as well: `crypto-us-1` is `/v1beta3/crypto/us
 Alpaca and at the proxy."""
 
 
-def reference(schema: Schema) -> str:
-    """Return the whole document, without a line break at its end."""
+def document() -> str:
+    """Return the whole document."""
+    schema = model.schema()
     sections = schema["$defs"]
     parts = [BEGINNING, "\n".join(_table(schema, sections))]
     for name, section in (("listen", "Listen"), ("listen.tls", "Tls"), ("admin", "Admin"), ("log", "Log")):
@@ -81,7 +87,7 @@ def reference(schema: Schema) -> str:
     parts.append(_section("clients.NAME", sections["ClientEntry"]))
     parts.append(ALLOW.replace("{followers}", "` and `".join(FOLLOWERS)))
     parts.append(FEEDS + "\n".join(_feeds()) + "\n" + LOCATIONS)
-    return "\n".join(parts)
+    return "\n".join(parts) + "\n"
 
 
 def _section(name: str, section: Schema) -> str:
@@ -133,3 +139,7 @@ def _feeds() -> Iterator[str]:
         channels = " ".join(f"`{channel}`" for channel in feed.channels)
         what = " (order updates)" if feed.dialect is Dialect.TRADING else ""
         yield f"| `{feed.feed}`{what} | `{feed.path}` | {channels} |"
+
+
+if __name__ == "__main__":
+    print(document(), end="")
