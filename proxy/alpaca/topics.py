@@ -8,7 +8,7 @@ own; this module has the other operations.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Set
 from operator import itemgetter
 
 from proxy.alpaca.cooperative import Steps, chunks, run_to_end, sorted_in_chunks
@@ -45,11 +45,6 @@ def by_channel(topics: Iterable[Topic]) -> Steps[dict[str, list[str]]]:
     for channel, symbols in channels.items():
         channels[channel] = yield from sorted_in_chunks(symbols)
     return dict(channels)
-
-
-def of_channels(channels: Mapping[str, Iterable[str]]) -> Subscription:
-    """Return the subscription to these symbols of each channel."""
-    return frozenset((channel, symbol) for channel, symbols in channels.items() for symbol in symbols)
 
 
 def words(topics: Iterable[Topic], most: int = 20) -> str:

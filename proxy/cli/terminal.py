@@ -110,12 +110,12 @@ def _total(widths: Sequence[int]) -> int:
     return sum(widths) + 2 * (len(widths) - 1)
 
 
-def command(file: str | None = None) -> str:
+def command() -> str:
     """Return the command that starts this program.
 
     It names the .pyz file, whose path pex sets in `PEX`, or else the module.
     """
-    path = os.environ.get("PEX", "") if file is None else file
+    path = os.environ.get("PEX", "")
     if not path.endswith(".pyz"):
         return "python3 -m proxy"
     relative = os.path.relpath(path)

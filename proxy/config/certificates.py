@@ -47,16 +47,12 @@ def _valid_until(der: bytes) -> datetime:
     _, _, rest = _element(validity)  # notBefore
     tag, written, _ = _element(rest)
     text = written.decode("ascii")
-    if tag == _GENERALIZED_TIME:
-        return _utc(text, "%Y%m%d%H%M%SZ")
-    if tag != _UTC_TIME:
+    if tag == _UTC_TIME:
+        # RFC 5280 §4.1.2.5.1: years from 50 on are of the 20th century. (strptime's own rule splits at 69.)
+        text = ("19" if text[:2] >= "50" else "20") + text
+    elif tag != _GENERALIZED_TIME:
         raise ValueError(f"tag {tag} is no time")
-    # RFC 5280 §4.1.2.5.1: years from 50 on are of the 20th century. (strptime's own rule splits at 69.)
-    return _utc(("19" if text[:2] >= "50" else "20") + text, "%Y%m%d%H%M%SZ")
-
-
-def _utc(text: str, form: str) -> datetime:
-    return datetime.strptime(text, form).replace(tzinfo=timezone.utc)
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=timezone.utc)
 
 
 def _element(data: bytes, expected: int | None = None) -> tuple[int, bytes, bytes]:

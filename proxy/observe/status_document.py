@@ -48,6 +48,7 @@ VERSION = 1
 RELOAD_LINES = 100  # of a reload's plan or problems; the log has them all
 RELOAD_LINE = 500  # characters of one
 CLIENTS_PER_PIECE = 200
+SESSIONS_PER_PIECE = 20
 SHOWN_TOPICS = 12  # of a session; of the others only their number is shown
 
 
@@ -93,9 +94,9 @@ def render(snapshot: Snapshot, since: int = 0) -> Iterator[bytes]:
     yield b"]}"
 
 
-def _sessions(sessions: Sequence[SessionState], part_size: int = 20) -> Iterator[bytes]:
-    for first in range(0, len(sessions), part_size):
-        part = [_session(session) for session in sessions[first : first + part_size]]
+def _sessions(sessions: Sequence[SessionState]) -> Iterator[bytes]:
+    for first in range(0, len(sessions), SESSIONS_PER_PIECE):
+        part = [_session(session) for session in sessions[first : first + SESSIONS_PER_PIECE]]
         yield (b"," if first else b"") + JSON.encode(part)[1:-1]
 
 

@@ -63,8 +63,9 @@ def test_control_characters_are_replaced() -> None:
         ("/opt/some-other.pex", "python3 -m proxy"),
     ],
 )
-def test_command_of_this_program(file: str, again: str) -> None:
-    assert command(file) == again
+def test_command_of_this_program(monkeypatch: pytest.MonkeyPatch, file: str, again: str) -> None:
+    monkeypatch.setenv("PEX", file)
+    assert command() == again
 
 
 def test_a_table_that_is_too_wide_loses_columns_then_the_ends_of_cells() -> None:
