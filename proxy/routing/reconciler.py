@@ -35,7 +35,7 @@ SYMBOL_LIMIT = 405
 WITHHELD_SECONDS = 30.0  # that Alpaca may leave out a topic that it had confirmed, before sessions are told
 
 
-Halves = dict[Subscription, tuple[Subscription, Subscription]]
+Halves = dict[Subscription, list[Subscription]]
 
 
 @dataclass(slots=True)
@@ -61,8 +61,8 @@ class SubscriptionReconciler:
         self._open: dict[PendingRequest, None] = {}  # unanswered or remembered, oldest first
         self._subscribers: dict[Subscriber, None] = {}  # those with confirmed topics, oldest first
         self._absent: dict[Topic, Absence] = {}
-        self._confirmations = 0  # confirmed requests that add topics
         self._remove_first = False
+        self._has_made_room = False  # since the last confirmed addition
         self._removal_failures = 0
         self._remove_at = -inf
         self._alone_next = True
@@ -124,8 +124,6 @@ class SubscriptionReconciler:
         elif request.topics:
             subscriber.remembered.append(request)
             self._merge_remembered(subscriber)
-        if subscriber.withheld:
-            subscriber.withheld &= subscriber.wanted
 
     def merge(self, subscriber: Subscriber) -> None:
         """Merge the remembered requests that are confirmed by now into what the subscriber has confirmed.
@@ -155,7 +153,6 @@ class SubscriptionReconciler:
             request.add -= topics
         self._give_up([*subscriber.remembered, *waiting], topics)
         self._take_confirmed(subscriber, subscriber.confirmed & topics)
-        subscriber.withheld -= topics
         for request in waiting:
             if not request.resolved and not self._lacks(request):
                 request.state = RequestState.CONFIRMED
@@ -165,7 +162,6 @@ class SubscriptionReconciler:
         for request in [*subscriber.remembered, *subscriber.waiting]:
             self._give_up([request], request.topics)
         self._take_confirmed(subscriber, subscriber.confirmed)
-        subscriber.withheld = NO_TOPICS
 
     # Calls on behalf of the connection to Alpaca
 
@@ -179,23 +175,25 @@ class SubscriptionReconciler:
             return request
         if not removal_due:
             return None
-        self._remove_first = False
         builder = RequestBuilder()
         builder.fill(self._surplus)
         self._surplus.difference_update(builder.topics)
+        self._remove_first = self._remove_first and bool(self._surplus)
         self.acked.difference_update(builder.topics)  # a session that subscribes from now on has to wait for them
         return UpstreamRequest(False, tuple(builder.topics))
 
     def answered(self, request: UpstreamRequest, state: Acknowledged, now: float) -> list[RequestOutcome]:
         """Record Alpaca's answer to a request: all topics of the connection."""
         if not request.add:
-            self._removal_failures = 0
             self._is_full = False
-            self._restore_removal(state.topics & frozenset(request.topics), now)
+            if not self._restore_removal(state.topics.intersection(request.topics), now):
+                self._removal_failures = 0
             return self._compare(state, now)
         requested = frozenset(request.topics)
         left_out = state.lacks(requested)
-        self._confirmations += 1
+        self._has_made_room = False
+        for other in self._open:
+            other.others_confirmed = other.others_confirmed or not requested <= other.topics
         self._ack(requested - left_out)
         outcomes = self._leave_out(left_out, now) if left_out else []
         return outcomes + self._compare(state, now)
@@ -215,11 +213,17 @@ class SubscriptionReconciler:
             return self._compare(state, now)
         self.acked -= lost
         self._surplus -= lost
+        self._missing |= dict.fromkeys(lost & self._wanted.keys())
         outcomes = []
-        for subscriber in self._wanting(lost):
-            self._give_up([*subscriber.remembered, *subscriber.waiting], lost)
-            self._take_confirmed(subscriber, subscriber.confirmed & lost)
-            outcomes.append(RequestOutcome(subscriber, unasked=True, error=error))
+        for candidate in self._candidates(lost):
+            part = candidate.topics & lost
+            if len(lost) == 1 or (part == lost and not candidate.divisible):
+                self._give_up([candidate], part)
+                outcomes.append(RequestOutcome(candidate.subscriber, unasked=True, error=error))
+            elif candidate.divisible:  # the refused request may have had topics of several sessions
+                self._divide(candidate, [candidate.topics - part, *_halves(part)])
+            else:
+                candidate.alone = True
         return outcomes + self._resolve()
 
     def refused(self, request: UpstreamRequest, error: Error, now: float) -> list[RequestOutcome]:
@@ -229,9 +233,9 @@ class SubscriptionReconciler:
         if not request.add:
             self._restore_removal(request.topics, now)
             return self._resolve()
-        if self._surplus and not self._removal_failures:
+        if error[0] == SYMBOL_LIMIT and self._surplus and not self._removal_failures and not self._has_made_room:
             # The plan's symbol limit may be exceeded only because additions go before removals: remove, then retry.
-            self._remove_first = True
+            self._remove_first = self._has_made_room = True
             return []
         topics = frozenset(request.topics)
         self._is_full = self._is_full or (error[0] == SYMBOL_LIMIT and len(topics) == 1)
@@ -257,9 +261,9 @@ class SubscriptionReconciler:
             return []
         sole.failures += 1
         sole.retry_at = now + _wait_after(sole.failures)
-        if closed and (not sole.closes or self._confirmations > sole.confirmations):
+        if closed and (not sole.closes or sole.others_confirmed):
             sole.closes += 1
-            sole.confirmations = self._confirmations
+            sole.others_confirmed = False
         return self._refuse_part(sole, (400, ERRORS[400]), {}) if sole.closes >= MAX_CLOSES else []
 
     def lost(self) -> None:
@@ -267,7 +271,7 @@ class SubscriptionReconciler:
         self.acked.clear()
         self._surplus.clear()
         self._missing = dict.fromkeys(self._wanted)
-        self._remove_first = self._is_full = self._alone_next = False
+        self._remove_first = self._has_made_room = self._is_full = self._alone_next = False
         self._removal_failures, self._remove_at = 0, -inf
         for absence in self._absent.values():
             absence.retry_at, absence.wait = -inf, RETRY_SECONDS
@@ -340,11 +344,7 @@ class SubscriptionReconciler:
         that large requests take turns; then the rest.
         """
         builder, missing = RequestBuilder(), self._missing
-        excluded = {topic for topic, absence in self._absent.items() if absence.retry_at > now}
-        references: Counter[Topic] = Counter()
-        for topics, count in Counter(request.topics for request in alone).items():  # many may be equal
-            references.update(topics if count == 1 else dict.fromkeys(topics, count))
-        excluded |= {topic for topic, count in references.items() if self._wanted[topic] == count}
+        later = {topic for topic, absence in self._absent.items() if absence.retry_at > now}
         oldest: dict[Subscriber, PendingRequest] = {}
         for request in self._open:
             if not request.resolved and not request.alone:
@@ -353,12 +353,19 @@ class SubscriptionReconciler:
             if builder.full:
                 break
             before = len(builder.topics)
-            builder.fill(topic for topic in _intersection(request.topics, missing) if topic not in excluded)
+            builder.fill(topic for topic in _intersection(request.topics, missing) if topic not in later)
             request.times_sent += len(builder.topics) > before
-        builder.fill(topic for topic in missing if topic not in excluded)
+        builder.fill(topic for topic in (self._missing_together() if alone else missing) if topic not in later)
         return UpstreamRequest(True, tuple(builder.topics)) if builder.topics else None
 
-    # What Alpaca says
+    def _missing_together(self) -> Iterator[Topic]:
+        """Iterate over the missing topics that are not wanted by requests that go alone only."""
+        together = [request.topics for request in self._open if not request.alone]
+        together += [subscriber.confirmed for subscriber in self._subscribers]
+        for topics in dict.fromkeys(together):  # many may be equal
+            yield from _intersection(topics, self._missing)
+
+    # Alpaca's states
 
     def _ack(self, topics: Set[Topic]) -> None:
         if not topics:
@@ -367,13 +374,14 @@ class SubscriptionReconciler:
         self._remove_missing(topics)
         self._surplus |= topics - self._wanted.keys()
 
-    def _restore_removal(self, topics: Iterable[Topic], now: float) -> None:
-        """Count topics as acked again whose removal has not happened; remove them again later."""
+    def _restore_removal(self, topics: Iterable[Topic], now: float) -> bool:
+        """Count topics as acked again whose removal has not happened, to remove them later; return False for none."""
         restored = frozenset(topics)
         if restored:
             self._removal_failures += 1
             self._remove_at = now + _wait_after(self._removal_failures)
             self._ack(restored)
+        return bool(restored)
 
     def _leave_out(self, topics: Set[Topic], now: float) -> list[RequestOutcome]:
         """Record that Alpaca left requested topics out of its answer.
@@ -436,7 +444,7 @@ class SubscriptionReconciler:
 
     # Refusals
 
-    def _candidates(self, topics: Subscription) -> list[PendingRequest]:
+    def _candidates(self, topics: Set[Topic]) -> list[PendingRequest]:
         """Return the requests with any of the topics, oldest first.
 
         What a subscriber has confirmed becomes a remembered request: it is at risk on this connection.
@@ -457,19 +465,28 @@ class SubscriptionReconciler:
         `halves` are those of this refusal's other requests, since hundreds of sessions may hold the same topics.
         """
         topics = request.topics
-        if not request.divisible or len(topics) == 1 or (error[0] == SYMBOL_LIMIT and self._is_full):
+        if not request.divisible or len(topics) == 1:
             return self._refuse(request, error)
+        if error[0] == SYMBOL_LIMIT and self._is_full:  # no half of it could be added
+            self._give_up([request], topics & self._missing.keys())
+            return [RequestOutcome(request.subscriber, unasked=True, error=error)]
         if topics not in halves:
-            ordered = sorted(topics)
-            middle = len(ordered) // 2
-            halves[topics] = frozenset(ordered[:middle]), frozenset(ordered[middle:])
+            halves[topics] = _halves(topics)
+        self._divide(request, halves[topics])
+        return []
+
+    def _divide(self, request: PendingRequest, parts: Iterable[Subscription]) -> None:
+        """Replace a remembered request by requests for parts of it, which go alone.
+
+        The references to its topics stay as they are.
+        """
         request.subscriber.remembered.remove(request)
         del self._open[request]
-        for half in halves[topics]:  # the references to the topics stay as they are
-            part = _remembered(request.subscriber, half, request.confirmed_before)
-            part.alone = True
-            self._open[part] = None
-        return []
+        for topics in parts:
+            if topics:
+                part = _remembered(request.subscriber, topics, request.confirmed_before)
+                part.alone = True
+                self._open[part] = None
 
     def _refuse(self, request: PendingRequest, error: Error) -> list[RequestOutcome]:
         self._give_up([request], request.topics)
@@ -504,9 +521,11 @@ class SubscriptionReconciler:
 
     def _merge_remembered(self, subscriber: Subscriber) -> None:
         """Merge remembered requests that are too many, since a client may go on subscribing in an outage."""
-        if len(subscriber.remembered) <= MAX_REMEMBERED:
+        remembered = [
+            request for request in subscriber.remembered if not request.alone and not request.confirmed_before
+        ]
+        if len(remembered) <= MAX_REMEMBERED:
             return
-        remembered = [*subscriber.remembered]
         merged = NO_TOPICS.union(*(request.topics for request in remembered))
         self._open[_remembered(subscriber, merged)] = None
         self._refer(merged)
@@ -528,6 +547,7 @@ class SubscriptionReconciler:
             if not removed:
                 continue
             request.topics = NO_TOPICS if removed is request.topics else request.topics - removed
+            request.subscriber.forget_withheld()
             if not request.topics:
                 del self._open[request]
                 if request.answered:
@@ -542,6 +562,7 @@ class SubscriptionReconciler:
             subscriber.confirmed = NO_TOPICS if topics is subscriber.confirmed else subscriber.confirmed - topics
             if not subscriber.confirmed:
                 del self._subscribers[subscriber]
+            subscriber.forget_withheld()
             self._unrefer(topics)
 
     def _refer(self, topics: Subscription) -> None:
@@ -580,7 +601,14 @@ class SubscriptionReconciler:
 
 def _wait_after(failures: int) -> float:
     """Return the seconds to wait after so many failures."""
-    return min(RETRY_SECONDS * 2 ** min(failures, 10), MAX_RETRY_SECONDS)
+    return min(RETRY_SECONDS * 2.0 ** min(failures, 10), MAX_RETRY_SECONDS)
+
+
+def _halves(topics: Subscription) -> list[Subscription]:
+    """Return the topics as two sets of about the same size; one of them may be empty."""
+    ordered = sorted(topics)
+    middle = len(ordered) // 2
+    return [frozenset(ordered[:middle]), frozenset(ordered[middle:])]
 
 
 def _remembered(subscriber: Subscriber, topics: Subscription, confirmed_before: bool = False) -> PendingRequest:

@@ -38,9 +38,10 @@ class RequestState(Enum):
 class PendingRequest:
     """One request of a session at a feed: topics to add, and topics to remove when it is answered.
 
-    `topics` are those that the request adds to what the session has confirmed; they shrink as the session gives topics
-    up. `silent`: an acknowledgement is not sent, since that of the next request includes it. `divisible`: a part of
-    the topics may be refused, since several requests brought them. `confirmed_before`: on an earlier connection.
+    `topics` are those that the request adds to what the session has confirmed; they shrink when the session gives
+    topics up, and when Alpaca refuses them or leaves them out. `silent`: no acknowledgement is sent, since the next
+    request's covers it. `divisible`: a part of the topics may be refused, since several requests brought them.
+    `confirmed_before`: it was made from what the session had confirmed.
 
     `alone`: it is not merged with others upstream, since an earlier request with its topics was refused or has failed.
     `failures` counts the requests upstream that carried it alone and got no verdict, `closes` those in answer to which
@@ -62,7 +63,7 @@ class PendingRequest:
     times_sent: int = 0  # upstream requests that carried a part of it
     failures: int = 0
     closes: int = 0
-    confirmations: int = 0  # the reconciler's count of confirmed requests at the last of the closes
+    others_confirmed: bool = False  # a request with topics of others was confirmed since the last of the closes
     retry_at: float = 0.0
 
     def __repr__(self) -> str:
@@ -172,6 +173,11 @@ class Subscriber:
     def waiting(self) -> list[PendingRequest]:
         """The requests of this subscriber without an answer, in order."""
         return [item for item in self.queue if isinstance(item, PendingRequest) and item.subscriber is self]
+
+    def forget_withheld(self) -> None:
+        """Forget the withheld topics that it does not want any more."""
+        if self.withheld:
+            self.withheld &= self.wanted
 
     def abort(self) -> None:
         """End the session at once, after an internal error."""

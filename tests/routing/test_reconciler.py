@@ -377,6 +377,15 @@ class ReconcilerMachine(RuleBasedStateMachine):
         assert dict(reconciler.channels) == dict(Counter(channel for channel, _ in reconciler.wanted))
 
     @invariant()
+    def withheld_topics_are_wanted(self) -> None:
+        for client in self.clients:
+            subscriber = client.session.subscriber
+            assert subscriber.withheld <= subscriber.wanted
+            assert subscriber.withheld <= {
+                topic for topic, absence in self.world.reconciler._absent.items() if absence.told
+            }
+
+    @invariant()
     def acked_is_what_alpaca_sends(self) -> None:
         under_way = self.world.under_way
         removed = () if under_way is None or under_way.add else under_way.topics
@@ -597,6 +606,91 @@ def test_another_proxy_takes_topics_away(error: Error | None) -> None:
         world.settle()
         assert one.news() == two.news() == []
         assert world.alpaca.sent == trades("A", "B")
+
+
+def test_a_late_refusal_of_a_merged_request_at_another_proxy() -> None:
+    """It takes the topics of all sessions in it; whoever asked for the refused one loses that alone."""
+    world = World()
+    one, two = sessions(world, "one", "two")
+    one.request(trades("A", "B", "X"))
+    two.request(trades("C", "D"))
+    world.settle()
+    world.alpaca.refused = "X"
+    world.report(trades("A", "B", "C", "D", "X"), REFUSED)
+    world.settle()
+    assert one.news() == [trades("A", "B", "X"), (REFUSED, trades("A", "B"))]
+    assert two.news() == [trades("C", "D")]
+    assert world.alpaca.sent == trades("A", "B", "C", "D")
+
+
+def test_a_withheld_topic_that_is_lost_and_requested_again() -> None:
+    world = World()
+    session = world.session()
+    session.request(trades("A", "B"))
+    world.settle()
+    world.lose()
+    world.alpaca.left_out = "B"
+    for _ in range(200):
+        if world.send() is None:
+            world.wait(0.5)
+        else:
+            world.reply()
+    assert session.news() == [trades("A", "B"), (None, trades("A"))]
+    world.alpaca.left_out, world.alpaca.refused = "", "B"
+    world.lose()
+    world.settle()
+    assert session.news() == [(REFUSED, trades("A"))]
+    world.alpaca.refused = ""
+    session.request(trades("B"), now=world.now)
+    world.settle()
+    assert session.news() == [trades("A", "B")]
+
+
+def test_a_session_that_unsubscribes_all_the_time_delays_no_other() -> None:
+    world = World(Alpaca(refused="X"))
+    churn, bad, good = sessions(world, "churn", "bad", "good")
+    churn.request(many(500))
+    world.settle()
+    bad.request(trades("X"), now=world.now)
+    good.request(trades("A"), now=world.now)
+    for symbol in range(40):
+        churn.request(NO_TOPICS, trades(f"SYMBOL{symbol:05}"), now=world.now)
+        world.send()
+        world.reply()
+        world.wait(0.2)
+    assert good.state == world.alpaca.sent & trades("A") == trades("A")
+    assert bad.state == NO_TOPICS
+    assert any(REFUSED in (news, news[0] if isinstance(news, tuple) else None) for news in bad.news())
+
+
+def test_drops_of_the_network_are_no_verdict_on_a_large_request() -> None:
+    """The parts of it that were confirmed in between are not the requests of others."""
+    world = World()
+    session = world.session()
+    session.request(many(5000), now=world.now)
+    for _ in range(8):
+        for _ in range(2):
+            while world.send() is None:
+                world.wait(1.0)
+            if world.under_way and len(world.alpaca.sent) < 2000:
+                world.reply()
+        world.lose()
+    world.settle()
+    assert session.state == world.alpaca.sent == many(5000)
+
+
+def test_what_alpaca_sends_stays_when_the_symbol_limit_is_reached() -> None:
+    world = World()
+    one, two = sessions(world, "one", "two")
+    one.request(trades("A", "B", "C", "D"))
+    two.request(trades("C"))
+    world.settle()
+    world.lose()
+    world.alpaca.limit = 3
+    world.settle()
+    assert one.state | two.state == world.alpaca.sent
+    assert len(world.alpaca.sent) == 3
+    assert two.state == trades("C")
 
 
 def test_a_refusal_of_a_request_that_was_given_up_is_not_assigned_to_another() -> None:
