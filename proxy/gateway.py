@@ -230,7 +230,7 @@ class Gateway:
             if time_slice.over():
                 time_slice.yield_to_hub()
             client = session.client
-            if client is None:
+            if client is None or session not in self.server.sessions:  # it has ended during a pause
                 continue
             changed = new.directory.named(client.name)
             if changed is None or client.name in plan.gone:

@@ -113,6 +113,7 @@ class ClientSession:
         self._market: Subscriber | None = None
         self._trading: Subscriber | None = None
         self.ended = ""
+        self._silent: list[tuple[Subscriber, Subscription]] = []  # applied, and not acknowledged yet; what it brought
         self._outages = 0  # of the feeds that it has left
         self._connection = connection
         self._host = host
@@ -186,6 +187,7 @@ class ClientSession:
             subscriber.feed.leave(subscriber)
         self._outages = sum(subscriber.outages for subscriber in self.subscribers)
         self.requests.clear()
+        self._silent.clear()
         self.subscribers.clear()
         self._market = self._trading = None
         self.outbox.stop_conflation()
@@ -351,7 +353,7 @@ class ClientSession:
         Return whether it did.
         """
         assert self.client is not None
-        refused = topics if subscriber is None else self._not_permitted(subscriber.feed.endpoint.feed, topics)
+        refused = topics if subscriber is None else self._not_permitted(subscriber, topics)
         if refused:
             self._log_refused(409, refused, subscriber)
             self._reply(self.protocol.insufficient(refused))
@@ -367,10 +369,11 @@ class ClientSession:
         feed = self.protocol.endpoint.feed if at is None else at.feed.endpoint.feed
         self._log.info("request_refused", **self._host.refused_request(self, code, feed, topics))
 
-    def _not_permitted(self, feed: str, topics: Subscription) -> list[Topic]:
+    def _not_permitted(self, subscriber: Subscriber, topics: Subscription) -> list[Topic]:
         """Return the topics that the allowlist denies, pausing between chunks."""
         while (client := self.client) is not None:
             denied: list[Topic] = []
+            feed = subscriber.feed.endpoint.feed
             for chunk in chunks(topics):
                 denied += client.allow.refused(feed, chunk)
                 self._pace()
@@ -430,12 +433,23 @@ class ClientSession:
                 self._send(first)
             elif first.state is RequestState.REFUSED:
                 self._send(self.protocol.refused(*(first.error or (500, None))))
+                self._give_back_silent()
+            elif first.silent:
+                self._silent.append((first.subscriber, first.topics))
+                first.subscriber.feed.apply(first)
             else:
-                books = first.subscriber.feed.apply(first)
-                if not first.silent:
-                    self._send_state()
-                for frame, messages in books:
-                    self.outbox.put(frame, messages)
+                first.subscriber.feed.apply(first)
+                self._send_state()
+                for subscriber in dict.fromkeys([*(one for one, _ in self._silent), first.subscriber]):
+                    for frame, messages in subscriber.feed.install(subscriber):
+                        self.outbox.put(frame, messages)
+                self._silent.clear()
+
+    def _give_back_silent(self) -> None:
+        """Give back what the first half of a request has brought, since the second was refused."""
+        for subscriber, topics in self._silent:
+            subscriber.feed.revoke(subscriber, topics)
+        self._silent.clear()
 
     def report(self, error: Error | None) -> None:
         """Send the state, which has changed without a request; before it the error, if that is the cause."""
@@ -476,8 +490,6 @@ class ClientSession:
             if subscriber is self._market and self._trading_dialect:
                 feed = self._host.default_feed
             named = client.allow.names(feed)
-            if named and (upstream := self._host.upstream(client, feed)) is not subscriber.feed:
-                self._move(subscriber, upstream)
             wanted = subscriber.wanted
             if not named:
                 denied = wanted
@@ -494,7 +506,10 @@ class ClientSession:
             if denied:
                 subscriber.feed.revoke(subscriber, denied)
                 revoked = True
-            subscriber.feed.refresh(subscriber)
+            if named and (upstream := self._host.upstream(client, feed)) is not subscriber.feed:
+                self._move(subscriber, upstream)
+            elif not denied:
+                subscriber.feed.install(subscriber)  # the patterns for unknown kinds may have changed
         if revoked:
             self._reply(None)
 

@@ -216,7 +216,7 @@ class Outbox:
                 data, pending = self._gather()
                 seconds = None if self.closing is None else CLOSE_FLUSH_SECONDS
                 sent = self._connection.send(data, seconds)
-                self._count(-pending)
+                self._count(-min(pending, self.pending))  # nothing is pending after `abort`
                 if not sent:
                     self._connection.shut()
                     return

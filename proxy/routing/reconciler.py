@@ -58,6 +58,7 @@ class SubscriptionReconciler:
         self._wanted: Counter[Topic] = Counter()
         self._missing: dict[Topic, None] = {}  # wanted and not acked, in order of request
         self._surplus: set[Topic] = set()  # acked and not wanted
+        self._restored = NO_TOPICS  # wanted when the connection was lost: they are requested together
         self._open: dict[PendingRequest, None] = {}  # unanswered or remembered, oldest first
         self._subscribers: dict[Subscriber, None] = {}  # those with confirmed topics, oldest first
         self._absent: dict[Topic, Absence] = {}
@@ -215,12 +216,14 @@ class SubscriptionReconciler:
         self._surplus -= lost
         self._missing |= dict.fromkeys(lost & self._wanted.keys())
         outcomes = []
-        for candidate in self._candidates(lost):
+        candidates = self._candidates(lost)
+        one_session = len({candidate.subscriber for candidate in candidates}) == 1
+        for candidate in candidates:
             part = candidate.topics & lost
-            if len(lost) == 1 or (part == lost and not candidate.divisible):
+            if len(lost) == 1 or (one_session and lost.isdisjoint(self._restored)):
                 self._give_up([candidate], part)
                 outcomes.append(RequestOutcome(candidate.subscriber, unasked=True, error=error))
-            elif candidate.divisible:  # the refused request may have had topics of several sessions
+            elif candidate.divisible:  # the refused request had topics of several requests
                 self._divide(candidate, [candidate.topics - part, *_halves(part)])
             else:
                 candidate.alone = True
@@ -271,6 +274,7 @@ class SubscriptionReconciler:
         self.acked.clear()
         self._surplus.clear()
         self._missing = dict.fromkeys(self._wanted)
+        self._restored = frozenset(self._wanted)
         self._remove_first = self._has_made_room = self._is_full = self._alone_next = False
         self._removal_failures, self._remove_at = 0, -inf
         for absence in self._absent.values():

@@ -100,20 +100,20 @@ class Feed(Protocol):
     def request(self, request: PendingRequest) -> None:
         """Take a request that its session has queued."""
 
-    def apply(self, request: PendingRequest) -> list[tuple[bytes, int]]:
-        """Give the session what an acknowledged request brings, right before it is acknowledged.
+    def apply(self, request: PendingRequest) -> None:
+        """Give the session what a resolved request brings; its messages are not sent yet."""
 
-        Return the data frames to send after the acknowledgement, each with its number of messages.
+    def install(self, subscriber: Subscriber) -> list[tuple[bytes, int]]:
+        """Have the messages of all that the subscriber holds sent from now on, right after they are acknowledged.
+
+        Return the data frames to send first, each with its number of messages.
         """
 
     def revoke(self, subscriber: Subscriber, topics: Subscription) -> None:
         """Take topics away: no message of them is sent from now on."""
 
     def adopt(self, subscriber: Subscriber, topics: Subscription) -> list[tuple[bytes, int]]:
-        """Add a subscriber that wants these topics and held them at another account; return as `apply` does."""
-
-    def refresh(self, subscriber: Subscriber) -> None:
-        """Apply a changed allowlist of the subscriber to messages of unknown kinds."""
+        """Add a subscriber that wants these topics and held them at another account; return as `install` does."""
 
     def leave(self, subscriber: Subscriber) -> None:
         """Remove a subscriber and all its topics."""

@@ -68,6 +68,10 @@ class AlpacaConnection:
     def open(self) -> None:
         headers = {"Content-Type": self._content_type, "User-Agent": "alpaca-proxy"}
         self._connection = dial(self._url, headers, self._queue)
+        if self.cause:
+            self._connection.send_close()  # without one, Alpaca keeps the account's slot occupied for 90 s
+            self._writer = gevent.spawn(self._write, self._connection)
+            raise ConnectionLost(self.cause)
         self.received_at = self._pinged_at = self._clock()
         self._enter(Phase.AUTHENTICATING)
         self._writer = gevent.spawn(self._write, self._connection)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Set
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import gevent
@@ -64,6 +65,14 @@ class LoginRefused(ProxyError):
         self.code = code
 
 
+@dataclass(frozen=True, slots=True)
+class _UnexplainedError:
+    """An error of Alpaca's, and the request that was under way when it came; a state may follow that explains it."""
+
+    error: Error
+    request: UpstreamRequest | None
+
+
 class FeedSupervisor:
     """The connection of one account to one feed.
 
@@ -96,13 +105,14 @@ class FeedSupervisor:
         self._silence = SilenceDetector(settings.silence)
         self._backoff = Backoff(random.random)
         self._greenlet: gevent.Greenlet | None = None
+        self._next: tuple[FeedSettings, Routing] | None = None  # of a reload, for the next connection
         self._wake = Event()
         self._next_attempt_at: float | None = None
         self._wakes_with_host = False  # the current wait ends when another feed of the host is live
         self._wanted_at = self._phase_began
         self._refused_at = 0.0
         self._stopped = False
-        self._error: Error | None = None  # that was received last, if a state may follow that explains it
+        self._error: _UnexplainedError | None = None
         self._doubtful: tuple[Acknowledged, float] | None = None  # a state that may be no answer, and its time
         self._untold: deque[RequestOutcome] = deque()
         self._teller: gevent.Greenlet | None = None
@@ -137,10 +147,18 @@ class FeedSupervisor:
         self.reconciler.request(request)
         self._reconcile()
 
-    def apply(self, request: PendingRequest) -> list[tuple[bytes, int]]:
+    def apply(self, request: PendingRequest) -> None:
         self.reconciler.apply(request)
         self._reconcile()
-        return self._install(request.subscriber)
+
+    def install(self, subscriber: Subscriber) -> list[tuple[bytes, int]]:
+        books = self.router.set_subscription(subscriber, subscriber.held)
+        if not subscriber.remembered and not subscriber.withheld:
+            subscriber.confirmed = self.router.subscription_of(subscriber)  # equal sets are kept once
+        return [
+            (frames.encode(frames.TEXT if text else frames.BINARY, payload), messages)
+            for _, text, payload, messages in books
+        ]
 
     def revoke(self, subscriber: Subscriber, topics: Subscription) -> None:
         self.router.revoke(subscriber, topics)
@@ -150,10 +168,7 @@ class FeedSupervisor:
     def adopt(self, subscriber: Subscriber, topics: Subscription) -> list[tuple[bytes, int]]:
         self._tell(self.reconciler.adopt(subscriber, topics))
         self._reconcile()
-        return self._install(subscriber)
-
-    def refresh(self, subscriber: Subscriber) -> None:
-        self._install(subscriber)
+        return self.install(subscriber)
 
     def leave(self, subscriber: Subscriber) -> None:
         self.router.remove(subscriber)
@@ -213,13 +228,10 @@ class FeedSupervisor:
     def reconfigure(self, settings: FeedSettings, router: Routing) -> None:
         """Reconnect with the settings of a changed account.
 
-        Sessions keep their subscriptions, which are copied to the new `router`.
+        Sessions keep their subscriptions, which are copied to the new `router` before the next connection: the current
+        one may speak another codec until it is closed.
         """
-        self.settings = settings
-        self._silence.limit = settings.silence
-        for member, subscription in self.router.subscriptions():
-            router.set_subscription(member, subscription)
-        self.router = router
+        self._next = settings, router
         self.reconciler.open()
         self._backoff.reset()
         source = self._source
@@ -227,6 +239,7 @@ class FeedSupervisor:
             self._end("the account's configuration changed")
         else:  # the greenlet, if there is one, dials with the old settings or waits to do so
             self._kill_greenlet()
+            self._change_settings()
             self._reconcile()
 
     def try_again(self) -> None:
@@ -271,8 +284,19 @@ class FeedSupervisor:
     def _expired(self) -> bool:
         return self.reconciler.idle and self._clock() - self._wanted_at >= IDLE_SECONDS
 
+    def _change_settings(self) -> None:
+        """Apply the settings and the router of a reload, if there was one since the last connection."""
+        if self._next is None:
+            return
+        (self.settings, router), self._next = self._next, None
+        self._silence.limit = self.settings.silence
+        for member, subscription in self.router.subscriptions():
+            router.set_subscription(member, subscription)
+        self.router = router
+
     def _connect_once(self) -> float:
         """Run one connection to its end; return the seconds to wait before the next."""
+        self._change_settings()
         refusal: int | None = None
         not_in_plan = False
         hint: str | None = None
@@ -409,10 +433,14 @@ class FeedSupervisor:
 
     def _handle(self, source: FeedSource, event: FeedEvent) -> None:
         """Act on a control message of Alpaca."""
-        error = self._error
-        if error is not None and not (isinstance(event, Acknowledged) and event.lacks(self.reconciler.acked)):
-            self._refuse(error)
-            error = None
+        # Another proxy's late refusal is an error followed by a state that lacks acked topics. Before any other event,
+        # the error answered the request that was under way.
+        error = None
+        if self._error is not None:
+            if isinstance(event, Acknowledged) and event.lacks(self.reconciler.acked):
+                error, self._error = self._error.error, None
+            else:
+                self._refuse(self._error)
         match event:
             case LoggedIn():
                 self.connects += 1
@@ -426,9 +454,8 @@ class FeedSupervisor:
             case Acknowledged() if source.request is not None and source.request.is_answered_by(event):
                 self._answer(event)
             case Acknowledged():
-                if source.request is not None and self._changes_nothing(event, source.request):
-                    self._doubtful = event, self._clock()
-                self._error = None
+                doubtful = source.request is not None and self._changes_nothing(event, source.request)
+                self._doubtful = (event, self._clock()) if doubtful else None
                 self._tell(self.reconciler.reported(event, error, self._clock(), source.request))
                 self._after_answer()
             case Refused(code, msg) if source.phase is not Phase.LIVE:
@@ -436,8 +463,9 @@ class FeedSupervisor:
             case Refused(code, msg):
                 self._log.warning("refused", code=code, reason=msg, hint=HINTS.get(code))
                 if code not in OF_THE_CONNECTION:
-                    self._error = error = code, msg or ERRORS.get(code, ERRORS[500])
-                    gevent.spawn_later(EXPLANATION_SECONDS if self.reconciler.acked else 0, self._refuse, error)
+                    words = msg or ERRORS.get(code, ERRORS[500])
+                    self._error = unexplained = _UnexplainedError((code, words), source.request)
+                    gevent.spawn_later(EXPLANATION_SECONDS if self.reconciler.acked else 0, self._refuse, unexplained)
 
     def _changes_nothing(self, state: Acknowledged, request: UpstreamRequest) -> bool:
         acked = self.reconciler.acked
@@ -452,16 +480,17 @@ class FeedSupervisor:
             self._tell(self.reconciler.answered(request, state, self._clock()))
             self._after_answer()
 
-    def _refuse(self, error: Error) -> None:
-        """Take an error for the answer to the request under way, unless that is done or it was another's."""
-        if self._error is not error:
+    def _refuse(self, unexplained: _UnexplainedError) -> None:
+        """Take an error for the answer to the request that was under way when it came, unless a state has come."""
+        if self._error is not unexplained:
             return
         self._error = None
-        request = None if self._source is None else self._source.take_request()
-        if request is not None:
+        source, request = self._source, unexplained.request
+        if request is not None and source is not None and source.request is request:
+            source.take_request()
             self._doubtful = None
-            self._tell(self.reconciler.refused(request, error, self._clock()))
-            self._after_answer()
+            self._tell(self.reconciler.refused(request, unexplained.error, self._clock()))
+        self._after_answer()
 
     def _after_answer(self) -> None:
         self.router.prune_books(self.reconciler.acked)
@@ -497,7 +526,7 @@ class FeedSupervisor:
         try:
             self.reconciler.merge(subscriber)
             if outcome.unasked:
-                books = self._install(subscriber)
+                books = self.install(subscriber)
                 subscriber.session.report(outcome.error)
                 for frame, messages in books:
                     subscriber.put(frame, messages)
@@ -506,16 +535,6 @@ class FeedSupervisor:
         except Exception:  # an internal error costs this session, not the others
             self._log.error("internal_error", part=repr(subscriber))
             subscriber.abort()
-
-    def _install(self, subscriber: Subscriber) -> list[tuple[bytes, int]]:
-        """Route to the subscriber what it holds; return the frames of order books that it needs first."""
-        books = self.router.set_subscription(subscriber, subscriber.held)
-        if not subscriber.remembered and not subscriber.withheld:
-            subscriber.confirmed = self.router.subscription_of(subscriber)  # equal sets are kept once
-        return [
-            (frames.encode(frames.TEXT if text else frames.BINARY, payload), messages)
-            for _, text, payload, messages in books
-        ]
 
     def _reconcile(self) -> None:
         """Start the greenlet if it is needed, or send the next request if one can be sent.
@@ -526,7 +545,9 @@ class FeedSupervisor:
             if self._greenlet is None and not self.reconciler.idle and not self._stopped:
                 self._wanted_at = self._clock()
                 self._greenlet = gevent.spawn(self._run)
-            elif (source := self._source) is not None and source.live and source.request is None:
+            elif (
+                (source := self._source) is not None and source.live and source.request is None and self._error is None
+            ):
                 request = self.reconciler.next_request(self._clock())
                 if request is not None:
                     if not request.add:
