@@ -576,7 +576,7 @@ class ClientSession:
             outbox.conflated,
             outbox.lost,
             outbox.slow,
-            "" if self.client is None else self.client.account(feed),
+            self.client.account(feed) if self.client is not None and self.client.allow.names(feed) else "",
         )
 
     def count(self, totals: Totals) -> None:

@@ -347,3 +347,13 @@ def test_a_pending_request_gets_no_topics_that_a_reload_has_disallowed(start: St
     proxy.gateway.reload(changed(proxy, 'trading: "*"', 'trading: {trade_updates: "*"}', clients=OLD))
     proxy.simulator.accept("iex")
     assert old.answer()["data"] == {"streams": ["T.AAPL", "trade_updates"]}
+
+
+def test_the_status_of_a_session_without_an_account_for_orders(start: Start) -> None:
+    """On `/stream` a client needs only the default feed."""
+    clients = '\n  old: {account: {iex: main}, key: old, secret: old, allow: {iex: "*"}}\n'
+    proxy = start(clients, config={"accounts": TWO}, keys=KEYS)
+    old = proxy.client("old", "/stream")
+    old.listen("T.AAPL")
+    [state] = proxy.gateway.snapshot().sessions
+    assert (state.client, state.held) == ("old", {("trades", "AAPL")})
