@@ -230,7 +230,11 @@ class Gateway:
             if time_slice.over():
                 time_slice.yield_to_hub()
             client = session.client
-            if client is None or session not in self.server.sessions:  # it has ended during a pause
+            if session not in self.server.sessions:  # it has ended during a pause
+                continue
+            if client is None:
+                if self.server.feed_of(session) != session.protocol.endpoint.feed:
+                    session.close(frames.POLICY, "default_feed changed")
                 continue
             changed = new.directory.named(client.name)
             if changed is None or client.name in plan.gone:

@@ -15,7 +15,7 @@ from proxy.config import model as configuration
 from proxy.config.model import Config
 from proxy.simulator import AccountPlan, Simulator
 from proxy.upstream.alpaca_connection import AlpacaConnection
-from tests.harness import ACCOUNT, CLOSE, CONFIG, SECONDS, Harness, wait_for
+from tests.harness import ACCOUNT, CLOSE, CONFIG, CONNECTED, SECONDS, Harness, wait_for
 
 Start = Callable[..., Harness]
 
@@ -347,6 +347,18 @@ def test_a_pending_request_gets_no_topics_that_a_reload_has_disallowed(start: St
     proxy.gateway.reload(changed(proxy, 'trading: "*"', 'trading: {trade_updates: "*"}', clients=OLD))
     proxy.simulator.accept("iex")
     assert old.answer()["data"] == {"streams": ["T.AAPL", "trade_updates"]}
+
+
+def test_a_session_that_has_not_logged_in_follows_the_default_feed(start: Start) -> None:
+    """It is closed, as others at this path: the path means another feed now."""
+    proxy = start(CLIENTS)
+    witness = proxy.client("witness")
+    waiting, named = proxy.dial("/"), proxy.dial("/v2/iex")
+    assert waiting.receive() == named.receive() == CONNECTED
+    proxy.gateway.reload(changed(proxy, "", "").model_copy(update={"default_feed": "sip"}))
+    assert waiting.closed() == (1008, "default_feed changed")
+    named.log_in("witness")
+    assert witness.subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
 
 
 def test_the_status_of_a_session_without_an_account_for_orders(start: Start) -> None:
