@@ -131,7 +131,10 @@ class OrderRouter:
 
         There are no order books to send first.
         """
-        self._members[member] = subscription
+        if subscription:
+            self._members[member] = subscription
+        else:
+            self.remove(member)
         return []
 
     def revoke(self, member: Member, topics: Subscription) -> None:

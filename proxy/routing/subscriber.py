@@ -127,7 +127,7 @@ class Subscriber:
 
     A session on market data has one; a session on `/stream` may have two, for trading and the default feed. `queue` is
     the session's. `withheld` are topics that it holds but Alpaca does not send, as the session has been told. `left`:
-    the session has ended.
+    the session has ended, or may no longer use the feed.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from proxy.config import model as configuration
 from proxy.config.model import Config
 from proxy.simulator import AccountPlan, Simulator
 from proxy.upstream.alpaca_connection import AlpacaConnection
-from tests.harness import ACCOUNT, CLOSE, CONFIG, CONNECTED, SECONDS, Harness, wait_for
+from tests.harness import ACCOUNT, CLOSE, CONFIG, CONNECTED, SECONDS, STAMP, Harness, wait_for
 
 Start = Callable[..., Harness]
 
@@ -359,6 +359,58 @@ def test_a_session_that_has_not_logged_in_follows_the_default_feed(start: Start)
     assert waiting.closed() == (1008, "default_feed changed")
     named.log_in("witness")
     assert witness.subscribe(trades=["AAPL"])["trades"] == ["AAPL"]
+
+
+def test_old_names_mean_the_new_default_feed(start: Start) -> None:
+    """A client that may not use it loses what it held by these names, and gets nothing by them."""
+    clients = OLD.replace("{trades: [AAPL, MSFT]}", '"*"')
+    proxy = start(clients)
+    old = proxy.client("old", "/stream")
+    old.listen("trade_updates", "T.AAPL")
+    config = changed(proxy, "", "", clients=clients)
+    proxy.gateway.reload(config.model_copy(update={"default_feed": "sip"}))
+    assert old.answer()["data"] == {"streams": ["trade_updates"]}
+    assert old.listen("T.AAPL") == {"error": "insufficient subscription: trades AAPL"}
+    wait_for(lambda: proxy.simulator.subscribed("iex") == {})
+    proxy.gateway.reload(config)
+    assert old.listen("T.AAPL") == {"streams": ["T.AAPL", "trade_updates"]}
+
+
+def test_orders_that_are_taken_away_during_a_request(start: Start) -> None:
+    """The request asks for orders as well; it is answered with what is left."""
+    proxy = start(OLD)
+    old = proxy.client("old", "/stream")
+    proxy.simulator.stall("subscribe", "iex")
+    old.send_json({"action": "listen", "data": {"streams": ["trade_updates", "T.AAPL"]}})
+    wait_for(proxy.requests)
+    proxy.gateway.reload(changed(proxy, 'trading: "*", ', "", clients=OLD))
+    proxy.simulator.accept("iex")
+    assert old.answer()["data"] == {"streams": ["T.AAPL"]}
+    assert old.listen("trade_updates") == {"streams": ["T.AAPL"]}
+
+
+def test_a_new_account_is_asked_only_for_what_is_left(start: Start) -> None:
+    """A reload moves a client to another account and narrows its allowlist."""
+    clients = MOVING.replace('iex: "*"', 'crypto: "*"').replace("main, key: witness", "other, key: witness")
+    proxy = start(clients, config={"accounts": TWO}, keys=KEYS)
+    pairs = ["BTC/USD", "ETH/USD"]
+    mover, witness = (proxy.client(name, "/v1beta3/crypto/us") for name in ("mover", "witness"))
+    mover.subscribe(orderbooks=pairs)
+    witness.subscribe(orderbooks=pairs)
+    proxy.simulator.publish(
+        "crypto", [{"T": "o", "S": pair, "r": True, "b": [{"p": 1, "s": 1}], "a": [], "t": STAMP} for pair in pairs]
+    )
+    mover.gather(2)
+    witness.gather(2)
+    requests = len(proxy.simulator.requests("crypto"))
+    narrowed = clients.replace(
+        'key: mover, allow: {crypto: "*"}', "key: mover, allow: {crypto: {orderbooks: [BTC/USD]}}"
+    )
+    proxy.gateway.reload(changed(proxy, "main, secret: mover", "other, secret: mover", narrowed, TWO))
+    assert mover.answer()[0]["orderbooks"] == ["BTC/USD"]
+    assert mover.silent()
+    assert [book["S"] for book in mover.data[2:]] == ["BTC/USD"]
+    assert "subscribe" not in [request["action"] for request in proxy.simulator.requests("crypto")[requests:]]
 
 
 def test_the_status_of_a_session_without_an_account_for_orders(start: Start) -> None:
