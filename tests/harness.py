@@ -336,6 +336,7 @@ class Harness:
         admin_port: int = 0,
         more: str = "",
         simulator: Simulator,
+        config: configuration.Config | None = None,
     ) -> None:
         self._stack = ExitStack()
         self.simulator = self._stack.enter_context(simulator)
@@ -348,7 +349,7 @@ class Harness:
             admin_port=admin_port,
             more=more,
         )
-        self.gateway = Gateway(configuration.parse(text, "proxy.yaml", os.environ, Path()))
+        self.gateway = Gateway(config or configuration.parse(text, "proxy.yaml", os.environ, Path()))
         self.gateway.start()
         self._stack.callback(self.gateway.stop, 0.5)
 
