@@ -5,6 +5,7 @@ router             topic → groups of sessions: the data path
 route_cache        a cache of routes, by kind and symbol
 order_books        current order books, for sessions that join late
 order_ownership    the clients that receive an order update
+order_history      the order updates of an account, for event streams that ask for what they have missed
 conflation         drops the outdated pending messages of a slow client
 reconciler         wanted and acked topics, and the next request to Alpaca
 subscriber         a session at one feed, its requests and their states; the interface of upstream and downstream

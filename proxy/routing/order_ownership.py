@@ -14,8 +14,10 @@ from itertools import islice
 
 from proxy.alpaca.codec import BODY_BYTES, JSON, Codec, Malformed, Raw
 from proxy.alpaca.endpoints import WILDCARD, Endpoint
+from proxy.alpaca.order_events import EVENTS
 from proxy.alpaca.topics import NO_TOPICS, Subscription, Topic
 from proxy.alpaca.transcode import msgpack_of
+from proxy.routing.order_history import OrderHistory
 from proxy.routing.router import ALL, Delivery, Member, Taken
 
 ORDERS = "trade_updates"
@@ -100,10 +102,13 @@ class OrderRouter:
     """Routes the updates of the trading feed.
 
     The counterpart of `router.Router`; each frame holds one object. Updates of the account (`account_updates`) are sent
-    to every member that listens to that stream.
+    to every member that listens to that stream. Each order update is recorded in the `history`, if there is one, from
+    which members with the codec EVENTS have their form of it.
     """
 
-    def __init__(self, endpoint: Endpoint, orders: Orders, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, endpoint: Endpoint, orders: Orders, clock: Callable[[], float], history: OrderHistory | None = None
+    ) -> None:
         self.endpoint = endpoint
         self.received = 0  # updates
         self.unrouted = 0  # updates that no session received
@@ -111,6 +116,7 @@ class OrderRouter:
         self._untranslatable = 0
         self._orders = orders
         self._clock = clock
+        self._history = history
         self._members: dict[Member, Subscription] = {}
         self._deliveries: list[Delivery] = []
 
@@ -189,22 +195,31 @@ class OrderRouter:
         if stream not in self.endpoint.channels:
             return False
         members = [member for member, held in self._members.items() if (stream, WILDCARD) in held]
+        event = None
         if stream == ORDERS:
-            owners = self._orders.owners(message.data, self._clock())
+            now = self._clock()
+            owners = self._orders.owners(message.data, now)
             members = [member for member in members if member.name in owners]
+            event = None if self._history is None else self._history.record(message.data, now)
         self.received += 1
         if members:
-            self._gather(bytes(body), members)
+            self._gather(bytes(body), event, members)
         else:
             self.unrouted += 1
         return True
 
-    def _gather(self, frame: bytes, members: list[Member]) -> None:
-        """Gather an update for these members, in the codec of each."""
+    def _gather(self, frame: bytes, event: bytes | None, members: list[Member]) -> None:
+        """Gather an update for these members, in the codec of each; `event` is what event streams get."""
         same = [member for member in members if member.codec is JSON]
-        other = [member for member in members if member.codec is not JSON]
+        streams = [member for member in members if member.codec is EVENTS]
+        other = [member for member in members if member.codec is not JSON and member.codec is not EVENTS]
         if same:
             self._deliveries.append(Delivery(same, False, frame, 1))
+        if streams:
+            if event is None:
+                self._untranslatable += 1
+            else:
+                self._deliveries.append(Delivery(streams, False, event, 1))
         if other:
             try:
                 self._deliveries.append(Delivery(other, False, msgpack_of(frame), 1))

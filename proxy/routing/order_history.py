@@ -1,0 +1,115 @@
+"""The order updates that an account has received, for event streams that ask for what they have missed.
+
+Every update gets a time `at` that is later than all before it, so that a client can ask for all updates after one that
+it has (`alpaca.order_events`). Who may receive an update is decided when it is read, by the same owners as that of an
+update which arrives: an allowlist may have changed meanwhile, or an owner become known.
+
+The history is kept for KEEP_SECONDS, and bounded by the number of updates and by their bytes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection
+from itertools import islice
+from typing import NamedTuple
+
+from proxy.alpaca import order_events
+from proxy.alpaca.codec import Raw
+
+KEEP_SECONDS = 24 * 3600.0
+KEEP_UPDATES = 10_000
+KEEP_BYTES = 16 * 1024 * 1024
+UPDATE_BYTES = 200  # of the objects that hold one update, besides its body
+READ_UPDATES = 16  # that one call of `read` looks at
+READ_BYTES = 64 * 1024  # after which it looks at no further one
+
+
+class Update(NamedTuple):
+    """An update: its `at` in nanoseconds since 1970, its body, and when it was recorded in monotonic seconds."""
+
+    at: int
+    body: bytes
+    recorded_at: float
+
+
+class Forgotten(Exception):
+    """The updates at a position are not kept any more."""
+
+
+class OrderHistory:
+    """The updates of one account, oldest first.
+
+    A position is the number of updates recorded before, since the start. `owners(update, now)` returns the names of the
+    clients that may receive an update, `wall_clock` nanoseconds since 1970; `now` is always monotonic, in seconds.
+    """
+
+    def __init__(self, owners: Callable[[bytes, float], Collection[str]], wall_clock: Callable[[], int]) -> None:
+        self.end = 0  # the position after the newest update
+        self.size = 0  # bytes
+        self._owners = owners
+        self._wall_clock = wall_clock
+        self._last_at = 0
+        self._updates: deque[Update] = deque()
+
+    def __repr__(self) -> str:
+        return f"<OrderHistory {len(self._updates)} updates, {self.size} bytes>"
+
+    def __len__(self) -> int:
+        return len(self._updates)
+
+    @property
+    def begin(self) -> int:
+        """The position of the oldest update that is kept."""
+        return self.end - len(self._updates)
+
+    def record(self, update: Raw | bytes, now: float) -> bytes | None:
+        """Add an update, the `data` of a message; return its body for event streams, which has an `at`.
+
+        None for one that is not an object, which is not kept.
+        """
+        stamped = order_events.stamped(update, self._wall_clock(), self._last_at + 1)
+        if stamped is None:
+            return None
+        self._last_at, body = stamped
+        self._updates.append(Update(self._last_at, body, now))
+        self.end += 1
+        self.size += len(body) + UPDATE_BYTES
+        self._prune(now)
+        return body
+
+    def position(self, since: int) -> int:
+        """Return the position of the first update that is kept and whose `at` is not before `since`."""
+        newer = 0
+        for update in reversed(self._updates):  # a client that comes back asks for the newest ones
+            if update.at < since:
+                break
+            newer += 1
+        return self.end - newer
+
+    def read(self, client: str, position: int, now: float) -> tuple[list[Update], int]:
+        """Return those of the next few updates that the client may receive, and the position after them.
+
+        Raises Forgotten.
+        """
+        self._prune(now)
+        if position < self.begin:
+            raise Forgotten
+        mine: list[Update] = []
+        size = 0
+        start = position - self.begin
+        for update in islice(self._updates, start, start + READ_UPDATES):
+            position += 1
+            size += len(update.body)
+            if client in self._owners(update.body, now):
+                mine.append(update)
+            if size >= READ_BYTES:
+                break
+        return mine, position
+
+    def _prune(self, now: float) -> None:
+        updates = self._updates
+        while updates and (
+            len(updates) > KEEP_UPDATES or self.size > KEEP_BYTES or now - updates[0].recorded_at >= KEEP_SECONDS
+        ):
+            self.size -= len(updates.popleft().body) + UPDATE_BYTES
