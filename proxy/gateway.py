@@ -28,9 +28,9 @@ from proxy.alpaca.endpoints import Dialect, endpoint
 from proxy.config.errors import ConfigError
 from proxy.config.model import Config
 from proxy.config.reload_plan import ReloadPlan, make_plan
-from proxy.downstream.client_session import ClientSession
 from proxy.downstream.outbox import Outboxes
 from proxy.downstream.server import Server
+from proxy.downstream.session import BaseSession
 from proxy.observe import logs, metrics, process, stalls
 from proxy.observe import status_document as document
 from proxy.observe.admin import Admin, Query, Rendering
@@ -41,6 +41,7 @@ from proxy.observe.snapshot import ReloadState, Snapshot
 from proxy.observe.status_page import Page
 from proxy.observe.tap import Taps
 from proxy.routing.allowlists import Client, digest
+from proxy.routing.order_history import OrderHistory
 from proxy.routing.order_ownership import OrderRouter, Orders
 from proxy.routing.router import Router
 from proxy.transport import frames
@@ -91,10 +92,12 @@ class Gateway:
         self._started_at = clock()
         self._outboxes = Outboxes(config.limits.outboxes)
         self._orders: dict[str, Orders] = {}  # by account; kept when the account is reconfigured
+        self._histories: dict[str, OrderHistory] = {}  # likewise
         self._tls = _tls(config)
         self.server = Server(
             config,
             find_upstream=self.upstream,
+            find_history=lambda client: self._order_history(client.account("trading")),
             outboxes=self._outboxes,
             conceal=self._conceal,
             clock=clock,
@@ -252,6 +255,7 @@ class Gateway:
                 upstream.stop()
                 del self.upstreams[account, feed]
                 self._orders.pop(account, None)
+                self._histories.pop(account, None)
             elif account in plan.accounts:
                 upstream.reconfigure(self._feed_settings(account, feed), self._router(account, feed))
             else:
@@ -310,9 +314,17 @@ class Gateway:
         feed_endpoint = endpoint(feed)
         assert feed_endpoint is not None
         if feed_endpoint.dialect is Dialect.TRADING:
-            orders = self._orders.setdefault(account, Orders(self._order_owners))
-            return OrderRouter(feed_endpoint, orders, self._clock)
+            return OrderRouter(feed_endpoint, self._order_owners_of(account), self._clock, self._order_history(account))
         return Router(feed_endpoint, CODECS[self.config.accounts[account].speaks(feed)])
+
+    def _order_owners_of(self, account: str) -> Orders:
+        return self._orders.setdefault(account, Orders(self._order_owners))
+
+    def _order_history(self, account: str) -> OrderHistory:
+        history = self._histories.get(account)
+        if history is None:
+            history = self._histories[account] = OrderHistory(self._order_owners_of(account).owners, time.time_ns)
+        return history
 
     def _host_is_live(self, host: str) -> None:
         """Let the feeds that wait for the same host try again, since one of its feeds is live."""
@@ -340,7 +352,7 @@ class Gateway:
             late = self._steady() - due  # the hub was blocked for so long, or the process suspended
             stalls.report(late)
             delay = max(delay, late)
-            parts: list[ClientSession | FeedSupervisor | Taps] = [
+            parts: list[BaseSession | FeedSupervisor | Taps] = [
                 *self.server.sessions,
                 *self.upstreams.values(),
                 self._taps,

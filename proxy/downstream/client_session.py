@@ -1,4 +1,4 @@
-"""One client's session: its greenlet, connection, outbox and subscribers.
+"""A client's session on a WebSocket: its greenlet, connection, outbox and subscribers.
 
 The greenlet reads frames and joins them to messages; the pure `ServerProtocol` turns each message into outcomes, which
 are performed here. Everything is sent through the outbox: its writer greenlet alone writes to the connection, and it is
@@ -7,7 +7,6 @@ ended before the session's greenlet returns.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -21,15 +20,14 @@ from proxy.alpaca.endpoints import WILDCARD, Dialect
 from proxy.alpaca.market import is_too_much
 from proxy.alpaca.server_protocol import LoginState, ServerProtocol
 from proxy.alpaca.topics import NO_TOPICS, Subscription, Topic
-from proxy.downstream.hub_budget import SLICE_SECONDS, HubBudget
-from proxy.downstream.outbox import CLOSE_FLUSH_SECONDS, Outbox, Outboxes
+from proxy.downstream.hub_budget import SLICE_SECONDS
+from proxy.downstream.outbox import Outbox
 from proxy.downstream.quirks import NO_QUIRKS, Quirks
 from proxy.downstream.request_log import log_answer, log_request
-from proxy.observe.logs import Log
-from proxy.observe.snapshot import SessionState, Totals
+from proxy.downstream.session import BaseSession, SessionHost
 from proxy.routing.allowlists import Client, WhenSlow
 from proxy.routing.reconciler import ACK_SECONDS
-from proxy.routing.subscriber import Error, Feed, PendingRequest, Queue, RequestState, Subscriber
+from proxy.routing.subscriber import Error, Feed, PendingRequest, RequestState, Subscriber
 from proxy.transport import frames
 from proxy.transport.connection import GONE_SECONDS, USER_TIMEOUT, ClientConnection
 from proxy.transport.errors import ConnectionLost
@@ -37,7 +35,6 @@ from proxy.transport.errors import ConnectionLost
 LOGIN_SECONDS = 10.0
 PING_SECONDS = 10.0
 UNRESPONSIVE_SECONDS = 20.0  # with a ping unanswered: the session may give way to a newer one
-LINGER_SECONDS = 1.0
 MAX_PENDING_REQUESTS = 64  # of one session; at this number it reads no further request
 MAX_PENDING_STATES = 4  # acknowledgements that are not computed yet, likewise
 PENDING_POLL_SECONDS = 0.01  # the interval at which such a session checks the numbers again
@@ -46,10 +43,9 @@ UNAUTHENTICATED_MESSAGE_BYTES = 64 * 1024
 UNAUTHENTICATED_OUTBOX_BYTES = 256 * 1024
 
 
-class ClientHost(Protocol):
+class ClientHost(SessionHost, Protocol):
     """The part of `server.Server` that a session uses."""
 
-    outboxes: Outboxes
     message_limit: int
     default_feed: str
 
@@ -58,9 +54,6 @@ class ClientHost(Protocol):
 
         A session whose client is returned counts as one of the client's.
         """
-
-    def permits(self, client: Client, session: ClientSession) -> bool:
-        """Return whether the client's allowlist names the feed of the session, or one that it serves besides."""
 
     def feed_of(self, session: ClientSession) -> str | None:
         """Return the feed that the path of the session names; None if it names none any more."""
@@ -76,46 +69,23 @@ class ClientHost(Protocol):
     ) -> dict[str, Any]:
         """Count the refusal of a request; return the fields of its log event."""
 
-    def budget(self, client: str) -> HubBudget:
-        """Return the hub budget of a client.
 
-        The empty name has the budget of all unauthenticated sessions together.
-        """
-
-    def upstream(self, client: Client, feed: str) -> Feed:
-        """Return the upstream connection that serves this feed to the client."""
-
-    def clock(self) -> float:
-        """Return monotonic time in seconds."""
-
-
-class ClientSession:
-    """A client's WebSocket connection and the state of its session.
-
-    `client` is None until it has authenticated, `ended` is the reason for the end once there is one.
-    """
+class ClientSession(BaseSession):
+    """A client's WebSocket connection and the state of its session."""
 
     def __init__(
         self, connection: ClientConnection, protocol: ServerProtocol, host: ClientHost, quirks: Quirks = NO_QUIRKS
     ) -> None:
-        self.protocol = protocol
-        self.codec: Codec = protocol.codec
-        self.client: Client | None = None
-        self.name = ""
-        self.opened = host.clock()
         opcode = frames.TEXT if protocol.text else frames.BINARY
-        self.outbox = Outbox(
+        outbox = Outbox(
             connection, host.outboxes, opcode=opcode, limit=UNAUTHENTICATED_OUTBOX_BYTES, slow_words=protocol.slow()
         )
-        self.outbox.close_frame = quirks.close_frame
-        self.requests: Queue = deque()
-        self.subscribers: list[Subscriber] = []
+        outbox.close_frame = quirks.close_frame
+        super().__init__(connection, host, outbox, feed=protocol.endpoint.feed, codec=protocol.codec)
+        self.protocol = protocol
         self._market: Subscriber | None = None
         self._trading: Subscriber | None = None
-        self.ended = ""
         self._silent: list[tuple[Subscriber, Subscription]] = []  # applied, and not acknowledged yet; what it brought
-        self._outages = 0  # of the feeds that it has left
-        self._connection = connection
         self._host = host
         self._inbound = frames.Inbound(UNAUTHENTICATED_MESSAGE_BYTES, any_bytes=not protocol.codec.text)
         self._budget = host.budget("")
@@ -123,23 +93,16 @@ class ClientSession:
         self._auth_tried = False
         self._received_at = self._pinged_at = self.opened
         self._unanswered_since: float | None = None  # the oldest ping since the last sign of life
-        self._closing_since = 0.0
-        self._log = Log("session", feed=protocol.endpoint.feed, address=connection.address)
 
-    def __repr__(self) -> str:
-        name = self.name or "unauthenticated"
-        return f"<ClientSession {name} {self.protocol.endpoint.feed} {self._connection.address}>"
+    def permits(self, client: Client) -> bool:
+        """Return whether the client's allowlist names the feed of the session, or one that it serves besides."""
+        return client.allow.names(self.feed) or (self._trading_dialect and client.allow.names(self._host.default_feed))
 
     def unresponsive(self, now: float) -> float:
         """Return for how many seconds a ping has been unanswered; 0 under UNRESPONSIVE_SECONDS."""
         if self._unanswered_since is None or now - self._unanswered_since < UNRESPONSIVE_SECONDS:
             return 0.0
         return now - self._unanswered_since
-
-    @property
-    def address(self) -> str:
-        """The peer's address, as host:port; behind a trusted reverse proxy also the client's."""
-        return self._connection.address
 
     # The greenlet
 
@@ -167,28 +130,11 @@ class ClientSession:
         finally:
             self._leave_feeds()
             self.close(frames.NORMAL, "")
-            writer.join(CLOSE_FLUSH_SECONDS)
-            writer.kill()
-            self._connection.linger(LINGER_SECONDS)
-            if self.client is not None:
-                outbox = self.outbox
-                log = self._log.warning if outbox.slow else self._log.info
-                reason = "slow client" if outbox.slow else self.ended
-                log("closed", client=self.name, reason=reason, delivered=outbox.delivered, lost=outbox.lost or None)
+            self._finish(writer)
 
     def _leave_feeds(self) -> None:
-        """Leave all feeds.
-
-        Nothing refers back to the session afterwards, so that reference counting frees it: the garbage collector seldom
-        visits old objects (`gateway.GC_THRESHOLDS`).
-        """
-        for subscriber in self.subscribers:
-            subscriber.left = True
-            subscriber.feed.leave(subscriber)
-        self._outages += sum(subscriber.outages for subscriber in self.subscribers)
-        self.requests.clear()
+        super()._leave_feeds()
         self._silent.clear()
-        self.subscribers.clear()
         self._market = self._trading = None
         self.outbox.stop_conflation()
 
@@ -416,10 +362,6 @@ class ClientSession:
         entries = self.client.allow.entries(self.protocol.endpoint.feed)
         return frozenset(topic for topic in topics if entries.get(topic[0]) or entries.get(WILDCARD))
 
-    def _held(self) -> Subscription:
-        held = [subscriber.held for subscriber in self.subscribers]
-        return held[0] if len(held) == 1 else NO_TOPICS.union(*held)
-
     # Called by the feeds
 
     def answer(self) -> None:
@@ -480,7 +422,7 @@ class ClientSession:
 
         Topics that are no longer permitted are revoked, and the client is sent its new state.
         """
-        if not self._host.permits(client, self):
+        if not self.permits(client):
             self.close(frames.POLICY, f"this client may no longer use {self.protocol.endpoint.feed}")
             return
         if self._host.feed_of(self) != self.protocol.endpoint.feed:
@@ -554,10 +496,7 @@ class ClientSession:
 
     def tick(self, now: float) -> None:
         """Send a ping when due; enforce the time limits of log-in, pong and close."""
-        if self.outbox.closing is not None:
-            self._closing_since = self._closing_since or now
-            if now - self._closing_since >= CLOSE_FLUSH_SECONDS:
-                self._connection.shut()
+        if self._is_closing(now):
             return
         if self.protocol.state is LoginState.GREETED and now - self.opened >= LOGIN_SECONDS:
             if not self._auth_tried:
@@ -572,47 +511,3 @@ class ClientSession:
             if self._unanswered_since is None:
                 self._unanswered_since = now
             self.outbox.ping()
-
-    def show_address(self, address: str) -> None:
-        """Show the peer at another address, since a reload has changed which reverse proxies are trusted."""
-        if address != self.address:
-            self._connection.address = address
-            self._log = Log("session", feed=self.protocol.endpoint.feed, address=address)
-
-    def state(self) -> SessionState:
-        """Return the session's state for the snapshot."""
-        outbox = self.outbox
-        feed = self.protocol.endpoint.feed
-        return SessionState(
-            self.name,
-            feed,
-            self.address,
-            self.codec.name,
-            self._host.clock() - self.opened,
-            self._held(),
-            outbox.pending,
-            outbox.limit,
-            outbox.delivered,
-            outbox.conflated,
-            outbox.lost,
-            outbox.slow,
-            self.client.account(feed) if self.client is not None and self.client.allow.names(feed) else "",
-        )
-
-    def count(self, totals: Totals) -> None:
-        """Add this session's counts to its client's totals."""
-        outbox = self.outbox
-        outages = self._outages + sum(subscriber.outages for subscriber in self.subscribers)
-        totals.add(outbox.delivered, outbox.conflated, outbox.lost, "slow" if outbox.slow else "closed", outages)
-
-    def close(self, code: int, reason: str) -> None:
-        """Flush the outbox, send a close frame and end.
-
-        Of several reasons the first is kept.
-        """
-        self.ended = self.ended or reason
-        self.outbox.close(code, reason)
-
-    def abort(self) -> None:
-        """End the connection at once."""
-        self._connection.shut()

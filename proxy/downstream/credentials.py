@@ -1,4 +1,4 @@
-"""The key and secret that an upgrade request carries in its headers."""
+"""The key and secret that a request carries in its headers."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import binascii
 from typing import Any
 
 
-def header_credentials(environ: dict[str, Any]) -> tuple[str, str] | None:
+def header_credentials(environ: dict[str, Any], *, bearer: bool = False) -> tuple[str, str] | None:
     """Return the key and secret in the request's headers, or None.
 
-    They are Alpaca's own pair of headers or HTTP Basic.
+    They are Alpaca's own pair of headers or HTTP Basic. With `bearer`, a Bearer token is read like that of Basic: it is
+    what SDKs send whose credentials are an OAuth token.
     """
     key, secret = environ.get("HTTP_APCA_API_KEY_ID"), environ.get("HTTP_APCA_API_SECRET_KEY")
     if key is not None and secret is not None:
         return _utf8(key), _utf8(secret)
     scheme, _, encoded = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-    if scheme.lower() == "basic":
+    if scheme.lower() == "basic" or (bearer and scheme.lower() == "bearer"):
         try:
             user, _, password = base64.b64decode(encoded.strip(), validate=True).decode().partition(":")
         except (binascii.Error, ValueError):

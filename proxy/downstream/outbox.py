@@ -12,6 +12,7 @@ outdated ones, and the kernel is given little in advance, since it drops nothing
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from gevent.queue import Queue
@@ -66,11 +67,18 @@ class Outbox:
 
     `opcode` is that of its data frames, `slow_words` the payload of the last message to a slow client (empty for none).
     `limit` (bytes) may be changed later, when the client has authenticated; without `close_frame`, the connection is
-    closed by TCP alone.
+    closed by TCP alone. `encode(opcode, payload)` returns the frames of control messages, pings and pongs.
     """
 
     def __init__(
-        self, connection: ClientConnection, outboxes: Outboxes, *, opcode: int, limit: int, slow_words: bytes
+        self,
+        connection: ClientConnection,
+        outboxes: Outboxes,
+        *,
+        opcode: int,
+        limit: int,
+        slow_words: bytes,
+        encode: Callable[[int, bytes], bytes] = frames.encode,
     ) -> None:
         self.limit = limit
         self.close_frame = True
@@ -84,6 +92,7 @@ class Outbox:
         self._connection = connection
         self._outboxes = outboxes
         self._opcode = opcode
+        self._encode = encode
         self._slow_words = slow_words
         self._queue: Queue[tuple[bytes | Deferred, int]] = Queue()
         self._rest = b""  # of a frame that was sent in part: no other bytes may come before it
@@ -154,7 +163,7 @@ class Outbox:
         An empty payload is not sent.
         """
         if payload and self.closing is None:
-            self._append(frames.encode(self._opcode, payload), 0)
+            self._append(self._encode(self._opcode, payload), 0)
             self._check_limits()
 
     def reply_in_steps(self, payload: Steps[bytes]) -> None:
@@ -204,7 +213,7 @@ class Outbox:
     def reply_unbounded(self, payload: bytes) -> None:
         """Queue a control message without a check of the limits, right before a close."""
         if payload:
-            self._append(frames.encode(self._opcode, payload), 0)
+            self._append(self._encode(self._opcode, payload), 0)
 
     def run(self) -> None:
         """Send pending frames until the session ends.
@@ -263,14 +272,14 @@ class Outbox:
     def _computed(self, queued: Deferred) -> bytes:
         """Compute a queued frame, with pauses."""
         self.deferred -= 1
-        frame = frames.encode(self._opcode, run_with_pauses(queued.steps))
+        frame = self._encode(self._opcode, run_with_pauses(queued.steps))
         self._count(len(frame) - len(queued))
         return frame
 
     def _put_urgent(self, opcode: int, payload: bytes) -> None:
         if self.closing is None:
             idle = not self._urgent and self._queue.empty()
-            self._urgent[opcode] = frames.encode(opcode, payload)
+            self._urgent[opcode] = self._encode(opcode, payload)
             if idle:
                 self._queue.put_nowait((b"", 0))  # wakes the writer
 

@@ -1,4 +1,7 @@
-"""An accepted WebSocket as bytes; `frames` has its frames."""
+"""An accepted connection of a client as bytes.
+
+It is a WebSocket, whose frames are in `frames`, or carries a response without an end, in chunks (`chunked`).
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ UNSENT_LIMIT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 
 
 class ClientConnection:
-    """The WebSocket of an algorithm: bytes, one reader and one writer.
+    """The connection of an algorithm: bytes, one reader and one writer.
 
     Its methods raise ConnectionLost if the peer is gone. `shut` may be called from any greenlet and wakes both.
     """

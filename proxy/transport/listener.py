@@ -22,7 +22,7 @@ from gevent.pywsgi import WSGIServer
 from proxy.transport.connection import ClientConnection
 from proxy.transport.forwarded import HEADER, PEER, TrustedPeers
 from proxy.transport.http_request import HEAD_SECONDS, NO_PLAIN_HTTP, environ_of, headers_for, hold
-from proxy.transport.upgrade import Handler
+from proxy.transport.upgrade import CONNECTION, Handler
 
 MAX_UNAUTHENTICATED_PER_ADDRESS = 256
 MAX_UNAUTHENTICATED = 1024
@@ -34,6 +34,8 @@ Environ = dict[str, Any]
 Header = tuple[str, str]
 # An HTTP status, a body, its content type if it is not plain text, and more headers.
 HttpResponse = tuple[str, str] | tuple[str, str, str] | tuple[str, str, str, Sequence[Header]]
+# A response that takes over the connection, writes everything itself, and returns when the connection is done with.
+StreamedResponse = Callable[[ClientConnection], None]
 
 # gevent-websocket logs each refused handshake through `server.logger`; the proxy has log events of its own.
 _silent = logging.getLogger("proxy.handshake")
@@ -66,7 +68,7 @@ class Listener(WSGIServer):  # type: ignore[misc]
         *,
         serve: Callable[[ClientConnection, Environ], None],
         refuse: Callable[[Environ], HttpResponse | None],
-        answer: Callable[[Environ], HttpResponse],
+        answer: Callable[[Environ], HttpResponse | StreamedResponse],
         log: EventLog,
         delay: Callable[[Environ, str], float] | None = None,
         tls: ssl.SSLContext | None = None,
@@ -227,7 +229,15 @@ class Listener(WSGIServer):  # type: ignore[misc]
         if connection is not None:
             self._serve(connection, environ)
             return []
-        status, body, *more = self._answer(environ)
+        response = self._answer(environ)
+        if not isinstance(response, tuple):
+            connection = environ[CONNECTION]()
+            try:
+                response(connection)
+            finally:
+                connection.shut()
+            return []
+        status, body, *more = response
         content = f"{body.rstrip()}\n".encode()
         start_response(status, [*headers_for(status, *more), ("Content-Length", str(len(content)))])
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [content]

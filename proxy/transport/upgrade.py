@@ -17,6 +17,8 @@ from proxy.transport import forwarded
 from proxy.transport.connection import ClientConnection
 from proxy.transport.http_request import BoundedHandler, headers_for
 
+CONNECTION = "proxy.connection"  # in a WSGI environ: a function that hands over the connection
+
 
 class Handler(BoundedHandler, WebSocketHandler):  # type: ignore[misc]
     """The handler of one request: refuses, upgrades, or calls the application.
@@ -25,6 +27,18 @@ class Handler(BoundedHandler, WebSocketHandler):  # type: ignore[misc]
     """
 
     SUPPORTED_VERSIONS = ("13",)
+
+    def run_application(self) -> None:
+        self.environ[CONNECTION] = self._take_over
+        try:
+            super().run_application()
+        finally:
+            del self.environ[CONNECTION]  # refers back to this handler, a cycle
+
+    def _take_over(self) -> ClientConnection:
+        """Return the connection of this request, whose response the caller writes itself."""
+        self.close_connection = True
+        return ClientConnection(self.socket, self.rfile, forwarded.shown(self.environ))
 
     def upgrade_websocket(self) -> list[bytes] | None:
         environ = self.environ
@@ -64,7 +78,7 @@ class Handler(BoundedHandler, WebSocketHandler):  # type: ignore[misc]
         return None
 
     def run_websocket(self) -> None:
-        connection = ClientConnection(self.socket, self.rfile, forwarded.shown(self.environ))
+        connection = self._take_over()
         self.environ["wsgi.websocket"] = connection
         try:
             for _ in self.application(self.environ, lambda *_: None):
