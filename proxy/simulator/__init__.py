@@ -6,6 +6,7 @@ that each implementation checks the other.
 
     conversation    market-data session, server side, pure
     trading         trading session, server side, pure
+    events          order updates as server-sent events
     outcomes        results of a session's decisions
     account_plan    keys, limits and connection slots of an account, pure
     wire            encoding and decoding in the two codecs

@@ -78,8 +78,7 @@ class AccountSlots:
         """Take a slot for this login and return None, or return the code of the refusal."""
         if (scripted := self.auth_refusals.get(feed, self.auth_refusals.get(EVERY_FEED))) is not None:
             return scripted
-        expected = self.keys.get(key)
-        if expected is None or not hmac.compare_digest(expected.encode(), secret.encode()):
+        if not self.knows(key, secret):
             return 402
         if self.plan.feeds is not None and feed not in self.plan.feeds:
             return 409
@@ -89,6 +88,11 @@ class AccountSlots:
             return 406
         self._used[slot] = used + 1
         return None
+
+    def knows(self, key: str, secret: str) -> bool:
+        """Return whether this is the key and secret of an account."""
+        expected = self.keys.get(key)
+        return expected is not None and hmac.compare_digest(expected.encode(), secret.encode())
 
     def subscribe_refusal(self, feed: str) -> int | None:
         """Return the scripted code that refuses every subscribe, or None."""

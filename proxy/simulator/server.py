@@ -14,6 +14,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qsl
@@ -24,9 +25,10 @@ from gevent.event import Event
 
 from proxy.alpaca import timestamps
 from proxy.observe.logs import Log
-from proxy.simulator import upgrade, wire
+from proxy.simulator import events, upgrade, wire
 from proxy.simulator.account_plan import EVERY_FEED, AccountPlan, AccountSlots
 from proxy.simulator.conversation import error
+from proxy.simulator.events import EventHistory, EventPeer
 from proxy.simulator.exchange import Exchange
 from proxy.simulator.fault_settings import FaultSettings
 from proxy.simulator.faults import GARBAGE, REFUSALS, Drop, Faults, Step, status_line
@@ -34,7 +36,7 @@ from proxy.simulator.market import Market
 from proxy.simulator.outcomes import Admitted, Joined, Outcome, Received
 from proxy.simulator.peer import Peer
 from proxy.transport.connection import ClientConnection
-from proxy.transport.listener import Environ, HttpResponse, Listener
+from proxy.transport.listener import Environ, HttpResponse, Listener, StreamedResponse
 
 MAX_RECORDS = 10_000  # requests, and attempts, recorded for each feed
 STALL_SECONDS = 60
@@ -79,6 +81,8 @@ class Simulator:
         self._drop_greenlet: Any = None
         self._listener: Listener | None = None
         self._peers: dict[int, Peer] = {}
+        self._event_peers: set[EventPeer] = set()
+        self._event_history = EventHistory()
         self._connection_count = 0
         self._opened: dict[str, int] = defaultdict(int)
         self._peak: dict[str, int] = defaultdict(int)
@@ -126,6 +130,7 @@ class Simulator:
             listener.close()
             self._wake_stalled()
             self._end([*self._peers.values()], Drop.FIN)
+            self._end_events()
             listener.stop(timeout=STOP_SECONDS)
 
     # Publishing
@@ -151,7 +156,7 @@ class Simulator:
             self.publish(feed, [_trade(symbol, number, now) for number in numbers[start : start + batch]])
 
     def publish_order(self, data: JsonObject) -> None:
-        """Deliver an order update to the connections that listen to `trade_updates`."""
+        """Deliver an order update to the connections that listen to `trade_updates`, and to event streams."""
         self.publish("trading", [{"stream": "trade_updates", "data": data}])
 
     def publish_raw(self, feed: str, payload: bytes) -> None:
@@ -206,6 +211,8 @@ class Simulator:
         `how` is a close frame (`close`), a FIN alone (`fin`) or a RST (`rst`).
         """
         self._end(self._peers_of(feed), Drop(how))
+        if feed in ("trading", EVERY_FEED):
+            self._end_events()
 
     def mute(self, feed: str) -> None:
         """Make the present connections half open: sockets stay, no reads and writes."""
@@ -292,11 +299,56 @@ class Simulator:
         for feed in self.settings.feeds or (EVERY_FEED,):
             self.drop(feed, Drop.FIN.value)
 
-    def _answer(self, environ: Environ) -> HttpResponse:
+    def _answer(self, environ: Environ) -> HttpResponse | StreamedResponse:
         """Answer a plain HTTP request."""
+        if environ["PATH_INFO"] in events.PATHS:
+            return self._answer_events(environ)
         if environ["PATH_INFO"] == FAULTS_PATH:
             return self._answer_faults(environ)
         return status_line(426), "This is a simulator of Alpaca's streams: connect with a WebSocket."
+
+    def _answer_events(self, environ: Environ) -> HttpResponse | StreamedResponse:
+        """Answer a request for order updates as events. A stream takes no connection slot."""
+        given = upgrade.credentials(environ)
+        status = self.faults.upgrade_status("trading")
+        if status is None and (given is None or not self.slots.knows(given.key, given.secret)):
+            status = 401
+        since, until = None, None
+        try:
+            since, until = events.window(environ["QUERY_STRING"])
+        except ValueError:
+            status = status or 400
+        if status is not None:
+            return status_line(status), events.error_body(status), "application/json"
+        return partial(self._serve_events, since, until)
+
+    def _serve_events(self, since: int | None, until: int | None, connection: ClientConnection) -> None:
+        peer = EventPeer(connection, until)
+        for event in [] if since is None else self._event_history.since(since):
+            peer.put(event)
+        self._event_peers.add(peer)
+        if self._exchange is not None:
+            self._exchange.follow("trading", "trade_updates", "*", time.time_ns())
+        try:
+            peer.run()
+        finally:
+            self._event_peers.discard(peer)
+
+    def _end_events(self) -> None:
+        peers = [*self._event_peers]
+        for peer in peers:
+            peer.drop()
+        gevent.wait([peer.ended for peer in peers], timeout=DROP_SECONDS)
+
+    def _publish_events(self, messages: Sequence[JsonObject]) -> None:
+        """Add order updates to the history and, unless the feed is silent, to the event streams."""
+        silent = self.faults.silences("trading")
+        for message in messages:
+            data = message.get("data")
+            if message.get("stream") == "trade_updates" and isinstance(data, dict):
+                event = self._event_history.add(data, time.time_ns())
+                for peer in () if silent else self._event_peers:
+                    peer.put(event)
 
     def _answer_faults(self, environ: Environ) -> HttpResponse:
         """Show, change (POST) or end (DELETE) the settings.
@@ -355,11 +407,13 @@ class Simulator:
 
         Trading has no arrays, so each message has its own frame there. On a silent feed the messages are discarded.
         """
+        if feed == "trading":
+            if len(messages) > 1:
+                for message in messages:
+                    self._deliver(feed, [message])
+                return
+            self._publish_events(messages)
         if self.faults.silences(feed):
-            return
-        if feed == "trading" and len(messages) > 1:
-            for message in messages:
-                self._deliver(feed, [message])
             return
         payloads: dict[tuple[str, tuple[int, ...]], bytes] = {}
         for peer in self.connections(feed):
@@ -427,7 +481,10 @@ class Simulator:
     def _run_market(self, exchange: Exchange) -> None:
         """Advance the market on the feeds that have clients."""
         while True:
-            live = sorted({peer.feed for peer in self._peers.values() if peer.live})
+            live = sorted(
+                {peer.feed for peer in self._peers.values() if peer.live}
+                | ({"trading"} if self._event_peers else set())
+            )
             for feed, messages in exchange.advance(time.time_ns(), live):
                 self._deliver(feed, messages)
             gevent.sleep(MARKET_SECONDS)
