@@ -4,7 +4,8 @@ It is a session at the trading feed like any other. Its outbox holds HTTP chunks
 response begins once the stream is subscribed, so that a client that has read the status misses no update; during an
 outage of Alpaca, that is after ACK_SECONDS.
 
-Updates that the client has missed come from the account's `OrderHistory`. They are read little by little, as fast as
+Updates that the client has missed come from the account's `OrderHistory`, which has no gap for a client that comes back
+at once: the stream stays subscribed for RETURN_SECONDS after its end. They are read little by little, as fast as
 the client takes them; updates that arrive meanwhile are in the history as well, so the stream goes over to them when it
 has read everything.
 
@@ -42,6 +43,7 @@ HEARTBEAT_SECONDS = 15.0
 UNTIL_SECONDS = 2.0  # by which an update may arrive later than its `at`
 REPLAY_PENDING_BYTES = 64 * 1024  # with more in the outbox, no older updates are added
 REPLAY_POLL_SECONDS = 0.01
+RETURN_SECONDS = 10.0  # for which a stream stays subscribed after its end
 OPENING_SECONDS = 0.25
 MAX_OPENING_SECONDS = 2.5
 
@@ -160,6 +162,14 @@ class EventStream(BaseSession):
                 self._sender = None
             self.close(frames.NORMAL, "client went away")
             self._finish(writer)
+
+    def _leave(self, subscriber: Subscriber) -> None:
+        """Leave the feed, but not at once: until then, the history has what arrives before the client is back."""
+        if not self._begun:
+            super()._leave(subscriber)
+        else:
+            subscriber.put = lambda frame, messages: None
+            gevent.spawn_later(RETURN_SECONDS, super()._leave, subscriber)
 
     def _subscribe(self) -> None:
         assert self.client is not None

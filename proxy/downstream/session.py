@@ -98,11 +98,14 @@ class BaseSession:
         visits old objects (`gateway.GC_THRESHOLDS`).
         """
         for subscriber in self.subscribers:
-            subscriber.left = True
-            subscriber.feed.leave(subscriber)
+            self._leave(subscriber)
         self._outages += sum(subscriber.outages for subscriber in self.subscribers)
         self.requests.clear()
         self.subscribers.clear()
+
+    def _leave(self, subscriber: Subscriber) -> None:
+        subscriber.left = True
+        subscriber.feed.leave(subscriber)
 
     def _finish(self, writer: gevent.Greenlet) -> None:
         """Wait until the writer has sent what is pending, end it, and log the end of the session.

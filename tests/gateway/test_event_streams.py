@@ -339,13 +339,13 @@ def test_since(proxy: Harness, read: Open) -> None:
 
 
 def test_go_on_after_the_last_one(proxy: Harness, read: Open) -> None:
+    """No other session has kept the feed meanwhile."""
     first = read("momentum")
     publish(proxy, 1)
     last = times([first.next()])[0]
     first.socket.close()
-    desk = read("desk")
+    wait_for(lambda: not proxy.gateway.server.sessions)
     publish(proxy, 2)
-    desk.next()
     again = read("momentum", since=timestamps.rfc3339(last + 1))
     publish(proxy, 3)
     assert numbers(again.gather(2)) == [2, 3]
@@ -519,8 +519,9 @@ def test_a_close_by_the_gateway_cuts_after_what_is_pending(proxy: Harness, read:
 
 
 @pytest.mark.parametrize("how", ["close", "half", "reset"])
-def test_a_client_that_leaves(proxy: Harness, how: str) -> None:
-    """A half-closed connection counts as left, and its topic is given up."""
+def test_a_client_that_leaves(proxy: Harness, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A half-closed connection counts as left. Its topic is given up when it has not come back for a while."""
+    monkeypatch.setattr(event_stream, "RETURN_SECONDS", 0.3)
     reader = EventReader(proxy.address, PATH, keys("desk")).opened()
     assert proxy.simulator.subscribed("trading") == {"trade_updates": {"*"}}
     if how == "half":
@@ -530,6 +531,7 @@ def test_a_client_that_leaves(proxy: Harness, how: str) -> None:
         reader.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     reader.socket.close()
     wait_for(lambda: not proxy.gateway.server.sessions)
+    assert proxy.simulator.subscribed("trading") == {"trade_updates": {"*"}}
     wait_for(lambda: proxy.simulator.subscribed("trading") == {})
     assert proxy.gateway._outboxes.open == set()
 
