@@ -45,8 +45,12 @@ class EventReader:
         sock.settimeout(SECONDS)
         if buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-        sock.connect(address)
-        self.socket = wrap(sock)
+        try:
+            sock.connect(address)
+            self.socket = wrap(sock)
+        except OSError:
+            sock.close()
+            raise
         self.events: list[dict[str, Any]] = []
         self.lines: list[bytes] = []
         self.status = 0

@@ -8,12 +8,17 @@ when calls are rapid. Java: JSON in text frames, errors recognized by their text
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any
+from urllib.parse import quote_plus
 
+import gevent
 import msgpack
 
+from tests.events import Cut, EventReader
 from tests.harness import BINARY, PING, PONG, TEXT, Wire
 from tests.sdk.stand import Stand, wait_for
 from tests.sdk.tape import STREAMS
@@ -130,6 +135,94 @@ def _levels(value: Any) -> Any:
     if isinstance(value, list) and value and isinstance(value[0], list):
         return [dict(pairs) for pairs in value]
     return value
+
+
+class GoEvents:
+    """Go's `StreamTradeUpdatesInBackground`, as its alpaca/stream.go has it.
+
+    It takes lines that begin with `data: `, with the space. After an error (a status other than 200, a body without its
+    last chunk, a document that it cannot decode) it connects again at once, with `since` one nanosecond after the `at`
+    of its last update. The end of a body ends it for good. `targets` has the target of each of its requests.
+    """
+
+    def __init__(self, port: int, key: str = "algo", secret: str = "secret", oauth: str = "") -> None:
+        self.updates: list[dict[str, Any]] = []
+        self.targets: list[str] = []
+        self.errors: list[str] = []
+        self.ready = False
+        self._port = port
+        # net/http sorts them, and spells them in its own way.
+        keys = {"Apca-Api-Key-Id": key, "Apca-Api-Secret-Key": secret}
+        self._headers = {
+            "User-Agent": "Go-http-client/1.1",
+            **({"Authorization": f"Bearer {oauth}"} if oauth else keys),
+            "Accept-Encoding": "gzip",
+        }
+        self._last = ""
+        self._loop = gevent.spawn(self._run)
+
+    def __enter__(self) -> GoEvents:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.kill()
+
+    @property
+    def ended(self) -> bool:
+        return self._loop.ready()
+
+    def numbers(self) -> list[int]:
+        return [int(update["order"]["client_order_id"].rpartition("-")[2]) for update in self.updates]
+
+    def _run(self) -> None:
+        while True:
+            try:
+                if self._stream():
+                    return
+            except (OSError, Cut, AssertionError, ValueError) as error:
+                self.errors.append(repr(error))
+            gevent.sleep(0.002)  # for others in this process
+
+    def _stream(self) -> bool:
+        """Run one request; return whether its body has ended."""
+        target = "/v2/events/trades" + (f"?since={quote_plus(self._next_nanosecond())}" if self._last else "")
+        self.targets.append(target)
+        with EventReader(("127.0.0.1", self._port), target, self._headers) as reader:
+            reader.begin()
+            assert reader.status == 200, f"{reader.error()} (HTTP {reader.status})"
+            assert "content-encoding" not in reader.headers
+            self.ready = True
+            try:
+                while True:
+                    reader.socket.settimeout(None)
+                    line = reader.read_line()
+                    if line.startswith(b"data: "):
+                        update = self._decoded(json.loads(line[6:]))
+                        self._last = update["at"]
+                        self.updates.append(update)
+            except EOFError:
+                return True
+
+    def _next_nanosecond(self) -> str:
+        """The last `at` and a nanosecond, in RFC 3339 without trailing zeros."""
+        seconds, fraction, zone = re.fullmatch(r"(.*:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)", self._last).groups("")
+        nanoseconds = int(fraction.ljust(9, "0")) + 1
+        assert nanoseconds < 10**9  # a test whose time is the last nanosecond of a second has bad luck
+        return f"{seconds}.{nanoseconds:09d}".rstrip("0") + zone
+
+    @staticmethod
+    def _decoded(update: dict[str, Any]) -> dict[str, Any]:
+        """Decode an update as its `TradeUpdate`: times, decimals and texts where it declares them."""
+        for name in ("at", "timestamp"):
+            if name == "at" or update.get(name) is not None:
+                assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", update[name])
+        for name in ("position_qty", "price", "qty"):
+            if update.get(name) is not None:
+                Decimal(update[name])
+        for name in ("event", "event_id", "execution_id"):
+            assert isinstance(update.get(name, ""), str)
+        assert isinstance(update["order"]["id"], str)
+        return update
 
 
 class Json(Peer):

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
+import signal
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gevent
 import pytest
 
+from proxy.simulator import Simulator
 from tests.harness import PING, PONG
-from tests.sdk.replays.peers import ACK_SECONDS, AUTH, AUTHENTICATED, CONNECTED, GO, JAVA, STOCK_KEYS, Dial, Go, Json
+from tests.sdk.replays.conftest import CLIENTS
+from tests.sdk.replays.peers import (
+    ACK_SECONDS,
+    AUTH,
+    AUTHENTICATED,
+    CONNECTED,
+    GO,
+    JAVA,
+    STOCK_KEYS,
+    Dial,
+    Go,
+    GoEvents,
+    Json,
+)
 from tests.sdk.stand import Stand, wait_for
 from tests.sdk.tape import STAMP, STREAMS
 
@@ -161,3 +179,85 @@ def test_gos_pings_are_answered(dial: Dial) -> None:
     while (frame := client.wire.receive())[0] != PONG:
         pass
     assert frame == (PONG, b"0123")
+
+
+# Order updates, as server-sent events
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Stand]:
+    """A stand whose proxy a test may end."""
+    with Stand(tmp_path, CLIENTS) as stand:
+        yield stand
+
+
+def publish_orders(stand: Stand, numbers: range, pause: float = 0.0) -> None:
+    for number in numbers:
+        stand.simulator.publish("trading", [STREAMS["trading"].channels["trade_updates"](number)])
+        gevent.sleep(pause)
+
+
+@pytest.mark.parametrize("oauth", ["", base64.b64encode(b"algo:secret").decode()])
+def test_gos_order_updates(stand: Stand, oauth: str) -> None:
+    with GoEvents(stand.proxy.port, oauth=oauth) as client:
+        wait_for(lambda: client.ready, lambda: f"not ready: {client.errors}")
+        publish_orders(stand, range(100, 110))
+        wait_for(lambda: len(client.updates) == 10, lambda: f"{client.numbers()} {client.errors}")
+        assert client.numbers() == [*range(100, 110)]
+        sent = STREAMS["trading"].channels["trade_updates"](109)["data"]
+        assert client.updates[-1] == sent | {"at": client.updates[-1]["at"]}
+        assert client.targets == ["/v2/events/trades"]
+
+
+def test_go_is_cut_while_updates_flow_and_misses_none(own: Stand) -> None:
+    """A reload changes its client, again and again, and no other session has the feed meanwhile."""
+    file = own.proxy._file
+    with GoEvents(own.proxy.port) as client:
+        wait_for(lambda: client.ready, "not ready")
+        flow = gevent.spawn(publish_orders, own, range(1000, 1600), 0.005)
+        for limit in range(101, 106):
+            gevent.sleep(0.4)
+            file.write_text(file.read_text().replace(f"max_connections: {limit - 1}", f"max_connections: {limit}"))
+            assert own.proxy._process is not None
+            own.proxy._process.send_signal(signal.SIGHUP)
+        flow.get()
+        wait_for(lambda: len(client.updates) >= 600, lambda: f"{len(client.updates)} {client.errors}")
+        gevent.sleep(0.2)
+        assert client.numbers() == [*range(1000, 1600)]
+        assert len(client.targets) >= 4
+        assert all("?since=20" in target for target in client.targets[1:])
+        assert not client.ended
+
+
+def test_go_comes_back_after_a_restart_of_the_proxy(own: Stand) -> None:
+    with GoEvents(own.proxy.port) as client:
+        for number, how in enumerate((signal.SIGTERM, signal.SIGKILL)):
+            wait_for(lambda: client.ready, lambda: f"not ready: {client.errors}")
+            publish_orders(own, range(number, number + 1))
+            wait_for(lambda expected=number + 1: len(client.updates) == expected, lambda: str(client.errors))
+            client.ready = False
+            own.proxy.kill(how)
+            gevent.sleep(0.2)
+            own.proxy.start()
+        wait_for(lambda: client.ready, lambda: f"not ready: {client.errors}")
+        assert not client.ended
+        assert client.numbers() == [0, 1]
+
+
+def test_go_is_refused_without_a_hot_loop(stand: Stand) -> None:
+    with GoEvents(stand.proxy.port, secret="wrong") as client:
+        gevent.sleep(4)
+        assert 1 <= len(client.targets) <= 4
+        assert "40110000" in client.errors[0]
+        assert not client.ended
+
+
+def test_a_clean_end_ends_go_for_good() -> None:
+    """So the proxy does not end a stream that it has to give up: it cuts it."""
+    with Simulator() as simulator:
+        client = GoEvents(simulator._port, "key", "secret")
+        wait_for(lambda: simulator._event_peers, "no stream")
+        for peer in simulator._event_peers:
+            peer.finish()
+        wait_for(lambda: client.ended, "it goes on")
+        assert client.errors == []
