@@ -236,7 +236,7 @@ class Gateway:
             if session not in self.server.sessions:  # it has ended during a pause
                 continue
             if client is None:
-                if self.server.feed_of(session) != session.protocol.endpoint.feed:
+                if self.server.feed_of(session) != session.feed:
                     session.close(frames.POLICY, "default_feed changed")
                 continue
             changed = new.directory.named(client.name)

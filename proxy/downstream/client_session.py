@@ -55,7 +55,7 @@ class ClientHost(SessionHost, Protocol):
         A session whose client is returned counts as one of the client's.
         """
 
-    def feed_of(self, session: ClientSession) -> str | None:
+    def feed_of(self, session: BaseSession) -> str | None:
         """Return the feed that the path of the session names; None if it names none any more."""
 
     def auth_delay(self, session: ClientSession) -> float:

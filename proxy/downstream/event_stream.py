@@ -257,8 +257,10 @@ class EventStream(BaseSession):
             if request.state is RequestState.REFUSED:
                 self._refuse(request.error)
             else:
-                request.subscriber.feed.apply(request)
+                feed = request.subscriber.feed
+                feed.apply(request)
                 self.report(None)
+                feed.install(request.subscriber)
 
     def report(self, error: Error | None) -> None:
         """Begin, or cut a stream that has begun if its updates will not come any more."""

@@ -210,7 +210,7 @@ class Server:
         self._auth_throttle.reset_address(self._host(session))
         self._listener.admit(self._environs[session])
 
-    def feed_of(self, session: ClientSession) -> str | None:
+    def feed_of(self, session: BaseSession) -> str | None:
         return feed_of_path(self._environs[session]["PATH_INFO"], self.default_feed)
 
     def _replace_one(self, sessions: list[BaseSession]) -> bool:
