@@ -135,7 +135,7 @@ class World:
         """Let another proxy upstream take topics away without a request."""
         wildcards = {channel for channel, symbol in self.alpaca.sent - topics if symbol == "*"}
         self.alpaca.sent -= {topic for topic in topics if topic[0] not in wildcards}
-        tell(self.reconciler.reported(self.alpaca.state(), error, self.now))
+        tell(self.reconciler.reported(self.alpaca.state(), error, self.now, self.under_way))
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
@@ -155,7 +155,11 @@ class World:
 
 @dataclass(eq=False)
 class Request:
-    """A request of a client in the machine. `lost`: topics that the client lost after it had made the request."""
+    """A request of a client in the machine.
+
+    `lost`: topics that the client lost after it had made the request, which brings them only if they were not confirmed
+    before.
+    """
 
     add: Subscription
     remove: Subscription
@@ -220,7 +224,8 @@ class ReconcilerMachine(RuleBasedStateMachine):
             assert self.at_risk & request.add or told.error == NOT_IN_THE_PLAN
             return
         assert told.state is not None
-        asked = (client.asked | (request.add - request.lost)) - (request.remove - request.add)
+        brought = request.add - request.lost | request.add & told.state
+        asked = (client.asked | brought) - (request.remove - request.add)
         left_out = asked - told.state - told.withheld
         assert left_out <= request.add & self.at_risk
         client.asked = asked - left_out
@@ -249,6 +254,8 @@ class ReconcilerMachine(RuleBasedStateMachine):
     def revoke(self, number: int, topics: Subscription) -> None:
         client = self.clients[number]
         client.lose(topics)
+        for request in client.unanswered:
+            request.add -= topics
         client.session.revoke(topics)
         self.check()
 
