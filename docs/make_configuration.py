@@ -57,9 +57,17 @@ Feed, channel, entries: `iex: {trades: [AAPL, BRK*], bars: ["*"]}`. What no entr
 
 `{followers}` come with `trades` and cannot be listed.
 
-Under `trading`, entries are patterns of the `client_order_id`: an update belongs to a client if its order's id matches,
-or if the order, what it replaces, what replaced it or one of its legs belongs to an order that is the client's already.
-Orders of nobody are seen with `*` alone.
+Under `trading`, an update belongs to a client if an entry of `trade_updates` matches its order:
+
+| entry | matches |
+|---|---|
+| `"momentum-*"` | orders whose `client_order_id` begins so; without the star, the one with that id |
+| `symbol:TSLA` | orders of that symbol, and orders with such a leg, whoever placed them |
+| `"symbol:BTC*"` | the same, of every symbol that begins so; `"symbol:*"` of every symbol |
+
+Slashes in symbols are ignored: `symbol:BTCUSD` matches `BTC/USD`. An update also belongs to a client if the order, what
+it replaces, what replaced it, its parent or one of its legs is an order of the client's. Orders of nobody are seen with
+`"*"` alone. Orders are remembered while they are open and for a day after, 50,000 at most.
 """
 
 FEEDS = """\

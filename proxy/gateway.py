@@ -314,16 +314,19 @@ class Gateway:
         feed_endpoint = endpoint(feed)
         assert feed_endpoint is not None
         if feed_endpoint.dialect is Dialect.TRADING:
-            return OrderRouter(feed_endpoint, self._order_owners_of(account), self._clock, self._order_history(account))
+            return OrderRouter(feed_endpoint, self._orders_of(account), self._clock, self._order_history(account))
         return Router(feed_endpoint, CODECS[self.config.accounts[account].speaks(feed)])
 
-    def _order_owners_of(self, account: str) -> Orders:
-        return self._orders.setdefault(account, Orders(self._order_owners))
+    def _orders_of(self, account: str) -> Orders:
+        return self._orders.setdefault(account, Orders(lambda: self.config.directory.order_patterns(account)))
 
     def _order_history(self, account: str) -> OrderHistory:
         history = self._histories.get(account)
         if history is None:
-            history = self._histories[account] = OrderHistory(self._order_owners_of(account).owners, time.time_ns)
+            orders = self._orders_of(account)
+            history = self._histories[account] = OrderHistory(
+                lambda update, now: orders.known_receivers(update), time.time_ns
+            )
         return history
 
     def _host_is_live(self, host: str) -> None:
@@ -340,9 +343,6 @@ class Gateway:
             if digest(text) == digest(account.secret.reveal()):  # so that the time says nothing of the secret
                 return "…"
         return None
-
-    def _order_owners(self, client_order_id: str) -> list[str]:
-        return [c.name for c in self.config.directory if c.allow.permits("trading", "trade_updates", client_order_id)]
 
     def _tick(self) -> None:
         recorded_at, due = self._clock(), self._steady()

@@ -22,7 +22,7 @@ from proxy.config import model as configuration
 from proxy.observe import metrics
 from proxy.simulator.fault_settings import FaultSettings
 from tests.harness import Harness
-from tests.snapshots import snapshot
+from tests.snapshots import feed, snapshot
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
@@ -221,10 +221,10 @@ def test_every_metric_is_documented_with_its_labels_and_its_help(accounts: int) 
     documented = {name: (set(re.findall(r"`(\w+)`", labels)), text) for name, labels, text in table}
     if accounts > 1:
         for name, (labels, _) in documented.items():
-            labels |= {"account"} if name.startswith("alpaca_proxy_feed_") else set()
+            labels |= {"account"} if name.startswith(("alpaca_proxy_feed_", "alpaca_proxy_order_")) else set()
     labels_of: dict[str, set[str]] = {}
     text_of = {}
-    for family in metrics.families(snapshot(accounts=accounts)):
+    for family in metrics.families(snapshot(accounts=accounts, feeds=(feed(), feed("trading", unowned=0)))):
         if family.name.startswith("alpaca_proxy_"):
             name = family.name + ("_total" if family.type == "counter" else "")
             text_of[name] = family.documentation

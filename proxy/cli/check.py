@@ -13,11 +13,11 @@ from proxy.config import model as configuration
 from proxy.config.errors import ConfigError
 from proxy.config.model import Config
 from proxy.observe.style import Color, Style
-from proxy.routing.allowlists import Client
+from proxy.routing.allowlists import TRADING, Client
 
 SYMBOLS = 12  # in a line of the table
-TRADING = "trading"
 LEGEND = '* permits everything, and to subscribe to "*" itself; PREFIX* permits every symbol with that prefix'
+ORDERS_LEGEND = "trade_updates: symbol:TEXT permits all orders of a symbol, other entries are client_order_ids"
 
 
 def run(options: argparse.Namespace) -> Exit:
@@ -27,7 +27,10 @@ def run(options: argparse.Namespace) -> Exit:
     except ConfigError as error:
         return report_config_error(error, path)
     style = Style.of(sys.stdout, os.environ)
-    print(f"{accounts_table(config, style)}\n\n{access_table(config, style)}\n{LEGEND}\n", flush=True)
+    legend = [LEGEND]
+    if any(client.allow.names(TRADING) for client in config.directory):
+        legend.append(ORDERS_LEGEND)
+    print(accounts_table(config, style), "", access_table(config, style), *legend, "", sep="\n", flush=True)
     for warning in configuration.warnings(config, path):
         warn(warning)
     if options.online and not _online(config):

@@ -17,6 +17,7 @@ from proxy.config import values, yamlfile
 from proxy.config.errors import ConfigError
 from proxy.config.model import Config
 from proxy.observe.style import Color, Style
+from proxy.routing.allowlists import SYMBOL
 
 
 def run(options: argparse.Namespace) -> Exit:
@@ -49,9 +50,11 @@ def _argument_error(config: Config, client: str, feed: str, channel: str, symbol
     if channel not in (*target.channels, *_followers(target)) and not everything:
         return _unknown(f"channel of {feed}", channel, target.channels)
     orders = target.dialect is Dialect.TRADING
-    longest = values.LONGEST_ORDER_ID if orders else values.LONGEST_SYMBOL
-    if not symbol or len(symbol) > longest or (WILDCARD in symbol and symbol != WILDCARD):
-        what = "a client_order_id" if orders else "a symbol"
+    of_symbol = orders and symbol.startswith(SYMBOL)
+    text = symbol.removeprefix(SYMBOL) if of_symbol else symbol
+    longest = values.LONGEST_ORDER_ID if orders and not of_symbol else values.LONGEST_SYMBOL
+    if not text or len(text) > longest or (WILDCARD in text and text != WILDCARD):
+        what = "a client_order_id" if orders and not of_symbol else "a symbol"
         return f'{what} has 1 to {longest} characters and contains no "*"; "*" alone means all of them'
     return None
 

@@ -81,7 +81,8 @@ def parser(complete_files: object = None) -> argparse.ArgumentParser:
     explain.add_argument(
         "channel", metavar="CHANNEL", choices=_Suggestions(_channels()), help="for example trades, quotes, bars"
     )
-    explain.add_argument("symbol", metavar="SYMBOL", help='a symbol, "*", or on trading a client_order_id')
+    orders = 'a symbol, "*", or on trading a client_order_id or symbol:TEXT'
+    explain.add_argument("symbol", metavar="SYMBOL", help=orders)
 
     demo = verb("demo", "run a simulated market, the proxy and two algorithms: no account, no files")
     demo.add_argument("--seconds", type=_seconds, metavar="N", help="stop after N seconds")

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 
 from proxy.alpaca.endpoints import FOLLOWERS, WILDCARD, Dialect, endpoint, feed_names
 from proxy.config.yamlfile import Items, Step, Table, quoted
-from proxy.routing.allowlists import DEFAULT
+from proxy.routing.allowlists import DEFAULT, SYMBOL, TRADING, without_slashes
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
@@ -25,6 +25,10 @@ OUTBOXES = 256 * MIB
 
 LONGEST_SYMBOL = 64
 LONGEST_ORDER_ID = 128
+ORDER_ENTRIES = (
+    "Patterns of the client_order_id (exact or PREFIX*), symbol:TEXT for all orders of a symbol (exact, PREFIX* or *), "
+    'or "*" for all orders.'
+)
 
 _UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": KIB, "mib": MIB, "gib": GIB}
 _SIZE = re.compile(r"([0-9]{1,12}) ?([A-Za-z]{0,3})")
@@ -217,7 +221,9 @@ def allow_schema() -> dict[str, object]:
     entries = {"anyOf": [everything, {"type": "array", "items": {"type": ["string", "number", "boolean"]}}]}
     feeds = {}
     for feed in filter(None, map(endpoint, feed_names())):
-        channels = dict.fromkeys((*feed.channels, WILDCARD), entries)
+        channels: dict[str, object] = dict.fromkeys((*feed.channels, WILDCARD), entries)
+        if feed.feed == TRADING:
+            channels["trade_updates"] = {"description": ORDER_ENTRIES, **entries}
         by_channel = {"type": "object", "properties": channels, "additionalProperties": False}
         feeds[feed.feed] = {"anyOf": [everything, by_channel]}
     locations = {"^crypto-[a-z]{2}-[0-9]{1,2}$": feeds["crypto"]}
@@ -250,23 +256,47 @@ def _allow_faults(value: Table) -> Iterator[Fault]:
 
 
 def _entry_faults(path: tuple[Step, ...], entries: Items) -> Iterator[Fault]:
-    """The faults in a channel's entries: symbols, `PREFIX*` or `*`; on the trading feed, client order ids."""
-    orders = path[0] == "trading"
-    max_length = LONGEST_ORDER_ID if orders else LONGEST_SYMBOL
+    """The faults in a channel's entries: symbols, `PREFIX*` or `*`; on the trading feed, client order ids as well."""
+    orders = path[0] == TRADING
     for index, entry in enumerate(entries):
-        reason = None
+        reason: str | None
         if not isinstance(entry, str):
             reason = "should be one symbol"
+            if orders and isinstance(entry, Table):
+                reason = f"should be one text; {SYMBOL}TEXT has no space after its colon"
         elif not entry:
             reason = "must not be empty"
-        elif len(entry.removesuffix(WILDCARD)) > max_length:
-            reason = f"is longer than {max_length} characters"
-        elif WILDCARD in entry[:-1]:
-            reason = f'{quoted(entry)} has a "*" elsewhere than at its end'
-        elif not entry.isprintable() or (not orders and not re.fullmatch("[!-+.-~-]+", entry)):
-            reason = f'{quoted(entry)} is not one symbol; a "," goes between two'
+        elif orders and entry.startswith(SYMBOL):
+            pattern = entry.removeprefix(SYMBOL)
+            reason = _symbol_reason(pattern)
+            if pattern != WILDCARD and without_slashes(pattern) in ("", WILDCARD):
+                reason = f"names no symbol; should be {SYMBOL}AAPL, {SYMBOL}PREFIX* or {SYMBOL}*"
+            elif path[1] == "account_updates":
+                reason = "updates of the account have no symbol; list it under trade_updates"
+        elif orders:
+            reason = _pattern_reason(entry, LONGEST_ORDER_ID) or (None if entry.isprintable() else _not_one(entry))
+        else:
+            reason = _symbol_reason(entry)
         if reason is not None:
             yield Fault(reason, None, (*path, index))
+
+
+def _symbol_reason(pattern: str) -> str | None:
+    """Why a text is no pattern of symbols, or None."""
+    reason = _pattern_reason(pattern, LONGEST_SYMBOL)
+    return reason or (None if re.fullmatch("[!-+.-~-]+", pattern) else _not_one(pattern))
+
+
+def _pattern_reason(pattern: str, longest: int) -> str | None:
+    if len(pattern.removesuffix(WILDCARD)) > longest:
+        return f"is longer than {longest} characters"
+    if WILDCARD in pattern[:-1]:
+        return f'{quoted(pattern)} has a "*" elsewhere than at its end'
+    return None
+
+
+def _not_one(pattern: str) -> str:
+    return f'{quoted(pattern)} is not one symbol; a "," goes between two'
 
 
 def _refuse(faults: Iterable[Fault]) -> None:

@@ -122,6 +122,9 @@ def _feeds(snapshot: Snapshot) -> Iterator[Metric]:
     irregular = [([*names(f), reason], count) for f in snapshot.feeds for reason, count in f.irregular.items()]
     text = "Messages that could not be passed on as they came."
     yield _counter("feed_irregular_messages", text, [*labels, "reason"], irregular)
+    unowned = [(names(f), f.unowned) for f in snapshot.feeds if f.unowned is not None]
+    text = "Order updates that belong to no client, seen with `*` alone."
+    yield _counter("order_updates_unowned", text, labels, unowned)
     yield _counter("feed_outages", "Outages of the feed while it was needed.", labels, each(lambda f: f.outages))
     yield _counter(
         "feed_silences",

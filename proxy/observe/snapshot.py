@@ -34,7 +34,8 @@ class FeedState:
 
     `wanted` counts topics by channel, `acked` those that Alpaca has confirmed. `received` counts messages, `unrouted`
     the messages among them that no session had subscribed to, `malformed` frames, and `irregular` by reason the
-    messages that could not be passed on as they came. `needed`: some session wants a topic of the feed. `outages`
+    messages that could not be passed on as they came. `unowned` counts order updates that belong to no client; it is
+    None for market data. `needed`: some session wants a topic of the feed. `outages`
     counts the outages while it was needed, `outage_seconds` is their total time; `silences` counts the times that it
     was connected anew since it had fallen silent. `next_attempt` is the time until the next connection is opened, None
     if none is due.
@@ -59,6 +60,7 @@ class FeedState:
     needed: bool
     lag: Lag
     next_attempt: float | None = None
+    unowned: int | None = None
 
 
 @dataclass(slots=True)

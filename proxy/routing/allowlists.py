@@ -3,7 +3,7 @@
 An `Allowlist` holds patterns by feed and channel; a topic that no pattern matches is denied. A pattern is an exact
 symbol, `PREFIX*` (any symbol with that prefix) or `*` (any symbol, and the wildcard subscription `*` itself). The
 channel `*` stands for every channel, including undocumented ones. Corrections and cancel errors follow the trades, as
-at Alpaca.
+at Alpaca. On the trading feed, a pattern is one of the orders' client_order_ids, or, after `symbol:`, of their symbols.
 
 A `Client` is one configured algorithm; the `Directory` holds all clients and authenticates them. Only the SHA-256
 digest of a secret is kept. That is enough for random secrets, and a slow password hash would delay the market data of
@@ -23,6 +23,10 @@ from proxy.alpaca.topics import channel_of
 
 DEFAULT = "default"
 """The key in a client's `accounts` for every feed that has no key of its own."""
+
+TRADING = "trading"
+SYMBOL = "symbol:"
+"""The beginning of an entry of the trading feed that is a pattern of symbols."""
 
 # The digest of no known secret. An unknown key is compared with it, so that it takes as long as a wrong secret.
 _UNKNOWN_KEY_DIGEST = bytes(hashlib.sha256().digest_size)
@@ -53,7 +57,7 @@ class SymbolPatterns:
     def __hash__(self) -> int:
         return hash(self._comparable())
 
-    def _comparable(self) -> tuple[bool, frozenset[str], tuple[str, ...]]:
+    def _comparable(self) -> tuple[object, ...]:
         return self.everything, self.exact, self.prefixes
 
     def permit(self, symbol: str) -> bool:
@@ -69,20 +73,62 @@ class SymbolPatterns:
 _NO_PATTERNS = SymbolPatterns(())
 
 
+class OrderPatterns(SymbolPatterns):
+    """The patterns of one channel of the trading feed: of client_order_ids, and in `symbols` of symbols.
+
+    Slashes in symbols are ignored, since Alpaca writes a crypto pair as `BTC/USD` or `BTCUSD`.
+    """
+
+    __slots__ = ("symbols",)
+
+    def __init__(self, entries: Iterable[str]) -> None:
+        entries = frozenset(entries)
+        of_symbols = frozenset(entry for entry in entries if entry.startswith(SYMBOL))
+        super().__init__(entries - of_symbols)
+        self.symbols = SymbolPatterns(without_slashes(entry.removeprefix(SYMBOL)) for entry in of_symbols)
+
+    def _comparable(self) -> tuple[object, ...]:
+        return *super()._comparable(), self.symbols
+
+    def permit(self, symbol: str) -> bool:
+        """Whether an entry permits a client_order_id or, with `symbol:` before it, a symbol."""
+        if self.everything or not symbol.startswith(SYMBOL):
+            return super().permit(symbol)
+        return self.symbols.permit(without_slashes(symbol.removeprefix(SYMBOL)))
+
+    def own(self, client_order_id: str, symbol: str) -> bool:
+        """Whether an order is matched by an entry other than `*`; `symbol` has no slashes.
+
+        An empty text matches nothing.
+        """
+        if client_order_id in self.exact or client_order_id.startswith(self.prefixes):
+            return True
+        return bool(symbol) and self.symbols.permit(symbol)
+
+
+def without_slashes(symbol: str) -> str:
+    """Return a symbol in the form in which symbols of orders are compared."""
+    return symbol.replace("/", "")
+
+
 class Allowlist:
     """The topics that a client may subscribe to.
 
     It is made from `{feed: {channel: (entry, …)}}`. Two are equal if their entries are, in any order.
     """
 
-    __slots__ = ("_channels", "_rules")
+    __slots__ = ("_channels", "_rules", "orders")
 
     def __init__(self, rules: Mapping[str, Mapping[str, Iterable[str]]]) -> None:
         self._rules = {
             feed: {channel: tuple(dict.fromkeys(entries)) for channel, entries in channels.items()}
             for feed, channels in rules.items()
         }
-        self._channels = {feed: _by_channel(channels) for feed, channels in self._rules.items()}
+        self._channels = {
+            feed: _by_channel(channels, _kind_of_patterns(feed)) for feed, channels in self._rules.items()
+        }
+        trading = self._rules.get(TRADING, {})
+        self.orders = OrderPatterns((*trading.get("trade_updates", ()), *trading.get(WILDCARD, ())))
 
     def names(self, feed: str) -> bool:
         """Whether the feed is listed.
@@ -138,11 +184,12 @@ class Allowlist:
         None if there is none.
         """
         rules = self._rules.get(feed, {})
+        patterns = _kind_of_patterns(feed)
         granting = [
             (listed, entry)
             for listed in (_governing_channel(channel), WILDCARD)
             for entry in rules.get(listed, ())
-            if SymbolPatterns((entry,)).permit(symbol)
+            if patterns((entry,)).permit(symbol)
         ]
         return max(granting, key=lambda grant: (grant[1] == symbol, len(grant[1])), default=None)
 
@@ -169,9 +216,13 @@ class Allowlist:
         return f"Allowlist({', '.join(feeds) or 'nothing'})"
 
 
-def _by_channel(channels: Mapping[str, tuple[str, ...]]) -> dict[str, SymbolPatterns]:
+def _kind_of_patterns(feed: str) -> type[SymbolPatterns]:
+    return OrderPatterns if feed == TRADING else SymbolPatterns
+
+
+def _by_channel(channels: Mapping[str, tuple[str, ...]], kind: type[SymbolPatterns]) -> dict[str, SymbolPatterns]:
     on_every_channel = channels.get(WILDCARD, ())
-    patterns = {channel: SymbolPatterns((*entries, *on_every_channel)) for channel, entries in channels.items()}
+    patterns = {channel: kind((*entries, *on_every_channel)) for channel, entries in channels.items()}
     patterns.setdefault(WILDCARD, _NO_PATTERNS)
     return patterns
 
@@ -222,9 +273,10 @@ class Client:
 class Directory:
     """All clients, by key. Raises ValueError if two of them have the same key."""
 
-    __slots__ = ("_by_key", "_by_name", "_digests")
+    __slots__ = ("_by_key", "_by_name", "_digests", "_order_patterns")
 
     def __init__(self, clients: Iterable[Client]) -> None:
+        self._order_patterns: dict[str, Mapping[str, OrderPatterns]] = {}
         self._by_key: dict[str, Client] = {}
         self._by_name: dict[str, Client] = {}
         self._digests: set[bytes] = set()
@@ -253,6 +305,19 @@ class Directory:
         It has not authenticated by that.
         """
         return self._by_key.get(key)
+
+    def order_patterns(self, account: str) -> Mapping[str, OrderPatterns]:
+        """Return the patterns of the clients that may receive order updates of an account, by the client's name.
+
+        The mapping is the same object at each call; another directory has another one.
+        """
+        if (patterns := self._order_patterns.get(account)) is None:
+            patterns = self._order_patterns[account] = {
+                client.name: client.allow.orders
+                for client in self
+                if client.allow.names(TRADING) and client.account(TRADING) == account
+            }
+        return patterns
 
     def has_secret(self, digest: bytes) -> bool:
         """Whether this is the digest of some client's secret."""

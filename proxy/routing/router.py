@@ -118,6 +118,8 @@ class Routing(Protocol):
 
     @property
     def irregular(self) -> Mapping[str, int]: ...
+    @property
+    def unowned(self) -> int | None: ...
 
     def set_subscription(self, member: Member, subscription: Subscription) -> list[Delivery]: ...
     def subscription_of(self, member: Member) -> Subscription: ...
@@ -165,6 +167,10 @@ class Router:
             "oversized": self._oversized,
             "long_symbol": self._routes.long_names,
         }
+
+    @property
+    def unowned(self) -> None:
+        """None: market data has no owners."""
 
     def set_subscription(self, member: Member, subscription: Subscription) -> list[Delivery]:
         """Replace the member's subscription.

@@ -214,6 +214,7 @@ class FeedSupervisor:
             connects=self.connects,
             received=self.router.received,
             unrouted=self.router.unrouted,
+            unowned=self.router.unowned,
             malformed=self.malformed,
             irregular=self.router.irregular,
             age=self.stats.age(now),

@@ -23,7 +23,7 @@ clients:
     account: {default: data, trading: paper}
     allow:
       iex: {trades: [AAPL, MSFT], bars: ["*"]}
-      trading: {trade_updates: ["momentum-*"]}
+      trading: {trade_updates: ["momentum-*", "symbol:TSLA"]}
   dashboard: {key: dashboard, secret: canary-5, account: data, allow: {crypto: "*", iex: {}}}
   idle: {key: idle, secret: canary-6, account: data}
 """
@@ -46,11 +46,17 @@ def test_access_table(write: Write, call: Call) -> None:
     assert [row for row in rows(result.out) if row and row[0] in ("momentum", "dashboard", "idle")] == [
         ["momentum", "iex", "data", "trades", "AAPL", "MSFT"],
         ["momentum", "iex", "data", "bars", "*"],
-        ["momentum", "trading", "paper", "trade_updates", "momentum-*"],
+        ["momentum", "trading", "paper", "trade_updates", "momentum-*", "symbol:TSLA"],
         ["dashboard", "crypto", "data", "*", "*"],
         ["dashboard", "iex", "data", "-", "nothing"],
         ["idle", "-", "-", "-", "nothing"],
     ]
+
+
+def test_the_legend_explains_symbols_where_there_are_order_updates(write: Write, call: Call) -> None:
+    assert "symbol:TEXT permits all orders" in call("check", "-c", write(CONFIG)).out
+    text = CONFIG.replace('trading: {trade_updates: ["momentum-*", "symbol:TSLA"]}', "news: {news: [TSLA]}")
+    assert "symbol:" not in call("check", "-c", write(text)).out
 
 
 def test_the_columns_are_aligned(write: Write, call: Call) -> None:

@@ -22,7 +22,7 @@ clients:
       opra: {trades: "*"}
       crypto: "*"
       news: {"*": [AAPL]}
-      trading: {trade_updates: ["momentum-*"]}
+      trading: {trade_updates: ["momentum-*", "symbol:TSLA", "symbol:BTC/*"]}
   idle: {key: i, secret: canary-3}
 """
 
@@ -39,6 +39,8 @@ clients:
         ("crypto to-be-invented BTC/USD", "11:15: clients.momentum.allow.crypto: *"),
         ("news news AAPL", "12:20: clients.momentum.allow.news.*[0]: AAPL"),
         ("trading trade_updates momentum-7", "13:33: clients.momentum.allow.trading.trade_updates[0]: momentum-*"),
+        ("trading trade_updates symbol:TSLA", "13:47: clients.momentum.allow.trading.trade_updates[1]: symbol:TSLA"),
+        ("trading trade_updates symbol:BTCUSD", "13:62: clients.momentum.allow.trading.trade_updates[2]: symbol:BTC/*"),
     ],
 )
 def test_allowed_names_the_line(write: Write, call: Call, question: str, answer: str) -> None:
@@ -56,6 +58,14 @@ def test_allowed_names_the_line(write: Write, call: Call, question: str, answer:
         ("momentum iex quotes X", "7:7: clients.momentum.allow.iex: does not list quotes; add quotes: [X]"),
         ("momentum iex quotes *", '7:7: clients.momentum.allow.iex: does not list quotes; add quotes: ["*"]'),
         ("momentum sip bars X", "6:5: clients.momentum.allow: does not name sip; add sip: {bars: [X]}"),
+        (
+            "momentum trading trade_updates symbol:AAPL",
+            '13:17: clients.momentum.allow.trading.trade_updates: has no entry for "symbol:AAPL"; add one',
+        ),
+        (
+            "idle trading trade_updates symbol:*",
+            '14:3: clients.idle: allows nothing; add allow: {trading: {trade_updates: ["symbol:*"]}}',
+        ),
         ("idle sip cancelErrors X", "14:3: clients.idle: allows nothing; add allow: {sip: {trades: [X]}}"),
     ],
 )
@@ -77,6 +87,8 @@ def test_not_allowed_names_the_line_to_extend(write: Write, call: Call, question
         ("momentum iex trades BRK*", 'a symbol has 1 to 64 characters and contains no "*"'),
         (f"momentum iex trades {'A' * 65}", "a symbol has 1 to 64 characters"),
         ("momentum trading trade_updates a*b", "a client_order_id has 1 to 128 characters"),
+        ("momentum trading trade_updates symbol:", "a symbol has 1 to 64 characters"),
+        ("momentum trading trade_updates symbol:T*", "a symbol has 1 to 64 characters"),
     ],
 )
 def test_invalid_arguments(write: Write, call: Call, question: str, sentence: str) -> None:
@@ -97,7 +109,7 @@ def test_configuration_errors_are_those_of_check(write: Write, call: Call) -> No
 @given(
     feed=st.sampled_from(["iex", "opra", "crypto", "trading", "sip"]),
     channel=st.sampled_from(["trades", "bars", "trade_updates", "corrections"]),
-    symbol=st.sampled_from(["AAPL", "BRK", "BRK.B", "BR", "*", "momentum-", "momentum-1", "BTC/USD"]),
+    symbol=st.sampled_from(["AAPL", "BRK", "BRK.B", "BR", "*", "momentum-", "momentum-1", "BTC/USD", "symbol:BTC/USD"]),
 )
 def test_it_agrees_with_the_allowlist(write: Write, call: Call, feed: str, channel: str, symbol: str) -> None:
     path = write(CONFIG)

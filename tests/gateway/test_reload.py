@@ -292,6 +292,26 @@ def test_a_new_key_of_the_account_keeps_the_owners_of_orders(start: Start) -> No
     assert momentum.silent()
 
 
+def test_a_narrowed_allowlist_keeps_the_orders_that_its_other_entries_own(start: Start) -> None:
+    """Those that it inherited while it could see everything, too."""
+    clients = """
+  momentum: {key: momentum, secret: momentum, allow: {trading: {trade_updates: ["*", "momentum-*"]}}}
+  desk: {key: desk, secret: desk, allow: {trading: "*"}}
+"""
+    proxy = start(clients)
+    momentum, desk = (proxy.client(name, "/stream") for name in ("momentum", "desk"))
+    for client in (momentum, desk):
+        client.listen("trade_updates")
+    for order in ({"id": "a", "client_order_id": "momentum-1", "replaced_by": "b"}, {"id": "z"}):
+        proxy.simulator.publish_order({"event": "new", "order": order})
+    assert len(momentum.gather(2)) == 2
+    proxy.gateway.reload(changed(proxy, '["*", "momentum-*"]', '["momentum-*"]', clients=clients))
+    for order in ({"id": "z"}, {"id": "b", "client_order_id": "invented"}):
+        proxy.simulator.publish_order({"event": "new", "order": order})
+    assert [update["data"]["order"]["id"] for update in momentum.gather(3)[2:]] == ["b"]
+    assert [update["data"]["order"]["id"] for update in desk.gather(4)[2:]] == ["z", "b"]
+
+
 def test_a_stopped_upstream_is_not_reopened(start: Start) -> None:
     """Sessions of a removed account leave one by one.
 

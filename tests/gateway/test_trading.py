@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 from proxy.alpaca.client_protocol import Phase
-from proxy.alpaca.codec import JSON
 from proxy.routing import reconciler
-from proxy.routing.order_ownership import Orders
 from proxy.simulator import AccountPlan
 from tests.harness import Client, Harness, wait_for
 
@@ -20,11 +18,12 @@ Start = Callable[..., Harness]
 CLIENTS = """
   momentum: {key: momentum, secret: momentum, allow: {trading: {trade_updates: ["momentum-*", "shared-1"]}}}
   meanrev: {key: meanrev, secret: meanrev, allow: {trading: {trade_updates: ["meanrev-*"]}}}
+  tesla: {key: tesla, secret: tesla, allow: {trading: {trade_updates: ["symbol:TSLA", "symbol:BTC/*"]}}}
   desk: {key: desk, secret: desk, allow: {trading: "*"}}
   none: {key: none, secret: none, allow: {trading: {trade_updates: []}}}
   data: {key: data, secret: data, allow: {crypto: "*"}}
 """
-LISTENING = ("momentum", "meanrev", "desk")
+LISTENING = ("momentum", "meanrev", "tesla", "desk")
 
 
 def order(id_: str, client_order_id: str = "invented", **more: Any) -> dict[str, Any]:
@@ -39,7 +38,7 @@ def proxy(start: Start) -> Harness:
 
 @pytest.fixture
 def listeners(proxy: Harness) -> dict[str, Client]:
-    """All three clients, listening."""
+    """All clients that may use the stream, listening."""
     clients = {name: proxy.client(name, "/stream") for name in LISTENING}
     for client in clients.values():
         assert client.listen("trade_updates") == {"streams": ["trade_updates"]}
@@ -54,7 +53,7 @@ def recipients(proxy: Harness, listeners: dict[str, Client], update: dict[str, A
     before = {name: len(client.data) for name, client in listeners.items()}
     proxy.simulator.publish_order({"event": "new", "order": update})
     assert listeners["desk"].receive()["data"]["order"] == update
-    for name in ("momentum", "meanrev"):
+    for name in ("momentum", "meanrev", "tesla"):
         listeners[name].silent()
     return {name for name, client in listeners.items() if len(client.data) > before[name]} - {"desk"}
 
@@ -146,6 +145,24 @@ def test_an_update_goes_to_the_clients_of_its_client_order_id(proxy: Harness, li
     assert recipients(proxy, listeners, order("5", "by hand")) == set()
 
 
+def test_an_update_goes_to_the_clients_of_its_symbol(proxy: Harness, listeners: dict[str, Client]) -> None:
+    """Whoever placed the order; with its legs, and with their replacements."""
+    assert recipients(proxy, listeners, order("1", "momentum-1", symbol="TSLA")) == {"momentum", "tesla"}
+    assert recipients(proxy, listeners, order("2", symbol="TSLAX")) == set()
+    assert recipients(proxy, listeners, order("3", symbol="BTC/USD")) == {"tesla"}
+    assert recipients(proxy, listeners, order("4", symbol="BTCUSD")) == {"tesla"}
+    assert recipients(proxy, listeners, order("5", symbol="", legs=[order("6", symbol="TSLA")])) == {"tesla"}
+    assert recipients(proxy, listeners, order("7", replaces="6")) == {"tesla"}
+
+
+def test_updates_that_belong_to_nobody_are_counted(proxy: Harness, listeners: dict[str, Client]) -> None:
+    """The desk, which may see everything, owns none of them."""
+    for number, client_order_id in enumerate(("momentum-1", "by hand", "symbol:TSLA", "*")):
+        recipients(proxy, listeners, order(f"{number}", client_order_id, symbol="AAPL"))
+    [state] = [feed for feed in proxy.gateway.snapshot().feeds if feed.feed == "trading"]
+    assert state.unowned == 3
+
+
 def test_a_replacement_belongs_to_the_client_of_the_original(proxy: Harness, listeners: dict[str, Client]) -> None:
     """Alpaca generates the id of each; the chain is followed in both directions."""
     assert recipients(proxy, listeners, order("a", "momentum-1")) == {"momentum"}
@@ -226,22 +243,3 @@ def test_an_account_without_a_free_connection(start: Start, monkeypatch: pytest.
     desk = proxy.client("desk", "/stream")
     assert desk.listen("trade_updates") == {"streams": ["trade_updates"]}
     wait_for(lambda: proxy.upstream("trading").last_error == "Alpaca says 406 exceeded")
-
-
-def test_an_order_without_id_is_matched_by_its_client_order_id() -> None:
-    orders = Orders(lambda given: ["desk"] if given.startswith("desk-") else [])
-    assert orders.owners(JSON.encode({"order": {"client_order_id": "desk-1"}}), 0.0) == {"desk"}
-    assert orders.owners(JSON.encode({"order": {"client_order_id": "other"}}), 0.0) == frozenset()
-
-
-def test_ownership_ends_with_the_pattern_that_gave_it() -> None:
-    """A reload has removed one client's pattern; the other keeps its orders."""
-    patterns = {"wide": "", "desk": "desk-"}
-    orders = Orders(lambda given: [name for name, prefix in patterns.items() if given.startswith(prefix)])
-    update = {"order": {"id": "1", "client_order_id": "desk-1"}}
-    derived = {"order": {"id": "2", "client_order_id": "invented", "replaces": "1"}}
-    assert orders.owners(JSON.encode(update), 0.0) == {"wide", "desk"}
-    patterns["wide"] = "else-"
-    assert orders.owners(JSON.encode(derived), 1.0) == {"desk"}
-    patterns["desk"] = "des"  # wider, or another spelling of the same
-    assert orders.owners(JSON.encode(derived), 2.0) == {"desk"}

@@ -61,6 +61,14 @@ def test_values_of_a_snapshot() -> None:
     assert value(text, "client_lost_messages_total", client="beta", feed="iex", reason="slow") == 5
 
 
+def test_updates_that_belong_to_nobody_are_those_of_the_trading_feed() -> None:
+    text = exposition(snapshot(feeds=(feed(), feed("trading", unowned=4))))
+    name = "alpaca_proxy_order_updates_unowned_total"
+    assert {key: number for key, number in samples(text).items() if key[0] == name} == {
+        (name, frozenset([("feed", "trading")])): 4
+    }
+
+
 def test_the_last_reload() -> None:
     """As Prometheus' own metrics of these names: a start counts as a success; a failure keeps the last one's time."""
     start = 1_699_999_940.5

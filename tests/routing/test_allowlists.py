@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.routing import allowlists
-from proxy.routing.allowlists import Allowlist, Client, Directory, SymbolPatterns, WhenSlow, digest
+from proxy.routing.allowlists import Allowlist, Client, Directory, OrderPatterns, SymbolPatterns, WhenSlow, digest
 
 FEEDS = st.sampled_from(["iex", "crypto", "trading"])
 CHANNELS = st.sampled_from(["trades", "quotes", "corrections", "cancelErrors", "something", "*"])
@@ -115,6 +115,33 @@ def test_explain_returns_the_most_exact_entry() -> None:
     assert allow.explain("iex", "quotes", "AAPL") is None
     assert allow.granted_by("iex", "quotes", "MSFT") == ("*", "MSFT")
     assert allow.granted_by("iex", "cancelErrors", "AAPL") == ("trades", "AAPL")
+
+
+def test_symbols_of_orders() -> None:
+    """Of the trading feed alone; on others, `symbol:` is text like any other."""
+    entries = ["momentum-*", "symbol:TSLA", "symbol:BTC/*"]
+    allow = Allowlist({"trading": {"trade_updates": entries}, "iex": {"trades": ["symbol:*"]}})
+    for symbol in ("symbol:TSLA", "symbol:T/SLA", "symbol:BTCUSD", "symbol:BTC/USD", "momentum-1"):
+        assert allow.permits("trading", "trade_updates", symbol)
+    for symbol in ("TSLA", "symbol:TSL", "symbol:tsla", "symbol:*", "symbol:", "*", "symbol:momentum-1"):
+        assert not allow.permits("trading", "trade_updates", symbol)
+    assert allow.explain("trading", "trade_updates", "symbol:BTC/USD") == "symbol:BTC/*"
+    assert not allow.permits("iex", "trades", "A")
+    assert OrderPatterns(["symbol:*"]).permit("symbol:*")
+    assert not OrderPatterns(["symbol:*"]).permit("*")
+    assert OrderPatterns(["*"]).permit("symbol:*")
+    assert OrderPatterns(["symbol:BTCUSD"]) == OrderPatterns(["symbol:BTC/USD"]) != OrderPatterns(["BTCUSD"])
+
+
+def test_order_patterns_are_those_of_an_accounts_clients() -> None:
+    orders = Allowlist({"trading": {"trade_updates": ["a*"], "*": ["symbol:B"]}})
+    one = client("one", "k1", allow=orders)
+    other = client("other", "k2", accounts={"default": "data", "trading": "live"}, allow=orders)
+    directory = Directory([one, other, client("none", "k3"), client("elsewhere", "k4", accounts={"iex": "paper"})])
+    patterns = directory.order_patterns("paper")
+    assert patterns == {"one": OrderPatterns(["a*", "symbol:B"])}
+    assert directory.order_patterns("paper") is patterns
+    assert [*directory.order_patterns("live")] == ["other"]
 
 
 def test_allowlists_with_the_same_entries_are_equal() -> None:
