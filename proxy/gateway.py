@@ -303,7 +303,7 @@ class Gateway:
         feed_endpoint = endpoint(feed)
         assert feed_endpoint is not None  # the configuration is checked
         settings, router = self._feed_settings(account, feed), self._router(account, feed)
-        return FeedSupervisor(feed_endpoint, settings, router, self._clock, self._host_is_live)
+        return FeedSupervisor(feed_endpoint, settings, router, self._clock, self._host_is_live, self._feed_was_lost)
 
     def _feed_settings(self, account: str, feed: str) -> FeedSettings:
         entry = self.config.accounts[account]
@@ -334,6 +334,19 @@ class Gateway:
         for upstream in self.upstreams.values():
             if upstream.host == host:
                 upstream.host_is_live()
+
+    def _feed_was_lost(self, upstream: FeedSupervisor) -> None:
+        """Close the sessions whose client is configured so, once for this loss."""
+        reason = f"the connection to {upstream.endpoint.feed} was lost"
+        if sessions := [session for session in self.server.sessions if session.ends_with(upstream)]:
+            gevent.spawn(self._close_sessions, sessions, frames.SERVICE_RESTART, reason)
+
+    def _close_sessions(self, sessions: list[ClientSession], code: int, reason: str) -> None:
+        time_slice = TimeSlice()
+        for session in sessions:
+            session.close(code, reason)
+            if time_slice.over():
+                time_slice.yield_to_hub()
 
     def _conceal(self, text: str) -> str | None:
         """Return how an account's key or secret may be shown; None for any other text."""

@@ -33,7 +33,7 @@ from proxy.config.errors import ConfigError, Problem
 from proxy.config.secret import Secret
 from proxy.config.values import Fault, Unsuitable, nearest
 from proxy.config.yamlfile import Items, Step, Table, Text, YamlDocument, quoted
-from proxy.routing.allowlists import DEFAULT, Allowlist, Client, Directory, WhenSlow
+from proxy.routing.allowlists import DEFAULT, Allowlist, Client, Directory, OnOutage, WhenSlow
 
 
 def _readable(value: object, info: ValidationInfo) -> Path:
@@ -215,6 +215,10 @@ class ClientEntry(Section):
     """What happens when it reads too slowly: disconnect, with 407, once its outbox is full; or conflate, once 64 KiB
     wait: of quotes, updated bars and daily bars only the newest of each symbol is kept, of an order book's differences
     the whole book. Nothing else is left out, no order update either; an outbox that is full all the same is a 407."""
+    on_outage: Literal["stay", "close"] = "stay"
+    """What happens to its sessions when the connection of their feed to Alpaca is lost: stay, and miss what Alpaca
+    sends meanwhile; or close, with 1012, as they would at Alpaca, so that the algorithm notices. It may log in again at
+    once, and its subscription takes effect when Alpaca is back."""
     outbox: Annotated[int, BeforeValidator(values.outbox_size)] = values.OUTBOX
     """The largest size of the outbox of each of its sessions."""
 
@@ -250,6 +254,7 @@ class Config(Section):
                 allow=Allowlist(entry.allow),
                 max_connections=entry.max_connections,
                 when_slow=WhenSlow(entry.when_slow),
+                on_outage=OnOutage(entry.on_outage),
                 outbox=entry.outbox,
             )
             for name, entry in self.clients.items()

@@ -18,7 +18,7 @@ from proxy.downstream.hub_budget import HubBudget
 from proxy.downstream.outbox import CLOSE_FLUSH_SECONDS, Outbox, Outboxes
 from proxy.observe.logs import Log
 from proxy.observe.snapshot import SessionState, Totals
-from proxy.routing.allowlists import Client
+from proxy.routing.allowlists import Client, OnOutage
 from proxy.routing.subscriber import Error, Feed, Queue, Subscriber
 from proxy.transport.connection import ClientConnection
 
@@ -147,6 +147,18 @@ class BaseSession:
         if now - self._closing_since >= CLOSE_FLUSH_SECONDS:
             self._connection.shut()
         return True
+
+    def ends_with(self, feed: Feed) -> bool:
+        """Return whether the session ends when the connection of this feed is lost, as its client is configured.
+
+        A session on `/stream` belongs to the default feed as well while it wants topics of it.
+        """
+        if self.client is None or self.client.on_outage is not OnOutage.CLOSE:
+            return False
+        return any(
+            subscriber.feed is feed and (feed.endpoint.feed == self.feed or bool(subscriber.wanted))
+            for subscriber in self.subscribers
+        )
 
     def show_address(self, address: str) -> None:
         """Show the peer at another address, since a reload has changed which reverse proxies are trusted."""

@@ -242,6 +242,13 @@ class WhenSlow(str, Enum):
     CONFLATE = "conflate"
 
 
+class OnOutage(str, Enum):
+    """The action on a session when the connection of its feed is lost."""
+
+    STAY = "stay"
+    CLOSE = "close"
+
+
 @dataclass(frozen=True, slots=True)
 class Client:
     """A configured algorithm.
@@ -257,6 +264,7 @@ class Client:
     allow: Allowlist
     max_connections: int = 4
     when_slow: WhenSlow = WhenSlow.DISCONNECT
+    on_outage: OnOutage = OnOutage.STAY
     outbox: int = 8 * 1024 * 1024
 
     def account(self, feed: str) -> str:

@@ -77,7 +77,8 @@ class FeedSupervisor:
     """The connection of one account to one feed.
 
     It is kept as long as a session wants a topic of the feed. `clock` is monotonic time in seconds; call `tick` several
-    times a second. `came_live` is called when the feed is live, and gets its host.
+    times a second. `came_live` is called when the feed is live, and gets its host; `was_lost` when its live connection
+    has ended, unless it was closed since nothing was wanted. It must not block.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class FeedSupervisor:
         router: Routing,
         clock: Callable[[], float],
         came_live: Callable[[str], None],
+        was_lost: Callable[[FeedSupervisor], None],
     ) -> None:
         self.endpoint = endpoint
         self.settings = settings
@@ -99,7 +101,9 @@ class FeedSupervisor:
         self.stats = FeedStats(clock)
         self._clock = clock
         self._came_live = came_live
+        self._was_lost = was_lost
         self._source: FeedSource | None = None
+        self._idle_source: FeedSource | None = None  # the one that was closed since nothing was wanted
         self._resting = Phase.IDLE  # the phase while there is no source
         self._phase_began = clock()
         self._silence = SilenceDetector(settings.silence)
@@ -189,6 +193,8 @@ class FeedSupervisor:
         if not self.reconciler.idle:
             self._wanted_at = now
         elif now - self._wanted_at >= IDLE_SECONDS and self._greenlet is not None:
+            if self._source is not None and not self._source.ended:
+                self._idle_source = self._source
             self._end("no session subscribes to it any more")
         if (source := self._source) is not None:
             source.tick(now)
@@ -349,6 +355,9 @@ class FeedSupervisor:
             self._tell(self.reconciler.failed(request, self._clock(), closed=True))
         self.reconciler.lost()
         self.router.prune_books(self.reconciler.acked)
+        if source.phase is Phase.LIVE and source is not self._idle_source and not self._stopped:
+            self._was_lost(self)
+        self._idle_source = None
 
     def _count_outage(self) -> None:
         """Count an outage for the feed and each of its members.

@@ -21,7 +21,7 @@ from proxy.config import yamlfile
 from proxy.config.errors import ConfigError
 from proxy.config.model import Config
 from proxy.config.secret import Secret
-from proxy.routing.allowlists import WhenSlow, digest
+from proxy.routing.allowlists import OnOutage, WhenSlow, digest
 
 ROOT = Path(__file__).parent.parent.parent
 DATA = Path(__file__).parent / "data"
@@ -79,7 +79,7 @@ def test_example_loads_and_shows_the_defaults() -> None:
         assert getattr(example, section) == getattr(minimal, section)
     for name in ("trading", "codec", "data_url", "trading_url", "silence"):
         assert getattr(example.accounts["paper"], name) == getattr(minimal.accounts["paper"], name)
-    for name in ("max_connections", "when_slow", "outbox"):
+    for name in ("max_connections", "when_slow", "on_outage", "outbox"):
         assert getattr(example.clients["momentum"], name) == getattr(minimal.clients["momentum"], name)
     momentum = example.directory.named("momentum")
     assert momentum is not None
@@ -116,6 +116,7 @@ def test_defaults() -> None:
     assert (found.limits.message, found.limits.outboxes) == (1024**2, 256 * 1024**2)
     entry = found.clients["momentum"]
     assert (entry.max_connections, entry.when_slow, entry.outbox, entry.allow) == (16, "disconnect", 8 * 1024**2, {})
+    assert entry.on_outage == "stay"
 
 
 def test_blank_sections_have_their_defaults() -> None:
@@ -347,6 +348,7 @@ FULL: dict[str, Any] = {
             "allow": {"iex": {"trades": ["AAPL"]}, "trading": {"trade_updates": ["one-*"]}},
             "max_connections": "2",
             "when_slow": "conflate",
+            "on_outage": "close",
             "outbox": "64KiB",
         },
         "two": {"key": "two", "secret": f"sha256:{'0' * 64}", "account": "data"},
@@ -362,6 +364,7 @@ def test_full_configuration() -> None:
     assert found.admin.token == Secret("secret-token")
     directory = found.directory
     one, two = directory
+    assert (one.on_outage, two.on_outage) == (OnOutage.CLOSE, OnOutage.STAY)
     assert (one.name, one.key, one.max_connections, one.when_slow, one.outbox) == (
         "one",
         "one",

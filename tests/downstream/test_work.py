@@ -94,7 +94,9 @@ class Pipeline:
         login = Login("main", "wss://nowhere", "key", "secret")
         settings = FeedSettings(login, source)
         self._feed = AlpacaConnection(iex, settings, lambda: 0.0)
-        self._upstream = FeedSupervisor(iex, settings, self.router, lambda: 0.0, lambda host: None)
+        self._upstream = FeedSupervisor(
+            iex, settings, self.router, lambda: 0.0, lambda host: None, lambda upstream: None
+        )
         for number, member in enumerate(members):
             self.router.set_subscription(member, subscription(number))
 
