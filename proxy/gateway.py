@@ -341,7 +341,7 @@ class Gateway:
         if sessions := [session for session in self.server.sessions if session.ends_with(upstream)]:
             gevent.spawn(self._close_sessions, sessions, frames.SERVICE_RESTART, reason)
 
-    def _close_sessions(self, sessions: list[ClientSession], code: int, reason: str) -> None:
+    def _close_sessions(self, sessions: list[BaseSession], code: int, reason: str) -> None:
         time_slice = TimeSlice()
         for session in sessions:
             session.close(code, reason)
