@@ -9,6 +9,7 @@ import pytest
 
 from proxy.alpaca.client_protocol import Phase
 from proxy.downstream import client_session
+from proxy.downstream import session as session_module
 from proxy.routing.conflation import Backlog
 from tests.harness import Client, Harness, quote, wait_for
 
@@ -83,7 +84,7 @@ def test_in_a_session(proxy: Harness, witness: Client, monkeypatch: pytest.Monke
 
 def test_in_a_writer(proxy: Harness, witness: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """The greenlet that sends to a client dies: the session is closed."""
-    monkeypatch.setattr(client_session, "CLOSE_FLUSH_SECONDS", 0.1)
+    monkeypatch.setattr(session_module, "CLOSE_FLUSH_SECONDS", 0.1)
     unlucky = proxy.client("unlucky")
     with proxy.undisturbed(witness):
         fail_once(monkeypatch, session_of(proxy, "unlucky").outbox, "_gather")

@@ -18,6 +18,7 @@ import pytest
 
 from proxy.alpaca import market
 from proxy.downstream import client_session
+from proxy.downstream import session as session_module
 from proxy.transport import connection, http_request, listener
 from tests import harness
 from tests.harness import BINARY, CLOSE, PING, PONG, TEXT, Client, Harness, Wire, quote, trade, wait_for
@@ -112,7 +113,7 @@ def test_stops_reading_for_ever(proxy: Harness, monkeypatch: pytest.MonkeyPatch)
 
     The connection is ended all the same, and the client can reconnect at once.
     """
-    monkeypatch.setattr(client_session, "CLOSE_FLUSH_SECONDS", 0.2)
+    monkeypatch.setattr(session_module, "CLOSE_FLUSH_SECONDS", 0.2)
     slow = stuck(proxy, trades=["FAT"])
     pour(proxy)
     wait_for(lambda: lost(proxy))
@@ -176,7 +177,7 @@ def test_floods_with_requests(proxy: Harness, monkeypatch: pytest.MonkeyPatch) -
 
     Each acknowledgement lists its whole subscription.
     """
-    monkeypatch.setattr(client_session, "CLOSE_FLUSH_SECONDS", 0.2)
+    monkeypatch.setattr(session_module, "CLOSE_FLUSH_SECONDS", 0.2)
     wire = stuck(proxy, trades=[f"S{number}" for number in range(500)])
     request = Wire.frame(TEXT, b'{"action":"subscribe"}') * 50
 
