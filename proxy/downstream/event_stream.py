@@ -5,9 +5,9 @@ response begins once the stream is subscribed, so that a client that has read th
 outage of Alpaca, that is after ACK_SECONDS.
 
 Updates that the client has missed come from the account's `OrderHistory`, which has no gap for a client that comes back
-at once: the stream stays subscribed for RETURN_SECONDS after its end. They are read little by little, as fast as
-the client takes them; updates that arrive meanwhile are in the history as well, so the stream goes over to them when it
-has read everything.
+at once: the stream stays subscribed for RETURN_SECONDS after its end. They are read little by little, as fast as the
+client takes them. Updates that arrive meanwhile are in the history as well, so the stream switches to live updates when
+it has read everything.
 
 The proxy cuts a stream: the last chunk is missing, which tells Alpaca's Go SDK to come back. It ends one only where the
 client has named an end, `until`.
@@ -48,7 +48,7 @@ OPENING_SECONDS = 0.25
 MAX_OPENING_SECONDS = 2.5
 
 # Alpaca's codes of REST errors, and its texts where they are known, by HTTP status.
-REFUSALS = {
+ERRORS = {
     "400 Bad Request": (40010001, "invalid request"),
     "401 Unauthorized": (40110000, "request is not authorized"),
     "403 Forbidden": (40310000, "forbidden: this client's allowlist has no trade_updates of trading"),
@@ -76,7 +76,7 @@ class EventHost(SessionHost, Protocol):
 
 def refusal(status: str, message: str = "") -> tuple[str, str, str]:
     """Return a refusal as a response: status, body in the form of Alpaca's REST errors, content type."""
-    code, words = REFUSALS[status]
+    code, words = ERRORS[status]
     return status, json.dumps({"code": code, "message": message or words}), "application/json"
 
 
@@ -134,7 +134,10 @@ class EventStream(BaseSession):
         return permitted(client)
 
     def unresponsive(self, now: float) -> float:
-        """Return 0: a reader of events sends nothing, so only its TCP tells that it is gone."""
+        """Return 0: the client sends nothing, so its silence means nothing.
+
+        The kernel ends the connection when the client acknowledges nothing for GONE_SECONDS (`transport.connection`).
+        """
         return 0.0
 
     # The greenlet
@@ -206,7 +209,7 @@ class EventStream(BaseSession):
             self._sender = gevent.spawn(self._send_missed, self._history.position(self._window.since))
 
     def _send_missed(self, position: int) -> None:
-        """Send the updates from a position of the history on, then go over to those that arrive."""
+        """Send the updates from a position of the history on, then switch to those that arrive."""
         try:
             while position < self._history.end and self.outbox.closing is None:
                 began = self._budget.reserve()

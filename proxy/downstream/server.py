@@ -58,7 +58,7 @@ _NOT_FOUND = (
 _UPGRADE = ("426 Upgrade Required", "This is a WebSocket stream: point an Alpaca SDK here.")
 _ORIGIN = ("403 Forbidden", "This web page's origin is not listed in listen.origins.")
 _DRAINING = ("503 Service Unavailable", "The proxy is shutting down.")
-# What answers a refused log-in for an event stream, by the code that a WebSocket's has.
+# The status that refuses an event stream, by the code of the same refusal on a WebSocket.
 _EVENT_REFUSALS = {402: "401 Unauthorized", 409: "403 Forbidden", 406: "429 Too Many Requests"}
 _REFUSED_CODE = "proxy.refused_code"  # in a WSGI environ: that code
 

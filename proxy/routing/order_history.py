@@ -1,8 +1,8 @@
 """The order updates that an account has received, for event streams that ask for what they have missed.
 
 Every update gets a time `at` that is later than all before it, so that a client can ask for all updates after one that
-it has (`alpaca.order_events`). Who may receive an update is decided when it is read, by the same owners as that of an
-update which arrives: an allowlist may have changed meanwhile, or an owner become known.
+it has (`alpaca.order_events`). Ownership is checked when an update is read, by the same rule as when it arrives: an
+allowlist may have changed meanwhile, or an owner become known.
 
 The history is kept for KEEP_SECONDS, and bounded by the number of updates and by their bytes.
 """

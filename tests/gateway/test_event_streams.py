@@ -27,6 +27,7 @@ from proxy.config import model as configuration
 from proxy.downstream import auth_throttle, event_stream
 from proxy.routing import order_history, reconciler
 from proxy.transport import frames
+from proxy.transport.connection import USER_TIMEOUT
 from tests.events import PATH, EventReader, keys
 from tests.fronts import caddy, nginx, program
 from tests.gateway.scripted import ScriptedAlpaca
@@ -534,6 +535,14 @@ def test_a_client_that_leaves(proxy: Harness, how: str, monkeypatch: pytest.Monk
     assert proxy.simulator.subscribed("trading") == {"trade_updates": {"*"}}
     wait_for(lambda: proxy.simulator.subscribed("trading") == {})
     assert proxy.gateway._outboxes.open == set()
+
+
+@pytest.mark.skipif(USER_TIMEOUT is None, reason="needs TCP_USER_TIMEOUT")
+def test_the_kernel_ends_a_connection_whose_client_is_gone(proxy: Harness, read: Open) -> None:
+    """As that of any session: `faults/test_clients.py::test_half_open` waits for it."""
+    read("desk")
+    [session] = proxy.gateway.server.sessions
+    assert session._connection._raw.getsockopt(socket.IPPROTO_TCP, USER_TIMEOUT) == 90_000
 
 
 def test_what_the_client_sends_is_dropped(proxy: Harness, read: Open) -> None:
