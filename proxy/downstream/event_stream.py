@@ -267,6 +267,8 @@ class EventStream(BaseSession):
 
     def report(self, error: Error | None) -> None:
         """Begin, or cut a stream that has begun if its updates will not come any more."""
+        if self.requests:
+            return  # the answer to the request tells more
         if error is not None or not self._held():
             self._refuse(error)
         elif not self._begun:

@@ -18,7 +18,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-INPUTS = {"codec": 200_000, "session": 200_000, "frames": 100_000, "yaml": 50_000, "large": 100_000, "answer": 20_000}
+INPUTS = {
+    "codec": 200_000,
+    "session": 200_000,
+    "frames": 100_000,
+    "yaml": 50_000,
+    "large": 100_000,
+    "answer": 20_000,
+    "events": 100_000,
+}
 SECONDS = 1800  # for one target
 
 

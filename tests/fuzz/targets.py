@@ -14,7 +14,7 @@ import msgpack
 import websocket
 from websocket._handshake import _get_resp_headers
 
-from proxy.alpaca import large_frames, server_protocol
+from proxy.alpaca import large_frames, order_events, server_protocol
 from proxy.alpaca.codec import JSON, MAX_DOCUMENTS, MSGPACK, Codec, Malformed
 from proxy.alpaca.cooperative import run_to_end
 from proxy.alpaca.endpoints import endpoint, feed_of_path
@@ -218,6 +218,20 @@ def answer(data: bytes) -> None:
     assert len(data) - len(response.socket.rest) <= ANSWER_HEAD_BYTES + ANSWER_BODY_BYTES + ANSWER_READ_BYTES
 
 
+def events(data: bytes) -> None:
+    """An order update and a query of an event stream; the first line is the query."""
+    query, _, update = data.partition(b"\n")
+    with suppress(ValueError):
+        window = order_events.Window.of_query(query.decode("latin-1"))
+        assert window.until is None or window.since is not None
+    stamped = order_events.stamped(update, 1_700_000_000_000_000_000, 1_600_000_000_000_000_000)
+    if stamped is not None:
+        at, body = stamped
+        assert at >= 1_600_000_000_000_000_000
+        assert order_events.time_of(body) == at
+        assert order_events.event(body).count(b"\n") == 2
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "codec": codec,
     "session": session,
@@ -225,6 +239,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "yaml": yaml,
     "large": large,
     "answer": answer,
+    "events": events,
 }
 
 
@@ -254,6 +269,9 @@ def seeds(target: str) -> Iterator[bytes]:
         yield b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n\x81\x01x"
         yield b"HTTP/1.1 503 No\r\nContent-Length: 5\r\n\r\nhello"
         yield b"HTTP/1.1 302 Elsewhere\nLocation: ws://other\nSet-Cookie: a=b\n\n"
+    elif target == "events":
+        yield b'since=2026-03-02T15:00:00.5Z&until=2026-03-03\n{"order":{"id":"1"},\n"at":"2026-03-02T10:00:00-05:00"}'
+        yield b'since_id=1\n{"event":"new","at":null}'
     else:
         yield FILE.encode()
         yield b"accounts: [&a {b: *a}, !!int 1, 'x', \"\\u00e9\"]\n---\n? |\n  x\n: >-\n  y\n"

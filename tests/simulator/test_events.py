@@ -61,7 +61,7 @@ def test_until_ends_it(simulator: Simulator) -> None:
         assert bounded.opened().rest() == "ended"
         assert ids(bounded) == ["1"]
     until = timestamps.rfc3339(time.time_ns() + 200_000_000)
-    with reader(simulator, f"?since=2030-01-01T00:00:00Z&until={until}") as timed:
+    with reader(simulator, f"?since=2999-01-01T00:00:00Z&until={until}") as timed:
         assert timed.opened().rest() == "ended"
 
 
