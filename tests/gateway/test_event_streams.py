@@ -28,6 +28,7 @@ from proxy.downstream import auth_throttle, event_stream
 from proxy.routing import order_history, reconciler
 from proxy.transport import frames
 from proxy.transport.connection import USER_TIMEOUT
+from proxy.upstream import supervisor
 from tests.events import PATH, EventReader, keys
 from tests.fronts import caddy, nginx, program
 from tests.gateway.scripted import ScriptedAlpaca
@@ -213,13 +214,13 @@ def test_a_page_of_another_origin(proxy: Harness) -> None:
 
 def test_refusals_wait_as_refused_log_ins_do(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FIRST", "MOST"):
-        monkeypatch.setattr(auth_throttle, name, 0.4)
+        monkeypatch.setattr(auth_throttle, name, 0.2)
     proxy = start(CLIENTS)
     for headers in (keys("desk", "wrong"), keys("data")):
         began = time.monotonic()
         with EventReader(proxy.address, PATH, headers) as reader:
             reader.refused()
-        assert time.monotonic() - began >= 0.4
+        assert time.monotonic() - began >= 0.2
 
 
 # Updates
@@ -412,31 +413,31 @@ def test_a_history_larger_than_the_outbox(proxy: Harness, read: Open) -> None:
     """It is read as fast as the client takes it, and what arrives meanwhile follows in its order."""
     desk = proxy.client("desk", "/stream")
     desk.listen("trade_updates")
-    receive(proxy, 300, note="x" * 4000)
-    desk.gather(300)
+    receive(proxy, 100, note="x" * 12_000)
+    desk.gather(100)
     reader = read("small", since="2020-01-01")
     session = next(s for s in proxy.gateway.server.sessions if s.name == "small")
-    for number in range(300, 400):
+    for number in range(100, 200):
         publish(proxy, number, note="x" * 100)
         assert session.outbox.pending < session.outbox.limit
-    assert numbers(reader.gather(400)) == [*range(400)]
+    assert numbers(reader.gather(200)) == [*range(200)]
     assert times(reader.events) == sorted({*times(reader.events)})
 
 
 def test_a_reader_slower_than_the_history_goes_by(
     proxy: Harness, read: Open, monkeypatch: pytest.MonkeyPatch, events: list[Any]
 ) -> None:
-    monkeypatch.setattr(order_history, "KEEP_UPDATES", 300)
+    monkeypatch.setattr(order_history, "KEEP_UPDATES", 150)
     desk = proxy.client("desk", "/stream")
     desk.listen("trade_updates")
-    receive(proxy, 300, note="x" * 50_000)
-    desk.gather(300)
+    receive(proxy, 150, note="x" * 100_000)
+    desk.gather(150)
     target = f"{PATH}?since=2020-01-01"
     with EventReader(proxy.address, target, keys("small"), buffer=4096) as reader:
         reader.opened()
-        for number in range(300):
+        for number in range(150):
             publish(proxy, number)
-        desk.gather(600)
+        desk.gather(300)
         [session] = [session for session in proxy.gateway.server.sessions if session.name == "small"]
         assert not session._live
         assert reader.rest() == "cut"
@@ -614,8 +615,9 @@ def test_the_response_begins_when_the_stream_is_subscribed(proxy: Harness) -> No
         assert proxy.simulator.subscribed("trading") == {"trade_updates": {"*"}}
 
 
-def test_alpaca_refuses_the_stream(start: Start, events: list[Any]) -> None:
+def test_alpaca_refuses_the_stream(start: Start, events: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The stream is absent from its acknowledgement: 403, which waits as other refusals do."""
+    monkeypatch.setattr(supervisor, "DOUBT_SECONDS", 0.1)
     with ScriptedAlpaca(lambda peer, request: peer.send_json(peer.state())) as alpaca:
         proxy = start(CLIENTS, config={"accounts": ACCOUNT.replace("{url}", alpaca.url)})
         with EventReader(proxy.address, PATH, keys("desk")) as reader:
