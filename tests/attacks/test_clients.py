@@ -281,7 +281,7 @@ def test_log_in_beside_sockets_that_stay(target: Start, beginning: bytes) -> Non
 REST_CALL = b"GET /v2/events/orders HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-@pytest.mark.parametrize(("sockets", "most", "share"), [(1, 3, 0.1), (100, 100, 0.6)])
+@pytest.mark.parametrize(("sockets", "most", "share"), [(1, 3, 0.1), (150, 150, 0.75)])
 def test_a_hot_loop_of_rest_calls(target: Start, sockets: int, most: int, share: float) -> None:
     """Each refusal waits, so who asks again at once does not take up the processor or delay others.
 
