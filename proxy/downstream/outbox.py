@@ -25,7 +25,7 @@ from proxy.routing.conflation import Backlog, WholeBook
 from proxy.transport import frames
 from proxy.transport.connection import ClientConnection
 from proxy.transport.errors import ConnectionLost
-from proxy.transport.time_slice import run_with_pauses
+from proxy.transport.time_slice import TimeSlice, run_with_pauses
 
 CLOSE_FLUSH_SECONDS = 4.5  # `ClientSession.tick` enforces it, up to two ticks later: 5 s at most
 WRITE_BYTES = 64 * 1024
@@ -220,8 +220,11 @@ class Outbox:
 
         It ends when the close frame is sent, the client is gone, or a send times out.
         """
+        time_slice = TimeSlice()
         try:
             while self.closing is None or self.pending:
+                if self.pending and time_slice.over():  # a send does not block while the peer keeps up
+                    time_slice.yield_to_hub()
                 data, pending = self._gather()
                 seconds = None if self.closing is None else CLOSE_FLUSH_SECONDS
                 sent = self._connection.send(data, seconds)

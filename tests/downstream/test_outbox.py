@@ -318,3 +318,20 @@ def test_a_partly_sent_frame_is_completed_before_the_close_frame() -> None:
 def test_a_close_takes_at_most_five_seconds() -> None:
     """Up to one tick passes until the close is detected, and one until its timeout is."""
     assert 4 < outbox.CLOSE_FLUSH_SECONDS + 2 * gateway.TICK_SECONDS <= 5
+
+
+def test_a_backlog_that_is_sent_at_once_does_not_hold_the_hub() -> None:
+    """The peer reads again, and each send succeeds without a wait."""
+    kernel, outboxes, box, writer = opened()
+    box.limit = outboxes.limit = 1 << 30
+    kernel.room = 0
+    frame = frames.encode(frames.TEXT, bytes(60_000))
+    for _ in range(300):
+        box.put(frame, 1)
+    kernel.room = 1 << 30
+    turns = 0
+    while box.pending:
+        gevent.sleep(0)
+        turns += 1
+    assert turns > 3
+    writer.kill()
