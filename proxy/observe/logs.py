@@ -17,12 +17,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, TextIO
 
 import gevent
 from gevent.monkey import get_original
 
 from proxy.observe.style import Color, Style
+from proxy.transport.time_slice import TimeSlice
 
 REPEAT_SECONDS = 5.0
 CHUNK_SIZE = 1024  # characters; at most 4 KiB, which a pipe takes whole or not at all (POSIX: PIPE_BUF)
@@ -94,16 +96,16 @@ class RepeatFilter:
             self._counts[key] = _Count(self._clock() + REPEAT_SECONDS)
         return True
 
-    def due(self, *, all: bool = False) -> list[logging.LogRecord]:
+    def due(self, *, all: bool = False, most: int = MAX_KINDS) -> list[logging.LogRecord]:
         """The events to write now: the last of each kind whose REPEAT_SECONDS are over, with its count as `repeated`.
 
         A kind that was repeated is counted for another REPEAT_SECONDS; one that was not is removed. `all` returns every
-        count, whatever its time.
+        count, whatever its time. At most `most` events are returned.
         """
         now = self._clock()
-        repeats = []
+        repeats: list[logging.LogRecord] = []
         for key, count in [*self._counts.items()]:
-            if not all and now < count.until:
+            if len(repeats) == most or (not all and now < count.until):
                 break  # the rest is later still: the dict is ordered by `until`
             del self._counts[key]
             if count.last is not None:
@@ -219,7 +221,8 @@ class _Output(logging.Handler):
 
     def close(self) -> None:
         """Write all remaining counts."""
-        self._write_repeats(all=True)
+        for record in self._repeats.due(all=True):
+            self._write_repeat(record)
         if self._timer is not None:
             self._timer.kill(block=False)
         super().close()
@@ -250,20 +253,23 @@ class _Output(logging.Handler):
 
     def _start_timer(self) -> None:
         if self._timer is None and len(self._repeats):
-            self._timer = gevent.spawn_later(REPEAT_SECONDS, self._write_repeats)  # a thread's start would wait
+            self._timer = gevent.spawn_later(REPEAT_SECONDS, self._write_due)  # a thread's start would wait
 
-    def _write_repeats(self, all: bool = False) -> None:
-        self.acquire()
-        try:
-            for record in self._repeats.due(all=all):
-                record.created = now = time.time()  # of this line, so that the lines are in the order of their times
-                record.msecs = now % 1 * 1000
-                self._write(record)
-            if not all:
-                self._timer = None
-                self._start_timer()
-        finally:
-            self.release()
+    def _write_due(self) -> None:
+        """Write the counts that are due, and yield by time: there may be a thousand."""
+        time_slice = TimeSlice()
+        while records := self._repeats.due(most=1):
+            self._write_repeat(records[0])
+            if time_slice.over():
+                time_slice.yield_to_hub()
+        self._timer = None
+        self._start_timer()
+
+    def _write_repeat(self, record: logging.LogRecord) -> None:
+        record.created = now = time.time()  # of this line, so that the lines are in the order of their times
+        record.msecs = now % 1 * 1000
+        with self.lock or nullcontext():
+            self._write(record)
 
 
 def _writable(stream: TextIO) -> bool:

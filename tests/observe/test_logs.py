@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -371,3 +372,20 @@ print(ran)
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=30)
     assert done.stdout == "[]\n"
     assert len(done.stderr.splitlines()) == 100
+
+
+def test_a_thousand_counts_do_not_hold_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are due at the same time; other greenlets run between their lines."""
+    monkeypatch.setattr(logs, "REPEAT_SECONDS", 0.2)
+    stream = io.StringIO()
+    logs.set_up("json", "info", stream)
+    for number in [*range(1000)] * 2:
+        Log("session").info("request_refused", topics=f"trades S{number}")
+    seen: list[int] = []
+    deadline = time.monotonic() + 10
+    while not seen or seen[-1] < 1000:
+        assert time.monotonic() < deadline
+        gevent.sleep(0.0001)
+        seen.append(stream.getvalue().count('"repeated"'))
+    logs.set_up("json", "info", io.StringIO())
+    assert len({*seen}) > 15
