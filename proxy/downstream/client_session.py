@@ -344,8 +344,9 @@ class ClientSession(BaseSession):
 
     def _send_request(self, request: PendingRequest) -> None:
         self.requests.append(request)
-        request.subscriber.feed.request(request)
-        self._pace()  # thousands of topics take milliseconds
+        for _ in request.subscriber.feed.request(request):
+            self._pace()
+        self._pace()
         self.answer()
 
     def _reply(self, payload: bytes | None) -> None:

@@ -181,7 +181,8 @@ class EventStream(BaseSession):
         self.subscribers.append(subscriber)
         request = PendingRequest(subscriber, TOPICS, NO_TOPICS, self._clock())
         self.requests.append(request)
-        subscriber.feed.request(request)
+        for _ in subscriber.feed.request(request):
+            pass
         self.answer()
 
     def _read(self) -> None:

@@ -15,12 +15,13 @@ No I/O and no clock here: `now` is a parameter in seconds, and outcomes are retu
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from math import inf
 
 from proxy.alpaca.client_protocol import Acknowledged
+from proxy.alpaca.cooperative import CHUNK_SIZE, chunks
 from proxy.alpaca.market import ERRORS
 from proxy.alpaca.topics import NO_TOPICS, Subscription, Topic, channel_of
 from proxy.routing.request_builder import RequestBuilder, UpstreamRequest
@@ -61,6 +62,7 @@ class SubscriptionReconciler:
         self._restored = NO_TOPICS  # wanted when the connection was lost: they are requested together
         self._open: dict[PendingRequest, None] = {}  # unanswered or remembered, oldest first
         self._subscribers: dict[Subscriber, None] = {}  # those with confirmed topics, oldest first
+        self._released: deque[list[Topic]] = deque()  # references that are still counted
         self._absent: dict[Topic, Absence] = {}
         self._remove_first = False
         self._has_made_room = False  # since the last confirmed addition
@@ -90,8 +92,8 @@ class SubscriptionReconciler:
 
     # Calls on behalf of sessions
 
-    def request(self, request: PendingRequest) -> None:
-        """Take a request that its session has queued.
+    def request(self, request: PendingRequest) -> Iterator[None]:
+        """Take a request that its session has queued, yielding between chunks of topics.
 
         Topics that are both added and removed are added. Topics that Alpaca has confirmed for the session are not put
         at risk again: Python's SDKs resend their whole set each time.
@@ -102,13 +104,22 @@ class SubscriptionReconciler:
             return
         subscriber = request.subscriber
         removed = [other.remove for other in subscriber.waiting if other.remove and other is not request]
-        request.topics = request.add - (subscriber.confirmed.difference(*removed) if removed else subscriber.confirmed)
-        if request.topics:
-            self._open[request] = None
-            self._refer(request.topics)
-            for topic in request.topics & self._absent.keys():
-                self._absent[topic].retry_at = -inf
-        if not self._lacks(request):
+        topics = request.add - (subscriber.confirmed.difference(*removed) if removed else subscriber.confirmed)
+        for topic in topics & self._absent.keys():
+            self._absent[topic].retry_at = -inf
+        for chunk in [topics] if len(topics) <= CHUNK_SIZE else map(frozenset, chunks(topics)):
+            if request.resolved:  # it was refused or given up during a pause
+                return
+            part = chunk & request.add
+            if part:
+                request.topics = request.topics | part if request.topics else part
+                self._open[request] = None
+                self._refer(part)
+            if chunk is not topics:
+                request.complete = False
+                yield
+        request.complete = True
+        if not request.resolved and not self._lacks(request):
             request.state = RequestState.CONFIRMED
 
     def apply(self, request: PendingRequest) -> None:
@@ -155,7 +166,7 @@ class SubscriptionReconciler:
         self._give_up([*subscriber.remembered, *waiting], topics)
         self._take_confirmed(subscriber, subscriber.confirmed & topics)
         for request in waiting:
-            if not request.resolved and not self._lacks(request):
+            if not request.resolved and request.complete and not self._lacks(request):
                 request.state = RequestState.CONFIRMED
 
     def leave(self, subscriber: Subscriber) -> None:
@@ -300,7 +311,7 @@ class SubscriptionReconciler:
         """Resolve the requests that have waited ACK_SECONDS, and report topics that are left out for too long."""
         outcomes = []
         for request in self._open:
-            if not request.resolved and now - request.requested_at >= ACK_SECONDS:
+            if not request.resolved and request.complete and now - request.requested_at >= ACK_SECONDS:
                 request.state = RequestState.REMEMBERED
                 outcomes.append(RequestOutcome(request.subscriber))
         late = [topic for topic, absence in self._absent.items() if now - absence.since >= WITHHELD_SECONDS]
@@ -433,7 +444,7 @@ class SubscriptionReconciler:
         outcomes = []
         lacking: dict[Subscription, bool] = {}  # hundreds of sessions may hold the same topics
         for request in self._open:
-            if request.state is RequestState.CONFIRMED:
+            if request.state is RequestState.CONFIRMED or not request.complete:
                 continue
             if request.topics not in lacking:
                 lacking[request.topics] = self._lacks(request)
@@ -578,8 +589,20 @@ class SubscriptionReconciler:
             self._surplus -= new
             self._missing |= dict.fromkeys(new - self.acked)
 
-    def _unrefer(self, topics: Subscription) -> None:
-        """Count one reference less to each topic."""
+    def release(self) -> bool:
+        """Count off one chunk of the references that were given up; return whether there are more."""
+        if self._released:
+            self._unrefer_now(self._released.popleft())
+        return bool(self._released)
+
+    def _unrefer(self, topics: Set[Topic]) -> None:
+        """Count one reference less to each topic; of thousands, `release` does it."""
+        if len(topics) <= CHUNK_SIZE:
+            self._unrefer_now(topics)
+        else:
+            self._released.extend(chunks(topics))
+
+    def _unrefer_now(self, topics: Iterable[Topic]) -> None:
         wanted = self._wanted
         unwanted = []
         for topic in topics:

@@ -14,7 +14,7 @@ one set whatever the number of requests that brought its topics, and the remembe
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -57,6 +57,7 @@ class PendingRequest:
     state: RequestState = RequestState.PENDING
     error: Error | None = None
     answered: bool = False
+    complete: bool = True  # all of its topics are counted as wanted
     divisible: bool = False
     confirmed_before: bool = False
     alone: bool = False
@@ -97,8 +98,8 @@ class Feed(Protocol):
 
     endpoint: Endpoint
 
-    def request(self, request: PendingRequest) -> None:
-        """Take a request that its session has queued."""
+    def request(self, request: PendingRequest) -> Iterator[None]:
+        """Take a request that its session has queued, yielding between chunks of topics."""
 
     def apply(self, request: PendingRequest) -> None:
         """Give the session what a resolved request brings; its messages are not sent yet."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -120,6 +120,7 @@ class FeedSupervisor:
         self._doubtful: tuple[Acknowledged, float] | None = None  # a state that may be no answer, and its time
         self._untold: deque[RequestOutcome] = deque()
         self._teller: gevent.Greenlet | None = None
+        self._releaser: gevent.Greenlet | None = None
         self._log = Log("upstream", account=settings.login.account, feed=endpoint.feed)
 
     def __repr__(self) -> str:
@@ -147,12 +148,13 @@ class FeedSupervisor:
 
     # Calls of sessions (routing.subscriber.Feed)
 
-    def request(self, request: PendingRequest) -> None:
-        self.reconciler.request(request)
+    def request(self, request: PendingRequest) -> Iterator[None]:
+        yield from self.reconciler.request(request)
         self._reconcile()
 
     def apply(self, request: PendingRequest) -> None:
         self.reconciler.apply(request)
+        self._release()
         self._reconcile()
 
     def install(self, subscriber: Subscriber) -> list[tuple[bytes, int]]:
@@ -167,6 +169,7 @@ class FeedSupervisor:
     def revoke(self, subscriber: Subscriber, topics: Subscription) -> None:
         self.router.revoke(subscriber, topics)
         self.reconciler.revoke(subscriber, topics)
+        self._release()
         self._reconcile()
 
     def adopt(self, subscriber: Subscriber, topics: Subscription) -> list[tuple[bytes, int]]:
@@ -177,6 +180,7 @@ class FeedSupervisor:
     def leave(self, subscriber: Subscriber) -> None:
         self.router.remove(subscriber)
         self.reconciler.leave(subscriber)
+        self._release()
         self._reconcile()
 
     def book(self, symbol: str, codec: Codec) -> Raw | bytes | None:
@@ -187,6 +191,7 @@ class FeedSupervisor:
     def tick(self, now: float) -> None:
         """Do what is due: provisional acknowledgements, pings, time limits, silence."""
         self._tell(self.reconciler.overdue(now))
+        self._release()
         self.stats.tick(self.router.received, now)
         if self._greenlet is None and self.reconciler.closed and now - self._refused_at >= Backoff.NOT_SERVED:
             self.reconciler.open()  # the next subscribe dials again
@@ -504,6 +509,7 @@ class FeedSupervisor:
 
     def _after_answer(self) -> None:
         self.router.prune_books(self.reconciler.acked)
+        self._release()
         self._reconcile()
 
     # Sessions
@@ -545,6 +551,19 @@ class FeedSupervisor:
         except Exception:  # an internal error costs this session, not the others
             self._log.error("internal_error", part=repr(subscriber))
             subscriber.abort()
+
+    def _release(self) -> None:
+        """Count off the references to thousands of topics in a greenlet."""
+        if self._releaser is None and self.reconciler.release():
+            self._releaser = gevent.spawn(self._release_rest)
+
+    def _release_rest(self) -> None:
+        time_slice = TimeSlice()
+        while self.reconciler.release():
+            if time_slice.over():
+                time_slice.yield_to_hub()
+        self._releaser = None
+        self._reconcile()
 
     def _reconcile(self) -> None:
         """Start the greenlet if it is needed, or send the next request if one can be sent.

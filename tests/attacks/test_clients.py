@@ -182,19 +182,21 @@ def test_a_flood_of_a_client(target: Start, kind: str) -> None:
     assert cost.excess <= CALM_SECONDS, repr(cost)
 
 
-def test_sessions_that_change_many_symbols(target: Start) -> None:
-    """Six sessions subscribe to 44,000 symbols and unsubscribe, repeatedly.
+@pytest.mark.parametrize(("count", "allowed"), [(8_000, CALM_SECONDS), long(44_000, 0.15)])
+def test_sessions_that_change_many_symbols(target: Start, count: int, allowed: float) -> None:
+    """Six sessions subscribe to thousands of symbols and unsubscribe, repeatedly.
 
     Their client's allowlist permits the symbols by a prefix.
     """
-    symbols = [f"S{number:06}" for number in range(44_000)]
+    symbols = [f"S{number:06}" for number in range(count)]
     seconds = 5.0
     churner = (
         '  churner: {key: churner, secret: churner, account: bad, max_connections: 20, allow: {iex: {quotes: ["S*"]}}}'
     )
 
     def churn(wire: Wire, number: int) -> None:
-        rotated = symbols[number * 7000 :] + symbols[: number * 7000]
+        start = number * count // 6
+        rotated = symbols[start:] + symbols[:start]
         with suppress(OSError, EOFError):
             while True:
                 for action in ("subscribe", "unsubscribe"):
@@ -215,7 +217,7 @@ def test_sessions_that_change_many_symbols(target: Start) -> None:
                 proxy.close_clients()
 
         cost = proxy.cost(attack, seconds, tries=2)
-    assert cost.excess <= CALM_SECONDS, repr(cost)
+    assert cost.excess <= allowed, repr(cost)
 
 
 @pytest.mark.parametrize("kind", ["small objects", "small msgpack objects"])

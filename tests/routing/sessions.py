@@ -49,17 +49,25 @@ class FakeSession:
         """Make a request, and answer it if it is resolved at once."""
         request = PendingRequest(self.subscriber, add, remove, now)
         self.queue.append(request)
-        self.reconciler.request(request)
+        for _ in self.reconciler.request(request):
+            pass
+        self.release()
         self.answer()
         return request
 
+    def release(self) -> None:
+        while self.reconciler.release():
+            pass
+
     def leave(self) -> None:
         self.reconciler.leave(self.subscriber)
+        self.release()
         self.queue.clear()
 
     def revoke(self, topics: Subscription) -> None:
         """Take topics away, as a reload does."""
         self.reconciler.revoke(self.subscriber, topics)
+        self.release()
         self.queue.append(None)
         self.answer()
 
@@ -78,6 +86,7 @@ class FakeSession:
                 self.told.append(Told(first.error, None, first))
             else:
                 self.reconciler.apply(first)
+                self.release()
                 self._tell(None, first)
 
     def report(self, error: Error | None) -> None:

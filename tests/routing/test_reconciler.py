@@ -95,6 +95,8 @@ class World:
 
     def send(self) -> UpstreamRequest | None:
         """Send the next request, unless one is under way."""
+        while self.reconciler.release():
+            pass
         if self.under_way is None:
             self.under_way = self.reconciler.next_request(self.now)
         return self.under_way
