@@ -14,7 +14,7 @@ from pathlib import Path
 import gevent
 import pytest
 
-from tests.attacks.target import Target
+from tests.attacks.target import Target, long
 from tests.harness import CLOSE, PING, PONG, TEXT, Process, Wire, wait_for
 
 pytestmark = pytest.mark.attack
@@ -96,6 +96,7 @@ def subscribed(proxy: Target) -> Wire:
     return wire
 
 
+@pytest.mark.long
 @pytest.mark.timeout(150)
 def test_a_backlog_of_megabytes_delays_no_other_client(proxy: Proxy) -> None:
     """A quarter of the messages are trades, which are kept: the outbox fills, and the client gets 407.
@@ -120,7 +121,7 @@ def test_a_backlog_of_megabytes_delays_no_other_client(proxy: Proxy) -> None:
     wait_for(lambda: "slow client" in [event.get("reason") for event in attacked.process.events])
 
 
-@pytest.mark.parametrize("symbols", [100, 1000])
+@pytest.mark.parametrize("symbols", [long(100), 1000])
 def test_a_reader_at_half_the_rate_gets_new_quotes(proxy: Proxy, symbols: int) -> None:
     """None is older than two seconds, each symbol has its turn, and no trade is missing."""
     reader = SlowReader(proxy(rate=9000, share=0.05, symbols=symbols))
