@@ -34,7 +34,7 @@ from tests.observe.test_metrics import ALERTS, dashboard_expressions
 pytestmark = [pytest.mark.web, pytest.mark.timeout(120)]
 
 SECONDS = 30.0
-PROXIES = 7  # one for each test
+PROXIES = 8  # one for each test
 CLIENTS = """
   alpha: {key: alpha, secret: alpha, allow: {iex: "*", crypto: "*"}}
   slow: {key: slow, secret: slow, outbox: 1MiB, allow: {iex: "*"}}

@@ -290,6 +290,7 @@ def test_a_feed_that_fell_silent(proxy: Harness, show: Show) -> None:
 def test_clients_that_are_not_connected(proxy: Harness, show: Show) -> None:
     """Those that were never here are listed; one that has left shows it in its row. An old proxy names none."""
     keep = busy(proxy)
+    alter(proxy, lambda status: status.pop("configured"))
     page = show(proxy)
     page.wait(contains(".client summary", "momentum"))
     assert page.run("document.getElementById('absent').hidden")
