@@ -52,7 +52,7 @@ Feed, channel, entries: `iex: {trades: [AAPL, BRK*], bars: ["*"]}`. What no entr
 | `BRK*` | every symbol that begins so, but not to subscribe to `*` |
 | `"*"` | every symbol, and to subscribe to `*` itself |
 | `CHANNEL: "*"` | the same as `["*"]` |
-| `"*": [AAPL]` | `AAPL` on every channel, those included that nobody knows yet |
+| `"*": [AAPL]` | `AAPL` on every channel, channels included that Alpaca adds later |
 | `FEED: "*"` | everything in the feed |
 
 `{followers}` come with `trades` and cannot be listed.
@@ -62,12 +62,12 @@ Under `trading`, an update belongs to a client if an entry of `trade_updates` ma
 | entry | matches |
 |---|---|
 | `"momentum-*"` | orders whose `client_order_id` begins so; without the star, the one with that id |
-| `symbol:TSLA` | orders of that symbol, and orders with such a leg, whoever placed them |
+| `symbol:TSLA` | orders of that symbol, and orders with such a leg, however they were placed |
 | `"symbol:BTC*"` | the same, of every symbol that begins so; `"symbol:*"` of every symbol |
 
 Slashes in symbols are ignored: `symbol:BTCUSD` matches `BTC/USD`. An update also belongs to a client if the order, what
-it replaces, what replaced it, its parent or one of its legs is an order of the client's. Orders of nobody are seen with
-`"*"` alone. Orders are remembered while they are open and for a day after, 50,000 at most.
+it replaces, what replaced it, its parent or one of its legs is an order of the client's. Orders that belong to no
+client are seen with `"*"` alone. Orders are remembered while they are open and for a day after, 50,000 at most.
 """
 
 FEEDS = """\

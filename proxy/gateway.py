@@ -230,8 +230,7 @@ class Gateway:
         for_all = (old.default_feed, old.limits) != (new.default_feed, new.limits)
         time_slice = TimeSlice()
         for session in [*self.server.sessions]:
-            if time_slice.over():
-                time_slice.yield_to_hub()
+            time_slice.pause()
             client = session.client
             if session not in self.server.sessions:  # it has ended during a pause
                 continue
@@ -245,8 +244,7 @@ class Gateway:
             elif for_all or client.name in plan.changed:
                 try:
                     for _ in session.reconfigure(changed):
-                        if time_slice.over():
-                            time_slice.yield_to_hub()
+                        time_slice.pause()
                 except Exception:  # of one session; the others, and the reload, go on
                     self._log.error("internal_error", part=repr(session))
                     session.close(frames.POLICY, "internal error in a reload")
@@ -345,8 +343,7 @@ class Gateway:
         time_slice = TimeSlice()
         for session in sessions:
             session.close(code, reason)
-            if time_slice.over():
-                time_slice.yield_to_hub()
+            time_slice.pause()
 
     def _conceal(self, text: str) -> str | None:
         """Return how an account's key or secret may be shown; None for any other text."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from enum import Enum
-from itertools import repeat
+from itertools import chain, repeat
 
 from proxy.alpaca import market, trading
 from proxy.alpaca.codec import JSON, Codec, Malformed, Raw
@@ -162,14 +162,14 @@ class MarketClientProtocol:
         return event if isinstance(event, Refused) else None
 
     def _acknowledged(self, body: Raw | bytes) -> Acknowledged:
-        topics: set[Topic] = set()
+        stated: list[Iterable[Topic]] = []
         channels = set()
         for channel, value in self.codec.fields(body).items():
             symbols = None if channel == "T" or channel in FOLLOWERS else self.codec.texts_of(value)
             if symbols is not None:
                 channels.add(channel)
-                topics.update(zip(repeat(channel), symbols, strict=False))
-        return Acknowledged(frozenset(topics), channels)
+                stated.append(zip(repeat(channel), symbols, strict=False))
+        return Acknowledged(frozenset(chain.from_iterable(stated)), channels)
 
     def request(self, add: bool, topics: Iterable[Topic], acked: Iterable[Topic]) -> bytes:
         """Encode a request to add or to remove these topics.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -71,7 +72,7 @@ class Envelope(msgspec.Struct, gc=False):
 _DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-class Codec:
+class Codec(ABC):
     """One wire format.
 
     `text`: its frames are text frames; `content_type`: its name in an upgrade request. Every value is decoded with a
@@ -173,9 +174,9 @@ class Codec:
         """Return Alpaca's name of a symbol, given this codec's name."""
         return symbol
 
+    @abstractmethod
     def join(self, bodies: Sequence[Raw | bytes]) -> bytes:
         """Return one data frame of these bodies."""
-        raise NotImplementedError
 
     def batches(self, bodies: Sequence[Raw | bytes]) -> Iterator[tuple[bytes, int]]:
         """Yield data frames of these bodies, and the number of bodies in each.
@@ -194,9 +195,9 @@ class Codec:
         """Encode a control message, or a frame of them."""
         return self._encode(value)  # type: ignore[no-any-return]
 
+    @abstractmethod
     def readable(self, payload: bytes) -> str:
         """Return a message as JSON text, for people."""
-        raise NotImplementedError
 
     def control(self, body: Raw | bytes) -> Control:
         """Decode a control message of the market dialect. Raises Malformed."""
@@ -239,13 +240,13 @@ class Codec:
         """Return an object's keys with their undecoded values, or None."""
         return self._value(self._raw_map, value)  # type: ignore[no-any-return]
 
+    @abstractmethod
     def is_array(self, value: Raw | bytes) -> bool:
         """Whether a value is an array, by its first byte."""
-        raise NotImplementedError
 
+    @abstractmethod
     def is_null(self, value: Raw | bytes) -> bool:
         """Whether a value is null."""
-        raise NotImplementedError
 
     @staticmethod
     def _value(decoder: Any, value: Raw | bytes | None) -> Any:

@@ -6,7 +6,7 @@ that takes milliseconds is a generator that yields after each chunk; its caller 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
 from typing import TypeVar
 
@@ -28,14 +28,16 @@ class Deferred:
         return 1
 
 
-def run_to_end(steps: Steps[T]) -> T:
-    """Run the generator to its end without pauses and return its result."""
+def run_to_end(steps: Steps[T], pause: Callable[[], None] | None = None) -> T:
+    """Run the generator to its end, with a `pause` at each of its steps if there is one, and return its result."""
     while True:
         try:
             next(steps)
         except StopIteration as end:
             result: T = end.value
             return result
+        if pause is not None:
+            pause()
 
 
 def chunks(items: Iterable[T]) -> Iterator[list[T]]:

@@ -38,7 +38,7 @@ accounts:
 
 # `allow` lists what a client may see: feed, channel, symbols. A symbol is exact (AAPL), a prefix (SPY*) or "*" for all.
 # Everything else is refused. Under trading, entries are patterns of the client_order_id of its orders; symbol:TSLA (or
-# symbol:TSL*) adds all orders of a symbol, whoever placed them.
+# symbol:TSL*) adds all orders of a symbol, however they were placed.
 clients:
 """
 

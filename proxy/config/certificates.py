@@ -1,4 +1,4 @@
-"""What a reload needs of a certificate's PEM file: whether it has changed, and until when it is valid.
+"""Read of a certificate's PEM file what a reload needs: whether it has changed, and until when it is valid.
 
 Python's ssl module shows the fields of a peer's certificate only, so the one field is read from the DER encoding here
 (RFC 5280 §4.1, X.690).

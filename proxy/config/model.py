@@ -212,11 +212,12 @@ class ClientEntry(Section):
     max_connections: Annotated[int, BeforeValidator(values.whole(1, 10_000))] = 16
     """Its largest number of sessions per feed at the same time; more are refused with 406."""
     when_slow: Literal["disconnect", "conflate"] = "disconnect"
-    """What happens when it reads too slowly: disconnect, with 407, once its outbox is full; or conflate, once 64 KiB
-    wait: of quotes, updated bars and daily bars only the newest of each symbol is kept, of an order book's differences
-    the whole book. Nothing else is left out, no order update either; an outbox that is full all the same is a 407."""
+    """The treatment of a session that reads too slowly: disconnect, with 407, once its outbox is full; or conflate,
+    once 64 KiB wait: of quotes, updated bars and daily bars only the newest of each symbol is kept, of an order book's
+    differences the whole book. Nothing else is left out, no order update either; an outbox that is full all the same
+    is a 407."""
     on_outage: Literal["stay", "close"] = "stay"
-    """What happens to its sessions when the connection of their feed to Alpaca is lost: stay, and miss what Alpaca
+    """The treatment of its sessions when the connection of their feed to Alpaca is lost: stay, and miss what Alpaca
     sends meanwhile; or close, with 1012, as they would at Alpaca, so that the algorithm notices. It may log in again at
     once, and its subscription takes effect when Alpaca is back."""
     outbox: Annotated[int, BeforeValidator(values.outbox_size)] = values.OUTBOX

@@ -18,14 +18,14 @@ from functools import partial
 from gevent.queue import Queue
 
 from proxy.alpaca.codec import Codec, Malformed, Raw
-from proxy.alpaca.cooperative import Deferred, Steps
+from proxy.alpaca.cooperative import Deferred, Steps, run_to_end
 from proxy.config.model import Config
 from proxy.observe.logs import Log
 from proxy.routing.conflation import Backlog, WholeBook
 from proxy.transport import frames
 from proxy.transport.connection import ClientConnection
 from proxy.transport.errors import ConnectionLost
-from proxy.transport.time_slice import TimeSlice, run_with_pauses
+from proxy.transport.time_slice import TimeSlice
 
 CLOSE_FLUSH_SECONDS = 4.5  # `ClientSession.tick` enforces it, up to two ticks later: 5 s at most
 WRITE_BYTES = 64 * 1024
@@ -275,7 +275,7 @@ class Outbox:
     def _computed(self, queued: Deferred) -> bytes:
         """Compute a queued frame, with pauses."""
         self.deferred -= 1
-        frame = self._encode(self._opcode, run_with_pauses(queued.steps))
+        frame = self._encode(self._opcode, run_to_end(queued.steps, TimeSlice().pause))
         self._count(len(frame) - len(queued))
         return frame
 

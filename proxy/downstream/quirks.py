@@ -1,4 +1,4 @@
-"""What is done differently for some clients, which are known by their User-Agent; each with the reason.
+"""Exceptions for some clients, which are known by their User-Agent; each with the reason.
 
 Whatever can be served to every client in the same way is: extra keys, nil channels, several documents in a message, or
 msgpack in text frames need no entry here.

@@ -1,4 +1,4 @@
-"""What the client port refuses: HTTP requests, log-ins and subscriptions, with who asked and why.
+"""Count and describe refusals of the client port: of HTTP requests, log-ins and subscriptions.
 
 Each method counts one refusal for the metrics and returns the fields of its log event. Labels are bounded: a client is
 a configured one or empty, a feed is one of Alpaca's list (or one that the client's allowlist names) or empty, and the

@@ -1,4 +1,4 @@
-"""What the sessions of a client have in common: WebSocket sessions and event streams.
+"""The base of the sessions of a client: WebSocket sessions and event streams.
 
 A session has one greenlet, which reads; everything is sent through its outbox, whose writer greenlet alone writes to
 the connection and is ended before the session's greenlet returns.
@@ -6,6 +6,7 @@ the connection and is ended before the session's greenlet returns.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from typing import Protocol
@@ -43,7 +44,7 @@ class SessionHost(Protocol):
         """Return monotonic time in seconds."""
 
 
-class BaseSession:
+class BaseSession(ABC):
     """A connection of a client, its outbox and its subscribers.
 
     `feed` is the one that it counts for, `client` is None until it has authenticated, `ended` is the reason for the end
@@ -77,13 +78,13 @@ class BaseSession:
         """The peer's address, as host:port; behind a trusted reverse proxy also the client's."""
         return self._connection.address
 
+    @abstractmethod
     def permits(self, client: Client) -> bool:
         """Return whether the client's allowlist lets it have such a session."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unresponsive(self, now: float) -> float:
         """Return for how many seconds the client has given no sign of life, if that is long; else 0."""
-        raise NotImplementedError
 
     def _held(self) -> Subscription:
         held = [subscriber.held for subscriber in self.subscribers]
@@ -123,21 +124,21 @@ class BaseSession:
 
     # Called by the feeds
 
-    def answer(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def answer(self) -> None: ...
 
-    def report(self, error: Error | None) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def report(self, error: Error | None) -> None: ...
 
     # Called by the server and the gateway
 
+    @abstractmethod
     def reconfigure(self, client: Client) -> Iterator[None]:
         """Apply the client's changed configuration, yielding between chunks of work."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tick(self, now: float) -> None:
         """Do what is due: pings and time limits."""
-        raise NotImplementedError
 
     def _is_closing(self, now: float) -> bool:
         """Return whether the session is closing; end its connection when the time for that is over."""

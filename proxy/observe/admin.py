@@ -158,6 +158,5 @@ def _joined(pieces: Iterable[bytes]) -> str:
     time_slice = TimeSlice()
     for piece in pieces:
         parts.append(piece)
-        if time_slice.over():
-            time_slice.yield_to_hub()
+        time_slice.pause()
     return b"".join(parts).decode()

@@ -260,8 +260,7 @@ class _Output(logging.Handler):
         time_slice = TimeSlice()
         while records := self._repeats.due(most=1):
             self._write_repeat(records[0])
-            if time_slice.over():
-                time_slice.yield_to_hub()
+            time_slice.pause()
         self._timer = None
         self._start_timer()
 

@@ -3,7 +3,7 @@
 An order belongs to a client if an entry of the client's allowlist matches the `client_order_id` that its algorithm gave
 to it, or its symbol (`symbol:TEXT`). Alpaca generates ids for orders that it derives from others (a replacement, the
 legs of a bracket), so related orders form a family, and a family has the same owners: an order, what it replaces, what
-replaced it, its parent and its legs. An entry `*` permits every update, and makes nobody an owner.
+replaced it, its parent and its legs. An entry `*` permits every update, and makes no client an owner.
 
 A family keeps the client_order_ids and symbols of its orders, not its owners, so that a changed allowlist applies to it
 at once and as a whole. An order is kept while it is open, for a day after it was last named if it is not, and for a

@@ -101,7 +101,7 @@ class Delivery(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """What `take` leaves to its caller: a control message, and the frame of the messages after it."""
+    """The part of a frame that `take` leaves over: a control message, and the frame of the messages after it."""
 
     control: Raw | bytes | None
     rest: bytes | None

@@ -167,7 +167,7 @@ class Subscriber:
     @property
     def wanted(self) -> Subscription:
         """All topics that the session has requested and not given up, answered or not."""
-        waiting = (request.topics for request in self.waiting)
+        waiting = (request.topics if request.complete else request.add for request in self.waiting)
         return _union([self.confirmed, *(request.topics for request in self.remembered), *waiting])
 
     @property
@@ -193,7 +193,7 @@ def _union(sets: list[Subscription]) -> Subscription:
 
 @dataclass(frozen=True, slots=True)
 class RequestOutcome:
-    """What a session has to be told.
+    """The outcome that a session tells its client.
 
     Its requests at the front of the queue are resolved or, with `unasked`, its state has changed without a request;
     `error` is the refusal that is the cause.

@@ -25,7 +25,7 @@ MAX_SYMBOL_LIMIT = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class FaultSettings:
-    """What the simulated Alpaca does other than serve.
+    """The faults that the simulated Alpaca is set to.
 
     `drop` is the number of seconds between two drops, `refuse` a code of `REFUSALS`, and `stall` the step that is
     stalled. With `silence` no data is sent. These four concern the `feeds` alone (empty: every feed). `rate` is price

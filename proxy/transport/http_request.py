@@ -50,8 +50,8 @@ def environ_of(address: tuple[Any, ...]) -> dict[str, str]:
 def hold(sock: Any, seconds: float) -> None:
     """Keep a connection for so many seconds, and drop what the client sends meanwhile.
 
-    Raises ConnectionError as soon as the client has left or the server has shut the socket down, so that nobody takes
-    up sockets by leaving early. The end is polled: a read that blocks until it would take in a whole upload.
+    Raises ConnectionError as soon as the client has left or the server has shut the socket down, so that a client
+    that leaves early takes up no socket. The end is polled: a read that blocks until it would take in a whole upload.
     """
     raw = sock._sock  # gevent's own name for the non-blocking socket under its cooperative one
     while seconds > 0:

@@ -6,12 +6,9 @@ All greenlets share one thread, and gevent does not preempt them: long work must
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
-from typing import TypeVar
+from collections.abc import Callable
 
 import gevent
-
-T = TypeVar("T")
 
 SLICE_SECONDS = 0.001
 # Long enough to be a timer: gevent serves sleep(0) up to 50 times before it looks at sockets and other timers.
@@ -38,20 +35,12 @@ class TimeSlice:
         """Return whether the greenlet should yield."""
         return self._clock() >= self._ends
 
+    def pause(self) -> None:
+        """Let other greenlets run if the slice is over."""
+        if self._clock() >= self._ends:
+            self.yield_to_hub()
+
     def yield_to_hub(self) -> None:
         """Let other greenlets run, then begin anew."""
         gevent.sleep(YIELD_SECONDS)
         self.begin(self._clock())
-
-
-def run_with_pauses(steps: Generator[None, None, T]) -> T:
-    """Run a generator to its end, yield to the hub by time at its steps, and return its result."""
-    time_slice = TimeSlice()
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        if time_slice.over():
-            time_slice.yield_to_hub()

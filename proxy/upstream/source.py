@@ -19,7 +19,7 @@ from proxy.upstream.websocket import Frame
 
 @dataclass(frozen=True, slots=True)
 class FeedSettings:
-    """What a feed takes from the configuration.
+    """The settings of a feed, taken from the configuration.
 
     `silence`: a feed that was busy is connected anew after so many seconds without a message; None for never.
     """

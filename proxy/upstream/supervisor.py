@@ -396,8 +396,7 @@ class FeedSupervisor:
                 self._take_large(source, received[-1], time_slice)
             else:
                 self._take(source, received)
-            if time_slice.over():
-                time_slice.yield_to_hub()
+            time_slice.pause()
             done = self._clock()
             if done >= self.stats.due and received and len(received[0].payload) <= LARGE_FRAME_BYTES:
                 self.stats.sample(received[0].payload, self.codec, source.received_at)
@@ -431,8 +430,7 @@ class FeedSupervisor:
             for piece in self.router.pieces(frame.payload):
                 if piece is not None:
                     self._take(source, [Frame(frame.text, piece)])
-                if time_slice.over():
-                    time_slice.yield_to_hub()
+                time_slice.pause()
         except Malformed:
             self.malformed += 1
 
@@ -531,8 +529,7 @@ class FeedSupervisor:
         time_slice = TimeSlice()
         while self._untold:
             self._tell_one(self._untold.popleft())
-            if time_slice.over():
-                time_slice.yield_to_hub()
+            time_slice.pause()
         self._teller = None
 
     def _tell_one(self, outcome: RequestOutcome) -> None:
@@ -560,8 +557,7 @@ class FeedSupervisor:
     def _release_rest(self) -> None:
         time_slice = TimeSlice()
         while self.reconciler.release():
-            if time_slice.over():
-                time_slice.yield_to_hub()
+            time_slice.pause()
         self._releaser = None
         self._reconcile()
 

@@ -217,7 +217,7 @@ class ScriptedAlpaca:
         return sum(peer.path == path for peer in self.peers)
 
     def held(self, path: str) -> Held:
-        """What the present connections to a path are granted; empty without one."""
+        """The subscription granted to the present connections to a path; empty without one."""
         return {channel: symbols for peer in self.live(path) for channel, symbols in peer.held.items()}
 
     def requests(self, path: str) -> list[Request]:

@@ -1,4 +1,4 @@
-"""What Alpaca's answers mean: refusals, transient errors, no answer, partial and batched answers.
+"""Alpaca's answers to a request: refusals, transient errors, no answer, partial and batched answers.
 
 Every test is a conversation over real sockets with a scripted Alpaca, at the proxy's own time limits. Only the random
 part of the waits between connections is fixed, at a fifth of their bound.

@@ -30,7 +30,7 @@ from proxy.transport import frames
 from proxy.transport.connection import USER_TIMEOUT
 from proxy.upstream import supervisor
 from tests.events import PATH, EventReader, keys
-from tests.fronts import caddy, nginx, program
+from tests.fronts import caddy, nginx
 from tests.gateway.scripted import ScriptedAlpaca
 from tests.gateway.test_trading import order
 from tests.harness import ACCOUNT, Harness, wait_for
@@ -328,7 +328,7 @@ def test_a_heartbeat_is_between_events(proxy: Harness, read: Open, monkeypatch: 
 
 
 def test_since(proxy: Harness, read: Open) -> None:
-    """What has arrived since a time, that time included, and then what arrives."""
+    """The updates since a time, that time included, and then those that arrive."""
     first = read("momentum")
     for number in range(1, 6):
         publish(proxy, number, "momentum" if number != 3 else "meanrev")
@@ -601,7 +601,7 @@ def test_a_stream_that_is_opened_in_an_outage(start: Start, monkeypatch: pytest.
 
 
 def test_the_response_begins_when_the_stream_is_subscribed(proxy: Harness) -> None:
-    """So whoever has read the status misses no update."""
+    """So a client that has read the status misses no update."""
     proxy.simulator.stall("auth", "trading")
     with EventReader(proxy.address, PATH, keys("desk")) as reader:
         wait_for(lambda: proxy.simulator.attempts("trading"))
@@ -713,8 +713,6 @@ def test_behind_a_reverse_proxy(
     start: Start, tmp_path: Path, certificate: tuple[Path, Path], front: Callable[..., Any]
 ) -> None:
     """It hands on each event at once, and a cut as a cut."""
-    if program(front.__name__) is None:
-        pytest.skip(f"needs {front.__name__}")
     proxy = start(CLIENTS, config={"listen": "trusted: [127.0.0.1]"})
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE

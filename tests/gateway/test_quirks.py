@@ -1,4 +1,4 @@
-"""What is done differently for some clients."""
+"""Exceptions for some clients."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_stop_ends_okhttp_with_tls(start: Start, tmp_path: Path) -> None:
 
 
 def test_other_ends_of_okhttp(start: Start) -> None:
-    """What is pending is sent, 407 too; a broken frame ends the connection as well."""
+    """Pending messages are sent, 407 too; a broken frame ends the connection as well."""
     proxy = start(CLIENTS)
     slow = proxy.wire(headers=OKHTTP, buffer=4096).log_in("java", trades=["AAPL"])
     [session] = proxy.gateway.server.sessions

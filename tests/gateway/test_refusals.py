@@ -1,4 +1,4 @@
-"""What is refused is delayed, counted, and logged with who asked and why."""
+"""A refusal is delayed, counted, and logged with its client and its reason."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_refused_http_requests(proxy: Harness, events: list[Any]) -> None:
     ]
     assert metric(proxy, "refusals") == {
         ("alpha", "", "unknown_path"): 1,
-        ("", "", "no_upgrade"): 1,  # nobody can make up feeds that become labels
+        ("", "", "no_upgrade"): 1,  # a client cannot make up feeds that become labels
         ("", "iex", "origin"): 1,
         ("", "iex", "malformed"): 1,
     }

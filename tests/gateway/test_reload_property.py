@@ -65,7 +65,7 @@ def entries(symbols: Sequence[str]) -> st.SearchStrategy[Any]:
 
 
 def channels(feed: str) -> st.SearchStrategy[Any]:
-    """What a client may use of a feed; None: nothing."""
+    """An allowlist of a feed; None: nothing."""
     if feed == "trading":
         orders = st.lists(st.sampled_from(["p-*", "q-*", "*"]), unique=True, max_size=2)
         listed = st.fixed_dictionaries({}, optional={"trade_updates": orders, "account_updates": st.just("*")})
@@ -112,7 +112,7 @@ TOP = st.fixed_dictionaries(
 
 
 def narrowed(feed: str, listed: Any) -> st.SearchStrategy[Any]:
-    """What may be left to a client of what it may use of a feed; None: nothing."""
+    """A part of the allowlist of a feed; None: nothing."""
     if feed == "trading":
         return st.sampled_from([listed, {"account_updates": "*"}, {"trade_updates": ["q-*"]}, None])
     channel, symbol = CHANNELS[feed][0], SYMBOLS[feed][0]
@@ -558,7 +558,7 @@ def stay(item: Reloaded, new: Config, reloaded: World, fresh: World) -> Client:
 
 
 def follow_up(world: World, item: Reloaded, client: Client) -> Any:
-    """What a session is answered after the reload, to a log-in if it has not logged in, and to a request."""
+    """The answers that a session receives after the reload, to a log-in if it has not logged in, and to a request."""
     answers = []
     config = world.gateway.config
     if not item.session.logs_in:

@@ -146,7 +146,7 @@ def test_an_update_goes_to_the_clients_of_its_client_order_id(proxy: Harness, li
 
 
 def test_an_update_goes_to_the_clients_of_its_symbol(proxy: Harness, listeners: dict[str, Client]) -> None:
-    """Whoever placed the order; with its legs, and with their replacements."""
+    """However the order was placed; with its legs, and with their replacements."""
     assert recipients(proxy, listeners, order("1", "momentum-1", symbol="TSLA")) == {"momentum", "tesla"}
     assert recipients(proxy, listeners, order("2", symbol="TSLAX")) == set()
     assert recipients(proxy, listeners, order("3", symbol="BTC/USD")) == {"tesla"}

@@ -15,7 +15,7 @@ from proxy.routing.subscriber import Error, PendingRequest, Queue, RequestOutcom
 
 @dataclass(frozen=True)
 class Told:
-    """What a client was sent: an error, a state, or both; `request` is None if it is no answer.
+    """An answer or a notice to a client: an error, a state, or both; `request` is None if it is no answer.
 
     `withheld` are topics that the session holds and the state lacks, since Alpaca does not send them.
     """

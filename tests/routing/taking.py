@@ -1,4 +1,4 @@
-"""What the supervisor does with a frame: take it up to each control message."""
+"""Take a frame as the supervisor does: up to each control message."""
 
 from __future__ import annotations
 

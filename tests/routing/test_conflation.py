@@ -78,7 +78,7 @@ def newest(messages: list[Message]) -> list[Message]:
 @pytest.mark.parametrize("codec", [JSON, MSGPACK], ids=repr)
 @given(STEPS)
 def test_only_outdated_messages_are_dropped(codec: Codec, steps: list[tuple[str, Any]]) -> None:
-    """What is taken is what the model has: the newest of each topic that is replaced, everything else, in order.
+    """The messages taken are those of the model: the newest of each topic that is replaced, everything else, in order.
 
     Everything that is pending when a first message is taken is taken before any later one.
     """

@@ -81,7 +81,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(since=OFFSETS, client=st.sampled_from((*CLIENTS, "desk", "nobody")))
     def read(self, since: int, client: str) -> None:
-        """What the plain list has since a time, as far as it is kept."""
+        """The updates that the plain list has since a time, as far as they are kept."""
         time = self.recorded[-1][0] + since if self.recorded else START
         self.history.read(client, self.history.end, self.now)  # forgets what is too old
         position = self.history.position(time)

@@ -32,7 +32,7 @@ from proxy.routing.reconciler import (
     SubscriptionReconciler,
 )
 from proxy.routing.request_builder import REQUEST_BYTES, UpstreamRequest
-from proxy.routing.subscriber import Error
+from proxy.routing.subscriber import Error, PendingRequest
 from tests.routing.sessions import FakeSession, Told, tell
 
 SYMBOLS = ("A", "B", "C", "D", "X", "Y", "*")
@@ -618,7 +618,7 @@ def test_another_proxy_takes_topics_away(error: Error | None) -> None:
 
 
 def test_a_late_refusal_of_a_merged_request_at_another_proxy() -> None:
-    """It takes the topics of all sessions in it; whoever asked for the refused one loses that alone."""
+    """It takes the topics of all sessions in it; the session that asked for the refused one loses that alone."""
     world = World()
     one, two = sessions(world, "one", "two")
     one.request(trades("A", "B", "X"))
@@ -974,8 +974,20 @@ def test_a_feed_that_is_not_in_the_plan_refuses_every_request_until_it_is() -> N
     assert world.alpaca.sent == trades("K", "B")
 
 
+def test_a_request_is_wanted_while_its_topics_are_taken_up() -> None:
+    """A session that moves to another account between two chunks of its request takes all of it along."""
+    world = World()
+    session = world.session()
+    topics = many(20_000)
+    request = PendingRequest(session.subscriber, topics, NO_TOPICS, 0.0)
+    session.queue.append(request)
+    wanted = [session.subscriber.wanted for _ in world.reconciler.request(request)]
+    assert len(wanted) > 1
+    assert {*wanted, session.subscriber.wanted} == {topics}
+
+
 def test_a_subscriber_from_another_account() -> None:
-    """What the new account refuses is lost, and nothing else."""
+    """A topic that the new account refuses is lost, and nothing else."""
     world = World(Alpaca(refused="X"))
     session = world.session()
     assert world.reconciler.adopt(session.subscriber, trades("A", "B", "X", "Y")) == []

@@ -1,4 +1,4 @@
-"""The address of a client behind reverse proxies, and that nobody else can name one."""
+"""The address of a client behind reverse proxies, and that no other peer can name one."""
 
 from __future__ import annotations
 

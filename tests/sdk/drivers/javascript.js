@@ -133,7 +133,7 @@ class Stream {
     if (described) {
       this.listen(described);
       this.sdk.onConnect(() => this.subscribe(this.topics));
-      // It gives up for good once a connection is refused; whoever uses it has to connect again.
+      // It gives up for good once a connection is refused; the program that uses it has to connect again.
       this.sdk.onDisconnect(() => {
         tell({ event: "over", stream: name, error: "" });
         setTimeout(() => this.sdk.connect(), SDK_GIVES_UP_MS);
