@@ -26,6 +26,7 @@ FAULTS = (
     ("stall", "STEP", "leave a step unanswered: upgrade, greeting, auth, subscribe, or connection (pings too)"),
     ("silence", "", "send no data, while requests and pings are answered"),
     ("feeds", "FEEDS", "limit these faults to some feeds, such as iex,trading"),
+    ("rest", "KIND", "fail the REST calls: away, 429, 500, html, slow, hang, cut, shape, or none (there is no REST)"),
     ("rate", "N", "price changes a second on each feed (20)"),
     ("symbol-limit", "N", "the plan's number of symbols for trades and quotes; more gets 405"),
 )

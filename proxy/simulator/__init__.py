@@ -16,8 +16,11 @@ that each implementation checks the other.
     options         message generator for options
     news            message generator for news
     orders          message generator for order updates
+    order_records   orders and fills as REST objects, pure
+    trading_rest    REST calls that read orders and fills, pure
     exchange        one message generator per feed
     faults          scripted faults
+    rest_faults     scripted faults of the REST calls
     fault_settings  settings of a rehearsal, from text
     upgrade         parsing of upgrade requests
     peer            one client connection

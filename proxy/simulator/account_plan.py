@@ -41,6 +41,7 @@ class AccountPlan:
     `feeds` are those that it may log in to (None: all). `symbol_limit` bounds the trades, quotes and order books that
     one connection subscribes to, for all feeds or by feed; bars are not counted, and `*` exceeds every limit.
     `connections` is the number of slots on each feed. `request_bytes` is the largest message that a client may send.
+    `rest_requests_per_minute` bounds the REST calls of one key; Alpaca's limit for trading is 200.
     """
 
     feeds: Collection[str] | None = None
@@ -49,6 +50,7 @@ class AccountPlan:
     ghost_seconds: float = 0
     auth_seconds: float = 10
     request_bytes: int = 16 * 1024
+    rest_requests_per_minute: int | None = None
 
     def limit(self, feed: str) -> int | None:
         """Return the symbol limit of one connection to this feed; None: no limit."""

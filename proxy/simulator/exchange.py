@@ -1,6 +1,6 @@
 """Message generators (tapes) of all feeds.
 
-A tape starts at its feed's first subscription and advances while the feed has a client.
+A tape starts at its feed's first subscription and advances while the feed has a client; that of the orders always.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from proxy.alpaca.endpoints import endpoint
-from proxy.simulator.faults import REFUSALS, Step
+from proxy.simulator.faults import REFUSALS, RestFault, Step
 from proxy.simulator.market import Market
 
 OFF = "off"
@@ -28,8 +28,8 @@ class FaultSettings:
     """The faults that the simulated Alpaca is set to.
 
     `drop` is the number of seconds between two drops, `refuse` a code of `REFUSALS`, and `stall` the step that is
-    stalled. With `silence` no data is sent. These four concern the `feeds` alone (empty: every feed). `rate` is price
-    changes a second on each feed, and `symbol_limit` that of the account's plan.
+    stalled. With `silence` no data is sent. These four concern the `feeds` alone (empty: every feed). `rest` is how
+    REST calls fail, `rate` is price changes a second on each feed, and `symbol_limit` that of the account's plan.
     """
 
     drop: float | None = None
@@ -37,6 +37,7 @@ class FaultSettings:
     stall: Step | None = None
     silence: bool = False
     feeds: tuple[str, ...] = ()
+    rest: RestFault | None = None
     rate: float = Market().rate
     symbol_limit: int | None = None
 
@@ -61,6 +62,7 @@ class FaultSettings:
             "stall": self.stall and self.stall.value,
             "silence": self.silence,
             "feeds": list(self.feeds) or None,
+            "rest": self.rest and self.rest.value,
             "rate": self.rate,
             "symbol-limit": self.symbol_limit,
         }
@@ -130,6 +132,13 @@ def _feeds(text: str) -> tuple[str, ...]:
     return names
 
 
+def _rest(text: str) -> RestFault:
+    kinds = [kind.value for kind in RestFault]
+    if text not in kinds:
+        raise ValueError(_listed(kinds))
+    return RestFault(text)
+
+
 def _symbol_limit(text: str) -> int:
     if not re.fullmatch("[0-9]{1,7}", text) or not 0 < int(text) <= MAX_SYMBOL_LIMIT:
         raise ValueError(f"a whole number from 1 to {MAX_SYMBOL_LIMIT}")
@@ -147,6 +156,7 @@ READERS: Mapping[str, Callable[[str], object]] = {
     "stall": _stall,
     "silence": _silence,
     "feeds": _feeds,
+    "rest": _rest,
     "rate": _rate,
     "symbol-limit": _symbol_limit,
 }

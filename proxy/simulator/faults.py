@@ -52,14 +52,38 @@ class Drop(Enum):
     RST = "rst"
 
 
+class RestFault(Enum):
+    """How REST calls fail.
+
+    The connection is closed without a response (`AWAY`) or in the middle of the body (`CUT`), the response never comes
+    (`HANG`) or never ends (`SLOW`), is an error or a page of HTML, or is JSON of another shape. `NONE` is a stand-in
+    without REST: nothing is at the paths.
+    """
+
+    AWAY = "away"
+    TOO_MANY = "429"
+    ERROR = "500"
+    HTML = "html"
+    SLOW = "slow"
+    HANG = "hang"
+    CUT = "cut"
+    SHAPE = "shape"
+    NONE = "none"
+
+
 @dataclass
 class Faults:
-    """Active faults. `silent` feeds send no data; `ack_seconds` is the delay of every subscribe and unsubscribe."""
+    """Active faults.
+
+    `silent` feeds send no data; `ack_seconds` is the delay of every subscribe and unsubscribe; `rest` concerns the
+    REST calls.
+    """
 
     upgrades: dict[str, int] = field(default_factory=dict)  # feed → the HTTP status that answers an upgrade
     stalled: set[tuple[str, Step]] = field(default_factory=set)
     silent: set[str] = field(default_factory=set)
     ack_seconds: float = 0
+    rest: RestFault | None = None
 
     def stalls(self, feed: str, step: Step) -> bool:
         return (feed, step) in self.stalled or (EVERY_FEED, step) in self.stalled

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ssl
 import time
 from collections import defaultdict, deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -25,20 +25,22 @@ from gevent.event import Event
 
 from proxy.alpaca import timestamps
 from proxy.observe.logs import Log
-from proxy.simulator import events, upgrade, wire
+from proxy.simulator import events, rest_faults, trading_rest, upgrade, wire
 from proxy.simulator.account_plan import EVERY_FEED, AccountPlan, AccountSlots
 from proxy.simulator.conversation import error
-from proxy.simulator.events import EventHistory, EventPeer
+from proxy.simulator.events import EventHistory, EventPeer, TimedEvent
 from proxy.simulator.exchange import Exchange
 from proxy.simulator.fault_settings import FaultSettings
-from proxy.simulator.faults import GARBAGE, REFUSALS, Drop, Faults, Step, status_line
+from proxy.simulator.faults import GARBAGE, REFUSALS, Drop, Faults, RestFault, Step, status_line
 from proxy.simulator.market import Market
+from proxy.simulator.order_records import OrderRecords
 from proxy.simulator.outcomes import Admitted, Joined, Outcome, Received
 from proxy.simulator.peer import Peer
+from proxy.simulator.trading_rest import RestResponse, TradingRest
 from proxy.transport.connection import ClientConnection
 from proxy.transport.listener import Environ, HttpResponse, Listener, StreamedResponse
 
-MAX_RECORDS = 10_000  # requests, and attempts, recorded for each feed
+MAX_RECORDS = 10_000  # requests, and attempts, recorded for each feed; and REST requests
 STALL_SECONDS = 60
 MARKET_SECONDS = 0.02
 YIELD_FRAMES = 64  # frames that `publish` queues before it yields to the writers
@@ -83,6 +85,10 @@ class Simulator:
         self._peers: dict[int, Peer] = {}
         self._event_peers: set[EventPeer] = set()
         self._event_history = EventHistory()
+        self._order_records = OrderRecords()
+        self._rest = TradingRest(self._order_records, self.slots)
+        self._rest_requests: deque[tuple[float, str]] = deque(maxlen=MAX_RECORDS)
+        self._rest_connections: set[ClientConnection] = set()  # of requests that fail by a fault
         self._connection_count = 0
         self._opened: dict[str, int] = defaultdict(int)
         self._peak: dict[str, int] = defaultdict(int)
@@ -131,6 +137,8 @@ class Simulator:
             self._wake_stalled()
             self._end([*self._peers.values()], Drop.FIN)
             self._end_events()
+            for connection in self._rest_connections:
+                connection.shut()
             listener.stop(timeout=STOP_SECONDS)
 
     # Publishing
@@ -158,6 +166,21 @@ class Simulator:
     def publish_order(self, data: JsonObject) -> None:
         """Deliver an order update to the connections that listen to `trade_updates`, and to event streams."""
         self.publish("trading", [{"stream": "trade_updates", "data": data}])
+
+    def record_order(self, data: JsonObject) -> None:
+        """Record an order update as if it had been published while no connection was open.
+
+        REST and the history of the event streams have it; nothing is delivered.
+        """
+        self._record_update(data)
+
+    def place_order(self, order: JsonObject, legs: Sequence[JsonObject] = ()) -> None:
+        """Record an order and its legs, for REST alone: there is no update.
+
+        Missing fields are filled in. An order that is known is changed in the fields that are given, and gets these
+        legs besides its own. Raises ValueError for an order without an `id`.
+        """
+        self._order_records.place(order, legs, time.time_ns())
 
     def publish_raw(self, feed: str, payload: bytes) -> None:
         """Send these bytes as one data frame to every connection of a feed."""
@@ -194,6 +217,10 @@ class Simulator:
         Each has `connection`, the number of its connection.
         """
         return list(self._requests[feed])
+
+    def rest_requests(self) -> list[tuple[float, str]]:
+        """Return the REST requests in order: seconds of time.monotonic(), and the path with its query."""
+        return list(self._rest_requests)
 
     def subscribed(self, feed: str) -> dict[str, set[str]]:
         """Return the union of all connections' subscriptions; empty channels are absent."""
@@ -254,6 +281,13 @@ class Simulator:
         """Delay every subscribe and unsubscribe by this long."""
         self.faults.ack_seconds = seconds
 
+    def fail_rest(self, kind: str | None) -> None:
+        """Fail every REST call from now on, in one of the ways of `RestFault`, or with None in no way.
+
+        Raises ValueError for an unknown kind.
+        """
+        self.faults.rest = None if kind is None else RestFault(kind)
+
     def garbage(self, feed: str, kind: str) -> None:
         """Write invalid data to every connection of a feed.
 
@@ -276,6 +310,7 @@ class Simulator:
         self.slots.subscribe_refusals = codes if step is Step.SUBSCRIBE else {}
         self.faults.stalled = set() if settings.stall is None else {(feed, settings.stall) for feed in feeds}
         self.faults.silent = set(feeds) if settings.silence else set()
+        self.faults.rest = settings.rest
         if settings.symbol_limit != before.symbol_limit:
             self.slots.plan = replace(self.slots.plan, symbol_limit=settings.symbol_limit)
         if settings.rate != before.rate and self._exchange is not None:
@@ -305,6 +340,8 @@ class Simulator:
             return self._answer_events(environ)
         if environ["PATH_INFO"] == FAULTS_PATH:
             return self._answer_faults(environ)
+        if trading_rest.is_rest(environ["PATH_INFO"]):
+            return self._answer_rest(environ)
         return status_line(426), "This is a simulator of Alpaca's streams: connect with a WebSocket."
 
     def _answer_events(self, environ: Environ) -> HttpResponse | StreamedResponse:
@@ -321,6 +358,35 @@ class Simulator:
         if status is not None:
             return status_line(status), events.error_body(status), "application/json"
         return partial(self._serve_events, since, until)
+
+    def _answer_rest(self, environ: Environ) -> HttpResponse | StreamedResponse:
+        """Answer a REST call, in the way of the fault that is active."""
+        path, query, now = environ["PATH_INFO"], environ["QUERY_STRING"], time.time_ns()
+        self._rest_requests.append((time.monotonic(), f"{path}?{query}" if query else path))
+        headers = {
+            name.removeprefix("HTTP_").replace("_", "-").lower(): value
+            for name, value in environ.items()
+            if name.startswith("HTTP_")
+        }
+        response = self._rest.answer(environ["REQUEST_METHOD"], path, query, headers, now)
+        fault = self.faults.rest
+        if fault is not None:
+            response = rest_faults.altered(fault, response, now)
+            if (serve := rest_faults.on_connection(fault)) is not None:
+                return partial(self._serve_rest, serve, response)
+        return status_line(response.status), response.body, response.content_type, response.headers
+
+    def _serve_rest(
+        self,
+        serve: Callable[[RestResponse, ClientConnection], None],
+        response: RestResponse,
+        connection: ClientConnection,
+    ) -> None:
+        self._rest_connections.add(connection)
+        try:
+            serve(response, connection)
+        finally:
+            self._rest_connections.discard(connection)
 
     def _serve_events(self, since: int | None, until: int | None, connection: ClientConnection) -> None:
         peer = EventPeer(connection, until)
@@ -341,14 +407,20 @@ class Simulator:
         gevent.wait([peer.ended for peer in peers], timeout=DROP_SECONDS)
 
     def _publish_events(self, messages: Sequence[JsonObject]) -> None:
-        """Add order updates to the history and, unless the feed is silent, to the event streams."""
+        """Record order updates and, unless the feed is silent, send them to the event streams."""
         silent = self.faults.silences("trading")
         for message in messages:
             data = message.get("data")
             if message.get("stream") == "trade_updates" and isinstance(data, dict):
-                event = self._event_history.add(data, time.time_ns())
+                event = self._record_update(data)
                 for peer in () if silent else self._event_peers:
                     peer.put(event)
+
+    def _record_update(self, data: JsonObject) -> TimedEvent:
+        """Add an order update to the records, and to the history of the event streams, whose event is returned."""
+        now = time.time_ns()
+        self._order_records.add(data, now)
+        return self._event_history.add(data, now)
 
     def _answer_faults(self, environ: Environ) -> HttpResponse:
         """Show, change (POST) or end (DELETE) the settings.
@@ -479,12 +551,9 @@ class Simulator:
                     peer.put_payload(wire.encode_data(books, peer.codec))
 
     def _run_market(self, exchange: Exchange) -> None:
-        """Advance the market on the feeds that have clients."""
+        """Advance the market on the feeds that have clients, and the orders always: they go on during an outage."""
         while True:
-            live = sorted(
-                {peer.feed for peer in self._peers.values() if peer.live}
-                | ({"trading"} if self._event_peers else set())
-            )
+            live = sorted({peer.feed for peer in self._peers.values() if peer.live} | {"trading"})
             for feed, messages in exchange.advance(time.time_ns(), live):
                 self._deliver(feed, messages)
             gevent.sleep(MARKET_SECONDS)

@@ -30,7 +30,7 @@ PROGRAMS = {
     "drop": ("--drop", "0.4", "--rate", "200"),
     "refuse": ("--refuse", "406"),
     "stall": ("--stall", "auth", "--feeds", "iex", "--rate", "200"),
-    "silence": ("--silence", "--feeds", "iex", "--symbol-limit", "2"),
+    "silence": ("--silence", "--feeds", "iex", "--symbol-limit", "2", "--rest", "500"),
 }
 
 

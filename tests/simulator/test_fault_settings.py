@@ -7,7 +7,7 @@ import re
 import pytest
 
 from proxy.simulator.fault_settings import READERS, FaultSettings
-from proxy.simulator.faults import REFUSALS, Step
+from proxy.simulator.faults import REFUSALS, RestFault, Step
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,7 @@ from proxy.simulator.faults import REFUSALS, Step
         ("silence", "on", True),
         ("feeds", "iex,trading,iex", ("iex", "trading")),
         ("feeds", "crypto-us-1", ("crypto-us-1",)),
+        *(("rest", kind.value, kind) for kind in RestFault),
         ("rate", "0", 0.0),
         ("rate", "2500", 2500.0),
         ("symbol-limit", "30", 30),
@@ -47,6 +48,7 @@ def test_the_document_has_the_names_of_the_options() -> None:
         "stall": "auth",
         "silence": False,
         "feeds": ["iex"],
+        "rest": None,
         "rate": 20,
         "symbol-limit": 30,
     }
@@ -66,12 +68,21 @@ def test_the_document_has_the_names_of_the_options() -> None:
             "iex,nasdaq",
             'feeds should be feeds with commas between them, such as iex,trading, not "iex,nasdaq"',
         ),
+        (
+            "rest",
+            "lunch",
+            'rest should be away, 429, 500, html, slow, hang, cut, shape or none, not "lunch"',
+        ),
         ("rate", "-1", 'rate should be a number from 0 to 10000, not "-1"'),
         ("rate", "inf", 'rate should be a number from 0 to 10000, not "inf"'),
         ("symbol-limit", "0", 'symbol-limit should be a whole number from 1 to 1000000, not "0"'),
         ("symbol-limit", "many", 'symbol-limit should be a whole number from 1 to 1000000, not "many"'),
         ("symbol_limit", "3", 'unknown fault "symbol_limit"; did you mean "symbol-limit"?'),
-        ("lunch", "on", 'unknown fault "lunch"; there is drop, refuse, stall, silence, feeds, rate or symbol-limit'),
+        (
+            "lunch",
+            "on",
+            'unknown fault "lunch"; there is drop, refuse, stall, silence, feeds, rest, rate or symbol-limit',
+        ),
     ],
 )
 def test_an_invalid_value_gets_one_sentence(name: str, text: str, sentence: str) -> None:
