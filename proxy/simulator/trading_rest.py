@@ -61,7 +61,7 @@ def is_rest(path: str) -> bool:
 
 
 def json_response(document: object, headers: tuple[tuple[str, str], ...] = ()) -> RestResponse:
-    return RestResponse(200, json.dumps(document), headers=headers)
+    return RestResponse(200, _encode(document), headers=headers)
 
 
 def error(status: int, headers: tuple[tuple[str, str], ...] = ()) -> RestResponse:
@@ -180,7 +180,11 @@ class TradingRest:
 
 
 def _error(status: int, code: int, message: str, headers: tuple[tuple[str, str], ...]) -> RestResponse:
-    return RestResponse(status, json.dumps({"code": code, "message": message}), headers=headers)
+    return RestResponse(status, _encode({"code": code, "message": message}), headers=headers)
+
+
+def _encode(document: object) -> str:
+    return json.dumps(document, separators=(",", ":"))
 
 
 def _directed(items: list[T], descending: bool) -> list[T]:
