@@ -67,7 +67,8 @@ Under `trading`, an update belongs to a client if an entry of `trade_updates` ma
 
 Slashes in symbols are ignored: `symbol:BTCUSD` matches `BTC/USD`. An update also belongs to a client if the order, what
 it replaces, what replaced it, its parent or one of its legs is an order of the client's. Orders that belong to no
-client are seen with `"*"` alone. Orders are remembered while they are open and for a day after, 50,000 at most.
+client are seen with `"*"` alone. Orders are remembered while they are open and for a day after, 50,000 at most;
+the others are known from Alpaca's list of orders, which the proxy reads whenever the stream comes up.
 """
 
 FEEDS = """\

@@ -20,7 +20,7 @@ Rooms, from the top; imports point down only, and `upstream` and `downstream` ne
     observe      logs, metrics, snapshot, status page, admin port
     config       the typed configuration, every problem with its place
     transport    what upstream, downstream and the admin port share: frames, listener, time slices
-    routing      who receives a message, pure: allowlists, reconciler, router, order ownership
+    routing      who receives a message, pure: allowlists, reconciler, routers, order ownership
     alpaca       what Alpaca and its clients say, pure: endpoints, codecs, dialects, topics
 
 Pure code takes bytes and events and returns outcomes: no gevent, no socket, no clock. A thin layer performs the

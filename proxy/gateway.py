@@ -42,12 +42,14 @@ from proxy.observe.status_page import Page
 from proxy.observe.tap import Taps
 from proxy.routing.allowlists import Client, digest
 from proxy.routing.order_history import OrderHistory
-from proxy.routing.order_ownership import OrderRouter, Orders
+from proxy.routing.order_ownership import Orders
+from proxy.routing.order_router import ORDERS_TOPIC, OrderRouter, Recovery
 from proxy.routing.router import Router
 from proxy.transport import frames
 from proxy.transport.clock import Clock
 from proxy.transport.errors import StartError
 from proxy.transport.time_slice import TimeSlice
+from proxy.upstream.order_reader import OrderReader
 from proxy.upstream.source import FeedSettings
 from proxy.upstream.supervisor import FeedSupervisor
 from proxy.upstream.websocket import tls_context
@@ -91,13 +93,13 @@ class Gateway:
         self._steady = getattr(clock, "steady", clock)  # without the grace that sessions have after a suspend
         self._started_at = clock()
         self._outboxes = Outboxes(config.limits.outboxes)
-        self._orders: dict[str, Orders] = {}  # by account; kept when the account is reconfigured
-        self._histories: dict[str, OrderHistory] = {}  # likewise
+        self._order_routers: dict[str, OrderRouter] = {}  # by account; kept when the account is reconfigured
+        self._order_readers: dict[str, OrderReader] = {}  # likewise
         self._tls = _tls(config)
         self.server = Server(
             config,
             find_upstream=self.upstream,
-            find_history=lambda client: self._order_history(client.account("trading")),
+            find_history=lambda client: self._order_router(client.account("trading")).history,
             outboxes=self._outboxes,
             conceal=self._conceal,
             clock=clock,
@@ -197,6 +199,8 @@ class Gateway:
             session.abort()
         for upstream in [*self.upstreams.values()]:
             upstream.stop()
+        for reader in self._order_readers.values():
+            reader.stop()
         if self._ticker is not None:
             self._ticker.kill()
         self.admin.stop()
@@ -252,12 +256,16 @@ class Gateway:
             if account not in new.accounts:
                 upstream.stop()
                 del self.upstreams[account, feed]
-                self._orders.pop(account, None)
-                self._histories.pop(account, None)
             elif account in plan.accounts:
                 upstream.reconfigure(self._feed_settings(account, feed), self._router(account, feed))
             else:
                 upstream.try_again()
+        for account, reader in [*self._order_readers.items()]:
+            if account not in new.accounts:
+                reader.stop()
+                del self._order_readers[account], self._order_routers[account]
+            elif account in plan.accounts:
+                reader.configure(self._feed_settings(account, "trading").login)
         return plan
 
     def upstream(self, client: Client, feed: str) -> FeedSupervisor:
@@ -312,20 +320,36 @@ class Gateway:
         feed_endpoint = endpoint(feed)
         assert feed_endpoint is not None
         if feed_endpoint.dialect is Dialect.TRADING:
-            return OrderRouter(feed_endpoint, self._orders_of(account), self._clock, self._order_history(account))
+            return self._order_router(account)
         return Router(feed_endpoint, CODECS[self.config.accounts[account].speaks(feed)])
 
-    def _orders_of(self, account: str) -> Orders:
-        return self._orders.setdefault(account, Orders(lambda: self.config.directory.order_patterns(account)))
-
-    def _order_history(self, account: str) -> OrderHistory:
-        history = self._histories.get(account)
-        if history is None:
-            orders = self._orders_of(account)
-            history = self._histories[account] = OrderHistory(
-                lambda update, now: orders.known_receivers(update), time.time_ns
+    def _order_router(self, account: str) -> OrderRouter:
+        """Return the router of an account's order updates; create it, with its history and reader, at first use."""
+        router = self._order_routers.get(account)
+        if router is None:
+            feed_endpoint = endpoint("trading")
+            assert feed_endpoint is not None
+            orders = Orders(lambda: self.config.directory.order_patterns(account))
+            history = OrderHistory(lambda update, now: orders.known_receivers(update), time.time_ns)
+            router = self._order_routers[account] = OrderRouter(feed_endpoint, orders, self._clock, history)
+            login = self._feed_settings(account, "trading").login
+            router.reader = self._order_readers[account] = OrderReader(
+                router, login, self._clock, lambda: self._send_orders(account), self._close_incomplete
             )
-        return history
+        return router
+
+    def _send_orders(self, account: str) -> None:
+        if (upstream := self.upstreams.get((account, "trading"))) is not None:
+            upstream.flush()
+
+    def _close_incomplete(self, recovery: Recovery) -> None:
+        """Close the sessions that may have missed order updates in an outage."""
+        sessions = [
+            session
+            for session in self.server.sessions
+            if any(one in recovery.members and ORDERS_TOPIC in one.held for one in session.subscribers)
+        ]
+        self._close_sessions(sessions, frames.SERVICE_RESTART, "order updates may be missing since an outage")
 
     def _host_is_live(self, host: str) -> None:
         """Let the feeds that wait for the same host try again, since one of its feeds is live."""

@@ -353,6 +353,13 @@ class Harness:
         self.gateway.start()
         self._stack.callback(self.gateway.stop, 0.5)
 
+    def restart(self) -> None:
+        """End the proxy, and start another one with the same configuration; the simulator goes on."""
+        self.gateway.stop(0.5)
+        self.gateway = Gateway(self.gateway.config)
+        self.gateway.start()
+        self._stack.callback(self.gateway.stop, 0.5)
+
     @property
     def address(self) -> tuple[str, int]:
         """The host and port that clients connect to."""
@@ -369,6 +376,11 @@ class Harness:
         """Whether a request to Alpaca is under way."""
         source = self.source(feed)
         return source is not None and source.request is not None
+
+    def recovered(self) -> None:
+        """Wait until the order updates come again, and what was missed has been recovered or given up."""
+        router = self.upstream("trading").router
+        wait_for(lambda: router._is_up and router.recovery is None, "order updates were not recovered")
 
     def dial(self, path: str = "/v2/iex", codec: str | None = None, **options: Any) -> Client:
         """A connection that has not logged in."""

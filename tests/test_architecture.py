@@ -43,6 +43,7 @@ MAY_USE = {
     ),
     "geventwebsocket": "proxy.transport.upgrade",
     "websocket": "proxy.upstream.websocket",
+    "urllib3": "proxy.upstream.trading_rest",
     "wsproto": "proxy.transport.frames",
     "msgspec": "proxy.alpaca proxy.routing proxy.simulator",
     "yaml": "proxy.config.yamlfile",

@@ -224,7 +224,8 @@ def test_every_metric_is_documented_with_its_labels_and_its_help(accounts: int) 
             labels |= {"account"} if name.startswith(("alpaca_proxy_feed_", "alpaca_proxy_order_")) else set()
     labels_of: dict[str, set[str]] = {}
     text_of = {}
-    for family in metrics.families(snapshot(accounts=accounts, feeds=(feed(), feed("trading", unowned=0)))):
+    feeds = feed(), feed("trading", unowned=0, recovered=0)
+    for family in metrics.families(snapshot(accounts=accounts, feeds=feeds)):
         if family.name.startswith("alpaca_proxy_"):
             name = family.name + ("_total" if family.type == "counter" else "")
             text_of[name] = family.documentation

@@ -10,6 +10,7 @@ event_time        the time at which a message was made
 market            the market dialect: requests, replies, error codes
 trading           the trading dialect of `/stream`
 order_events      order updates as server-sent events
+order_records     what the REST API says of orders, and the updates that follow from it
 legacy            the names and structures of 2020, in the trading grammar
 plain_pairs       crypto pairs without a slash, as before 2022
 client_protocol   the client's side of the protocol: from the proxy to Alpaca

@@ -125,6 +125,9 @@ def _feeds(snapshot: Snapshot) -> Iterator[Metric]:
     unowned = [(names(f), f.unowned) for f in snapshot.feeds if f.unowned is not None]
     text = "Order updates that belong to no client, seen with `*` alone."
     yield _counter("order_updates_unowned", text, labels, unowned)
+    recovered = [(names(f), f.recovered) for f in snapshot.feeds if f.recovered is not None]
+    text = "Order updates that were missed in an outage, and sent afterwards from Alpaca's records."
+    yield _counter("order_updates_recovered", text, labels, recovered)
     yield _counter("feed_outages", "Outages of the feed while it was needed.", labels, each(lambda f: f.outages))
     yield _counter(
         "feed_silences",

@@ -32,13 +32,13 @@ class Lag:
 class FeedState:
     """One upstream connection. Times are in seconds; `age` is the time since the last message, None before the first.
 
-    `wanted` counts topics by channel, `acked` those that Alpaca has confirmed. `received` counts messages, `unrouted`
-    the messages among them that no session had subscribed to, `malformed` frames, and `irregular` by reason the
-    messages that could not be passed on as they came. `unowned` counts order updates that belong to no client; it is
-    None for market data. `needed`: some session wants a topic of the feed. `outages`
-    counts the outages while it was needed, `outage_seconds` is their total time; `silences` counts the times that it
-    was connected anew since it had fallen silent. `next_attempt` is the time until the next connection is opened, None
-    if none is due.
+    `wanted` counts topics by channel, `acked` those that Alpaca has confirmed. `received` counts messages,
+    `unrouted` the messages among them that no session had subscribed to, `malformed` frames, and `irregular` by
+    reason the messages that could not be passed on as they came. `unowned` counts order updates that belong to no
+    client, `recovered` those that were read from Alpaca's records after an outage; both are None for market data.
+    `needed`: some session wants a topic of the feed. `outages` counts the outages while it was needed,
+    `outage_seconds` is their total time; `silences` counts the times that it was connected anew since it had fallen
+    silent. `next_attempt` is the time until the next connection is opened, None if none is due.
     """
 
     account: str
@@ -61,6 +61,7 @@ class FeedState:
     lag: Lag
     next_attempt: float | None = None
     unowned: int | None = None
+    recovered: int | None = None
 
 
 @dataclass(slots=True)

@@ -6,8 +6,8 @@ added. Times are seconds since 1970, durations are seconds, sizes are bytes; a n
     version proxy pid pid_start state ready time started uptime delay strangers
     outboxes  {pending limit}
     reload    {count running time ok plan: [line] problems: [line]} of the last reload of the configuration file
-    feeds     [{account feed phase since next_attempt trouble needed connects received unheard unowned malformed outages
-                away silences age rate wanted acked irregular: {REASON: messages} lag: {p50 p99}
+    feeds     [{account feed phase since next_attempt trouble needed connects received unheard unowned recovered
+                malformed outages away silences age rate wanted acked irregular: {REASON: messages} lag: {p50 p99}
                 topics: {CHANNEL: wanted}}]
     clients   [{client feed connects delivered conflated rate outages lost: {REASON: messages}
                 sessions: [{address account codec since topics holds shown: {CHANNEL: [SYMBOL]} pending limit
@@ -25,7 +25,8 @@ not applied; at most RELOAD_LINES of each.
 `configured` has the clients that are not connected as well: `connected` is the number of sessions, over all feeds.
 `last_seen` is when the client last had one: now, the end of the last one, or null if it had none since the start.
 
-`unowned` counts the order updates that belong to no client; it is null on other feeds.
+`unowned` counts the order updates that belong to no client, `recovered` those that were missed in an outage and read
+from Alpaca's records afterwards; both are null on other feeds.
 
 `next_attempt` is the number of seconds until the feed's next connection. `shown` is a selection of the session's
 topics. `history.first` is the number of its first second; `pending` are the bytes in the client's fullest outbox.
@@ -118,6 +119,7 @@ def _feed(feed: FeedState, rate: float) -> dict[str, Any]:
         "received": feed.received,
         "unheard": feed.unrouted,
         "unowned": feed.unowned,
+        "recovered": feed.recovered,
         "malformed": feed.malformed,
         "irregular": dict(feed.irregular),
         "outages": feed.outages,

@@ -4,6 +4,7 @@ allowlists         clients, the topics that each may subscribe to, and authentic
 router             topic → groups of sessions: the data path
 route_cache        a cache of routes, by kind and symbol
 order_books        current order books, for sessions that join late
+order_router       the data path of order updates: what is held back, sent and left out
 order_ownership    the clients that receive an order update
 order_history      the order updates of an account, for event streams that ask for what they have missed
 conflation         drops the outdated pending messages of a slow client

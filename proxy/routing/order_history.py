@@ -26,11 +26,15 @@ READ_BYTES = 64 * 1024  # after which it looks at no further one
 
 
 class Update(NamedTuple):
-    """An update: its `at` in nanoseconds since 1970, its body, and when it was recorded in monotonic seconds."""
+    """An update: its `at` in nanoseconds since 1970, its body, and when it was recorded in monotonic seconds.
+
+    `clients`: the clients that it was sent to at that moment, others were sent it at another; None for all owners.
+    """
 
     at: int
     body: bytes
     recorded_at: float
+    clients: frozenset[str] | None
 
 
 class Forgotten(Exception):
@@ -63,16 +67,16 @@ class OrderHistory:
         """The position of the oldest update that is kept."""
         return self.end - len(self._updates)
 
-    def record(self, update: Raw | bytes, now: float) -> bytes | None:
+    def record(self, update: Raw | bytes, now: float, clients: frozenset[str] | None = None) -> bytes | None:
         """Add an update, the `data` of a message; return its body for event streams, which has an `at`.
 
-        None for one that is not an object, which is not kept.
+        With `clients`, only these ever receive it. None for one that is not an object, which is not kept.
         """
         stamped = order_events.stamped(update, self._wall_clock(), self._last_at + 1)
         if stamped is None:
             return None
         self._last_at, body = stamped
-        self._updates.append(Update(self._last_at, body, now))
+        self._updates.append(Update(self._last_at, body, now, clients))
         self.end += 1
         self.size += len(body) + UPDATE_BYTES
         self._prune(now)
@@ -101,7 +105,7 @@ class OrderHistory:
         for update in islice(self._updates, start, start + READ_UPDATES):
             position += 1
             size += len(update.body)
-            if client in self._owners(update.body, now):
+            if (update.clients is None or client in update.clients) and client in self._owners(update.body, now):
                 mine.append(update)
             if size >= READ_BYTES:
                 break

@@ -13,18 +13,12 @@ bounded number of orders.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from proxy.alpaca.codec import BODY_BYTES, JSON, Codec, Malformed, Raw
-from proxy.alpaca.endpoints import WILDCARD, Endpoint
-from proxy.alpaca.order_events import EVENTS
-from proxy.alpaca.topics import NO_TOPICS, Subscription, Topic
-from proxy.alpaca.transcode import msgpack_of
+from proxy.alpaca.codec import JSON, Raw
 from proxy.routing.allowlists import OrderPatterns, without_slashes
-from proxy.routing.order_history import OrderHistory
-from proxy.routing.router import ALL, Delivery, Member, Taken
 
 ORDERS = "trade_updates"
 FINAL = frozenset(("filled", "canceled", "expired", "rejected", "replaced"))  # not `done_for_day`: it goes on tomorrow
@@ -57,13 +51,14 @@ class NamedOrder(NamedTuple):
 class Family:
     """Related orders; `owners` are those of `clients`, computed anew for others. `merged_into` has taken its place."""
 
-    __slots__ = ("clients", "matches", "merged_into", "owners")
+    __slots__ = ("clients", "looked_up", "matches", "merged_into", "owners")
 
     def __init__(self) -> None:
         self.matches: dict[Match, None] = {}  # in the order in which they were learned
         self.clients: Clients | None = None
         self.owners: frozenset[str] = frozenset()
         self.merged_into: Family | None = None
+        self.looked_up = ""  # the order of it for which Alpaca was asked
 
 
 class Orders:
@@ -75,7 +70,6 @@ class Orders:
 
     def __init__(self, clients: Callable[[], Clients]) -> None:
         self.long_ids = 0  # ids over MAX_ID, which are ignored
-        self.unowned = 0  # updates without an owner
         self._clients = clients
         # By order id: its family, and the time at which it was last named, which is the order of each.
         self._open: OrderedDict[str, tuple[Family, float]] = OrderedDict()
@@ -84,28 +78,65 @@ class Orders:
     def __repr__(self) -> str:
         return f"<Orders {len(self._open)} open, {len(self._final)} final>"
 
-    def receivers(self, update: Raw | bytes, now: float) -> frozenset[str]:
-        """Return the clients that receive an update, by its `data`: the owners of its order, and those with `*`.
+    def owners(self, update: Raw | bytes, now: float) -> frozenset[str]:
+        """Return the clients that own the order of an update, by the update's `data`.
 
         The order and those that it names are kept. `now` is in seconds of any monotonic clock.
         """
         self._prune(now)
-        clients = self._clients()
-        owners = self._learn(self._named_in(update), clients, now)
-        if not owners:
-            self.unowned += 1
-        return owners.union(name for name, patterns in clients.items() if patterns.everything)
+        return self._learn(self._named_in(update), self._clients(), now)
+
+    def permitted_all(self) -> frozenset[str]:
+        """Return the clients that receive every update."""
+        return frozenset(name for name, patterns in self._clients().items() if patterns.everything)
 
     def known_receivers(self, update: Raw | bytes) -> frozenset[str]:
-        """Return the clients that receive an update that `receivers` has had before; nothing is learned or counted."""
+        """Return the clients that receive an update that `owners` has had before; nothing is learned."""
         clients = self._clients()
-        owners = {name for name, patterns in clients.items() if patterns.everything}
+        owners = {*self.permitted_all()}
         for order in self._named_in(update):
             owners |= _owners(order.match, clients)
             if (family := self._family_of(order.id)) is not None:
                 self._match(family, (), clients)
                 owners |= family.owners
         return frozenset(owners)
+
+    def learn(self, order: Mapping[str, Raw], now: float) -> frozenset[str]:
+        """Keep the orders of a record from Alpaca's REST API; return their owners.
+
+        A record may be older than an update that has arrived, so only a final state in it is certain.
+        """
+        named = [each._replace(certain=not each.is_open) for each in islice(self._relatives(order, 0), MAX_FAMILY)]
+        return self._learn(named, self._clients(), now)
+
+    def open_since(self, time: float) -> list[str]:
+        """Return the orders that are known to be open and were last named before a time."""
+        return [order_id for order_id, (_, named_at) in self._open.items() if named_at < time]
+
+    def knows(self, order_id: str) -> bool:
+        """Return whether any update or record has named an order."""
+        return order_id in self._open or order_id in self._final
+
+    def owners_of(self, order_id: str) -> frozenset[str]:
+        """Return the owners of an order, as far as they are known."""
+        if (family := self._family_of(order_id)) is None:
+            return frozenset()
+        self._match(family, (), self._clients())
+        return family.owners
+
+    def look_up_of(self, order_id: str) -> str:
+        """Return the related order for which Alpaca was asked to which orders they are related; empty if none."""
+        return "" if (family := self._family_of(order_id)) is None else family.looked_up
+
+    def note_look_up(self, order_id: str) -> None:
+        """Note that Alpaca is asked to which orders this one is related."""
+        if (family := self._family_of(order_id)) is not None:
+            family.looked_up = order_id
+
+    def end(self, order_id: str, now: float) -> None:
+        """Note that an order is not open any more: Alpaca does not know it."""
+        if (known := self._open.pop(order_id, None)) is not None:
+            self._final[order_id] = known[0], now
 
     def _learn(self, named: Sequence[NamedOrder], clients: Clients, now: float) -> frozenset[str]:
         """Keep orders as one family; return its owners."""
@@ -115,6 +146,7 @@ class Orders:
         for other in others:
             self._match(family, other.matches, clients)
             other.matches, other.merged_into = {}, family
+            family.looked_up = family.looked_up or other.looked_up
         self._match(family, [order.match for order in named], clients)
         for order in named:
             if order.id:
@@ -199,142 +231,3 @@ def _owners(match: Match, clients: Clients) -> set[str]:
 
 def _length(match: Match) -> int:
     return len(match[0]) + len(match[1])
-
-
-class OrderRouter:
-    """Routes the updates of the trading feed.
-
-    The counterpart of `router.Router`; each frame holds one object. Updates of the account (`account_updates`) are sent
-    to every member that listens to that stream. Each order update is recorded in the `history`, if there is one, from
-    which members with the codec EVENTS have their form of it.
-    """
-
-    def __init__(
-        self, endpoint: Endpoint, orders: Orders, clock: Callable[[], float], history: OrderHistory | None = None
-    ) -> None:
-        self.endpoint = endpoint
-        self.received = 0  # updates
-        self.unrouted = 0  # updates that no session received
-        self._oversized = 0
-        self._untranslatable = 0
-        self._orders = orders
-        self._clock = clock
-        self._history = history
-        self._members: dict[Member, Subscription] = {}
-        self._deliveries: list[Delivery] = []
-
-    def __repr__(self) -> str:
-        return f"<OrderRouter {len(self._members)} members>"
-
-    @property
-    def irregular(self) -> Mapping[str, int]:
-        """The numbers of updates that were dropped or had an id ignored, by reason."""
-        return {
-            "oversized": self._oversized,
-            "untranslatable": self._untranslatable,
-            "long_id": self._orders.long_ids,
-        }
-
-    @property
-    def unowned(self) -> int:
-        """The number of updates that belong to no client."""
-        return self._orders.unowned
-
-    def set_subscription(self, member: Member, subscription: Subscription) -> list[Delivery]:
-        """Replace the streams that the member receives.
-
-        There are no order books to send first.
-        """
-        if subscription:
-            self._members[member] = subscription
-        else:
-            self.remove(member)
-        return []
-
-    def revoke(self, member: Member, topics: Subscription) -> None:
-        """Remove these streams from the member's subscription."""
-        if member in self._members:
-            self._members[member] -= topics
-
-    def remove(self, member: Member) -> None:
-        """Remove a member."""
-        self._members.pop(member, None)
-
-    def subscription_of(self, member: Member) -> Subscription:
-        """Return the streams that the member receives."""
-        return self._members.get(member, NO_TOPICS)
-
-    def subscriptions(self) -> list[tuple[Member, Subscription]]:
-        """Return each member's subscription."""
-        return [*self._members.items()]
-
-    def prune_books(self, acked: Set[Topic]) -> None:
-        """Do nothing: the trading feed has no order books."""
-
-    def book(self, symbol: str, codec: Codec) -> None:
-        """Return None: the trading feed has no order books."""
-
-    def pieces(self, frame: bytes) -> Iterator[bytes | None]:
-        """Yield the frame, which holds one object and is not split."""
-        yield frame
-
-    def take(self, frame: bytes) -> Taken:
-        """Gather the updates in a frame for their members, up to another message. Raises Malformed.
-
-        An array is the same as its elements, each in a frame of its own.
-        """
-        if frame[:1] in b"[ \t\r\n" and JSON.is_array(frame.lstrip()):
-            bodies: Sequence[Raw | bytes] = JSON.split(frame)[0]
-        else:
-            bodies = (frame,)
-        for position, body in enumerate(bodies):
-            if not self._take_update(body):
-                rest = bodies[position + 1 :]
-                return Taken(body, JSON.join(rest) if rest else None)
-        return ALL
-
-    def _take_update(self, body: Raw | bytes) -> bool:
-        """Gather an update for its members; return False for any other message. Raises Malformed."""
-        if len(body) > BODY_BYTES:
-            self._oversized += 1
-            return True
-        message = JSON.envelope(body)
-        stream = JSON.text_of(message.stream)
-        if stream not in self.endpoint.channels:
-            return False
-        members = [member for member, held in self._members.items() if (stream, WILDCARD) in held]
-        event = None
-        if stream == ORDERS:
-            now = self._clock()
-            receivers = self._orders.receivers(message.data, now)
-            members = [member for member in members if member.name in receivers]
-            event = None if self._history is None else self._history.record(message.data, now)
-        self.received += 1
-        if members:
-            self._gather(bytes(body), event, members)
-        else:
-            self.unrouted += 1
-        return True
-
-    def _gather(self, frame: bytes, event: bytes | None, members: list[Member]) -> None:
-        """Gather an update for these members, in the codec of each; `event` is what event streams get."""
-        same = [member for member in members if member.codec is JSON]
-        streams = [member for member in members if member.codec is EVENTS]
-        other = [member for member in members if member.codec is not JSON and member.codec is not EVENTS]
-        if same:
-            self._deliveries.append(Delivery(same, False, frame, 1))
-        if streams:
-            if event is None:
-                self._untranslatable += 1
-            else:
-                self._deliveries.append(Delivery(streams, False, event, 1))
-        if other:
-            try:
-                self._deliveries.append(Delivery(other, False, msgpack_of(frame), 1))
-            except Malformed:
-                self._untranslatable += 1
-
-    def flush(self) -> list[Delivery]:
-        """Return the updates that `take` gathered, in binary frames as Alpaca's."""
-        deliveries, self._deliveries = self._deliveries, []
-        return deliveries

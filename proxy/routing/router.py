@@ -111,7 +111,7 @@ ALL = Taken(None, None)
 
 
 class Routing(Protocol):
-    """`Router` for market data, `order_ownership.OrderRouter` for trading."""
+    """`Router` for market data, `order_router.OrderRouter` for trading."""
 
     received: int
     unrouted: int
@@ -120,13 +120,15 @@ class Routing(Protocol):
     def irregular(self) -> Mapping[str, int]: ...
     @property
     def unowned(self) -> int | None: ...
+    @property
+    def recovered(self) -> int | None: ...
 
     def set_subscription(self, member: Member, subscription: Subscription) -> list[Delivery]: ...
     def subscription_of(self, member: Member) -> Subscription: ...
     def subscriptions(self) -> list[tuple[Member, Subscription]]: ...
     def revoke(self, member: Member, topics: Subscription) -> None: ...
     def remove(self, member: Member) -> None: ...
-    def prune_books(self, acked: Set[Topic]) -> None: ...
+    def acked_changed(self, acked: Set[Topic]) -> None: ...
     def book(self, symbol: str, codec: Codec) -> Raw | bytes | None: ...
     def pieces(self, frame: bytes) -> Iterator[bytes | None]: ...
     def take(self, frame: bytes) -> Taken: ...
@@ -171,6 +173,10 @@ class Router:
     @property
     def unowned(self) -> None:
         """None: market data has no owners."""
+
+    @property
+    def recovered(self) -> None:
+        """None: Alpaca sends market data once."""
 
     def set_subscription(self, member: Member, subscription: Subscription) -> list[Delivery]:
         """Replace the member's subscription.
@@ -239,7 +245,7 @@ class Router:
         """Return each member's subscription."""
         return [(member, group.subscription) for member, group in self._group_of.items()]
 
-    def prune_books(self, acked: Set[Topic]) -> None:
+    def acked_changed(self, acked: Set[Topic]) -> None:
         """Remove the order books of topics that Alpaca no longer sends."""
         self._books.keep(acked)
 

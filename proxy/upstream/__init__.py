@@ -5,5 +5,7 @@ source              the interface of a connection that delivers a feed
 alpaca_connection   one connection to Alpaca: socket, phase, log-in, the request under way, keep-alive
 websocket           websocket-client with a buffered reader, and the dial
 silence             detects a feed that has fallen silent although it is connected
+order_reader        reads Alpaca's records of orders, for owners and after an outage
+trading_rest        the REST API of an account, read only
 feed_stats          lag, age and outages of a feed
 """

@@ -226,6 +226,7 @@ class FeedSupervisor:
             received=self.router.received,
             unrouted=self.router.unrouted,
             unowned=self.router.unowned,
+            recovered=self.router.recovered,
             malformed=self.malformed,
             irregular=self.router.irregular,
             age=self.stats.age(now),
@@ -236,6 +237,10 @@ class FeedSupervisor:
             needed=not self.reconciler.idle,
             lag=self.stats.lags.state(),
         )
+
+    def flush(self) -> None:
+        """Send what the router has gathered without a frame of Alpaca's."""
+        self._deliver(self.router.flush())
 
     def reconfigure(self, settings: FeedSettings, router: Routing) -> None:
         """Reconnect with the settings of a changed account.
@@ -302,7 +307,7 @@ class FeedSupervisor:
             return
         (self.settings, router), self._next = self._next, None
         self._silence.limit = self.settings.silence
-        for member, subscription in self.router.subscriptions():
+        for member, subscription in self.router.subscriptions():  # that of the order updates stays
             router.set_subscription(member, subscription)
         self.router = router
 
@@ -359,7 +364,7 @@ class FeedSupervisor:
         if (request := source.take_request()) is not None and not source.deliberate:
             self._tell(self.reconciler.failed(request, self._clock(), closed=True))
         self.reconciler.lost()
-        self.router.prune_books(self.reconciler.acked)
+        self.router.acked_changed(self.reconciler.acked)
         if source.phase is Phase.LIVE and source is not self._idle_source and not self._stopped:
             self._was_lost(self)
         self._idle_source = None
@@ -506,7 +511,7 @@ class FeedSupervisor:
         self._after_answer()
 
     def _after_answer(self) -> None:
-        self.router.prune_books(self.reconciler.acked)
+        self.router.acked_changed(self.reconciler.acked)
         self._release()
         self._reconcile()
 

@@ -380,7 +380,7 @@ def _open_socket(url: str) -> socket.socket:
     target = urlsplit(url)
     host, secure = target.hostname or "", target.scheme == "wss"
     port = target.port or (443 if secure else 80)
-    proxy = None if host in _LOCAL_HOSTS or proxy_bypass(host) else getproxies().get("https" if secure else "http")
+    proxy = None if host in LOCAL_HOSTS or proxy_bypass(host) else getproxies().get("https" if secure else "http")
     sock = socket.create_connection((host, port), DIAL_STEP_SECONDS) if proxy is None else _tunnel(proxy, host, port)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return tls_context().wrap_socket(sock, server_hostname=host) if secure else sock
@@ -420,4 +420,4 @@ def _tunnel(proxy: str, host: str, port: int) -> socket.socket:
     return sock
 
 
-_LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
+LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")

@@ -1,7 +1,8 @@
 """A server in the place of Alpaca, whose answers are functions of the test.
 
 It has the log-in of both dialects and both codecs, answers pings, and keeps what it was asked. Each request after the
-log-in is given to `answer(peer, request)`, which sends what it likes; by default it is granted.
+log-in is given to `answer(peer, request)`, which sends what it likes; by default it is granted. Its REST API knows no
+orders.
 """
 
 from __future__ import annotations
@@ -238,6 +239,11 @@ class ScriptedAlpaca:
         self._serving += 1
         with suppress(OSError):
             peer.read_request()
+            if not peer.upgrade:  # the REST API of an account without orders
+                sock.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n[]")
+                sock.close()
+                self._serving -= 1
+                return
             peer.number = self.opened(peer.path) + 1
             self.peers.append(peer)
             peer.accept()

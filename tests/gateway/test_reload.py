@@ -281,6 +281,7 @@ def test_a_new_key_of_the_account_keeps_the_owners_of_orders(start: Start) -> No
     )
     assert steps.accounts == ("main",)
     wait_for(lambda: proxy.simulator.opened("trading") == 2 and proxy.simulator.subscribed("trading"))
+    proxy.recovered()
     for event, order in (
         ("fill", replacement),
         ("new", {"id": "c", "client_order_id": "invented too", "replaces": "b"}),

@@ -61,9 +61,10 @@ def test_values_of_a_snapshot() -> None:
     assert value(text, "client_lost_messages_total", client="beta", feed="iex", reason="slow") == 5
 
 
-def test_updates_that_belong_to_nobody_are_those_of_the_trading_feed() -> None:
-    text = exposition(snapshot(feeds=(feed(), feed("trading", unowned=4))))
-    name = "alpaca_proxy_order_updates_unowned_total"
+@pytest.mark.parametrize("count", ["unowned", "recovered"])
+def test_counts_of_order_updates_are_those_of_the_trading_feed(count: str) -> None:
+    text = exposition(snapshot(feeds=(feed(), feed("trading", **{count: 4}))))
+    name = f"alpaca_proxy_order_updates_{count}_total"
     assert {key: number for key, number in samples(text).items() if key[0] == name} == {
         (name, frozenset([("feed", "trading")])): 4
     }

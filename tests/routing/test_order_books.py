@@ -111,7 +111,7 @@ class LateJoiners(RuleBasedStateMachine):
         if early:
             self.publish_whole(*new)
         self.acked = union
-        self.router.prune_books(union)
+        self.router.acked_changed(union)
         before, self.held[member] = self.held[member], wanted
         for pair in PAIRS:
             if not (self.covered(before, pair) and self.covered(wanted, pair)):
@@ -135,11 +135,11 @@ class LateJoiners(RuleBasedStateMachine):
             member.books.clear()
         self.held = dict.fromkeys(self.members, NO_TOPICS)
         self.acked = NO_TOPICS
-        self.router.prune_books(NO_TOPICS)
+        self.router.acked_changed(NO_TOPICS)
 
     @rule()
     def reconnect(self) -> None:
-        self.router.prune_books(NO_TOPICS)
+        self.router.acked_changed(NO_TOPICS)
         self.publish_whole(*(pair for pair in PAIRS if self.covered(self.acked, pair)))
 
     @invariant()

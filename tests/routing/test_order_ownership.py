@@ -1,137 +1,25 @@
-"""The router of the trading feed, and the owners of orders.
-
-Updates are alone in their frames and in arrays; other messages are returned. Owners are compared with those of a small
-model, for any orders, allowlists and times.
-"""
+"""The owners of orders, compared with those of a small model, for any orders, allowlists and times."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.alpaca.codec import BODY_BYTES, JSON, Codec, Malformed
-from proxy.alpaca.endpoints import endpoint
 from proxy.routing import order_ownership
-from proxy.routing.allowlists import OrderPatterns, SymbolPatterns
-from proxy.routing.order_ownership import FAMILY_CHARACTERS, KEEP_SECONDS, MAX_ID, OrderRouter, Orders
-from proxy.routing.router import Delivery
-from tests.routing.taking import take
+from proxy.routing.allowlists import OrderPatterns
+from proxy.routing.order_ownership import FAMILY_CHARACTERS, KEEP_SECONDS, MAX_ID, Orders
 
 UPDATES = ("trade_updates", "*")
 ACCOUNT = ("account_updates", "*")
 
 
-class Member:
-    """A session that listens to order updates."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.codec: Codec = JSON
-        self.accepts_unknown: SymbolPatterns | None = None
-        self.outages = 0
-        self.put: Callable[[bytes, int], None] = lambda frame, messages: None
-
-    def abort(self) -> None:
-        raise AssertionError("the router does not end members")
-
-
-@pytest.fixture
-def router() -> OrderRouter:
-    """A router with the members alpha and beta, each the owner of the orders whose id begins with its name."""
-    served = endpoint("trading")
-    assert served is not None
-    clients = {name: OrderPatterns([f"{name}*"]) for name in ("alpha", "beta")}
-    orders = Orders(lambda: clients)
-    router = OrderRouter(served, orders, lambda: 0.0)
-    for name in ("alpha", "beta"):
-        router.set_subscription(Member(name), frozenset([UPDATES]))
-    return router
-
-
-def update(owner: str, number: int = 1) -> dict[str, Any]:
-    order = {"id": f"{owner}-{number}", "client_order_id": f"{owner}-{number}"}
-    return {"stream": "trade_updates", "data": {"event": "new", "order": order}}
-
-
 def encode(message: Any) -> bytes:
     return json.dumps(message).encode()
-
-
-def received(deliveries: list[Delivery]) -> list[tuple[list[str], Any]]:
-    assert all(delivery.messages == 1 and not delivery.text for delivery in deliveries)
-    return [([member.name for member in delivery.members], json.loads(delivery.payload)) for delivery in deliveries]
-
-
-def test_an_update_reaches_its_owner_with_its_bytes(router: OrderRouter) -> None:
-    frame = b' { "stream":"trade_updates",\n"data": {"order":{"client_order_id":"beta-7"}, "price":"1.50"} }'
-    assert take(router, frame) == []
-    [delivery] = router.flush()
-    assert delivery.payload == frame
-    assert [member.name for member in delivery.members] == ["beta"]
-    assert (router.received, router.unrouted) == (1, 0)
-
-
-def test_an_array_is_the_same_as_its_elements(router: OrderRouter) -> None:
-    messages = [update("alpha"), update("gamma"), update("beta"), update("alpha", 2)]
-    assert take(router, encode(messages)) == []
-    together = received(router.flush())
-    assert together == [(["alpha"], messages[0]), (["beta"], messages[2]), (["alpha"], messages[3])]
-    for message in messages:
-        assert take(router, encode(message)) == []
-    assert received(router.flush()) == together
-    assert (router.received, router.unrouted) == (8, 2)
-    assert take(router, b"[]") == []
-    assert router.flush() == []
-
-
-def test_other_messages_are_returned(router: OrderRouter) -> None:
-    """In their order, alone or in an array with updates."""
-    authorized = {"stream": "authorization", "data": {"status": "authorized"}}
-    listening = {"stream": "listening", "data": {"streams": ["trade_updates"]}}
-    returned = take(router, encode([authorized, update("alpha"), listening]))
-    assert [json.loads(bytes(body)) for body in returned] == [authorized, listening]
-    assert received(router.flush()) == [(["alpha"], update("alpha"))]
-    assert take(router, encode(listening)) == [encode(listening)]
-    assert router.flush() == []
-    assert router.received == 1
-
-
-def test_updates_of_the_account_reach_every_member_that_listens(router: OrderRouter) -> None:
-    message = {"stream": "account_updates", "data": {"cash": "1"}}
-    assert take(router, encode(message)) == []
-    assert router.flush() == []
-    listener = Member("gamma")
-    router.set_subscription(listener, frozenset([ACCOUNT]))
-    take(router, encode([message]))
-    assert received(router.flush()) == [(["gamma"], message)]
-    router.revoke(listener, frozenset([ACCOUNT]))
-    take(router, encode(message))
-    assert router.flush() == []
-    assert (router.received, router.unrouted) == (3, 2)
-
-
-@pytest.mark.parametrize("frame", [b"", b"{", b"[{]", b"nonsense", b"[1,", b"\x80"])
-def test_malformed_frames(router: OrderRouter, frame: bytes) -> None:
-    with pytest.raises(Malformed):
-        take(router, frame)
-    assert router.flush() == []
-
-
-@pytest.mark.parametrize("frame", [b"7", b"null", b'"text"', b'{"stream":7}', b'[7,{"stream":null}]'])
-def test_messages_of_no_stream_are_returned(router: OrderRouter, frame: bytes) -> None:
-    assert take(router, frame)
-    assert router.flush() == []
-
-
-def test_a_frame_over_the_bound_is_dropped_and_counted(router: OrderRouter) -> None:
-    assert take(router, encode(update("alpha") | {"x": "y" * BODY_BYTES})) == []
-    assert router.flush() == []
-    assert router.irregular["oversized"] == 1
 
 
 # Owners
@@ -150,7 +38,10 @@ class Owners:
     def of(self, id_: str = "", client_order_id: str = "", now: float = 0.0, /, **more: Any) -> set[str]:
         """The clients that receive an update of this order."""
         order = {"id": id_, "client_order_id": client_order_id, "status": "new", **more}
-        return {*self.orders.receivers(encode({"event": "any", "order": order}), now)}
+        return {*self.receivers(encode({"event": "any", "order": order}), now)}
+
+    def receivers(self, update: bytes, now: float) -> frozenset[str]:
+        return self.orders.owners(update, now) | self.orders.permitted_all()
 
 
 def test_an_order_without_id_is_matched_by_its_client_order_id() -> None:
@@ -163,8 +54,8 @@ def test_an_order_without_id_is_matched_by_its_client_order_id() -> None:
 @pytest.mark.parametrize("update", [b"null", b"7", b"{}", b'{"order":null}', b'{"order":[]}'])
 def test_an_update_without_an_order_is_permitted_by_the_wildcard_alone(update: bytes) -> None:
     owners = Owners(all=["*"], desk=["desk-*", "symbol:*"])
-    assert owners.orders.receivers(update, 0.0) == {"all"}
-    assert owners.orders.unowned == 1
+    assert owners.receivers(update, 0.0) == {"all"}
+    assert owners.orders.owners(update, 0.0) == set()
 
 
 def test_symbols_are_compared_without_slashes() -> None:
@@ -186,7 +77,7 @@ def test_a_leg_of_several_gives_the_whole_order_to_the_client_of_its_symbol() ->
     owners = Owners(one=["symbol:AAPL2*"])
     legs = [{"order_id": "a", "symbol": "AAPL240315C00172500"}, {"order_id": "b", "symbol": "SPY240315C00172500"}]
     update = {"event": "fill", "order": {"id": "1", "symbol": "", "legs": None}, "legs": legs}
-    assert owners.orders.receivers(encode(update), 0.0) == {"one"}
+    assert owners.receivers(encode(update), 0.0) == {"one"}
     assert owners.of("b") == {"one"}
 
 
@@ -350,7 +241,7 @@ class Model:
 @given(ALLOW, STEPS)
 def test_owners_are_those_of_the_model(allow: dict[str, list[str]], steps: list[Step]) -> None:
     """At each update, and at the end for every order."""
-    owners, model, now, unowned = Owners(), Model(), 0.0, 0
+    owners, model, now = Owners(), Model(), 0.0
     last: list[Step] = [(0.0, None, {"id": id_}) for id_ in ORDER_IDS]
     for hours, changed, order in [(0.0, allow, {"id": ""}), *steps, *last]:
         now += hours * 3600
@@ -358,7 +249,5 @@ def test_owners_are_those_of_the_model(allow: dict[str, list[str]], steps: list[
             model.allow = changed
             owners.allow(**changed)
         expected = model.owners(order, now)
-        unowned += not expected
-        received = owners.orders.receivers(encode({"order": order}), now)
+        received = owners.receivers(encode({"order": order}), now)
         assert received == expected | {name for name, entries in model.allow.items() if "*" in entries}
-        assert owners.orders.unowned == unowned

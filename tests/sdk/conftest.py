@@ -221,6 +221,8 @@ def environments(request: pytest.FixtureRequest) -> Iterator[Environments]:
     """
     environments = Environments(cache())
     environments.prepare(wanted(request.session))
+    if any(module_of(item) == "orders" for item in request.session.items):
+        environments.prepare([sdk for sdk in SDKS if sdk.name == "alpaca-py"][:1])
     if any(module_of(item) == "programs" for item in request.session.items):
         environments.prepare(PROGRAMS)
     yield environments

@@ -6,13 +6,14 @@ a test can publish messages and inspect connections; it shares only sockets with
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -75,12 +76,19 @@ def accepts(port: int) -> bool:
 class Proxy:
     """The proxy as a process, with its configuration in `folder`.
 
-    A restart keeps its ports.
+    A restart keeps its ports. `program` may replace `-m proxy`.
     """
 
     def __init__(
-        self, folder: Path, url: str, clients: str, tls: tuple[Path, Path] | None = None, account: str = ""
+        self,
+        folder: Path,
+        url: str,
+        clients: str,
+        tls: tuple[Path, Path] | None = None,
+        account: str = "",
+        program: Sequence[str] = ("-m", "proxy"),
     ) -> None:
+        self._program = program
         self._file = folder / "proxy.yaml"
         self._log = folder / "proxy.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -97,8 +105,9 @@ class Proxy:
         before = len(self.log())
         with self._log.open("ab") as log:
             process = self._process = subprocess.Popen(
-                [sys.executable, "-m", "proxy", "-c", str(self._file)],
+                [sys.executable, *self._program, "-c", str(self._file)],
                 cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
@@ -123,6 +132,11 @@ class Proxy:
                 process.wait()
                 raise
 
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def log(self) -> str:
         """Its log so far."""
         return self._log.read_text() if self._log.exists() else ""
@@ -144,11 +158,17 @@ class Stand:
     """
 
     def __init__(
-        self, folder: Path, clients: str = CLIENT, *, tls: tuple[Path, Path] | None = None, account: str = ""
+        self,
+        folder: Path,
+        clients: str = CLIENT,
+        *,
+        tls: tuple[Path, Path] | None = None,
+        account: str = "",
+        program: Sequence[str] = ("-m", "proxy"),
     ) -> None:
         self.simulator = Simulator()
         self.simulator.start()
-        self.proxy = Proxy(folder, self.simulator.url, clients, tls, account)
+        self.proxy = Proxy(folder, self.simulator.url, clients, tls, account, program)
         self._scheme = "ws" if tls is None else "wss"
 
     def __enter__(self) -> Stand:
