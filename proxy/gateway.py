@@ -349,7 +349,9 @@ class Gateway:
             for session in self.server.sessions
             if any(one in recovery.members and ORDERS_TOPIC in one.held for one in session.subscribers)
         ]
-        self._close_sessions(sessions, frames.SERVICE_RESTART, "order updates may be missing since an outage")
+        gevent.spawn(
+            self._close_sessions, sessions, frames.SERVICE_RESTART, "order updates may be missing since an outage"
+        )
 
     def _host_is_live(self, host: str) -> None:
         """Let the feeds that wait for the same host try again, since one of its feeds is live."""

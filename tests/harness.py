@@ -380,7 +380,7 @@ class Harness:
     def recovered(self) -> None:
         """Wait until the order updates come again, and what was missed has been recovered or given up."""
         router = self.upstream("trading").router
-        wait_for(lambda: router._is_up and router.recovery is None, "order updates were not recovered")
+        wait_for(lambda: router.is_up and router.recovery is None, "order updates were not recovered")
 
     def dial(self, path: str = "/v2/iex", codec: str | None = None, **options: Any) -> Client:
         """A connection that has not logged in."""

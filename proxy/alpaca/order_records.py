@@ -9,21 +9,25 @@ and quantity, and the final states. Updates are made of these alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import NamedTuple
 from urllib.parse import quote, urlencode
 
 from proxy.alpaca import timestamps
-from proxy.alpaca.codec import JSON, Raw
+from proxy.alpaca.codec import JSON, Malformed, Raw
 
 ORDERS_PER_PAGE = 500
 FILLS_PER_PAGE = 100
 MAX_DIGITS = 64  # characters of a quantity that is read
 
+MAX_ORDER_BYTES = 64 * 1024  # of an order with its legs, which has some thousand
+MAX_LEGS = 64  # of an order, with those of its legs
+MAX_VALUES = 200_000  # of a page, by its commas: 500 orders with two legs each have 60,000
+
 Fields = Mapping[str, Raw]
-Key = tuple[str, "Decimal | str"]
-"""What an update tells: an order's id, and the quantity that is filled so far or the event."""
+UpdateKey = tuple[str, "Decimal | str"]
+"""What an update is about: an order's id, and the quantity that is filled so far or the event."""
 
 FILL_EVENTS = ("fill", "partial_fill")
 # The states that an order's record shows, which are the names of their events, and the field with the time of each.
@@ -39,21 +43,21 @@ _TIMES = {
 class RecordedUpdate(NamedTuple):
     """An update that follows from records.
 
-    `time` is Alpaca's, in nanoseconds since 1970, `data` the update as on the stream, and `made_at` the time at which
-    its order was created, 0 if that is unknown.
+    `time` is Alpaca's, in nanoseconds since 1970, `data` the update as on the stream, and `created_at` the time at
+    which its order was created, 0 if that is unknown.
     """
 
-    key: Key
+    key: UpdateKey
     time: int
     data: bytes
-    made_at: int
+    created_at: int
 
 
 class Fill(NamedTuple):
     """A fill among the account's activities; `id` is the page token after it."""
 
     id: str
-    order_id: str
+    key: UpdateKey
     time: int
     fields: Fields
 
@@ -83,38 +87,48 @@ def fills_path(since: int, page_token: str = "") -> str:
     return f"/v2/account/activities/FILL?{urlencode(query)}"
 
 
-def items(body: bytes) -> list[Raw]:
-    """Return the undecoded items of a page. Raises Malformed if it is not an array."""
-    return JSON.split(body)[0]
+def page_of(body: bytes, most: int) -> list[Raw]:
+    """Return the undecoded items of a page. Raises Malformed if it is not an array of at most so many."""
+    if not JSON.is_array(body.lstrip()) or body.count(b",") > MAX_VALUES:
+        raise Malformed("no page of records")
+    items = JSON.items_of(body)
+    if len(items) > most or not (items or body.strip(b" \t\r\n[]") == b""):
+        raise Malformed("no page of records")
+    return items
 
 
-def order_of(value: Raw | bytes) -> Fields | None:
-    """Return the fields of an order's record; None if it is something else."""
-    fields = JSON.fields_of(value)
-    return fields if fields is not None and JSON.text_of(fields.get("id")) else None
+def order_of(value: Raw | bytes) -> Fields:
+    """Return the fields of an order's record. Raises Malformed if it is something else, or too large."""
+    fields = JSON.fields_of(value) if len(value) <= MAX_ORDER_BYTES else None
+    if fields is None or not JSON.text_of(fields.get("id")):
+        raise Malformed("no record of an order")
+    return fields
 
 
-def fill_of(value: Raw | bytes) -> Fill | None:
-    """Return an activity that is a fill; None for anything else."""
-    fields = JSON.fields_of(value)
-    if fields is None or JSON.text_of(fields.get("type")) not in FILL_EVENTS or quantity(fields.get("cum_qty")) is None:
-        return None
-    identity, order_id = JSON.text_of(fields.get("id")), JSON.text_of(fields.get("order_id"))
-    time = time_of(fields.get("transaction_time"))
-    return Fill(identity, order_id, time, fields) if identity and order_id and time is not None else None
+def fill_of(value: Raw | bytes) -> Fill:
+    """Return an activity that is a fill. Raises Malformed if it is something else."""
+    fields = JSON.fields_of(value) or {}
+    token, order_id = JSON.text_of(fields.get("id")), JSON.text_of(fields.get("order_id"))
+    filled, time = quantity(fields.get("cum_qty")), time_of(fields.get("transaction_time"))
+    if JSON.text_of(fields.get("type")) not in FILL_EVENTS or filled is None or time is None:
+        raise Malformed("no record of a fill")
+    if not token or not order_id:
+        raise Malformed("no record of a fill")
+    return Fill(token, (order_id, filled), time, fields)
 
 
-def with_legs(order: Fields) -> Iterator[Fields]:
-    """Yield an order and its legs, which may have legs of their own."""
-    pending = [order]
-    while pending:
-        fields = pending.pop()
-        yield fields
-        pending += [leg for value in JSON.items_of(fields.get("legs")) if (leg := order_of(value)) is not None]
+def with_legs(order: Fields) -> list[Fields]:
+    """Return an order and its legs, which may have legs of their own. Raises Malformed if there are too many."""
+    orders = [order]
+    for parent in orders:
+        orders += [order_of(leg) for leg in JSON.items_of(parent.get("legs"))]
+        if len(orders) > MAX_LEGS:
+            raise Malformed("an order with too many legs")
+    return orders
 
 
-def key_of(event: str | None, order: Fields) -> Key | None:
-    """Return what an update tells of its order; None if that cannot be told."""
+def key_of(event: str | None, order: Fields) -> UpdateKey | None:
+    """Return what an update is about; None if that cannot be told."""
     order_id = JSON.text_of(order.get("id"))
     if not order_id or not event:
         return None
@@ -137,34 +151,47 @@ def quantity(value: Raw | None) -> Decimal | None:
 
 
 def time_of(value: Raw | None) -> int | None:
-    """Return a time in nanoseconds since 1970; None if it is missing or not RFC 3339."""
+    """Return a time in nanoseconds since 1970; None if it is missing, not RFC 3339, or earlier."""
     try:
-        return timestamps.nanoseconds(JSON.text_of(value) or "")
+        time = timestamps.nanoseconds(JSON.text_of(value) or "")
     except (ValueError, OverflowError):
         return None
+    return time if time >= 0 else None
 
 
-def filled(fill: Fill, order: Fields) -> RecordedUpdate | None:
+def filled(fill: Fill, order: Fields) -> RecordedUpdate:
     """Return the update of a fill: its order as it was then, as far as the records show."""
     fields = fill.fields
     changed = {"filled_qty": "cum_qty", "status": "order_status"}
     then = {**order, **{name: fields[source] for name, source in changed.items() if source in fields}}
-    event = JSON.text_of(fields["type"])
     details = {name: fields[name] for name in ("price", "qty") if name in fields}
-    key = key_of(event, then)
-    return None if key is None else _update(key, event, then, details, fields["transaction_time"], fill.time)
+    return _update(fill.key, JSON.text_of(fields["type"]) or "", then, details, fields["transaction_time"], fill.time)
 
 
 def ended(order: Fields) -> RecordedUpdate | None:
-    """Return the update of the state that an order has ended in, or rests in for the day; None if it has not."""
-    event = JSON.text_of(order.get("status"))
+    """Return the update of the state that an order has ended in, or rests in for the day; None if it has not.
+
+    Raises Malformed for such a state without a time.
+    """
+    event = JSON.text_of(order.get("status")) or ""
     if event not in _TIMES:
         return None
-    stamp = next((order[name] for name in (_TIMES[event], "updated_at") if time_of(order.get(name)) is not None), None)
-    key, time = key_of(event, order), time_of(stamp)
-    return None if key is None or stamp is None or time is None else _update(key, event, order, {}, stamp, time)
+    for name in (_TIMES[event], "updated_at"):
+        if (time := time_of(order.get(name))) is not None:
+            return _update((JSON.text_of(order["id"]) or "", event), event, order, {}, order[name], time)
+    raise Malformed(f"an order that is {event}, at an unknown time")
 
 
-def _update(key: Key, event: str | None, order: Fields, details: Fields, stamp: Raw, time: int) -> RecordedUpdate:
+def last_fill(order: Fields, since: int) -> UpdateKey | None:
+    """Return what the last fill of an order is about, if the record of the order shows one since a time."""
+    event = JSON.text_of(order.get("status"))
+    if event not in ("filled", "partially_filled"):
+        return None
+    times = (time_of(order.get(name)) for name in (("filled_at",) if event == "filled" else ()) + ("updated_at",))
+    time = next((time for time in times if time is not None), 0)
+    return key_of("fill", order) if time >= since else None
+
+
+def _update(key: UpdateKey, event: str, order: Fields, details: Fields, stamp: Raw, time: int) -> RecordedUpdate:
     data = JSON.encode({"event": event, "order": order, **details, "timestamp": stamp, "recovered": True})
     return RecordedUpdate(key, time, data, time_of(order.get("created_at")) or 0)

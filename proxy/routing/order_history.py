@@ -23,18 +23,20 @@ KEEP_BYTES = 16 * 1024 * 1024
 UPDATE_BYTES = 200  # of the objects that hold one update, besides its body
 READ_UPDATES = 16  # that one call of `read` looks at
 READ_BYTES = 64 * 1024  # after which it looks at no further one
+NO_CLIENTS: frozenset[str] = frozenset()
 
 
 class Update(NamedTuple):
     """An update: its `at` in nanoseconds since 1970, its body, and when it was recorded in monotonic seconds.
 
-    `clients`: the clients that it was sent to at that moment, others were sent it at another; None for all owners.
+    `only`: the clients that received it at that moment, None for all; `without`: those that received it before.
     """
 
     at: int
     body: bytes
     recorded_at: float
-    clients: frozenset[str] | None
+    only: frozenset[str] | None
+    without: frozenset[str]
 
 
 class Forgotten(Exception):
@@ -67,16 +69,19 @@ class OrderHistory:
         """The position of the oldest update that is kept."""
         return self.end - len(self._updates)
 
-    def record(self, update: Raw | bytes, now: float, clients: frozenset[str] | None = None) -> bytes | None:
+    def record(
+        self, update: Raw | bytes, now: float, only: frozenset[str] | None = None, without: frozenset[str] = NO_CLIENTS
+    ) -> bytes | None:
         """Add an update, the `data` of a message; return its body for event streams, which has an `at`.
 
-        With `clients`, only these ever receive it. None for one that is not an object, which is not kept.
+        It is for all clients that may receive it, or for those in `only`, or those that are not in `without`. None for
+        one that is not an object, which is not kept.
         """
         stamped = order_events.stamped(update, self._wall_clock(), self._last_at + 1)
         if stamped is None:
             return None
         self._last_at, body = stamped
-        self._updates.append(Update(self._last_at, body, now, clients))
+        self._updates.append(Update(self._last_at, body, now, only, without))
         self.end += 1
         self.size += len(body) + UPDATE_BYTES
         self._prune(now)
@@ -105,7 +110,8 @@ class OrderHistory:
         for update in islice(self._updates, start, start + READ_UPDATES):
             position += 1
             size += len(update.body)
-            if (update.clients is None or client in update.clients) and client in self._owners(update.body, now):
+            is_addressed = client not in update.without and (update.only is None or client in update.only)
+            if is_addressed and client in self._owners(update.body, now):
                 mine.append(update)
             if size >= READ_BYTES:
                 break

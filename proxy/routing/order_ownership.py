@@ -106,12 +106,15 @@ class Orders:
 
         A record may be older than an update that has arrived, so only a final state in it is certain.
         """
+        self._prune(now)
         named = [each._replace(certain=not each.is_open) for each in islice(self._relatives(order, 0), MAX_FAMILY)]
         return self._learn(named, self._clients(), now)
 
-    def open_since(self, time: float) -> list[str]:
-        """Return the orders that are known to be open and were last named before a time."""
-        return [order_id for order_id, (_, named_at) in self._open.items() if named_at < time]
+    def open_before(self, time: float) -> Iterator[str]:
+        """Yield the orders that are known to be open and were last named before a time."""
+        for order_id, (_, named_at) in [*self._open.items()]:
+            if named_at < time:
+                yield order_id
 
     def knows(self, order_id: str) -> bool:
         """Return whether any update or record has named an order."""

@@ -1,13 +1,14 @@
 """Routes order updates: to their owners, in the order of Alpaca, with what was missed during an outage.
 
-An update is held back in two cases, so that nothing newer of its order is sent before it may be:
+An update waits in two cases, so that nothing newer of its order is sent before it may be:
 
 - After an outage, until the updates that were missed are read from Alpaca's records: then all of an order's updates,
-  read and held, are sent in the order of their times. An order that was created after the outage never waits.
+  read and waiting, are sent in the order of their times. An order that was created after the outage never waits.
 - While the owner of its order is looked up: then it is sent at once to the clients that are permitted every update, and
   to the others when the look-up has ended.
 
-The records are read elsewhere (`upstream.order_reader`): this module decides what is held, sent and left out.
+The records are read elsewhere (`upstream.order_reader`): this module decides what waits, is sent and is left out. Times
+are nanoseconds since 1970 by Alpaca's clock, unless they are called local.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 from proxy.alpaca import order_records
 from proxy.alpaca.codec import BODY_BYTES, JSON, Codec, Malformed, Raw
+from proxy.alpaca.cooperative import Steps, sorted_in_chunks
 from proxy.alpaca.endpoints import WILDCARD, Endpoint
 from proxy.alpaca.order_events import EVENTS
-from proxy.alpaca.order_records import Key, RecordedUpdate
+from proxy.alpaca.order_records import Fields, RecordedUpdate, UpdateKey
 from proxy.alpaca.topics import NO_TOPICS, Subscription, Topic
 from proxy.alpaca.transcode import msgpack_of
 from proxy.routing.order_history import OrderHistory
@@ -29,30 +32,36 @@ from proxy.routing.order_ownership import MAX_ID, ORDERS, Orders
 from proxy.routing.router import ALL, Delivery, Member, Taken
 
 ORDERS_TOPIC: Topic = (ORDERS, WILDCARD)
+SECOND = 10**9
 REPEAT_SECONDS = 60.0  # for which an update that equals a recovered one is left out
-HELD_BYTES = 8 * 1024 * 1024  # of all updates that are held back
-TOLD = 20_000  # updates that are remembered, so that none is sent twice
-TOLD_NANOSECONDS = 3600 * 10**9  # likewise, before the newest; a recovery reads from a minute before the last update
-YOUNG = 10_000  # orders that were created since the outage, during a recovery
-OVERLAP = 60 * 10**9  # nanoseconds before the last update, from which on the records are read
-CLOCK_NANOSECONDS = 2 * 10**9  # by which Alpaca's time may be known wrongly
-# Events after which nothing that happened to the order before can be told from its record.
+WAITING_BYTES = 8 * 1024 * 1024  # of all updates that wait
+AWAITING_OWNER = 200  # updates; each takes 27 us when its look-up has ended
+SENT_KEYS = 20_000  # updates that are remembered, so that none is sent twice
+MAX_RETURNS = 8  # of the stream, before one recovery ends
+NEW_ORDERS = 10_000  # orders that were created since the outage, during a recovery
+OVERLAP = 60 * SECOND  # before the last update, from which on the records are read
+CLOCK_ERROR = 2 * SECOND  # by which Alpaca's time may be known wrongly
+# Between two states of an order with the same name: `done_for_day` comes each day.
+SAME_STATE = 12 * 3600 * SECOND
+# Events after which nothing that happened to the order before can be found in its record.
 _FIRST_EVENTS = frozenset(("new", "accepted", "pending_new"))
+_NO_MEMBERS: frozenset[Member] = frozenset()
 
 
-class Update(NamedTuple):
+class OrderUpdate(NamedTuple):
     """An order update on its way: the body as Alpaca sent it, its `data`, and what it is about.
 
-    `time` is Alpaca's, in nanoseconds since 1970, 0 if it names none. `only`: the members that may receive it; None for
-    all. `is_sent`: it has been sent to the clients that are permitted every update.
+    `only`: the members that may receive it, None for all; `besides`: those that have received it in another form.
+    `is_sent`: it has been sent to the clients that are permitted every update.
     """
 
     body: bytes
     data: Raw | bytes
     order_id: str
-    key: Key | None
+    key: UpdateKey | None
     time: int
     only: frozenset[Member] | None = None
+    besides: frozenset[Member] = _NO_MEMBERS
     is_sent: bool = False
 
 
@@ -60,15 +69,28 @@ class Update(NamedTuple):
 class Recovery:
     """The recovery of what was missed in an outage.
 
-    `since` is the time of the last update before it, or of the start of the stream, and `until` that of the stream's
-    return; the records are read from `read_since` on. All are Alpaca's, in nanoseconds since 1970. `members` listened
-    before it was back.
+    `since` is the time of the last update before it, or of the start of the stream; the records are read from
+    `read_since` on. `returns` has the time of the stream's return, and the members that listened before it was back;
+    before that, those of outages whose recovery had not ended when the stream was lost again.
     """
 
     since: int
-    until: int
     read_since: int
-    members: frozenset[Member]
+    returns: tuple[tuple[int, frozenset[Member]], ...]
+
+    @property
+    def until(self) -> int:
+        """The time of the stream's last return."""
+        return self.returns[-1][0]
+
+    @property
+    def members(self) -> frozenset[Member]:
+        """All members that listened before the stream was back."""
+        return frozenset().union(*(members for _, members in self.returns))
+
+    def members_at(self, time: int) -> frozenset[Member]:
+        """Return the members that listened before the end of the outage at that time."""
+        return next((members for until, members in self.returns if time < until), self.returns[-1][1])
 
 
 class RecordReader(Protocol):
@@ -86,17 +108,22 @@ class RecordReader(Protocol):
         Return whether it is possible now.
         """
 
-    def alpaca_time(self) -> int:
-        """Return the time by Alpaca's clock, in nanoseconds since 1970."""
+    def local_time(self) -> int:
+        """Return the time by this machine's clock."""
+
+    def clock_offset(self) -> int:
+        """Return the nanoseconds by which Alpaca's clock is ahead of this machine's, as far as that is known."""
 
 
 class OrderRouter:
     """Routes the updates of the trading feed of one account.
 
     The counterpart of `router.Router`; each frame holds one object. Updates of the account (`account_updates`) are sent
-    to every member that listens to that stream. Each order update is recorded in the `history`, from which
-    members with the codec EVENTS have their form of it. Without a `reader`, nothing is recovered or looked up.
+    to every member that listens to that stream. Each order update is recorded in the `history`, from which members with
+    the codec EVENTS have their form of it. `reader` is set before the first frame.
     """
+
+    reader: RecordReader
 
     def __init__(self, endpoint: Endpoint, orders: Orders, clock: Callable[[], float], history: OrderHistory) -> None:
         self.endpoint = endpoint
@@ -105,7 +132,7 @@ class OrderRouter:
         self.unowned = 0  # updates that belong to no client
         self.recovered = 0  # updates that were sent after an outage, from Alpaca's records
         self.recovery: Recovery | None = None
-        self.reader: RecordReader | None = None
+        self.is_up = False
         self.orders = orders
         self.history = history
         self._oversized = 0
@@ -113,19 +140,17 @@ class OrderRouter:
         self._clock = clock
         self._members: dict[Member, Subscription] = {}
         self._deliveries: list[Delivery] = []
-        self._is_up = False
-        self._up_at = 0  # Alpaca's time
-        self._started_at = (
-            0  # Alpaca's time at which the stream came up, without an outage since that was not recovered
-        )
-        self._last_time = 0  # of the last update since then
-        self._lost_since: int | None = None  # the start of the outage, if a member has missed something
-        self._held: dict[str, list[Update]] = {}  # by the order that is looked up; also of orders related to it
-        self._waiting: deque[Update] = deque()  # for the end of the recovery, in the order in which they are sent
-        self._held_bytes = 0
-        self._young: set[str] = set()  # orders that were unknown and sent their first event after the outage
-        self._told: OrderedDict[Key, int] = OrderedDict()  # what has been sent or is held, and Alpaca's time of it
-        self._repeats: dict[Key, float] = {}  # what was recovered lately, and when
+        # Local times of the stream's last return, and since when no outage is left that was not recovered.
+        self._up_at = self._started_at = 0
+        self._last_time = 0  # of the newest update since the last return
+        self._lost_since: int | None = None  # the start of an outage in which a member misses updates
+        self._awaiting_owner: dict[str, list[OrderUpdate]] = {}  # by the order that is looked up, with related ones
+        self._awaiting_recovery: deque[OrderUpdate] = deque()  # in the order in which they are sent
+        self._waiting_bytes = self._waiting_for_owner = 0
+        self._is_overflowing = False
+        self._new_orders: set[str] = set()  # orders whose first event came since the return
+        self._sent: OrderedDict[UpdateKey, int] = OrderedDict()  # what was sent or waits to be sent, and its time
+        self._repeats: dict[UpdateKey, tuple[float, frozenset[Member]]] = {}  # what was recovered: when, to whom
 
     def __repr__(self) -> str:
         return f"<OrderRouter {len(self._members)} members>"
@@ -146,10 +171,12 @@ class OrderRouter:
 
         There are no order books to send first.
         """
-        if subscription:
-            self._members[member] = subscription
-        else:
+        if not subscription:
             self.remove(member)
+            return []
+        self._members[member] = subscription
+        if not self.is_up and self._lost_since is None and ORDERS_TOPIC in subscription:
+            self._lost_since = self._alpaca_time()  # it was told that it listens, and Alpaca is away
         return []
 
     def revoke(self, member: Member, topics: Subscription) -> None:
@@ -177,29 +204,33 @@ class OrderRouter:
 
     # The stream's losses and returns
 
+    def _alpaca_time(self) -> int:
+        return self.reader.local_time() + self.reader.clock_offset()
+
     def acked_changed(self, acked: Set[Topic]) -> None:
         """Note whether Alpaca sends order updates.
 
         Only members that listen can miss any: without one, the end of the stream is no outage.
         """
         is_up = ORDERS_TOPIC in acked
-        if is_up is self._is_up:
+        if is_up is self.is_up:
             return
-        self._is_up = is_up
-        listeners = self._listeners()
+        self.is_up = is_up
+        self._new_orders.clear()
+        listeners = frozenset(self._listeners())
         if not is_up:
-            self._lost_since = (self._last_time or self._up_at) if listeners else None
+            self._lost_since = (self._last_time or self._up_at + self.reader.clock_offset()) if listeners else None
             return
-        if self.reader is None:
-            return
-        now = self._up_at = self.reader.alpaca_time()
-        self._last_time = 0
-        if self._lost_since is not None and listeners:
-            since = self._lost_since if self.recovery is None else min(self._lost_since, self.recovery.since)
-            self.recovery = Recovery(since, now, self._read_since(since), frozenset(listeners))
+        lost_since, self._lost_since, self._last_time = self._lost_since, None, 0
+        self._up_at = self.reader.local_time()
+        if lost_since is None or not listeners:
+            self._started_at = self._up_at
         else:
-            self._started_at = now
-        self._lost_since = None
+            returns = [(self._alpaca_time(), listeners)]
+            if self.recovery is not None:
+                lost_since = min(lost_since, self.recovery.since)
+                returns = [*self.recovery.returns, *returns][-MAX_RETURNS:]
+            self.recovery = Recovery(lost_since, self._read_since(lost_since), tuple(returns))
         self.reader.stream_is_up(self.recovery)
 
     def _read_since(self, since: int) -> int:
@@ -207,46 +238,63 @@ class OrderRouter:
 
         What happened before the start of the stream was not missed. An update that is older yet has come late.
         """
-        return since - OVERLAP if since < self._started_at else max(since - OVERLAP, self._started_at)
+        started_at = self._started_at + self.reader.clock_offset()
+        return max(since - OVERLAP if since < started_at else max(since - OVERLAP, started_at), 0)
 
-    def recover(self, records: Iterable[RecordedUpdate]) -> Iterator[None]:
-        """Send what was missed, as the records show it, and what was held meanwhile; then the recovery has ended.
+    def recover(self, recovery: Recovery, records: Iterable[RecordedUpdate] | None) -> Iterator[None]:
+        """Send what was missed, as the records show it, and what has waited; then the recovery has ended.
 
-        Each update that has not been sent yet is sent once, in the order of Alpaca's times for each order. Yield after
-        each of them.
+        Each update that has not been sent yet is sent once, in the order of Alpaca's times for each order. Without
+        records only what has waited is sent. Yield between the steps; the rest is left to a new recovery, if there is
+        one meanwhile.
         """
-        if (recovery := self.recovery) is None:
+        if self.recovery is not recovery:
             return
-        missed = [self._recorded(record, recovery) for record in records if self._was_missed(record)]
-        now = self._clock()
-        self._repeats = {key: at for key, at in self._repeats.items() if now - at < REPEAT_SECONDS}
-        self._repeats |= {update.key: now for update in missed if update.key is not None}
-        self._waiting = deque(_by_time(missed, self._waiting))
-        while self._waiting:  # updates that arrive during a pause go to its end
-            update = self._waiting.popleft()
-            self._held_bytes -= len(update.body) if update.only is None else 0
+        waiting = self._awaiting_recovery
+        for record in records or ():
+            if not self.was_sent(record.key, record.time) and not self._is_new(record):
+                waiting.append(self._recorded(record, recovery))
+            yield
+        ordered = yield from _by_time([*waiting])
+        ordered += islice(waiting, len(ordered), None)  # those that have arrived during a pause
+        waiting.clear()
+        waiting.extend(ordered)
+        while waiting and self.recovery is recovery:
+            update = waiting.popleft()
+            self._waiting_bytes -= len(update.body) if update.only is None else 0
             self._route(update)
             yield
-        self.recovery = None
-        self._young.clear()
+        if self.recovery is recovery:
+            self.recovery = None
+            self._is_overflowing = False
+            self._new_orders.clear()
+            if records is None:
+                self._started_at = self._up_at
 
-    def is_told(self, key: Key) -> bool:
-        """Return whether what the key says has been sent, or is held to be sent."""
-        return key in self._told
+    def was_sent(self, key: UpdateKey, time: int) -> bool:
+        """Return whether what the key says has been sent, or waits to be sent; `time` is that of its record."""
+        sent = self._sent.get(key)
+        return sent is not None and time - sent < SAME_STATE
 
-    def _was_missed(self, record: RecordedUpdate) -> bool:
-        young = record.key[0] in self._young or record.made_at >= self._up_at + CLOCK_NANOSECONDS
-        return record.key not in self._told and not young
+    def _is_new(self, record: RecordedUpdate) -> bool:
+        created_after = record.created_at >= self._up_at + self.reader.clock_offset() + CLOCK_ERROR
+        return created_after or record.key[0] in self._new_orders
 
-    def _recorded(self, record: RecordedUpdate, recovery: Recovery) -> Update:
-        self._tell(record.key, record.time)
+    def _recorded(self, record: RecordedUpdate, recovery: Recovery) -> OrderUpdate:
+        members = recovery.members_at(record.time)
+        self._note_sent(record.key, record.time)
+        now = self._clock()
+        if len(self._repeats) >= SENT_KEYS:
+            self._repeats = {key: each for key, each in self._repeats.items() if now - each[0] < REPEAT_SECONDS}
+        self._repeats[record.key] = now, members
         body = b'{"stream":"%b","data":%b}' % (ORDERS.encode(), record.data)
-        return Update(body, record.data, record.key[0], record.key, record.time, recovery.members)
+        return OrderUpdate(body, record.data, record.key[0], record.key, record.time, members)
 
     def looked_up(self, order_id: str) -> None:
         """Send the updates of an order whose owner was looked up."""
-        for update in self._held.pop(order_id, []):
-            self._held_bytes -= len(update.body)
+        for update in self._awaiting_owner.pop(order_id, []):
+            self._waiting_bytes -= len(update.body)
+            self._waiting_for_owner -= 1
             self._send(update, self.orders.owners(update.data, self._clock()))
 
     # Updates
@@ -281,112 +329,130 @@ class OrderRouter:
             return False
         self.received += 1
         if stream == ORDERS:
-            self._arrived(bytes(body), message.data)
+            self._take_order_update(bytes(body), message.data)
         elif members := self._listeners((stream, WILDCARD)):
             self._gather(bytes(body), None, members)
         else:
             self.unrouted += 1
         return True
 
-    def _arrived(self, body: bytes, data: Raw) -> None:
-        """Send an update, or hold it for the end of the recovery."""
+    def _take_order_update(self, body: bytes, data: Raw) -> None:
+        """Send an update, or have it wait for the end of the recovery."""
         fields = JSON.fields_of(data) or {}
         order = JSON.fields_of(fields.get("order")) or {}
         event = JSON.text_of(fields.get("event"))
         order_id = JSON.text_of(order.get("id")) or ""
-        update = Update(
-            body,
-            data,
-            order_id if len(order_id) <= MAX_ID else "",
-            order_records.key_of(event, order) if len(order_id) <= MAX_ID else None,
-            self._time_of(fields),
-        )
-        self._last_time = update.time
-        if update.key is not None:
-            if self._is_repeat(update.key):
+        if len(order_id) > MAX_ID:
+            order_id = ""
+        key = order_records.key_of(event, order) if order_id else None
+        arrived_at = self._alpaca_time()
+        times = (order_records.time_of(fields.get(name)) for name in ("timestamp", "at"))
+        time = next((time for time in times if time is not None), arrived_at)
+        self._last_time = max(self._last_time, min(time, arrived_at))
+        update = OrderUpdate(body, data, order_id, key, time)
+        if key is not None:
+            if (members := self._received_by(key)) is not None:
+                self._deliver(update._replace(besides=members), self._receivers(update), only=frozenset())
                 return
-            self._tell(update.key, update.time)
-        if self.recovery is None or not update.order_id or self._is_young(order_id, event, order):
+            self._note_sent(key, time)
+        if self.recovery is None or not order_id or self._is_new_order(order_id, event, order):
             self._route(update)
-            return
-        self._waiting.append(update)
-        self._held_bytes += len(body)
-        if self._held_bytes > HELD_BYTES and self.reader is not None:
-            self.reader.abandon("there are more new updates than can be held meanwhile")
+        else:
+            self._await_recovery(update)
 
-    def _time_of(self, update: order_records.Fields) -> int:
-        """Return the time that an update names, at most that of its arrival, which is the time of one that has none."""
-        arrived = 0 if self.reader is None else self.reader.alpaca_time()
-        times = (order_records.time_of(update.get(name)) for name in ("timestamp", "at"))
-        return min(next((time for time in times if time is not None), arrived), arrived)
+    def _received_by(self, key: UpdateKey) -> frozenset[Member] | None:
+        """Return the members that received the same lately, from the records; None if it was not recovered."""
+        recovered_at, members = self._repeats.get(key, (float("-inf"), None))
+        return members if self._clock() - recovered_at < REPEAT_SECONDS else None
 
-    def _is_repeat(self, key: Key) -> bool:
-        """Return whether the same was recovered lately: Alpaca sends it although it came from the records before."""
-        recovered_at = self._repeats.get(key)
-        return recovered_at is not None and self._clock() - recovered_at < REPEAT_SECONDS
+    def _receivers(self, update: OrderUpdate) -> frozenset[str]:
+        return self.orders.owners(update.data, self._clock()) | self.orders.permitted_all()
 
-    def _is_young(self, order_id: str, event: str | None, order: order_records.Fields) -> bool:
+    def _is_new_order(self, order_id: str, event: str | None, order: Fields) -> bool:
         """Return whether an order was created after the outage, so that nothing of it was missed."""
-        if event in _FIRST_EVENTS and not self.orders.knows(order_id) and len(self._young) < YOUNG:
-            self._young.add(order_id)
-        return order_id in self._young or (order_records.time_of(order.get("created_at")) or 0) >= self._up_at
+        if event in _FIRST_EVENTS and not self.orders.knows(order_id) and len(self._new_orders) < NEW_ORDERS:
+            self._new_orders.add(order_id)
+        created_at = order_records.time_of(order.get("created_at")) or 0
+        return order_id in self._new_orders or created_at >= self._up_at + self.reader.clock_offset()
 
-    def _tell(self, key: Key, time: int) -> None:
-        """Remember what an update tells: it is not told again."""
-        self._told[key] = time
-        while len(self._told) > TOLD or next(iter(self._told.values())) < time - TOLD_NANOSECONDS:
-            self._told.popitem(last=False)
+    def _await_recovery(self, update: OrderUpdate) -> None:
+        self._awaiting_recovery.append(update)
+        self._waiting_bytes += len(update.body)
+        if self._waiting_bytes > WAITING_BYTES and not self._is_overflowing:
+            self._is_overflowing = True
+            self.reader.abandon("more new updates arrived meanwhile than can wait")
 
-    def _route(self, update: Update) -> None:
+    def _note_sent(self, key: UpdateKey, time: int) -> None:
+        self._sent[key] = time
+        if len(self._sent) > SENT_KEYS:
+            self._sent.popitem(last=False)
+
+    def _route(self, update: OrderUpdate) -> None:
         """Send an update to its receivers; those that are not permitted every update wait while it is looked up."""
         owners = self.orders.owners(update.data, self._clock())
         if owners:
-            for order_id in [each for each in self._held if self.orders.owners_of(each)]:
+            for order_id in [each for each in self._awaiting_owner if self.orders.owners_of(each)]:
                 self.looked_up(order_id)
         elif look_up := self._look_up_of(update.order_id):
-            self._hold(update, look_up)
+            self._await_owner(update, look_up)
             return
         self._send(update, owners)
 
     def _look_up_of(self, order_id: str) -> str:
         """Return the order whose look-up is awaited for this one; begin one, once, if a client might be the owner."""
-        if not order_id or self.reader is None:
+        if not order_id:
             return ""
         if look_up := self.orders.look_up_of(order_id):
-            return look_up if look_up in self._held else ""
+            return look_up if look_up in self._awaiting_owner else ""
         everything = self.orders.permitted_all()
-        waiting = any(member.name not in everything for member in self._listeners())
-        if not waiting or self._held_bytes > HELD_BYTES or not self.reader.look_up(order_id):
+        if all(member.name in everything for member in self._listeners()) or self._is_full():
+            return ""
+        if not self.reader.look_up(order_id):
             return ""
         self.orders.note_look_up(order_id)
         return order_id
 
-    def _hold(self, update: Update, look_up: str) -> None:
+    def _is_full(self) -> bool:
+        return self._waiting_for_owner >= AWAITING_OWNER or self._waiting_bytes > WAITING_BYTES
+
+    def _await_owner(self, update: OrderUpdate, look_up: str) -> None:
         everything = self.orders.permitted_all()
-        self._deliver(update, everything, everything)
-        self._held.setdefault(look_up, []).append(update._replace(is_sent=True))
-        self._held_bytes += len(update.body)
-        if self._held_bytes > HELD_BYTES:
+        self._deliver(update, everything, only=everything)
+        self._awaiting_owner.setdefault(look_up, []).append(update._replace(is_sent=True))
+        self._waiting_for_owner += 1
+        self._waiting_bytes += len(update.body)
+        if self._is_full():
             self.looked_up(look_up)
 
-    def _send(self, update: Update, owners: frozenset[str]) -> None:
+    def _send(self, update: OrderUpdate, owners: frozenset[str]) -> None:
         """Send an update to its owners and, if that has not been done, to those that are permitted every update."""
         self.unowned += not owners
         everything = self.orders.permitted_all()
-        if not update.is_sent:
-            was_sent = self._deliver(update, owners | everything, None)
-            self.unrouted += not was_sent and update.only is None
-        elif rest := owners - everything:
-            self._deliver(update, rest, rest)
+        if update.is_sent:
+            self._deliver(update, owners - everything, without=everything)
+        elif not self._deliver(update, owners | everything) and update.only is None:
+            self.unrouted += 1
 
-    def _deliver(self, update: Update, clients: frozenset[str], recorded_for: frozenset[str] | None) -> bool:
-        """Gather an update for the members of these clients; return whether there is any."""
+    def _deliver(
+        self,
+        update: OrderUpdate,
+        clients: frozenset[str],
+        *,
+        only: frozenset[str] | None = None,
+        without: frozenset[str] = frozenset(),
+    ) -> bool:
+        """Gather an update for the members of these clients, and return whether there is any.
+
+        In the history it is for all clients, or for those in `only`, or for those that are not in `without`.
+        """
         members = [
             member
             for member in self._listeners()
-            if member.name in clients and (update.only is None or member in update.only)
+            if member.name in clients
+            and (update.only is None or member in update.only)
+            and member not in update.besides
         ]
-        event = self.history.record(update.data, self._clock(), recorded_for)
+        event = self.history.record(update.data, self._clock(), only, without)
         if members:
             self.recovered += update.only is not None
             self._gather(update.body, event, members)
@@ -411,16 +477,22 @@ class OrderRouter:
                 self._untranslatable += 1
 
     def flush(self) -> list[Delivery]:
-        """Return the updates that `take` gathered, in binary frames as Alpaca's."""
+        """Return the updates that were gathered, in binary frames as Alpaca's."""
         deliveries, self._deliveries = self._deliveries, []
         return deliveries
 
 
-def _by_time(missed: Iterable[Update], waiting: Iterable[Update]) -> list[Update]:
-    """Return the updates by Alpaca's times; those that arrived of an order keep their order, whatever they name."""
+def _by_time(updates: list[OrderUpdate]) -> Steps[list[OrderUpdate]]:
+    """Return the updates by Alpaca's times, recovered ones first; yield between chunks.
+
+    Those that have arrived of an order keep their order, whatever times they name.
+    """
     latest: dict[str, int] = {}
-    timed = [(update.time, update) for update in missed]
-    for update in waiting:
-        latest[update.order_id] = time = max(update.time, latest.get(update.order_id, 0))
-        timed.append((time, update))
-    return [update for _, update in sorted(timed, key=lambda pair: pair[0])]
+    keys = []
+    for number, update in enumerate(updates):
+        time, has_arrived = update.time, update.only is None
+        if has_arrived:
+            latest[update.order_id] = time = max(time, latest.get(update.order_id, 0))
+        keys.append((time, has_arrived, number))
+        yield
+    return [updates[number] for _, _, number in (yield from sorted_in_chunks(keys))]

@@ -8,16 +8,16 @@
 
 The account's algorithms share Alpaca's limit of 200 requests a minute, so the proxy makes few: `CallBudget`.
 
-Everything runs in greenlets of its own. Whatever the API answers, or does not, costs a line in the log; in a recovery
-also the sessions that may have missed something, which are closed so that their algorithms look after their orders.
+Everything runs in greenlets of its own. A failure of the API costs a line in the log; in a recovery also the sessions
+that may have missed something, which are closed so that their algorithms look after their orders.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import gevent
 from gevent.event import Event
@@ -29,17 +29,29 @@ from proxy.alpaca.order_records import Fields, Fill, RecordedUpdate
 from proxy.observe.logs import Log
 from proxy.routing.order_router import OrderRouter, Recovery
 from proxy.transport.time_slice import TimeSlice
-from proxy.upstream.trading_rest import NotFound, RestError, TradingRest
+from proxy.upstream.trading_rest import NOT_FOUND, RestError, TradingRest
 
 RECOVERY_SECONDS = 10.0  # for the reading of what was missed, from the stream's return
-LEARNING_SECONDS = 60.0  # for the reading of the lists when nothing was missed, and between two attempts
+LEARNING_SECONDS = 60.0  # for the reading of the lists when nothing was missed
+RETRY_SECONDS, MAX_RETRY_SECONDS = 60.0, 900.0  # between two attempts to read the lists
+AGAIN_SECONDS = 1.0  # until the fills are read again, when they lack one that an order shows
 UNLISTED_SECONDS = 15.0  # between the reading of two orders that were not listed, when nothing was missed
 LOOKUP_SECONDS = 2.0  # for which an update waits for its owner
 MAX_LOOKUPS = 64  # at the same time
 MAX_REPLACED = 3  # orders that are followed from one to the one that it replaces
 CALLS, SINGLE_ORDERS = 20, 8  # requests in CALLS_SECONDS, and those for single orders among them
+RESERVED_CALLS = 6  # that are left for a recovery by the look-ups' lists
 CALLS_SECONDS = 60.0
-DAY = 24 * 3600 * 10**9
+DAY = 24 * 3600 * 10**9  # nanoseconds
+# Answers that Alpaca never gives to a list: another program listens there, perhaps another proxy.
+NOT_SERVED = (404, 405, 410, 426, 501)
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class NotServed(RestError):
+    """There is no list of orders or fills on that host."""
 
 
 class CallBudget:
@@ -47,25 +59,22 @@ class CallBudget:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._calls: deque[tuple[float, bool]] = deque(maxlen=CALLS)
+        self._calls: deque[tuple[float, bool]] = deque()  # the time of each, and whether it was for a single order
 
     def __repr__(self) -> str:
         return f"<CallBudget {len(self._calls)} calls>"
 
-    def wait(self, single: bool) -> float:
-        """Return the seconds until a request may be made, 0 if at once; `single`: for one order."""
+    def has(self, *, single: bool = False, reserve: int = 0) -> bool:
+        """Return whether a request may be made; `single`: for one order; `reserve`: calls that are left for others."""
         now = self._clock()
         while self._calls and now - self._calls[0][0] >= CALLS_SECONDS:
             self._calls.popleft()
-        limiting = [at for at, is_single in self._calls if single and is_single][-SINGLE_ORDERS:]
-        due = limiting[0] if len(limiting) == SINGLE_ORDERS else None
-        if len(self._calls) == CALLS:
-            due = max(due or 0.0, self._calls[0][0])
-        return 0.0 if due is None else due + CALLS_SECONDS - now
+        singles = sum(is_single for _, is_single in self._calls)
+        return len(self._calls) < CALLS - reserve and not (single and singles >= SINGLE_ORDERS)
 
-    def take(self, single: bool) -> bool:
+    def take(self, *, single: bool = False, reserve: int = 0) -> bool:
         """Count a request; return False, and do not count it, if it may not be made now."""
-        if self.wait(single) > 0:
+        if not self.has(single=single, reserve=reserve):
             return False
         self._calls.append((self._clock(), single))
         return True
@@ -74,7 +83,7 @@ class CallBudget:
 class OrderReader:
     """The reader of one account's records.
 
-    `send` has the router's gathered updates sent, `close` ends the sessions of a recovery's members.
+    `send` has the router's gathered updates sent, `close` ends the sessions of a recovery's members; it must not block.
     """
 
     def __init__(
@@ -90,20 +99,20 @@ class OrderReader:
         self._send = send
         self._close = close
         self._budget = CallBudget(clock)
+        self._rest = TradingRest(login)
         self._reading: gevent.Greenlet | None = None
-        self._listed = Event()  # no lists are being read
-        self._listed.set()
+        self._lists_read = Event()  # also if that has failed
+        self._lists_read.set()
         self._lookups: set[gevent.Greenlet] = set()
-        self._said_not_served = False
+        self._has_said_not_served = False
         self._log = Log("orders", account=login.account)
-        self.configure(login)
 
     def __repr__(self) -> str:
         return f"<OrderReader {self._rest.host}>"
 
     def configure(self, login: Login) -> None:
         """Read with these credentials from now on."""
-        self._rest = TradingRest(login)
+        self._rest = TradingRest(login, self._rest.clock_offset)
 
     def stop(self) -> None:
         """End all reading."""
@@ -111,184 +120,206 @@ class OrderReader:
 
     # Calls of the router; these never block
 
-    def alpaca_time(self) -> int:
-        return self._rest.alpaca_time()
+    def local_time(self) -> int:
+        return time.time_ns()
+
+    def clock_offset(self) -> int:
+        return self._rest.clock_offset
 
     def stream_is_up(self, recovery: Recovery | None) -> None:
-        self._restart(self._read, recovery)
+        self._restart(recovery, None)
 
     def abandon(self, reason: str) -> None:
-        self._restart(self._abandon, reason)
+        self._restart(self._router.recovery, RestError(reason))
 
     def look_up(self, order_id: str) -> bool:
-        if len(self._lookups) >= MAX_LOOKUPS or (self._listed.is_set() and self._budget.wait(single=True) > 0):
+        if len(self._lookups) >= MAX_LOOKUPS or (self._lists_read.is_set() and not self._budget.has(single=True)):
             return False
         self._lookups.add(gevent.spawn(self._look_up, order_id))
         return True
 
-    def _restart(self, part: Callable[..., None], *arguments: Any) -> None:
+    def _restart(self, recovery: Recovery | None, failure: RestError | None) -> None:
         if self._reading is not None:
             self._reading.kill(block=False)
-        self._listed.clear()
-        self._reading = gevent.spawn(part, *arguments)
+        self._lists_read.clear()
+        self._reading = gevent.spawn(self._read, recovery, failure)
 
     # The lists, and what was missed
 
-    def _read(self, recovery: Recovery | None) -> None:
-        """Read the lists until that has succeeded, the first time with what was missed."""
-        unlisted = self._read_once(recovery)
+    def _read(self, recovery: Recovery | None, failure: RestError | None) -> None:
+        """Read the lists until that has succeeded; the first time with what was missed, unless that has failed."""
+        unlisted = self._read_once(recovery, failure)
+        wait = RETRY_SECONDS
         while unlisted is None:
-            gevent.sleep(LEARNING_SECONDS)
-            unlisted = self._read_once(None)
+            gevent.sleep(wait)
+            wait = min(2 * wait, MAX_RETRY_SECONDS)
+            self._lists_read.clear()
+            unlisted = self._read_once(None, None)
         for number, order_id in enumerate(unlisted):
             if number >= SINGLE_ORDERS // 2:  # the others are left for look-ups
                 gevent.sleep(UNLISTED_SECONDS)
-            with suppress(RestError):
+            try:
                 self._order(order_id)
+            except RestError as error:
+                if error.status == NOT_FOUND:
+                    self._router.orders.end(order_id, self._clock())
 
-    def _read_once(self, recovery: Recovery | None) -> list[str] | None:
+    def _read_once(self, recovery: Recovery | None, failure: RestError | None) -> list[str] | None:
         """Read the lists, and send what was missed; return the open orders that are not read, None for a failure."""
+        records: list[RecordedUpdate] | None = None
+        unlisted: list[str] | None = None
         seconds = LEARNING_SECONDS if recovery is None else RECOVERY_SECONDS
         try:
+            if failure is not None:
+                raise failure
             with gevent.Timeout(seconds, RestError(f"{self._rest.host}: not read within {seconds:.0f} s")):
                 records, unlisted = self._records(recovery)
-            if recovery is not None:
-                before = self._router.recovered
-                self._finish(records)
-                self._log.info("recovered", updates=self._router.recovered - before, **_span(recovery))
-            return unlisted
         except RestError as error:
-            self._log_failure(error, recovery)
-        except Exception:  # an internal error costs this reading alone
+            failure = error
+        except Exception as error:  # an internal error is a failure to read
             self._log.error("internal_error")
-        finally:
-            self._listed.set()
-        self._give_up()
-        return None
+            failure = RestError(f"an internal error: {type(error).__name__}")
+        if gevent.getcurrent() is self._reading:  # else another one reads them
+            self._lists_read.set()
+        if failure is not None:
+            self._log_failure(failure, recovery)
+        if recovery is not None:
+            self._end(recovery, records)
+        return unlisted
 
     def _log_failure(self, error: RestError, recovery: Recovery | None) -> None:
-        if isinstance(error, NotFound) and not self._said_not_served:
-            self._said_not_served = True
+        is_not_served = isinstance(error, NotServed)
+        if is_not_served and not self._has_said_not_served:
+            self._has_said_not_served = True
             result = "order updates that are missed in an outage are not recovered: the sessions are closed then"
             self._log.warning("not_served", reason=str(error), result=result)
-        elif recovery is None and not isinstance(error, NotFound):
-            self._log.warning("not_read", reason=str(error), retry_in=LEARNING_SECONDS)
+        elif not is_not_served and recovery is None:
+            self._log.warning("not_read", reason=str(error))
         if recovery is not None:
-            self._log.warning(
-                "incomplete", reason=str(error), result="updates may be missing: closed", **_span(recovery)
-            )
+            result = "updates may be missing; the sessions that listened are closed"
+            self._log.warning("incomplete", reason=str(error), result=result, **_span(recovery))
 
-    def _abandon(self, reason: str) -> None:
-        if (recovery := self._router.recovery) is not None:
-            self._log_failure(RestError(reason), recovery)
-        self._give_up()
-        self._listed.set()
-        gevent.sleep(LEARNING_SECONDS)
-        self._read(None)
-
-    def _give_up(self) -> None:
-        """Send what was held for the recovery, if there is one, and close the sessions that may have missed updates."""
-        if (recovery := self._router.recovery) is not None:
-            self._finish([])
+    def _end(self, recovery: Recovery, records: list[RecordedUpdate] | None) -> None:
+        """Send what was missed and what has waited; close the sessions that may have missed updates."""
+        before, is_complete = self._router.recovered, False
+        try:
+            for _ in _with_pauses(self._router.recover(recovery, records), self._send):
+                pass
+            is_complete = records is not None
+        except Exception:
+            self._log.error("internal_error")
+        finally:
+            self._send()
+        if is_complete:
+            self._log.info("recovered", updates=self._router.recovered - before, **_span(recovery))
+        else:
             self._close(recovery)
-
-    def _finish(self, records: list[RecordedUpdate]) -> None:
-        """Send what was missed, and what was held."""
-        time_slice = TimeSlice()
-        for _ in self._router.recover(records):
-            if time_slice.over():
-                self._send()
-                time_slice.yield_to_hub()
-        self._send()
 
     def _records(self, recovery: Recovery | None) -> tuple[list[RecordedUpdate], list[str]]:
         """Return what has happened since the recovery's start, and the open orders that were not read."""
         began = self._clock()
-        day_ago = self.alpaca_time() - DAY
+        day_ago = self.local_time() + self.clock_offset() - DAY
         since = day_ago if recovery is None else recovery.read_since
         orders = {**self._orders("open", None), **self._orders("all", min(since, day_ago))}
-        unlisted = [order_id for order_id in self._router.orders.open_since(began) if order_id not in orders]
+        known = _with_pauses(self._router.orders.open_before(began))
+        unlisted = [order_id for order_id in known if order_id not in orders]
         if recovery is None:
             return [], unlisted
         for order_id in unlisted:
             orders |= self._order(order_id)
-        records: list[RecordedUpdate | None] = []
-        for fill in self._fills(since):
-            key = (fill.order_id, order_records.quantity(fill.fields["cum_qty"]) or "")
-            if self._router.is_told(key):
-                continue
-            if fill.order_id not in orders:
-                orders |= self._order(fill.order_id)
-            if fill.order_id not in orders:
-                raise RestError(f"{self._rest.host} has a fill of an order that it does not have")
-            records.append(order_records.filled(fill, orders[fill.order_id]))
-        ends = (order_records.ended(order) for order in orders.values())
-        records += (record for record in ends if record is not None and record.time >= since)
-        return [record for record in records if record is not None], []
+        fills = self._all_fills(orders, since)
+        records = []
+        for fill in _with_pauses(fills):
+            if not self._router.was_sent(fill.key, fill.time):
+                if fill.key[0] not in orders:
+                    orders |= self._order(fill.key[0])
+                records.append(order_records.filled(fill, orders[fill.key[0]]))
+        for order in _with_pauses(orders.values()):
+            record = self._parsed(order_records.ended, order)
+            if record is not None and record.time >= since:
+                records.append(record)
+        return records, []
+
+    def _all_fills(self, orders: dict[str, Fields], since: int) -> list[Fill]:
+        """Return the fills since a time; read them again while they lack one that an order shows.
+
+        That may be for a moment: nothing promises that the orders and the fills are of the same moment.
+        """
+        while True:
+            fills = self._fills(since)
+            keys = {fill.key for fill in fills}
+            for order in _with_pauses(orders.values()):
+                key = order_records.last_fill(order, since)
+                if key is not None and key not in keys and not self._router.was_sent(key, since):
+                    break
+            else:
+                return fills
+            gevent.sleep(AGAIN_SECONDS)
 
     def _orders(self, status: str, after: int | None) -> dict[str, Fields]:
         """Return the listed orders and their legs, by id, and learn from them. Raises RestError."""
         orders: dict[str, Fields] = {}
         until: int | None = None
         while True:
-            read = len(orders)
-            page = self._page(order_records.orders_path(status, after=after, until=until))
+            before, submitted_at = len(orders), None
+            path = order_records.orders_path(status, after=after, until=until)
+            page = self._page(path, order_records.ORDERS_PER_PAGE)
             for value in _with_pauses(page):
-                if (order := order_records.order_of(value)) is None:
-                    raise RestError(f"{self._rest.host}: an order in another form than Alpaca's")
+                order = self._parsed(order_records.order_of, value)
                 orders |= self._learned(order)
-                submitted_at = order_records.time_of(order.get("submitted_at") or order.get("created_at"))
+                times = (order_records.time_of(order.get(name)) for name in ("submitted_at", "created_at"))
+                submitted_at = next((time for time in times if time is not None), None)
             if len(page) < order_records.ORDERS_PER_PAGE:
                 return orders
-            if len(orders) == read or submitted_at is None:
+            if len(orders) == before or submitted_at is None:
                 raise RestError(f"{self._rest.host}: more orders at one time than a page has")
             until = submitted_at + 1000  # those of the same microsecond once more: they may go on behind the page
 
     def _order(self, order_id: str) -> dict[str, Fields]:
-        """Return an order and its legs, by id, and learn from them; empty if Alpaca has it not. Raises RestError."""
-        try:
-            order = order_records.order_of(self._call(order_records.order_path(order_id), single=True))
-        except NotFound:
-            self._router.orders.end(order_id, self._clock())
-            return {}
-        if order is None:
-            raise RestError(f"{self._rest.host}: an order in another form than Alpaca's")
-        return self._learned(order)
+        """Return an order and its legs, by id, and learn from them. Raises RestError."""
+        body = self._call(order_records.order_path(order_id), single=True)
+        orders = self._learned(self._parsed(order_records.order_of, body))
+        if order_id not in orders:
+            raise RestError(f"{self._rest.host}: another order than the one that was asked for")
+        return orders
 
     def _learned(self, order: Fields) -> dict[str, Fields]:
+        orders = self._parsed(order_records.with_legs, order)
         self._router.orders.learn(order, self._clock())
-        return {JSON.text_of(fields["id"]) or "": fields for fields in order_records.with_legs(order)}
+        return {JSON.text_of(fields["id"]) or "": fields for fields in orders}
 
-    def _fills(self, since: int) -> Iterator[Fill]:
-        """Yield the fills since a time in nanoseconds since 1970, the oldest first. Raises RestError."""
-        token = ""
+    def _fills(self, since: int) -> list[Fill]:
+        """Return the fills since a time in nanoseconds since 1970, the oldest first. Raises RestError."""
+        fills: list[Fill] = []
         while True:
-            before = token
-            page = self._page(order_records.fills_path(since, token))
-            for value in _with_pauses(page):
-                if (fill := order_records.fill_of(value)) is None:
-                    raise RestError(f"{self._rest.host}: a fill in another form than Alpaca's")
-                yield fill
-                token = fill.id
+            token = fills[-1].id if fills else ""
+            page = self._page(order_records.fills_path(since, token), order_records.FILLS_PER_PAGE)
+            fills += (self._parsed(order_records.fill_of, value) for value in _with_pauses(page))
             if len(page) < order_records.FILLS_PER_PAGE:
-                return
-            if token == before:
+                return fills
+            if fills[-1].id == token:
                 raise RestError(f"{self._rest.host}: the same page of fills again")
 
-    def _page(self, path: str) -> list[Raw]:
-        """Return the items of a list that the API answers with. Raises RestError."""
-        body = self._call(path, single=False)
+    def _page(self, path: str, most: int, *, reserve: int = 0) -> list[Raw]:
+        """Return the items of a list of at most so many. Raises RestError."""
         try:
-            return order_records.items(body)
-        except Malformed:
-            raise RestError(f"{self._rest.host}: an answer that is not a list in JSON") from None
+            body = self._call(path, reserve=reserve)
+        except RestError as error:
+            raise NotServed(str(error)) if error.status in NOT_SERVED else error from error
+        return self._parsed(lambda body: order_records.page_of(body, most), body)
 
-    def _call(self, path: str, *, single: bool) -> bytes:
+    def _call(self, path: str, *, single: bool = False, reserve: int = 0) -> bytes:
         """Make a request within the budget. Raises RestError."""
-        if not self._budget.take(single):
-            kind = f"{SINGLE_ORDERS} requests for single orders" if single else f"{CALLS} requests"
-            raise RestError(f"{self._rest.host}: the {kind} that the proxy makes in a minute are used up")
+        if not self._budget.take(single=single, reserve=reserve):
+            raise RestError(f"the {CALLS} requests, {SINGLE_ORDERS} for single orders, of this minute are used up")
         return self._rest.get(path)
+
+    def _parsed(self, parse: Callable[[T], U], value: T) -> U:
+        """Return what `parse` makes of a value. Raises RestError if it has another form than Alpaca's."""
+        try:
+            return parse(value)
+        except Malformed as error:
+            raise RestError(f"{self._rest.host}: {error}") from error
 
     # The owner of one order
 
@@ -296,10 +327,11 @@ class OrderReader:
         """Learn to which orders this one is related, and let the updates go on that wait for it."""
         try:
             with gevent.Timeout(LOOKUP_SECONDS, False):
-                self._listed.wait()
+                self._lists_read.wait()
                 self._read_relatives(order_id)
         except RestError as error:
-            self._log.warning("not_looked_up", reason=str(error))
+            if error.status != NOT_FOUND and not self._has_said_not_served:
+                self._log.warning("not_looked_up", reason=str(error))
         except Exception:
             self._log.error("internal_error")
         finally:
@@ -313,24 +345,27 @@ class OrderReader:
         for _ in range(1 + MAX_REPLACED):
             if not following or self._is_owned(order_id):
                 break
-            order = self._order(following).get(following, {})
+            order = self._order(following)[following]
             symbol = symbol or JSON.text_of(order.get("symbol")) or ""
             following = JSON.text_of(order.get("replaces")) or ""
         if symbol and not self._is_owned(order_id):
-            for value in _with_pauses(self._page(order_records.orders_path("all", symbol=symbol))):
-                if (listed := order_records.order_of(value)) is not None:
-                    self._learned(listed)
+            path = order_records.orders_path("all", symbol=symbol)
+            for value in _with_pauses(self._page(path, order_records.ORDERS_PER_PAGE, reserve=RESERVED_CALLS)):
+                self._learned(self._parsed(order_records.order_of, value))
 
     def _is_owned(self, order_id: str) -> bool:
         return bool(self._router.orders.owners_of(order_id))
 
 
+def _with_pauses(items: Iterable[T], before_pause: Callable[[], None] = lambda: None) -> Iterator[T]:
+    """Yield the items, and let other greenlets run when the time slice is over."""
+    time_slice = TimeSlice()
+    for item in items:
+        yield item
+        if time_slice.over():
+            before_pause()
+            time_slice.yield_to_hub()
+
+
 def _span(recovery: Recovery) -> dict[str, str]:
     return {"since": timestamps.rfc3339(recovery.since), "until": timestamps.rfc3339(recovery.until)}
-
-
-def _with_pauses(page: list[Raw]) -> Iterator[Raw]:
-    time_slice = TimeSlice()
-    for value in page:
-        yield value
-        time_slice.pause()

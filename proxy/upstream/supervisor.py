@@ -474,8 +474,7 @@ class FeedSupervisor:
             case Acknowledged():
                 doubtful = source.request is not None and self._changes_nothing(event, source.request)
                 self._doubtful = (event, self._clock()) if doubtful else None
-                self._tell(self.reconciler.reported(event, error, self._clock(), source.request))
-                self._after_answer()
+                self._after_answer(self.reconciler.reported(event, error, self._clock(), source.request))
             case Refused(code, msg) if source.phase is not Phase.LIVE:
                 raise LoginRefused(code, msg)
             case Refused(code, msg):
@@ -495,23 +494,23 @@ class FeedSupervisor:
         request = None if self._source is None else self._source.take_request()
         if request is not None:
             self._log.debug("confirmed")
-            self._tell(self.reconciler.answered(request, state, self._clock()))
-            self._after_answer()
+            self._after_answer(self.reconciler.answered(request, state, self._clock()))
 
     def _refuse(self, unexplained: _UnexplainedError) -> None:
         """Take an error for the answer to the request that was under way when it came, unless a state has come."""
         if self._error is not unexplained:
             return
         self._error = None
-        source, request = self._source, unexplained.request
+        source, request, outcomes = self._source, unexplained.request, list[RequestOutcome]()
         if request is not None and source is not None and source.request is request:
             source.take_request()
             self._doubtful = None
-            self._tell(self.reconciler.refused(request, unexplained.error, self._clock()))
-        self._after_answer()
+            outcomes = self.reconciler.refused(request, unexplained.error, self._clock())
+        self._after_answer(outcomes)
 
-    def _after_answer(self) -> None:
-        self.router.acked_changed(self.reconciler.acked)
+    def _after_answer(self, outcomes: Iterable[RequestOutcome]) -> None:
+        self.router.acked_changed(self.reconciler.acked)  # before sessions begin to listen
+        self._tell(outcomes)
         self._release()
         self._reconcile()
 

@@ -6,44 +6,53 @@ Certificates are verified. Every answer is bounded in bytes, and every request i
 
 from __future__ import annotations
 
+import io
 import time
 from email.utils import parsedate_to_datetime
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import gevent
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from proxy.alpaca.client_protocol import Login
 from proxy.alpaca.trading import OAUTH
 from proxy.transport.errors import ProxyError
-from proxy.transport.time_slice import TimeSlice
+from proxy.transport.time_slice import YIELD_SECONDS
 from proxy.upstream.websocket import LOCAL_HOSTS, tls_context
 
 CONNECT_SECONDS = READ_SECONDS = 5.0
 ANSWER_SECONDS = 8.0  # for a whole answer
-ANSWER_BYTES = 16 * 1024 * 1024  # 500 orders with their legs have about 2 MB
-CHUNK_BYTES = 64 * 1024
-# Answers that Alpaca does not give to these requests: another program listens there, perhaps another proxy.
-NOT_SERVED = (404, 405, 410, 426, 501)
+ANSWER_BYTES = 4 * 1024 * 1024  # with its head; 500 orders with two legs each have about 2 MB
+READ_BYTES = 8 * 1024  # between two pauses; in chunks of one byte they take 7 ms
+MAX_CLOCK_OFFSET = 24 * 3600  # seconds; a larger one is an error of the other side
+NOT_FOUND = 404
 
 
 class RestError(ProxyError):
-    """A request got no usable answer. The text says why and names the host, without a key."""
+    """A request got no usable answer. The text says why and names the host, without a key.
 
+    `status` is the HTTP status of the answer, if there was one.
+    """
 
-class NotFound(RestError):
-    """The answer was 404, or another one that says that the path is not served."""
+    def __init__(self, reason: str, status: int | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 class TradingRest:
-    """The trading API of an account: `login.url` is that of its stream, on the same host and port."""
+    """The trading API of an account: `login.url` is that of its stream, on the same host and port.
 
-    def __init__(self, login: Login) -> None:
+    `clock_offset`: the nanoseconds by which Alpaca's clock is ahead of this machine's, as its answers have shown.
+    """
+
+    def __init__(self, login: Login, clock_offset: int = 0) -> None:
         url = urlsplit(login.url)
         scheme = "https" if url.scheme == "wss" else "http"
         self.host = url.netloc
-        self.clock_offset = 0  # nanoseconds by which Alpaca's clock is ahead of this machine's
+        self.clock_offset = clock_offset
         self._base = f"{scheme}://{url.netloc}"
         key = {"Authorization": f"Bearer {login.secret}"}
         if login.key != OAUTH:
@@ -53,6 +62,7 @@ class TradingRest:
         proxy = None if host in LOCAL_HOSTS or proxy_bypass(host) else getproxies().get(scheme)
         tls = tls_context()
         self._pool = urllib3.ProxyManager(proxy, ssl_context=tls) if proxy else urllib3.PoolManager(ssl_context=tls)
+        self._pool.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
 
     def __repr__(self) -> str:
         return f"<TradingRest {self.host}>"
@@ -78,37 +88,86 @@ class TradingRest:
         )
         try:
             if answer.status != 200:
-                kind = NotFound if answer.status in NOT_SERVED else RestError
-                raise kind(f"{self.host} answered with the HTTP status {answer.status}")
+                raise RestError(f"{self.host} answered with the HTTP status {answer.status}", answer.status)
             self._note_clock(answer.headers.get("Date"))
-            body, time_slice = bytearray(), TimeSlice()
-            for chunk in answer.stream(CHUNK_BYTES, decode_content=False):
-                body += chunk
-                if len(body) > ANSWER_BYTES:
-                    raise RestError(f"{self.host} answered with more than {ANSWER_BYTES} bytes")
-                time_slice.pause()
-            return bytes(body)
+            return answer.read(decode_content=False)
         finally:
             answer.close()
 
-    def alpaca_time(self) -> int:
-        """Return the time by Alpaca's clock, in nanoseconds since 1970, as far as its answers have told it."""
-        return time.time_ns() + self.clock_offset
-
     def _note_clock(self, date: str | None) -> None:
-        """Take over Alpaca's clock from an answer, if it differs by more than the second to which it is told."""
+        """Take over Alpaca's clock from an answer, if it differs by more than the second to which it is known."""
         try:
-            told = parsedate_to_datetime(date or "").timestamp()
-        except ValueError:
+            ahead = parsedate_to_datetime(date or "").timestamp() - time.time()
+        except (ValueError, OverflowError):
             return
-        ahead = told - time.time()
-        self.clock_offset = 0 if -2 < ahead < 1 else int((ahead + 0.5) * 10**9)
+        if abs(ahead) < MAX_CLOCK_OFFSET:
+            self.clock_offset = 0 if -2 < ahead < 1 else int((ahead + 0.5) * 10**9)
+
+
+class _PacedReader(io.RawIOBase):
+    """The unbuffered file of a socket; yields to the hub before each read, and is bounded in bytes.
+
+    gevent's `recv` does not yield while there is data, and http.client skips heads and trailers without end.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._left = ANSWER_BYTES
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        gevent.sleep(YIELD_SECONDS)
+        count: int = self._file.readinto(buffer)
+        self._left -= count
+        if self._left < 0:
+            raise OSError(f"an answer of more than {ANSWER_BYTES} bytes")
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class _PacedSocket:
+    """A connected socket whose file for reading is a `_PacedReader`."""
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def makefile(self, *_: Any, **__: Any) -> io.BufferedReader:
+        return io.BufferedReader(_PacedReader(self._sock.makefile("rb", buffering=0)), READ_BYTES)
+
+
+class _PacedHTTPConnection(HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        self.sock = _PacedSocket(self.sock)
+
+
+class _PacedHTTPSConnection(HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        self.sock = _PacedSocket(self.sock)
+
+
+class _HTTPPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _PacedHTTPConnection
+
+
+class _HTTPSPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _PacedHTTPSConnection
 
 
 def _reason(error: Exception) -> str:
     """Return the reason of a failure, without urllib3's wrapping, which quotes the request's path."""
-    while isinstance(error, urllib3.exceptions.HTTPError) and isinstance(
-        error.__cause__ or error.__context__, Exception
-    ):
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    while isinstance(error, urllib3.exceptions.HTTPError):
+        cause = error.__cause__ or error.__context__
+        if not isinstance(cause, Exception):
+            break
+        error = cause
     return str(error) if isinstance(error, OSError) and str(error) else type(error).__name__

@@ -120,6 +120,21 @@ class World:
             self.come()
         self.settle()
 
+    def flap(self) -> None:
+        """The stream comes back, and is lost again before the records are read."""
+        self.lose()
+        self.alpaca.fail_rest("hang")
+        self.alpaca.accept("trading")
+        wait_for(lambda: self.proxy.upstream("trading").acked)
+        if self.open:
+            self.fill(self.open[-1])
+        self.place(NAMES[0])
+        self.fill(self.open[-1])
+        self.alpaca.fail_rest(None)
+        self.is_up = True
+        self.lose()
+        self.fill(self.open[-1])
+
     def leave(self) -> None:
         """Both clients leave for so long that the idle connection is closed, and come again."""
         self.settle()
@@ -188,6 +203,7 @@ STEPS = st.one_of(
     st.tuples(st.just("fill"), st.integers(0, 9)),
     st.tuples(st.just("end"), st.integers(0, 9), st.sampled_from(FINAL)),
     st.tuples(st.just("lose")),
+    st.tuples(st.just("flap")),
     st.tuples(st.just("restore"), st.sampled_from([None, None, None, "500", "away", "shape", "429", "cut"])),
     st.tuples(st.just("settle")),
     st.tuples(st.just("restart")),
@@ -218,6 +234,8 @@ def test_an_owner_receives_each_fill_and_final_state_once_or_is_told(
                     world.end(world.open[number % len(world.open)], event)
                 case ("lose",):
                     world.lose()
+                case ("flap",):
+                    world.flap()
                 case ("restore", fault):
                     world.restore(fault)
                 case ("settle",):

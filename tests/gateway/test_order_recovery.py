@@ -52,7 +52,7 @@ def listening(proxy: Harness, *names: str) -> list[Client]:
     for client in clients:
         assert client.listen("trade_updates") == {"streams": ["trade_updates"]}
     proxy.recovered()
-    wait_for(lambda: all(reader._listed.is_set() for reader in proxy.gateway._order_readers.values()))
+    wait_for(lambda: all(reader._lists_read.is_set() for reader in proxy.gateway._order_readers.values()))
     return clients
 
 
@@ -241,6 +241,20 @@ def test_at_most_twenty_calls_a_minute_eight_of_them_for_single_orders(proxy: Ha
     assert len(paths) <= 20
     assert sum(path.startswith("/v2/orders/") for path in paths) == 8
     assert momentum.silent()
+
+
+def test_orders_without_an_owner_leave_calls_for_a_recovery(proxy: Harness) -> None:
+    momentum, desk = listening(proxy, "momentum", "desk")
+    proxy.simulator.publish_order(update("new", order("a", "momentum-1")))
+    for number in range(12):
+        proxy.simulator.publish_order(update("new", order(f"stranger-{number}")))
+    desk.gather(13)
+    wait_for(lambda: proxy.upstream("trading").router.unowned == 12)
+    lose(proxy)
+    proxy.simulator.record_order(filled(order("a", "momentum-1"), 10, 10))
+    restore(proxy)
+    momentum.gather(2)
+    assert heard(momentum)[1:] == [("recovered fill", "a", "10")]
 
 
 SLOW = ["hang", "slow"]

@@ -49,14 +49,19 @@ class Reader:
     """Alpaca's records, played by a test: what the router asks for is noted."""
 
     def __init__(self) -> None:
-        self.now = NOON
+        self.now = NOON  # Alpaca's time
+        self.offset = 0
+        self.clock = 0.0
         self.recoveries: list[Recovery | None] = []
         self.lookups: list[str] = []
         self.abandoned: list[str] = []
         self.can_look_up = True
 
-    def alpaca_time(self) -> int:
-        return self.now
+    def local_time(self) -> int:
+        return self.now - self.offset
+
+    def clock_offset(self) -> int:
+        return self.offset
 
     def stream_is_up(self, recovery: Recovery | None) -> None:
         self.recoveries.append(recovery)
@@ -70,15 +75,19 @@ class Reader:
         return self.can_look_up
 
 
-def make_router(*clients: str, reader: Reader | None = None, **patterns: list[str]) -> OrderRouter:
-    """A router with a listening member for each client, which owns the orders whose id begins with its name."""
+def make_router(*clients: str, reader: Reader, **patterns: list[str]) -> OrderRouter:
+    """A router whose stream is up, with a listening member for each client.
+
+    By default a client owns the orders whose client_order_id begins with its name.
+    """
     served = endpoint("trading")
     assert served is not None
     allow = {name: OrderPatterns(patterns.get(name, [f"{name}*"])) for name in (*clients, *patterns)}
     orders = Orders(lambda: allow)
     history = OrderHistory(lambda body, now: orders.known_receivers(body), lambda: NOON)
-    router = OrderRouter(served, orders, lambda: 0.0, history)
+    router = OrderRouter(served, orders, lambda: reader.clock, history)
     router.reader = reader
+    router.acked_changed(frozenset([UPDATES]))
     for name in allow:
         router.set_subscription(Member(name), frozenset([UPDATES]))
     return router
@@ -86,7 +95,10 @@ def make_router(*clients: str, reader: Reader | None = None, **patterns: list[st
 
 @pytest.fixture
 def router() -> OrderRouter:
-    return make_router("alpha", "beta")
+    """A router without look-ups."""
+    reader = Reader()
+    reader.can_look_up = False
+    return make_router("alpha", "beta", reader=reader)
 
 
 def update(owner: str, number: int = 1) -> dict[str, Any]:
@@ -188,17 +200,12 @@ def fill(order_id: str, seconds: float, filled: str, event: str = "partial_fill"
     """A fill in Alpaca's records."""
     activity = {"id": f"{seconds}::1", "order_id": order_id, "type": event, "cum_qty": filled, "qty": "1", "price": "2"}
     found = order_records.fill_of(encode({**activity, "transaction_time": at(seconds), "order_status": event}))
-    order = order_records.order_of(encode({"id": order_id, "client_order_id": order_id}))
-    assert found is not None
-    assert order is not None
-    record = order_records.filled(found, order)
-    assert record is not None
-    return record
+    return order_records.filled(found, order_records.order_of(encode({"id": order_id, "client_order_id": order_id})))
 
 
 def canceled(order_id: str, seconds: float) -> RecordedUpdate:
     order = {"id": order_id, "client_order_id": order_id, "status": "canceled", "canceled_at": at(seconds)}
-    record = order_records.ended(order_records.order_of(encode(order)) or {})
+    record = order_records.ended(order_records.order_of(encode(order)))
     assert record is not None
     return record
 
@@ -226,14 +233,22 @@ def lose(router: OrderRouter, reader: Reader, seconds: float) -> Recovery:
 
 
 def end(router: OrderRouter, *records: RecordedUpdate) -> None:
-    for _ in router.recover(records):
+    """End the recovery with these records."""
+    assert router.recovery is not None
+    for _ in router.recover(router.recovery, records):
+        pass
+
+
+def fail(router: OrderRouter) -> None:
+    """End the recovery without records."""
+    assert router.recovery is not None
+    for _ in router.recover(router.recovery, None):
         pass
 
 
 def test_what_was_missed_is_sent_once_and_before_anything_newer_of_its_order() -> None:
     reader = Reader()
     router = make_router("alpha", "beta", reader=reader)
-    router.acked_changed(frozenset([UPDATES]))
     assert reader.recoveries == [None]  # nothing was missed before the start
     reader.now += 100 * SECOND
     take(router, live("partial_fill", "alpha-1", 1, "10"))
@@ -268,7 +283,6 @@ def test_what_was_missed_is_sent_once_and_before_anything_newer_of_its_order() -
 def test_a_recovered_update_has_what_alpaca_records_of_it() -> None:
     reader = Reader()
     router = make_router("alpha", reader=reader)
-    router.acked_changed(frozenset([UPDATES]))
     lose(router, reader, 200)
     end(router, fill("alpha-1", 150, "20", "fill"))
     [(_, message)] = received(router.flush())
@@ -288,7 +302,6 @@ def test_a_recovered_update_has_what_alpaca_records_of_it() -> None:
 def test_a_live_update_that_equals_a_recovered_one_is_left_out() -> None:
     reader = Reader()
     router = make_router("alpha", reader=reader)
-    router.acked_changed(frozenset([UPDATES]))
     lose(router, reader, 200)
     end(router, fill("alpha-1", 199, "20"), canceled("alpha-2", 199))
     assert len(sent(router)) == 2
@@ -303,11 +316,10 @@ def test_after_a_start_an_idle_close_and_a_loss_without_listeners_nothing_is_rec
     reader = Reader()
     router = make_router("alpha", reader=reader)
     [(member, _)] = router.subscriptions()
-    router.acked_changed(frozenset([UPDATES]))
     router.remove(member)
     router.acked_changed(frozenset())
-    router.set_subscription(member, frozenset([UPDATES]))
     router.acked_changed(frozenset([UPDATES]))
+    router.set_subscription(member, frozenset([UPDATES]))
     assert reader.recoveries == [None, None]
 
 
@@ -315,31 +327,34 @@ def test_the_records_are_read_from_a_minute_before_the_last_update() -> None:
     """Which is Alpaca's time, however wrong this machine's clock is."""
     reader = Reader()
     router = make_router("alpha", reader=reader)
-    router.acked_changed(frozenset([UPDATES]))
     reader.now += 500 * SECOND
     take(router, live("new", "alpha-1", 300))
     assert lose(router, reader, 600).read_since == NOON + 240 * SECOND
-    take(router, live("new", "alpha-2", -4000))
+    take(router, live("new", "alpha-2", 600))
+    take(router, live("new", "alpha-3", 400))  # late
     end(router)
-    assert lose(router, reader, 700).read_since == NOON - 4060 * SECOND
+    assert lose(router, reader, 700).read_since == NOON + 540 * SECOND
+    end(router)
+    reader.now += 100 * SECOND
+    reader.offset = 30 * SECOND  # this machine's clock turns out to be late
+    assert lose(router, reader, 900).read_since == NOON + 670 * SECOND
 
 
 def test_a_recovery_that_fails_sends_what_was_held() -> None:
     reader = Reader()
     router = make_router("alpha", reader=reader)
-    router.acked_changed(frozenset([UPDATES]))
     lose(router, reader, 200)
     take(router, live("fill", "alpha-1", 201, "30"))
     assert sent(router) == []
-    end(router)
+    fail(router)
     assert sent(router) == [("alpha", "fill", "alpha-1", "30")]
     assert router.recovery is None
+    assert lose(router, reader, 300).read_since == NOON + 200 * SECOND  # what was not read before is not read any more
 
 
 def test_a_session_that_listens_later_receives_nothing_that_was_missed_before() -> None:
     reader = Reader()
     router = make_router("alpha", reader=reader)
-    router.acked_changed(frozenset([UPDATES]))
     lose(router, reader, 200)
     late = Member("alpha")
     router.set_subscription(late, frozenset([UPDATES]))
@@ -354,7 +369,6 @@ def test_a_session_that_listens_later_receives_nothing_that_was_missed_before() 
 def test_a_loss_during_the_recovery_is_recovered_from_the_first_one_on() -> None:
     reader = Reader()
     router = make_router("alpha", reader=reader)
-    router.acked_changed(frozenset([UPDATES]))
     first = lose(router, reader, 200)
     take(router, live("partial_fill", "alpha-1", 200, "10"))
     second = lose(router, reader, 300)
@@ -366,14 +380,13 @@ def test_a_loss_during_the_recovery_is_recovered_from_the_first_one_on() -> None
 def test_too_many_new_updates_during_a_recovery_end_it() -> None:
     reader = Reader()
     router = make_router("alpha", reader=reader)
-    router.acked_changed(frozenset([UPDATES]))
     lose(router, reader, 200)
-    for number in range(9):
+    for number in range(12):
         take(router, live("partial_fill", "alpha-1", 201, str(number), note="x" * 1_000_000))
     assert len(reader.abandoned) == 1
     assert sent(router) == []
-    end(router)
-    assert [line[3] for line in sent(router)] == [str(number) for number in range(9)]
+    fail(router)
+    assert [line[3] for line in sent(router)] == [str(number) for number in range(12)]
 
 
 # Owners that are looked up
@@ -448,6 +461,114 @@ def test_event_streams_read_each_update_at_the_place_where_it_was_sent() -> None
     assert read == {"alpha": ["alpha-2", "leg"], "all": ["leg", "alpha-2"]}
 
 
+# Around a recovery
+
+
+def test_a_second_outage_after_a_quiet_hour_sends_nothing_again() -> None:
+    reader = Reader()
+    router = make_router("alpha", reader=reader)
+    reader.now += 7200 * SECOND
+    for number, event in ((5, "partial_fill"), (10, "fill")):
+        take(router, live(event, "alpha-1", 60, str(number)))
+    assert len(sent(router)) == 2
+    lose(router, reader, 7200)
+    take(router, live("new", "alpha-2", 7201))
+    end(router, fill("alpha-1", 60, "5"), fill("alpha-1", 60, "10"), canceled("alpha-3", 7100))
+    assert sent(router) == [("alpha", "new", "alpha-2", "0"), ("alpha", "recovered canceled", "alpha-3", "")]
+
+
+def test_an_order_that_is_new_between_two_outages_is_recovered_after_the_second() -> None:
+    reader = Reader()
+    router = make_router("alpha", reader=reader)
+    lose(router, reader, 200)
+    take(router, live("new", "alpha-1", 201))
+    lose(router, reader, 300)
+    end(router, fill("alpha-1", 250, "10"))
+    assert [line[1] for line in sent(router)] == ["new", "recovered partial_fill"]
+
+
+def test_a_session_that_begins_to_listen_during_a_recovery_receives_what_is_live() -> None:
+    """Although the records had it first, so that the others have received it from there."""
+    reader = Reader()
+    router = make_router("alpha", reader=reader)
+    lose(router, reader, 200)
+    late = Member("alpha")
+    router.set_subscription(late, frozenset([UPDATES]))
+    end(router, fill("alpha-1", 150, "5"), fill("alpha-1", 201, "10"))
+    assert [line[0] for line in sent(router)] == ["alpha", "alpha"]
+    take(router, live("partial_fill", "alpha-1", 201, "10"))
+    [delivery] = router.flush()
+    assert delivery.members == [late]
+
+
+def test_an_older_recovery_changes_nothing_of_a_newer_one() -> None:
+    reader = Reader()
+    router = make_router("alpha", reader=reader)
+    first = lose(router, reader, 200)
+    sending = router.recover(first, [fill("alpha-1", 150, "5"), fill("alpha-1", 160, "10")])
+    next(sending)
+    lose(router, reader, 300)
+    for _ in sending:
+        pass
+    assert router.recovery is reader.recoveries[-1]
+    end(router, fill("alpha-1", 150, "5"), fill("alpha-1", 160, "10"), fill("alpha-1", 250, "15"))
+    assert [line[3] for line in sent(router)] == ["5", "10", "15"]
+
+
+def test_a_session_receives_nothing_of_an_outage_before_it_listened() -> None:
+    """The first recovery had not ended when the stream was lost again."""
+    reader = Reader()
+    router = make_router("alpha", reader=reader)
+    lose(router, reader, 200)
+    late = Member("alpha")
+    router.set_subscription(late, frozenset([UPDATES]))
+    lose(router, reader, 300)
+    end(router, fill("alpha-1", 150, "5"), fill("alpha-1", 250, "10"))
+    assert [line[0] for line in sent(router)] == ["alpha", "alpha,alpha"]
+
+
+def test_a_session_that_was_told_that_it_listens_while_alpaca_was_away_misses_nothing() -> None:
+    reader = Reader()
+    router = make_router(reader=reader, alpha=["alpha*"])
+    [(member, _)] = router.subscriptions()
+    router.remove(member)
+    router.acked_changed(frozenset())  # lost, without a listener
+    reader.now += 50 * SECOND
+    router.set_subscription(member, frozenset([UPDATES]))  # acknowledged as remembered
+    reader.now += 50 * SECOND
+    router.acked_changed(frozenset([UPDATES]))
+    recovery = router.recovery
+    assert recovery is not None
+    assert recovery.since == NOON + 50 * SECOND
+    end(router, fill("alpha-1", 70, "5"))
+    assert len(sent(router)) == 1
+
+
+def test_a_repeat_is_left_out_for_a_minute() -> None:
+    reader = Reader()
+    router = make_router("alpha", reader=reader)
+    lose(router, reader, 200)
+    end(router, fill("alpha-1", 150, "5"))
+    assert len(sent(router)) == 1
+    for seconds, count in ((59.9, 0), (60.0, 1)):
+        reader.clock = seconds
+        take(router, live("partial_fill", "alpha-1", 150, "5"))
+        assert len(sent(router)) == count
+
+
+def test_done_for_day_comes_again_the_next_day() -> None:
+    reader = Reader()
+    router = make_router("alpha", reader=reader)
+    reader.now += 86_400 * SECOND
+    take(router, live("done_for_day", "alpha-1", 60))
+    lose(router, reader, 86_500)
+    order = {"id": "alpha-1", "client_order_id": "alpha-1", "status": "done_for_day", "updated_at": at(86_460)}
+    record = order_records.ended(order_records.order_of(encode(order)))
+    assert record is not None
+    end(router, record)
+    assert [line[1] for line in sent(router)] == ["done_for_day", "recovered done_for_day"]
+
+
 # Any outages
 
 EVENTS = st.tuples(
@@ -460,7 +581,6 @@ def test_every_fill_is_sent_once_and_in_order_through_any_outages(steps: list[tu
     """Each step is a fill, the begin or the end of an outage, or the end of a recovery."""
     reader = Reader()
     router = make_router("alpha", "beta", reader=reader)
-    router.acked_changed(frozenset([UPDATES]))
     quantity = dict.fromkeys(["alpha-1", "alpha-2", "beta-1"], 0)
     records: list[RecordedUpdate] = []
     heard: list[tuple[str, str, str, str]] = []
