@@ -32,6 +32,7 @@ accounts:
   bench: {{key: key, secret: secret, data_url: "ws://127.0.0.1:{upstream}", codec: {{iex: {codec}}}}}
 clients:
   bench: {{key: bench, secret: bench, allow: {{iex: "*"}}, max_connections: 10000{client}}}
+{more}
 """
 
 
@@ -127,11 +128,11 @@ class Running:
 @contextmanager
 def start(
     bench: Bench, contender: str, upstream: int, *, codec: str = "json", tls: bool = False, client: str = "",
-    launcher: Sequence[str] = ("-m", "proxy"), core: int | None = None,
+    more: str = "", launcher: Sequence[str] = ("-m", "proxy"), core: int | None = None,
 ) -> Iterator[Running]:  # fmt: skip
     """Run a contender until the block ends.
 
-    `codec`, `tls`, `client` and `launcher` apply to the proxy alone.
+    `codec`, `tls`, `client`, `more` (sections of the configuration) and `launcher` apply to the proxy alone.
     """
     core = bench.cores[0] if core is None else core
     product = contender in ("proxy", "other")
@@ -143,7 +144,9 @@ def start(
         if tls:
             _certificate()
         config.write_text(
-            CONFIG.format(listen=listen, admin=admin, upstream=upstream, codec=codec, tls=certificate, client=client)
+            CONFIG.format(
+                listen=listen, admin=admin, upstream=upstream, codec=codec, tls=certificate, client=client, more=more
+            )
         )
         config.chmod(0o600)
         command = [bench.python, *launcher, "-c", str(config)]

@@ -37,7 +37,7 @@ class Figures:
 
 def run(
     bench: Bench, contender: str, load: Mapping[str, object], seconds: float, *, codec: str = "json",
-    client: str = "", launcher: Sequence[str] = ("-m", "proxy"),
+    client: str = "", more: str = "", launcher: Sequence[str] = ("-m", "proxy"),
     during: Callable[[Running], None] | None = None,
 ) -> Figures:  # fmt: skip
     """Run the load once against a contender.
@@ -62,7 +62,9 @@ def run(
         if contender == "direct":
             out, errors = generator.communicate(f"{port}\n", timeout=90 + seconds)
         else:
-            with start(bench, contender, port, codec=codec, tls=tls, client=client, launcher=launcher) as running:
+            with start(
+                bench, contender, port, codec=codec, tls=tls, client=client, more=more, launcher=launcher
+            ) as running:
                 order = f"{running.port} {running.process.pid}\n"
                 if during is not None:
                     assert generator.stdin is not None

@@ -95,6 +95,7 @@ def document() -> str:
     parts.append(_section("accounts.NAME", sections["Account"]))
     parts.append(_section("clients.NAME", sections["ClientEntry"]))
     parts.append(ALLOW.replace("{followers}", "` and `".join(FOLLOWERS)))
+    parts.append(_section("record", sections["Record"]))
     parts.append(FEEDS + "\n".join(_feeds()) + "\n" + LOCATIONS)
     return "\n".join(parts) + "\n"
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import gevent
 import gevent.threadpool  # a reload needs it, perhaps when the unpacked files are gone
@@ -54,9 +55,13 @@ from proxy.upstream.source import FeedSettings
 from proxy.upstream.supervisor import FeedSupervisor
 from proxy.upstream.websocket import tls_context
 
+if TYPE_CHECKING:
+    from proxy.recording.recorder import Recorder
+
 TICK_SECONDS = 0.25
 HISTORY_SECONDS = 1.0
 DRAIN_SECONDS = 5.0
+RECORDER_SECONDS = 5.0  # for which a stop waits for the disk
 # The thread that reads a configuration holds the interpreter for so long at a time; by default it is 5 ms, and the hub
 # waits for it several times for one message.
 RELOAD_SWITCH_SECONDS = 0.0005
@@ -115,6 +120,7 @@ class Gateway:
             renderings={"/status.json": _status, "/metrics": _metrics},
             taps=self._taps,
         )
+        self._recorder: Recorder | None = None
         self._stopping = Event()
         self._reload_lock = BoundedSemaphore()
         self._pid_start = process.start_ticks(os.getpid())
@@ -143,6 +149,7 @@ class Gateway:
                     remedy = f"change {name}.host or {name}.port"
                 raise StartError.cannot_listen(f"{host}:{port} ({name})", error, remedy) from error
         tls_context()  # so that no dial has to build it
+        self._recorder = self._start_recorder()
         self._ticker = gevent.spawn(self._tick)
         self.state = GatewayState.SERVING
         gc.collect()
@@ -203,6 +210,9 @@ class Gateway:
             reader.stop()
         if self._ticker is not None:
             self._ticker.kill()
+        if self._recorder is not None:
+            self._recorder.stop()
+            self._recorder.join(RECORDER_SECONDS)
         self.admin.stop()
         self.state = GatewayState.STOPPED
         self._log.info("stopped")
@@ -266,7 +276,24 @@ class Gateway:
                 del self._order_readers[account], self._order_routers[account]
             elif account in plan.accounts:
                 reader.configure(self._feed_settings(account, "trading").login)
+        if "record" in plan.settings:
+            former, self._recorder = self._recorder, self._start_recorder()  # first, so that no topic is given up
+            if former is not None:
+                former.stop()
+                gevent.spawn(former.join)
         return plan
+
+    def _start_recorder(self) -> Recorder | None:
+        """Start to record what the configuration names."""
+        record, client = self.config.record, self.config.recorder
+        if record is None or client is None:
+            return None
+        from proxy.recording.recorder import Recorder  # loads the compression, which a proxy without it does not need
+        from proxy.recording.writer import Folder
+
+        recorder = Recorder(client, Folder(record.folder, record.keep, record.max, record.min_free), self.upstream)
+        recorder.start()
+        return recorder
 
     def upstream(self, client: Client, feed: str) -> FeedSupervisor:
         """Return the supervisor of this client's feed; create it at first use.
@@ -303,6 +330,7 @@ class Gateway:
             pid=os.getpid(),
             pid_start=self._pid_start,
             reload=replace(self._reload_state, running=self.reloading),
+            recording=None if self._recorder is None else self._recorder.state(),
         )
 
     def _create_supervisor(self, account: str, feed: str) -> FeedSupervisor:
@@ -388,10 +416,11 @@ class Gateway:
             late = self._steady() - due  # the hub was blocked for so long, or the process suspended
             stalls.report(late)
             delay = max(delay, late)
-            parts: list[BaseSession | FeedSupervisor | Taps] = [
+            parts: list[BaseSession | FeedSupervisor | Taps | Recorder] = [
                 *self.server.sessions,
                 *self.upstreams.values(),
                 self._taps,
+                *([] if self._recorder is None else [self._recorder]),
             ]
             for part in parts:
                 try:

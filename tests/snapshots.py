@@ -9,7 +9,15 @@ from dataclasses import replace
 from typing import Any
 
 from proxy.observe.history import Lags
-from proxy.observe.snapshot import ClientPresence, FeedState, ReloadState, SessionState, Snapshot, Totals
+from proxy.observe.snapshot import (
+    ClientPresence,
+    FeedState,
+    RecordingState,
+    ReloadState,
+    SessionState,
+    Snapshot,
+    Totals,
+)
 
 
 def feed(name: str = "iex", **more: Any) -> FeedState:
@@ -43,6 +51,24 @@ def session(client: str = "alpha", pending: int = 0) -> SessionState:
     return SessionState(client, "iex", "127.0.0.1:1", "json", 1.0, topics, pending, 1000, 7, 0, 0, False)
 
 
+def recording(**more: Any) -> RecordingState:
+    default = RecordingState(
+        folder="recordings",
+        feeds=("iex",),
+        messages={"iex": 90},
+        bytes={"iex": 2_000},
+        dropped={("iex", "queue_full"): 3, ("iex", "disk_error"): 0},
+        pending=100,
+        limit=1000,
+        newest="iex-2023-11-14T22Z.jsonl.zst",
+        last_at=1_699_999_999.5,
+        free=5_000_000_000,
+        min_free=2_000_000_000,
+        problem="",
+    )
+    return replace(default, **more)
+
+
 def snapshot(**more: Any) -> Snapshot:
     default = Snapshot(
         state="serving",
@@ -70,5 +96,6 @@ def snapshot(**more: Any) -> Snapshot:
         reload=ReloadState(0, False, None, True, (), (), 1_699_999_940.5),
         refused={("", "", "unknown_path"): 3, ("alpha", "iex", "wrong_secret"): 1},
         refused_requests={("alpha", "iex", "not_allowed"): 2},
+        recording=recording(),
     )
     return replace(default, **more)

@@ -23,8 +23,9 @@ MODULES = sorted((ROOT / "proxy").rglob("*.py"))
 MAY_IMPORT = {
     "__init__": "observe",
     "__main__": "cli",
-    "cli": "gateway simulator upstream downstream observe config transport routing alpaca",
-    "gateway": "upstream downstream observe config transport routing alpaca",
+    "cli": "gateway recording simulator upstream downstream observe config transport routing alpaca",
+    "gateway": "recording upstream downstream observe config transport routing alpaca",
+    "recording": "simulator observe transport routing alpaca",
     "simulator": "observe transport alpaca",
     "upstream": "observe transport routing alpaca",
     "downstream": "observe config transport routing alpaca",
@@ -38,8 +39,8 @@ MAY_IMPORT = {
 # Each library has the places that may import it. Whatever is not named here is the standard library or a mistake.
 MAY_USE = {
     "gevent": (
-        "proxy.observe.logs proxy.transport proxy.upstream proxy.downstream proxy.gateway proxy.simulator proxy.cli"
-        " proxy.__main__"
+        "proxy.observe.logs proxy.transport proxy.upstream proxy.downstream proxy.gateway proxy.recording"
+        " proxy.simulator proxy.cli proxy.__main__"
     ),
     "geventwebsocket": "proxy.transport.upgrade",
     "websocket": "proxy.upstream.websocket",
@@ -51,7 +52,11 @@ MAY_USE = {
     "pydantic_core": "proxy.config.model",
     "prometheus_client": "proxy.observe.metrics",
     "shtab": "proxy.cli.completion",
+    "backports": "proxy.recording.zstd",
 }
+
+# Modules of the standard library that Pythons before 3.14 do not have.
+NEWER = {"compression"}
 
 # The names under which requirements.txt knows those libraries, where they differ.
 PROJECT = {
@@ -60,6 +65,7 @@ PROJECT = {
     "yaml": "PyYAML",
     "pydantic_core": "pydantic",
     "prometheus_client": "prometheus-client",
+    "backports": "backports-zstd",
 }
 
 PURE = ("alpaca", "routing")
@@ -160,13 +166,13 @@ def test_libraries_are_imported_where_they_belong() -> None:
     strays = []
     for found in FOREIGN:
         library = found.target.split(".")[0]
-        if library not in sys.stdlib_module_names and not within(found.importer, MAY_USE.get(library, "")):
+        if library not in {*sys.stdlib_module_names, *NEWER} and not within(found.importer, MAY_USE.get(library, "")):
             strays.append(str(found))
     assert strays == []
 
 
 def test_requirements_are_the_libraries_imported_each_with_its_reason() -> None:
-    libraries = {found.target.split(".")[0] for found in FOREIGN} - sys.stdlib_module_names
+    libraries = {found.target.split(".")[0] for found in FOREIGN} - sys.stdlib_module_names - NEWER
     required = list(requirements())
     assert {name for name, _, _ in required} == {PROJECT.get(library, library) for library in libraries}
     assert [name for name, _, reason in required if not reason] == []

@@ -163,6 +163,11 @@ class Codec(ABC):
         """
         return self
 
+    @property
+    def body_codec(self) -> Codec:
+        """The codec of the bodies that `join` takes: another one if only the frames differ from it."""
+        return self
+
     def to_client_body(self, kind: str, body: Raw | bytes) -> Raw | bytes | None:
         """Convert a body of the base to this codec's names and structures.
 

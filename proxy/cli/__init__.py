@@ -12,6 +12,7 @@ Each verb is a module of the same name with `run(options)`. It is imported when 
     demo              the verb `demo`
     demonstration     simulator, proxy and two algorithms in one process
     simulate          the simulator alone
+    replay            recordings as a stand-in for Alpaca
     status            the running proxy as tables
     reload            the running proxy reads its configuration again
     healthcheck       /readyz or /healthz as an exit status

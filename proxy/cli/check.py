@@ -53,17 +53,24 @@ def accounts_table(config: Config, style: Style) -> str:
 
 def access_table(config: Config, style: Style) -> str:
     """Return the table of access by client, feed and channel; it has no secrets."""
-    rows = [row for client in config.directory for row in _access_rows(client)]
+    rows = [row for client in _holders(config) for row in _access_rows(client)]
     return table(("CLIENT", "FEED", "ACCOUNT", "CHANNEL", "SYMBOLS"), rows, style)
 
 
 def feeds_of(config: Config, account: str) -> tuple[str, ...]:
-    """Return an account's feeds that clients may use, in configuration order."""
+    """Return an account's feeds that clients may use or that are recorded, in configuration order."""
     return tuple(
         dict.fromkeys(
-            feed for client in config.directory for feed in client.allow.feeds() if client.account(feed) == account
+            feed for client in _holders(config) for feed in client.allow.feeds() if client.account(feed) == account
         )
     )
+
+
+def _holders(config: Config) -> Iterator[Client]:
+    """Yield the clients, and the recorder if there is one."""
+    yield from config.directory
+    if config.recorder is not None:
+        yield config.recorder
 
 
 def _access_rows(client: Client) -> Iterator[tuple[str, ...]]:

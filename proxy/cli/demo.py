@@ -1,14 +1,24 @@
-"""`demo`: run simulator, proxy and two sample algorithms in this process."""
+"""`demo`: run simulator or replay, proxy and two sample algorithms in this process."""
 
 from __future__ import annotations
 
 import argparse
 
-from proxy.cli.terminal import Exit
+from proxy.cli.terminal import Exit, fail
 
 
 def run(options: argparse.Namespace) -> Exit:
-    print("starting a simulated market, the proxy and two algorithms", flush=True)
-    from proxy.cli.demonstration import Demo  # loads the whole program, which takes a while
+    market = "replay" if options.replay else "simulated market"
+    print(f"starting a {market}, the proxy and two algorithms", flush=True)
+    from proxy.cli.demonstration import Demo, Market  # loads the whole program, which takes a while
 
-    return Exit.GOOD if Demo(seconds=options.seconds).run() else Exit.FAILED
+    if not options.replay:
+        return Exit.GOOD if Demo(Market.simulated(), options.seconds).run() else Exit.FAILED
+    from proxy.cli import replay
+    from proxy.recording.files import NotARecording
+
+    try:
+        recordings = replay.read(options.replay)
+    except (OSError, NotARecording) as error:
+        return fail(str(error))
+    return Exit.GOOD if Demo(Market.recorded(recordings), options.seconds).run() else Exit.FAILED

@@ -1,4 +1,4 @@
-"""`demo`: the simulator, the proxy and two sample algorithms in one process.
+"""`demo`: the simulator or a replay, the proxy and two sample algorithms in one process.
 
 It needs no account and no files. Its last line is the result of a check: both algorithms received messages, neither
 lost a stream or received a message outside its allowlist, and no feed ever had a second upstream connection.
@@ -12,22 +12,29 @@ import socket
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.event import Event
 
 from proxy.alpaca.client_protocol import Phase
 from proxy.alpaca.codec import JSON
+from proxy.alpaca.endpoints import CHANNEL_OF_KIND, Dialect, endpoint
 from proxy.config import model as configuration
 from proxy.gateway import Gateway
 from proxy.observe import logs
 from proxy.observe.version import describe
-from proxy.simulator import Market, Simulator
+from proxy.simulator import Market as SimulatedMarket
+from proxy.simulator import Simulator
 from proxy.transport import frames
 from proxy.transport.errors import ProxyError
 from proxy.upstream.websocket import UpstreamConnection, dial
+
+if TYPE_CHECKING:
+    from proxy.recording.timeline import Recording
 
 CONFIG = """\
 listen: {{port: {listen}}}
@@ -36,35 +43,19 @@ log: {{format: human, level: warning}}
 accounts:
   simulated: {{key: key, secret: secret, data_url: "{url}", trading_url: "{url}"}}
 clients:
-  momentum:
-    key: momentum
-    secret: momentum
-    allow:
-      iex: {{trades: [AAPL, MSFT], bars: ["*"]}}
-      trading: {{trade_updates: ["momentum-*"]}}
-  meanrev:
-    key: meanrev
-    secret: meanrev
-    allow:
-      iex: {{quotes: [SPY]}}
-      crypto: {{quotes: [BTC/USD, ETH/USD]}}
-  demo:
-    key: demo
-    secret: demo
-    allow:
-      iex: "*"
-      crypto: "*"
-      news: "*"
+  momentum: {{key: momentum, secret: momentum, allow: {momentum}}}
+  meanrev: {{key: meanrev, secret: meanrev, allow: {meanrev}}}
+  demo: {{key: demo, secret: demo, allow: {demo}}}
 """
 
 INTRODUCTION = """\
-{version}: a simulated market, no Alpaca account used
+{version}: {market}, no Alpaca account used
 
   algorithms connect to  {ws}/v2/iex, {ws}/v1beta3/crypto/us, …
   status page            {http}/
 
-  momentum  may see trades of AAPL and MSFT, all bars, and its own orders
-  meanrev   may see quotes of SPY, BTC/USD and ETH/USD
+  momentum  may see {momentum}
+  meanrev   may see {meanrev}
 
 Join as a third, from another terminal, with alpaca-py (key demo, secret demo):
 
@@ -81,6 +72,9 @@ or with websocat {ws}/v2/iex:
 
 Ctrl-C ends it.
 """
+
+
+LISTEN = {"action": "listen", "data": {"streams": ["trade_updates"]}}
 
 
 class Algorithm:
@@ -138,17 +132,88 @@ class Algorithm:
                 self.prices[symbol] = message.get("p") or message.get("bp") or message.get("c") or 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Market:
+    """What the demo shows: its name, its data, the algorithms, and what each may see, in words and as `allow`."""
+
+    name: str
+    simulator: Simulator
+    algorithms: list[Algorithm]
+    words: Mapping[str, str]
+    allow: Mapping[str, str]
+
+    @classmethod
+    def simulated(cls) -> Market:
+        momentum: dict[str, dict[str, Any]] = {
+            "/v2/iex": {"action": "subscribe", "trades": ["AAPL", "MSFT"], "bars": ["*"]},
+            "/stream": LISTEN,
+        }
+        meanrev: dict[str, dict[str, Any]] = {
+            "/v2/iex": {"action": "subscribe", "quotes": ["SPY"]},
+            "/v1beta3/crypto/us": {"action": "subscribe", "quotes": ["BTC/USD", "ETH/USD"]},
+        }
+        trades = {(kind, symbol) for kind in "tcx" for symbol in ("AAPL", "MSFT")}
+        return cls(
+            "a simulated market",
+            Simulator(market=SimulatedMarket()),
+            [
+                Algorithm("momentum", momentum, {*trades, ("b", "*"), ("order", "*")}),
+                Algorithm("meanrev", meanrev, {("q", "SPY"), ("q", "BTC/USD"), ("q", "ETH/USD")}),
+            ],
+            {
+                "momentum": "trades of AAPL and MSFT, all bars, and its own orders",
+                "meanrev": "quotes of SPY, BTC/USD and ETH/USD",
+            },
+            {
+                "momentum": '{iex: {trades: [AAPL, MSFT], bars: ["*"]}, trading: {trade_updates: ["momentum-*"]}}',
+                "meanrev": "{iex: {quotes: [SPY]}, crypto: {quotes: [BTC/USD, ETH/USD]}}",
+                "demo": '{iex: "*", crypto: "*", news: "*"}',
+            },
+        )
+
+    @classmethod
+    def recorded(cls, recordings: Sequence[Recording]) -> Market:
+        """Return a replay without an end, of which both algorithms see everything in JSON."""
+        from proxy.recording.replay import (
+            Pace,
+            Replay,
+        )  # loads the compression, which the simulated market does not need
+        from proxy.recording.timeline import windows
+
+        subscriptions: dict[str, dict[str, Any]] = {}
+        for recording in recordings:
+            feed = endpoint(recording.feed)
+            if feed is None or feed.options:
+                continue  # which these algorithms cannot read
+            if feed.dialect is Dialect.TRADING:
+                subscriptions[feed.path] = LISTEN
+            else:
+                subscriptions[feed.path] = {"action": "subscribe", **{channel: ["*"] for channel in feed.channels}}
+        allowed = {(kind, "*") for kind in (*CHANNEL_OF_KIND, "order")}
+        feeds = dict.fromkeys(recording.feed for recording in recordings)
+        words, allow = " and ".join(feeds), ", ".join(f'{feed}: "*"' for feed in feeds)
+        return cls(
+            f"a replay of {sum(recording.messages for recording in recordings):,} messages",
+            Simulator(source=Replay(recordings, windows(recordings), Pace(loop=True))),
+            [Algorithm(name, subscriptions, allowed) for name in ("momentum", "meanrev")],
+            dict.fromkeys(("momentum", "meanrev"), words),
+            dict.fromkeys(("momentum", "meanrev", "demo"), f"{{{allow}}}"),
+        )
+
+
 class Demo:
     """The demo; it runs until a signal, or for a number of seconds."""
 
-    def __init__(self, seconds: float | None = None) -> None:
+    def __init__(self, market: Market, seconds: float | None = None) -> None:
+        self._market = market
         self._seconds = seconds
         self._stopped = Event()
 
     def run(self) -> bool:
         """Run the demo; return whether its checks passed. Raises StartError."""
-        with Simulator(market=Market()) as simulator:
-            text = CONFIG.format(url=simulator.url, listen=_port_or_any(8765), admin=_port_or_any(8766))
+        with self._market.simulator as simulator:
+            ports = {"listen": _port_or_any(8765), "admin": _port_or_any(8766)}
+            text = CONFIG.format(url=simulator.url, **ports, **self._market.allow)
             config = configuration.parse(text, "demo", {}, Path())
             logs.set_up(config.log.format, config.log.level)
             gateway = Gateway(config)
@@ -161,8 +226,9 @@ class Demo:
     def _run_algorithms(self, simulator: Simulator, gateway: Gateway) -> bool:
         ws = "ws://{}:{}".format(*gateway.server.address)
         http = "http://{}:{}".format(*gateway.admin.address)
-        print(INTRODUCTION.format(version=describe(), ws=ws, http=http), flush=True)
-        algorithms = _algorithms()
+        market = self._market
+        print(INTRODUCTION.format(version=describe(), market=market.name, ws=ws, http=http, **market.words), flush=True)
+        algorithms = market.algorithms
         greenlets = [
             gevent.spawn(algorithm.follow, ws, path) for algorithm in algorithms for path in algorithm.subscriptions
         ]
@@ -182,22 +248,6 @@ class Demo:
         if self._stopped.is_set() and sys.stdout.isatty():
             print()  # the terminal has echoed ^C on the line
         return _check(algorithms, simulator, gateway)
-
-
-def _algorithms() -> list[Algorithm]:
-    momentum: dict[str, dict[str, Any]] = {
-        "/v2/iex": {"action": "subscribe", "trades": ["AAPL", "MSFT"], "bars": ["*"]},
-        "/stream": {"action": "listen", "data": {"streams": ["trade_updates"]}},
-    }
-    meanrev: dict[str, dict[str, Any]] = {
-        "/v2/iex": {"action": "subscribe", "quotes": ["SPY"]},
-        "/v1beta3/crypto/us": {"action": "subscribe", "quotes": ["BTC/USD", "ETH/USD"]},
-    }
-    trades = {(kind, symbol) for kind in "tcx" for symbol in ("AAPL", "MSFT")}
-    return [
-        Algorithm("momentum", momentum, {*trades, ("b", "*"), ("order", "*")}),
-        Algorithm("meanrev", meanrev, {("q", "SPY"), ("q", "BTC/USD"), ("q", "ETH/USD")}),
-    ]
 
 
 def _check(algorithms: list[Algorithm], simulator: Simulator, gateway: Gateway) -> bool:

@@ -42,6 +42,8 @@ def overview(document: StatusJson, style: Style, width: int | None = None) -> st
         parts.append(table(CLIENT, rows, style, width=width, optional=CLIENT_OPTIONAL))
     else:
         parts.append("No client has connected yet.")
+    if recording := document.get("recording"):
+        parts.append(_recording(recording, style, width))
     if missing := [client for client in document["configured"] if not client["connected"]]:
         parts.append(_missing(missing, document["time"], width))
     warnings = [event for event in document["events"] if event["level"] in ("warning", "error")]
@@ -97,6 +99,20 @@ def _client(client: StatusJson) -> list[Cell]:
         f"{client['conflated']:,}",
         (lost or "0", Color.WARNING if lost else None),
     ]
+
+
+def _recording(recording: StatusJson, style: Style, width: int | None) -> str:
+    feeds = recording["feeds"]
+    dropped = sum(sum(feed["dropped"].values()) for feed in feeds)
+    free = "" if recording["free"] is None else f", {size(recording['free'])} free"
+    text = f"Recording {' '.join(feed['feed'] for feed in feeds)}: {sum(feed['messages'] for feed in feeds):,} messages"
+    text += f", {size(sum(feed['bytes'] for feed in feeds))} in {recording['folder']}{free}"
+    if dropped:
+        text += f", {dropped:,} messages dropped"
+    if recording["problem"]:
+        text += f"; it cannot write: {recording['problem']}"
+    colour = Color.BAD if recording["problem"] else Color.WARNING if dropped else None
+    return style.paint(wrapped(plain(text), width), colour)
 
 
 def _missing(clients: Sequence[StatusJson], now: float, width: int | None) -> str:

@@ -6,7 +6,9 @@ The scripts of `completion` are generated from this parser.
 from __future__ import annotations
 
 import argparse
+import datetime
 import re
+import zoneinfo
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -18,6 +20,7 @@ from proxy.observe.version import describe
 
 SHELLS = ("bash", "zsh", "fish")
 SIMULATOR_PORT = 8770
+REPLAY_PORT = 9000
 
 # The options of `simulate` that set a fault, its metavar ("": none) and its help.
 FAULTS = (
@@ -87,6 +90,9 @@ def parser(complete_files: object = None) -> argparse.ArgumentParser:
 
     demo = verb("demo", "run a simulated market, the proxy and two algorithms: no account, no files")
     demo.add_argument("--seconds", type=_seconds, metavar="N", help="stop after N seconds")
+    demo_files = demo.add_argument(
+        "--replay", type=Path, nargs="+", default=[], metavar="FILE", help="recordings, instead of a simulated market"
+    )
 
     simulate = verb("simulate", "run the simulated Alpaca alone, to develop against")
     port = _setting(values.port)
@@ -97,6 +103,24 @@ def parser(complete_files: object = None) -> argparse.ArgumentParser:
             simulate.add_argument(option, type=_fault(name), metavar=metavar, help=text)
         else:
             simulate.add_argument(option, action="store_const", const="on", help=text)
+
+    replay = verb("replay", "replay recordings as a stand-in for Alpaca, to develop against")
+    files = replay.add_argument("files", type=Path, nargs="+", metavar="FILE", help="recordings, of any feeds")
+    replay.add_argument("--port", type=port, default=REPLAY_PORT, metavar="N", help=f"the port ({REPLAY_PORT})")
+    speed = "1 for the recorded pace, 10 for ten times that, or max: as fast as every client reads"
+    replay.add_argument("--speed", type=_speed, default=1.0, metavar="N", help=speed)
+    replay.add_argument(
+        "--from", dest="begin", type=_clock, metavar="HH:MM", help="of each day, leave out what is earlier"
+    )
+    replay.add_argument("--to", dest="end", type=_clock, metavar="HH:MM", help="of each day, leave out what is later")
+    replay.add_argument(
+        "--zone", type=_zone, default="UTC", metavar="NAME", help="of these times: America/New_York, say"
+    )
+    replay.add_argument("--shift", action="store_true", help="move the messages' timestamps to now")
+    replay.add_argument("--symbols", type=_symbols, default=frozenset(), metavar="LIST", help="only these: AAPL,MSFT")
+    replay.add_argument("--loop", action="store_true", help="begin anew at the end")
+    sessions = "begin when N sessions have subscribed (1)"
+    replay.add_argument("--wait", type=_setting(values.whole(1, 10_000)), default=1, metavar="N", help=sessions)
 
     keygen = verb("keygen", "generate a new client: key, secret, and the YAML to paste")
     keygen.add_argument("name", type=_setting(values.name), metavar="NAME", help="the algorithm's name")
@@ -128,7 +152,7 @@ def parser(complete_files: object = None) -> argparse.ArgumentParser:
     completion = verb("completion", "print the completion script of a shell")
     completion.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
 
-    for argument in (config, file_to_write):
+    for argument in (config, file_to_write, files, demo_files):
         argument.complete = complete_files  # type: ignore[attr-defined]
     return root
 
@@ -183,6 +207,41 @@ def _seconds(text: str) -> float:
     if not 0 < number < 1e6:
         raise argparse.ArgumentTypeError("should be a number of seconds above 0")
     return number
+
+
+def _speed(text: str) -> float | None:
+    """Return the factor; None for `max`."""
+    if text == "max":
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1e6:
+        raise argparse.ArgumentTypeError("should be a number above 0, or max")
+    return number
+
+
+def _clock(text: str) -> datetime.time:
+    try:
+        return datetime.time.fromisoformat(text).replace(tzinfo=None)
+    except ValueError:
+        raise argparse.ArgumentTypeError("should be a time such as 09:30") from None
+
+
+def _zone(text: str) -> datetime.tzinfo:
+    if text == "UTC":
+        return datetime.timezone.utc
+    try:
+        return zoneinfo.ZoneInfo(text)
+    except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError):
+        raise argparse.ArgumentTypeError(
+            f'unknown time zone "{text}"; should be one such as America/New_York'
+        ) from None
+
+
+def _symbols(text: str) -> frozenset[str]:
+    return frozenset(filter(None, text.split(",")))
 
 
 def _fault(name: str) -> Callable[[str], str]:

@@ -11,6 +11,7 @@ which takes half of the program's start-up time; commands that need only a part 
     certificates  the certificate file, for the plan of a reload
     model         the sections, and the loading of a file
     consistency   checks that involve several settings
+    recording     warnings about the section `record`
     reload_plan   the differences between two configurations
     errors        ConfigError and its problems
 """

@@ -98,29 +98,41 @@ def _account_keys(document: YamlDocument) -> Iterator[Problem | None]:
 
 def _accounts(document: YamlDocument) -> Iterator[Problem | None]:
     accounts = _entries(document, "accounts")
-    for client in _entries(document, "clients") if accounts else ():
-        path: tuple[Step, ...] = ("clients", client, "account")
-        chosen = document.find(path)
-        if isinstance(chosen, Table):
-            for feed, name in chosen.items():
-                if isinstance(name, Text) and name and name not in accounts:
-                    yield document.problem((*path, feed), f"unknown account {quoted(name)}", nearest(name, accounts))
-            if DEFAULT not in chosen and len(accounts) > 1:
-                yield from _unserved(document, client, chosen)
-        elif chosen and isinstance(chosen, Text):
-            if chosen not in accounts:
-                yield document.problem(path, f"unknown account {quoted(chosen)}", nearest(chosen, accounts))
-        elif not chosen and len(accounts) > 1:
-            yield document.problem(path, "is missing; it is required when there are several accounts")
+    if not accounts:
+        return
+    for client in _entries(document, "clients"):
+        yield from _accounts_of(document, ("clients", client), "allow", accounts)
+    if document.find(("record",)):
+        yield from _accounts_of(document, ("record",), "topics", accounts)
 
 
-def _unserved(document: YamlDocument, client: str, chosen: Table) -> Iterator[Problem | None]:
-    """Yield the feeds that a client may use but has no account for."""
-    allowed = document.find(("clients", client, "allow"))
-    for feed in allowed if isinstance(allowed, Table) else ():
+def _accounts_of(
+    document: YamlDocument, holder: tuple[Step, ...], topics: str, accounts: Table
+) -> Iterator[Problem | None]:
+    """Yield the problems of the accounts that serve the `topics` of a client or of the recorder."""
+    path: tuple[Step, ...] = (*holder, "account")
+    chosen = document.find(path)
+    if isinstance(chosen, Table):
+        for feed, name in chosen.items():
+            if isinstance(name, Text) and name and name not in accounts:
+                yield document.problem((*path, feed), f"unknown account {quoted(name)}", nearest(name, accounts))
+        if DEFAULT not in chosen and len(accounts) > 1:
+            yield from _unserved(document, path, document.find((*holder, topics)), chosen)
+    elif chosen and isinstance(chosen, Text):
+        if chosen not in accounts:
+            yield document.problem(path, f"unknown account {quoted(chosen)}", nearest(chosen, accounts))
+    elif not chosen and len(accounts) > 1:
+        yield document.problem(path, "is missing; it is required when there are several accounts")
+
+
+def _unserved(
+    document: YamlDocument, path: tuple[Step, ...], listed: object, chosen: Table
+) -> Iterator[Problem | None]:
+    """Yield the feeds that are listed but have no account."""
+    for feed in listed if isinstance(listed, Table) else ():
         if feed not in chosen and endpoint(feed) is not None:
-            reason = f"names no account for {feed}, which is allowed; add it, or a default"
-            yield document.problem(("clients", client, "account"), reason)
+            what = "allowed" if path[0] == "clients" else "recorded"
+            yield document.problem(path, f"names no account for {feed}, which is {what}; add it, or a default")
 
 
 def _conflation(document: YamlDocument) -> Iterator[Problem | None]:

@@ -18,6 +18,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     PrivateAttr,
     ValidationError,
     ValidationInfo,
@@ -27,7 +28,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from proxy.alpaca.endpoints import Dialect, endpoint
-from proxy.config import addresses, certificates, consistency, references, secret, values, yamlfile
+from proxy.config import addresses, certificates, consistency, recording, references, secret, values, yamlfile
 from proxy.config.certificates import Certificate
 from proxy.config.errors import ConfigError, Problem
 from proxy.config.secret import Secret
@@ -46,6 +47,14 @@ def _readable(value: object, info: ValidationInfo) -> Path:
     return path
 
 
+def _folder(value: object, info: ValidationInfo) -> Path:
+    name = str(value) if isinstance(value, Path) else values.text(value)
+    if "\0" in name:
+        raise Unsuitable(Fault("is not a path"))
+    path: Path = (info.context or {}).get("folder", Path()) / name
+    return path
+
+
 def _blank_is(default: object) -> BeforeValidator:
     return BeforeValidator(lambda value: default if value == "" else value)
 
@@ -60,6 +69,9 @@ Origins = Annotated[tuple[Annotated[str, BeforeValidator(addresses.origin)], ...
 HostNames = Annotated[tuple[Annotated[str, BeforeValidator(addresses.host_name)], ...], _blank_is(())]
 Url = Annotated[str, BeforeValidator(addresses.url)]
 File = Annotated[Path, BeforeValidator(_readable), WithJsonSchema({"type": "string"})]
+Folder = Annotated[
+    Path, BeforeValidator(_folder), Field(validate_default=True), WithJsonSchema({"type": "string"})
+]  # a default is relative to the configuration's folder, too
 AccountSecret = Annotated[Secret, BeforeValidator(secret.account_secret), _SCALAR]
 ClientSecret = Annotated[Secret, BeforeValidator(secret.client_secret), _SCALAR]
 Token = Annotated[Secret, BeforeValidator(secret.token), _SCALAR]
@@ -224,6 +236,24 @@ class ClientEntry(Section):
     """The largest size of the outbox of each of its sessions."""
 
 
+class Record(Section):
+    """What is recorded, and where. The topics are held like those of a client, so the plan's limits apply."""
+
+    account: Annotated[Mapping[str, str], BeforeValidator(values.accounts_by_feed)] = {}
+    """The account that serves the topics, as for a client; may be left out if there is only one."""
+    folder: Folder = Path("recordings")
+    """The folder of the files; a relative path starts at the configuration's folder. It is made, its parent is not."""
+    topics: Annotated[Entries, BeforeValidator(values.recorded), WithJsonSchema(values.allow_schema())]
+    """The topics by feed and channel, as in `allow`: symbols or "*". Under `trading`, entries choose orders as there;
+    order updates are recorded only if they are named."""
+    keep: Annotated[float, BeforeValidator(values.keep), _SCALAR] = values.KEEP
+    """The time after which a file is deleted, as in 12h or 7d."""
+    max: Annotated[int, BeforeValidator(values.recordings_size)] = values.RECORDINGS
+    """The largest size of all files; above it, the oldest are deleted."""
+    min_free: Annotated[int, BeforeValidator(values.free_size)] = values.MIN_FREE
+    """The free space of the disk below which nothing is recorded."""
+
+
 class Config(Section):
     """The configuration of alpaca-proxy."""
 
@@ -241,12 +271,26 @@ class Config(Section):
     """The Alpaca accounts, by a name of your own; at least one."""
     clients: Annotated[Mapping[Name, ClientEntry], BeforeValidator(values.some)]
     """The algorithms, by name; at least one."""
+    record: Annotated[Record | None, _blank_is(None)] = None
+    """What is recorded; nothing by default."""
+
+    @property
+    def _only_account(self) -> dict[str, str]:
+        return {DEFAULT: next(iter(self.accounts))} if len(self.accounts) == 1 else {}
+
+    @cached_property
+    def recorder(self) -> Client | None:
+        """The recorded topics as a client that cannot log in: no client of the file can have its name or key."""
+        if self.record is None:
+            return None
+        accounts = {**self._only_account, **self.record.account}
+        return Client("(recorder)", "", b"", accounts, Allowlist(self.record.topics))
 
     @cached_property
     def directory(self) -> Directory:
         """The clients as values that do not depend on pydantic; made at first use."""
-        only = {DEFAULT: next(iter(self.accounts))} if len(self.accounts) == 1 else {}
-        return Directory(
+        only = self._only_account
+        clients = (
             Client(
                 name=name,
                 key=entry.key,
@@ -260,6 +304,7 @@ class Config(Section):
             )
             for name, entry in self.clients.items()
         )
+        return Directory(clients, self.recorder)
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Config:
@@ -312,6 +357,9 @@ def warnings(config: Config, path: Path) -> list[str]:
             found.append(f"clients.{name}.secret {plain}, or the sha256:… that `keygen` prints")
     if config.admin.token is not None and config.admin.token.literal:
         found.append(f"admin.token {plain}")
+    if (record := config.record) is not None:
+        found += recording.plan_warnings(record.topics)
+        found += recording.disk_warnings(record.folder, record.max, record.min_free)
     return [f"{path}: {warning}" for warning in found]
 
 
@@ -320,7 +368,9 @@ def schema() -> dict[str, Any]:
     document = Config.model_json_schema()
     document["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     document["$defs"]["ClientEntry"]["properties"]["account"]["type"] = ["string", "object"]
+    document["$defs"]["Record"]["properties"]["account"]["type"] = ["string", "object"]
     document["$defs"]["Account"]["properties"]["silence"]["default"] = "60s"
+    document["$defs"]["Record"]["properties"]["keep"]["default"] = "7d"
     for section in (document, *document["$defs"].values()):
         for setting in section["properties"].values():
             if setting.get("type") in ("integer", "boolean"):
@@ -336,6 +386,7 @@ _SECTIONS: dict[Step, type[Section]] = {
     "limits": Limits,
     "accounts": Account,
     "clients": ClientEntry,
+    "record": Record,
 }
 _REASONS = {
     "missing": "is missing",

@@ -95,3 +95,5 @@ def _changed_settings(old: Config, new: Config) -> Iterator[str]:
         a, b = getattr(old, section), getattr(new, section)
         if (getattr(a, setting) != getattr(b, setting)) if setting else a != b:
             yield name
+    if (old.record, old.recorder) != (new.record, new.recorder):  # or the account that serves it by default
+        yield "record"

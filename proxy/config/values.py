@@ -21,6 +21,9 @@ KIB, MIB, GIB = 1024, 1024**2, 1024**3
 LISTEN_PORT = 8765
 ADMIN_PORT = 8766
 OUTBOX = 8 * MIB
+KEEP = 7 * 86_400.0
+RECORDINGS = 20 * 1000**3
+MIN_FREE = 2 * 1000**3
 OUTBOXES = 256 * MIB
 
 LONGEST_SYMBOL = 64
@@ -29,6 +32,8 @@ ORDER_ENTRIES = (
     "Patterns of the client_order_id (exact or PREFIX*), symbol:TEXT for all orders of a symbol (exact, PREFIX* or *), "
     'or "*" for all orders.'
 )
+
+_NO_OPTION_QUOTES = 'Alpaca permits no "*" for the quotes of options; list contracts'
 
 _UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": KIB, "mib": MIB, "gib": GIB}
 _SIZE = re.compile(r"([0-9]{1,12}) ?([A-Za-z]{0,3})")
@@ -103,11 +108,24 @@ def silence(value: object) -> float | None:
     given = text(value)
     if given == "off":
         return None
-    match = re.fullmatch(r"([0-9]{1,4})(s|m|h)", given)
-    seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    seconds = _seconds(given)
     if not 5 <= seconds <= 3600:
         raise Unsuitable(Fault("should be 5s to 1h, or off"))
     return seconds
+
+
+def keep(value: object) -> float:
+    """A duration in seconds, written as `12h` or `7d`."""
+    seconds = _seconds(text(value))
+    if not 3600 <= seconds <= 3660 * 86_400:
+        raise Unsuitable(Fault("should be 1h to 3660d"))
+    return seconds
+
+
+def _seconds(given: str) -> float:
+    """The seconds of a duration; 0 if it is none."""
+    match = re.fullmatch(r"([0-9]{1,4})(s|m|h|d)", given)
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]] if match else 0.0
 
 
 def flag(value: object) -> bool:
@@ -122,11 +140,13 @@ port = whole(0, 65535)
 message_size = size(64 * KIB, 16 * MIB)
 outbox_size = size(KIB, 16 * GIB)
 outboxes_size = size(64 * KIB, 1024 * GIB)
+recordings_size = size(MIB, 1024**2 * GIB)
+free_size = size(0, 1024**2 * GIB)
 
 
 def in_units(count: int) -> str:
     """Format a size in the largest unit that divides it."""
-    for unit, of in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+    for unit, of in (("GiB", GIB), ("MiB", MIB), ("GB", 1000**3), ("MB", 1000**2), ("KiB", KIB)):
         if count and count % of == 0:
             return f"{count // of}{unit}"
     return f"{count} bytes"
@@ -213,6 +233,32 @@ def allow(value: object) -> dict[str, dict[str, tuple[str, ...]]]:
         else {WILDCARD: (WILDCARD,)}
         for feed, channels in value.items()
     }
+
+
+def recorded(value: object) -> dict[str, dict[str, tuple[str, ...]]]:
+    """What is recorded, in the form of an allowlist; entries are topics that Alpaca can be asked for."""
+    if value == "":
+        raise Unsuitable(Fault("should name feeds, as in iex: {trades: [AAPL]}"))
+    if isinstance(value, Table):
+        _refuse([*_allow_faults(value), *_recorded_faults(value)])
+    return allow(value)
+
+
+def _recorded_faults(value: Table) -> Iterator[Fault]:
+    for feed, channels in value.items():
+        found = endpoint(feed)
+        if feed == TRADING or found is None:  # the entries of the trading feed choose orders, as in an allowlist
+            continue
+        if channels == WILDCARD and found.options:
+            yield Fault(_NO_OPTION_QUOTES, None, (feed,))
+        for channel, entries in channels.items() if isinstance(channels, Table) else ():
+            listed = entries if isinstance(entries, Items) else [entries]
+            for index, entry in enumerate(listed):
+                if isinstance(entry, str) and entry.endswith(WILDCARD) and entry != WILDCARD:
+                    reason = f'{quoted(entry)} is no symbol that Alpaca can be asked for; list symbols, or "*"'
+                    yield Fault(reason, None, (feed, channel, index))
+            if WILDCARD in listed and channel in ("quotes", WILDCARD) and found.options:
+                yield Fault(_NO_OPTION_QUOTES, None, (feed, channel))
 
 
 def allow_schema() -> dict[str, object]:

@@ -16,7 +16,7 @@ from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTO
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.samples import Sample
 
-from proxy.observe.snapshot import FeedState, Key, Snapshot
+from proxy.observe.snapshot import FeedState, Key, RecordingState, Snapshot
 from proxy.observe.version import __version__
 
 PREFIX = "alpaca_proxy_"
@@ -42,6 +42,7 @@ def families(snapshot: Snapshot) -> Iterator[Metric]:
     yield from _feeds(snapshot)
     yield from _clients(snapshot)
     yield from _refusals(snapshot)
+    yield from _recording(snapshot.recording)
     for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
         yield from collector.collect()
 
@@ -196,6 +197,29 @@ def _refusals(snapshot: Snapshot) -> Iterator[Metric]:
     ):
         for part in [*_parts(counts)] or [[]]:  # an empty metric is described all the same
             yield _counter(name, text, ["client", "feed", "reason"], [([*key], counts[key]) for key in part])
+
+
+def _recording(recording: RecordingState | None) -> Iterator[Metric]:
+    """Yield the metrics of the recording; without one they have no samples."""
+    states = [] if recording is None else [recording]
+
+    def each(read: Callable[[RecordingState, str], float]) -> Samples:
+        return [([feed], read(state, feed)) for state in states for feed in state.feeds]
+
+    messages = each(lambda state, feed: state.messages.get(feed, 0))
+    yield _counter("recording_messages", "Messages written to files.", ["feed"], messages)
+    sizes = each(lambda state, feed: state.bytes.get(feed, 0))
+    yield _counter("recording_bytes", "Bytes written to files, compressed.", ["feed"], sizes)
+    dropped = [([*key], count) for state in states for key, count in state.dropped.items()]
+    text = "Messages that were not recorded, by reason."
+    yield _counter("recording_dropped_messages", text, ["feed", "reason"], dropped)
+    failing: Samples = [([], float(bool(state.problem))) for state in states]
+    yield _gauge("recording_failing", "Whether nothing can be written now.", [], failing)
+    yield _gauge("recording_pending_bytes", "Bytes that wait for the disk.", [], [([], s.pending) for s in states])
+    free: Samples = [([], state.free) for state in states if state.free is not None]
+    yield _gauge("recording_free_bytes", "Free space of the disk.", [], free)
+    last: Samples = [([], state.last_at) for state in states if state.last_at is not None]
+    yield _gauge("recording_last_write_timestamp_seconds", "Unix time of the last write.", [], last)
 
 
 def _parts(items: Iterable[Item]) -> Iterator[list[Item]]:

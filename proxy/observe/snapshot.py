@@ -182,6 +182,29 @@ class ReloadState:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordingState:
+    """The recording: `messages` and `bytes` written by feed, and messages `dropped` by feed and reason.
+
+    `pending` bytes of at most `limit` wait for the disk. `newest` is the name of the newest file, `last_at` the time of
+    the last write in seconds since 1970. `free` is the free space of the disk, in bytes. None: not known yet.
+    `problem` is the reason why nothing can be written now, if so.
+    """
+
+    folder: str
+    feeds: tuple[str, ...]
+    messages: Mapping[str, int]
+    bytes: Mapping[str, int]
+    dropped: Mapping[tuple[str, str], int]
+    pending: int
+    limit: int
+    newest: str
+    last_at: float | None
+    free: int | None
+    min_free: int
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The whole state. `accounts` is the number of configured accounts; `totals` is by client and feed.
 
@@ -191,6 +214,7 @@ class Snapshot:
     messages a second over the last few seconds. `outboxes` is the number of bytes pending in all outboxes, at most
     `outboxes_limit`. `seconds` are the last few minutes, `events` the newest log events; both oldest first.
     `refused` counts HTTP requests and log-ins that were refused, `refused_requests` requests of sessions.
+    `recording` is None if nothing is recorded.
     """
 
     state: str
@@ -213,6 +237,7 @@ class Snapshot:
     reload: ReloadState
     refused: Mapping[RefusalKey, int] = field(default_factory=dict)
     refused_requests: Mapping[RefusalKey, int] = field(default_factory=dict)
+    recording: RecordingState | None = None
 
     @property
     def unready(self) -> tuple[FeedState, ...]:

@@ -13,6 +13,8 @@ added. Times are seconds since 1970, durations are seconds, sizes are bytes; a n
                 sessions: [{address account codec since topics holds shown: {CHANNEL: [SYMBOL]} pending limit
                             delivered conflated lost slow}]}]
     configured  [{client connected last_seen}] of every configured client
+    recording   {folder newest last free min_free pending limit problem
+                 feeds: [{feed messages bytes dropped: {REASON: messages}}]}, or null if nothing is recorded
     events    [{time level event fields: {NAME: text}}], the newest last
     history   {first delivered delay
                feeds: [{account feed received p50 p99}]
@@ -43,7 +45,17 @@ from typing import Any
 from proxy.alpaca.codec import JSON
 from proxy.alpaca.topics import words
 from proxy.observe.history import client_columns, columns
-from proxy.observe.snapshot import ClientPresence, FeedState, Key, LogEvent, ReloadState, SessionState, Snapshot, Totals
+from proxy.observe.snapshot import (
+    ClientPresence,
+    FeedState,
+    Key,
+    LogEvent,
+    RecordingState,
+    ReloadState,
+    SessionState,
+    Snapshot,
+    Totals,
+)
 from proxy.observe.version import __version__
 
 CONTENT_TYPE = "application/json; charset=utf-8"
@@ -81,6 +93,7 @@ def render(snapshot: Snapshot, since: int = 0) -> Iterator[bytes]:
         yield comma + JSON.encode(piece)[1:-1]
         comma = b","
     yield b"]"
+    yield b',"recording":' + JSON.encode(_recording(snapshot.recording))
     yield b',"events":' + JSON.encode([_event(event) for event in snapshot.events])
     yield from _history(snapshot, since)
     yield b',"clients":['
@@ -179,6 +192,30 @@ def _reload(reload: ReloadState) -> dict[str, Any]:
         "ok": reload.ok,
         "plan": _lines(reload.plan),
         "problems": _lines(reload.problems),
+    }
+
+
+def _recording(recording: RecordingState | None) -> dict[str, Any] | None:
+    if recording is None:
+        return None
+    return {
+        "folder": recording.folder,
+        "newest": recording.newest,
+        "last": None if recording.last_at is None else round(recording.last_at, 3),
+        "free": recording.free,
+        "min_free": recording.min_free,
+        "pending": recording.pending,
+        "limit": recording.limit,
+        "problem": recording.problem,
+        "feeds": [
+            {
+                "feed": feed,
+                "messages": recording.messages.get(feed, 0),
+                "bytes": recording.bytes.get(feed, 0),
+                "dropped": {reason: count for (of, reason), count in recording.dropped.items() if of == feed and count},
+            }
+            for feed in recording.feeds
+        ],
     }
 
 

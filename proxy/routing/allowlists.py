@@ -279,11 +279,15 @@ class Client:
 
 
 class Directory:
-    """All clients, by key. Raises ValueError if two of them have the same key."""
+    """All clients, by key. Raises ValueError if two of them have the same key.
 
-    __slots__ = ("_by_key", "_by_name", "_digests", "_order_patterns")
+    The `recorder` receives order updates as a client does, and cannot log in.
+    """
 
-    def __init__(self, clients: Iterable[Client]) -> None:
+    __slots__ = ("_by_key", "_by_name", "_digests", "_order_patterns", "_recorder")
+
+    def __init__(self, clients: Iterable[Client], recorder: Client | None = None) -> None:
+        self._recorder = recorder
         self._order_patterns: dict[str, Mapping[str, OrderPatterns]] = {}
         self._by_key: dict[str, Client] = {}
         self._by_name: dict[str, Client] = {}
@@ -322,7 +326,7 @@ class Directory:
         if (patterns := self._order_patterns.get(account)) is None:
             patterns = self._order_patterns[account] = {
                 client.name: client.allow.orders
-                for client in self
+                for client in (*self, *filter(None, [self._recorder]))
                 if client.allow.names(TRADING) and client.account(TRADING) == account
             }
         return patterns

@@ -202,6 +202,10 @@ class OrderRouter:
     def book(self, symbol: str, codec: Codec) -> None:
         """Return None: the trading feed has no order books."""
 
+    def books(self, member: Member) -> list[Delivery]:
+        """Return nothing: the trading feed has no order books."""
+        return []
+
     # The stream's losses and returns
 
     def _alpaca_time(self) -> int:

@@ -52,13 +52,14 @@ class Member(Protocol):
 
 
 class Group:
-    """The members with the same subscription and codec, and bodies for them."""
+    """The members with the same subscription and codec, and bodies for them, which are in `body_codec`."""
 
-    __slots__ = ("_channels", "accepts_unknown", "bodies", "codec", "members", "subscription")
+    __slots__ = ("_channels", "accepts_unknown", "bodies", "body_codec", "codec", "members", "subscription")
 
     def __init__(self, subscription: Subscription, codec: Codec, accepts_unknown: SymbolPatterns | None) -> None:
         self.subscription = subscription
         self.codec = codec
+        self.body_codec = codec.body_codec
         self.accepts_unknown = accepts_unknown
         self.members: list[Member] = []
         self.bodies: list[Raw | bytes] = []
@@ -81,7 +82,7 @@ class Group:
 class Route(NamedTuple):
     """The groups that receive a message, by codec.
 
-    `same` use the feed's own codec, for `other` the message must be transcoded.
+    `same` take bodies of the feed's own codec, for `other` the message must be transcoded.
     """
 
     same: tuple[Group, ...]
@@ -130,6 +131,7 @@ class Routing(Protocol):
     def remove(self, member: Member) -> None: ...
     def acked_changed(self, acked: Set[Topic]) -> None: ...
     def book(self, symbol: str, codec: Codec) -> Raw | bytes | None: ...
+    def books(self, member: Member) -> list[Delivery]: ...
     def pieces(self, frame: bytes) -> Iterator[bytes | None]: ...
     def take(self, frame: bytes) -> Taken: ...
     def flush(self) -> list[Delivery]: ...
@@ -188,8 +190,16 @@ class Router:
         if before == subscription and (group is None or group.accepts_unknown == member.accepts_unknown):
             return []
         self._join(member, subscription)
+        return self._whole_books(member, before, subscription)
+
+    def books(self, member: Member) -> list[Delivery]:
+        """Return the order books of all pairs that the member receives."""
+        return self._whole_books(member, NO_TOPICS, self.subscription_of(member))
+
+    def _whole_books(self, member: Member, before: Subscription, now: Subscription) -> list[Delivery]:
+        """Return the order books that `now` covers and `before` does not."""
         codec = member.codec
-        gained = [self.book(symbol, codec) for symbol in self._books.gained(before, subscription)]
+        gained = [self.book(symbol, codec) for symbol in self._books.gained(before, now)]
         if not (bodies := [body for body in gained if body is not None]):
             return []
         return [Delivery([member], codec.text, payload, messages) for payload, messages in codec.batches(bodies)]
@@ -255,6 +265,7 @@ class Router:
         None if the book is not kept.
         """
         body = self._books.whole(symbol)
+        codec = codec.body_codec
         return body if body is None or codec is self.codec else self._translated(books.KIND, body, codec)
 
     def pieces(self, frame: bytes) -> Iterator[bytes | None]:
@@ -333,7 +344,7 @@ class Router:
         """Append the message to groups with other codecs, transcoded once for each."""
         bodies: dict[Codec, Raw | bytes | None] = {}
         for group in groups:
-            codec = group.codec
+            codec = group.body_codec
             if codec not in bodies:
                 bodies[codec] = self._translated(kind, raw, codec)
             if (body := bodies[codec]) is not None:
@@ -402,9 +413,12 @@ class Router:
 
 
 def _route(groups: Iterable[Group], codec: Codec) -> Route:
-    """Return the route to these groups, on a feed that uses `codec`."""
+    """Return the route to these groups, on a feed that uses `codec`.
+
+    The recorder's groups, whose codec has the bodies of another, come after those of clients.
+    """
     same: list[Group] = []
     other: list[Group] = []
-    for group in groups:
-        (same if group.codec is codec else other).append(group)
+    for group in sorted(groups, key=lambda group: group.body_codec is not group.codec):
+        (same if group.body_codec is codec else other).append(group)
     return Route(tuple(same), tuple(other))

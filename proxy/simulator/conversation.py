@@ -119,8 +119,13 @@ class MarketSession:
         self.state = ConnectionState.ENDED
 
     def wants(self, message: JsonObject) -> bool:
-        """Return whether a data message matches this session's subscriptions."""
+        """Return whether a data message matches this session's subscriptions.
+
+        A recorded one of an unknown kind matches every subscription to its symbol.
+        """
         channel = CHANNEL_OF_KIND.get(message.get("T", ""), "")
+        if not channel and isinstance(message, wire.Recorded):
+            return any(WILDCARD in symbols or message["S"] in symbols for symbols in self._subscribed.values())
         symbols = self._subscribed.get(channel)
         if not symbols:
             return False

@@ -5,10 +5,10 @@ A tape starts at its feed's first subscription and advances while the feed has a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from random import Random
-from typing import Protocol
+from typing import Any, Protocol
 
 from proxy.alpaca.endpoints import WILDCARD
 from proxy.simulator.crypto import PAIRS, PERPETUALS, CryptoTape, PerpetualTape
@@ -29,8 +29,39 @@ class Tape(Protocol):
     def advance(self, now: int) -> list[JsonObject]: ...
 
 
+PAUSE_SECONDS = 0.02
+
+
+class DataSource(Protocol):
+    """Source of the simulator's data: `Exchange`, or a recording. Times are nanoseconds since 1970.
+
+    `patient`: delivery waits for slow clients, so that none gets a 407. `ended`: the source has no more messages.
+    """
+
+    patient: bool
+    ended: bool
+
+    def follow(self, feed: str, channel: str, symbol: str, now: int) -> list[Any]:
+        """Register a subscription; return the order books to send to it first."""
+
+    def advance(self, now: int, live: Mapping[str, int]) -> Iterator[tuple[str, list[Any]]]:
+        """Yield each feed with its messages that are due.
+
+        `live` are the feeds with clients, and for each the number of those that have subscribed.
+        """
+
+    def pause(self, now: int) -> float:
+        """Return the seconds until the next call of `advance`."""
+
+    def set_rate(self, rate: float) -> None:
+        """Set the ticks a second on each feed, where they are synthetic."""
+
+
 class Exchange:
     """The synthetic market on every feed. Equal seeds and times make equal messages."""
+
+    patient = False
+    ended = False
 
     def __init__(self, market: Market, seed: int) -> None:
         self._market = market
@@ -53,9 +84,12 @@ class Exchange:
             if isinstance(tape, PriceTape):
                 tape.rate = rate
 
-    def advance(self, now: int, feeds: Collection[str]) -> Iterator[tuple[str, list[JsonObject]]]:
+    def pause(self, now: int) -> float:
+        return PAUSE_SECONDS
+
+    def advance(self, now: int, live: Mapping[str, int]) -> Iterator[tuple[str, list[JsonObject]]]:
         """Yield each feed with its messages since the last call."""
-        for feed in feeds:
+        for feed in sorted(live):
             tape = self._tapes.get(feed)
             if tape is not None and (messages := tape.advance(now)):
                 yield feed, messages

@@ -31,6 +31,7 @@ from proxy.transport.errors import ConnectionLost
 
 QUEUE_BYTES = 4 * 1024 * 1024
 WRITE_BYTES = 64 * 1024
+ROOM_BYTES = 256 * 1024  # a queue with less has room, for those that wait for it
 SEND_SECONDS = 30
 CLOSE_SECONDS = 1
 
@@ -80,6 +81,10 @@ class Peer:
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
         self._wake = Event()
+        self._room = Event()  # less than ROOM_BYTES are queued, or the connection ends
+        self._room.set()
+        self._drained = Event()  # nothing is queued, or the connection ends
+        self._drained.set()
         self._unmuted = Event()
         self._unmuted.set()
         self._unprocessed: deque[bytes] = deque()
@@ -109,6 +114,8 @@ class Peer:
                 writer.join(CLOSE_SECONDS)
         finally:
             self._finishing = True
+            self._room.set()
+            self._drained.set()
             self.session.end(close_frame=self._close_received)
             # The writer must have ended before the handler of the connection returns.
             gevent.killall(self._greenlets)
@@ -129,7 +136,18 @@ class Peer:
             return
         self._queue.append(frame)
         self._queued_bytes += len(frame)
+        self._drained.clear()
+        if self._queued_bytes >= ROOM_BYTES:
+            self._room.clear()
         self._wake.set()
+
+    def wait_for_room(self) -> None:
+        """Wait until the client has read most of what is queued, or is gone."""
+        self._room.wait()
+
+    def wait_until_drained(self, seconds: float) -> None:
+        """Wait until the client has read what is queued, or is gone; at most for this time."""
+        self._drained.wait(seconds)
 
     def put_payload(self, payload: bytes) -> None:
         """Queue a payload in a data frame of this connection's kind (text or binary)."""
@@ -139,6 +157,8 @@ class Peer:
         """Encode data messages: an array, or on trading the one object."""
         if isinstance(self.session, TradingSession):
             (message,) = messages
+            if isinstance(message, wire.Recorded):
+                return message.body
             return wire.encode(message, self.codec)
         return wire.encode_data(messages, self.codec)
 
@@ -156,11 +176,15 @@ class Peer:
         while self._held and self._held[0].due and not self._faults.stalls(self.feed, self._held[0].step):
             self._apply(self._held.popleft().action())
 
+    def close(self, code: int, reason: str) -> None:
+        """Start to close the connection with a close frame, after what is queued."""
+        self.put(frames.encode_close(code, reason))
+        self._finish()
+
     def drop(self, how: Drop) -> None:
         """Start to end the connection; return at once."""
         if how is Drop.CLOSE:
-            self.put(frames.encode_close(frames.GOING_AWAY, "going away"))
-            self._finish()
+            self.close(frames.GOING_AWAY, "going away")
             return
         self._finishing = True
         self._reset = how is Drop.RST
@@ -250,6 +274,8 @@ class Peer:
         if not self._finishing:
             self._finishing = True
             self._wake.set()
+            self._room.set()
+            self._drained.set()
             self._unmuted.set()
             self._greenlets.append(gevent.spawn_later(CLOSE_SECONDS, self._connection.shut))
 
@@ -264,6 +290,10 @@ class Peer:
                     if not self._connection.send(chunk, SEND_SECONDS):
                         break
                     self._queued_bytes = max(0, self._queued_bytes - len(chunk))
+                    if self._queued_bytes < ROOM_BYTES:
+                        self._room.set()
+                if not self._queue:
+                    self._drained.set()
         if not self._reset:
             self._connection.shut()
 

@@ -10,6 +10,7 @@ import gevent
 from gevent.event import Event
 
 from proxy.simulator.account_plan import AccountPlan
+from proxy.simulator.exchange import DataSource
 from proxy.simulator.fault_settings import FaultSettings
 from proxy.simulator.market import Market
 from proxy.simulator.server import Simulator
@@ -23,23 +24,28 @@ def run(
     plan: AccountPlan | None = None,
     market: Market | None = None,
     seed: int = 0,
+    source: DataSource | None = None,
     tls: ssl.SSLContext | None = None,
     settings: FaultSettings | None = None,
     ready: Callable[[Simulator], None] = lambda simulator: None,
 ) -> None:
-    """Serve a synthetic market until SIGINT or SIGTERM; call `ready` once it listens.
+    """Serve a synthetic market, or a source to its end, until SIGINT or SIGTERM; call `ready` once it listens.
 
     Raises OSError if the address cannot be bound.
     """
     stopped = Event()
     watchers = [gevent.signal_handler(number, stopped.set) for number in (signal.SIGINT, signal.SIGTERM)]
-    simulator = Simulator(host=host, port=port, keys=keys, plan=plan, market=market or Market(), seed=seed, tls=tls)
+    if source is None:
+        market = market or Market()
+    simulator = Simulator(host=host, port=port, keys=keys, plan=plan, market=market, seed=seed, source=source, tls=tls)
     try:
         with simulator:
             if settings is not None:
                 simulator.rehearse(settings)
             ready(simulator)
-            stopped.wait()
+            gevent.wait([stopped, simulator.market_ended], count=1)
+            if simulator.market_ended.is_set():
+                simulator.finish()
     finally:
         for watcher in watchers:
             watcher.cancel()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,7 +29,7 @@ from proxy.simulator import events, rest_faults, trading_rest, upgrade, wire
 from proxy.simulator.account_plan import EVERY_FEED, AccountPlan, AccountSlots
 from proxy.simulator.conversation import error
 from proxy.simulator.events import EventHistory, EventPeer, TimedEvent
-from proxy.simulator.exchange import Exchange
+from proxy.simulator.exchange import DataSource, Exchange
 from proxy.simulator.fault_settings import FaultSettings
 from proxy.simulator.faults import GARBAGE, REFUSALS, Drop, Faults, RestFault, Step, status_line
 from proxy.simulator.market import Market
@@ -37,15 +37,17 @@ from proxy.simulator.order_records import OrderRecords
 from proxy.simulator.outcomes import Admitted, Joined, Outcome, Received
 from proxy.simulator.peer import Peer
 from proxy.simulator.trading_rest import RestResponse, TradingRest
+from proxy.transport import frames
 from proxy.transport.connection import ClientConnection
 from proxy.transport.listener import Environ, HttpResponse, Listener, StreamedResponse
+from proxy.transport.time_slice import TimeSlice
 
 MAX_RECORDS = 10_000  # requests, and attempts, recorded for each feed; and REST requests
 STALL_SECONDS = 60
-MARKET_SECONDS = 0.02
 YIELD_FRAMES = 64  # frames that `publish` queues before it yields to the writers
 DROP_SECONDS = 2
 STOP_SECONDS = 2
+FINISH_SECONDS = 60  # for which a slow client may read what is queued at the end
 FAULTS_PATH = "/faults"
 
 JsonObject = dict[str, Any]
@@ -55,8 +57,9 @@ class Simulator:
     """Stand-in for Alpaca at one address.
 
     `keys` are the accounts' keys and secrets (default: `key` and `secret`). With a `market` every feed has synthetic
-    data, equal for equal seeds; without, only the `publish…` methods send data. `start` raises OSError if the address
-    cannot be bound; a simulator that was stopped starts again at its old port.
+    data, equal for equal seeds; with a `source` the data come from there, and `market_ended` is set at its end; without
+    either, only the `publish…` methods send data. `start` raises OSError if the address cannot be bound; a simulator
+    that was stopped starts again at its old port.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Simulator:
         plan: AccountPlan | None = None,
         market: Market | None = None,
         seed: int = 0,
+        source: DataSource | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._host = host
@@ -78,7 +82,8 @@ class Simulator:
         self.slots = AccountSlots(
             dict({"key": "secret"} if keys is None else keys), plan or AccountPlan(), time.monotonic
         )
-        self._exchange = None if market is None else Exchange(market, seed)
+        self._exchange = source if market is None else Exchange(market, seed)
+        self.market_ended = Event()
         self._market_greenlet: Any = None
         self._drop_greenlet: Any = None
         self._listener: Listener | None = None
@@ -140,6 +145,17 @@ class Simulator:
             for connection in self._rest_connections:
                 connection.shut()
             listener.stop(timeout=STOP_SECONDS)
+
+    def finish(self) -> None:
+        """Close every connection with 1000, once its client has read what is queued."""
+        peers = [*self._peers.values()]
+        for peer in peers:
+            peer.wait_until_drained(FINISH_SECONDS)
+            peer.close(frames.NORMAL, "the end")
+        for event_peer in self._event_peers:
+            event_peer.finish()
+        ended = [*(peer.ended for peer in peers), *(peer.ended for peer in self._event_peers)]
+        gevent.wait(ended, timeout=DROP_SECONDS)
 
     # Publishing
 
@@ -550,13 +566,25 @@ class Simulator:
                 if books and not self.faults.silences(peer.feed):
                     peer.put_payload(wire.encode_data(books, peer.codec))
 
-    def _run_market(self, exchange: Exchange) -> None:
+    def _run_market(self, exchange: DataSource) -> None:
         """Advance the market on the feeds that have clients, and the orders always: they go on during an outage."""
-        while True:
-            live = sorted({peer.feed for peer in self._peers.values() if peer.live} | {"trading"})
+        time_slice = TimeSlice()
+        while not exchange.ended:
+            live = Counter({"trading": len(self._event_peers)})
+            for peer in self._peers.values():
+                if peer.live:
+                    live[peer.feed] += bool(peer.session.held)
             for feed, messages in exchange.advance(time.time_ns(), live):
                 self._deliver(feed, messages)
-            gevent.sleep(MARKET_SECONDS)
+                if exchange.patient:
+                    self._wait_for_room(feed)
+                    time_slice.pause()
+            gevent.sleep(exchange.pause(time.time_ns()))
+        self.market_ended.set()
+
+    def _wait_for_room(self, feed: str) -> None:
+        for peer in self.connections(feed):
+            peer.wait_for_room()
 
 
 def _trade(symbol: str, number: int, now: str) -> JsonObject:

@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from proxy.alpaca import timestamps
+from proxy.alpaca import codec as codecs
+from proxy.alpaca import timestamps, transcode
 from proxy.alpaca.endpoints import Dialect, Endpoint
 
 JsonObject = dict[str, Any]
@@ -25,6 +26,27 @@ _TIMESTAMP_KEYS = ("t", "created_at", "updated_at", "ft")
 # take minutes.
 _Scalar = str | int | float | bool | None
 _decode_msgpack_request = msgspec.msgpack.Decoder(dict[str, _Scalar | list[_Scalar]]).decode
+
+
+class Recorded(dict[str, Any]):
+    """A message whose JSON is kept as it came; as a dictionary it has only the keys by which it is delivered."""
+
+    __slots__ = ("body",)
+
+    def __init__(self, keys: JsonObject, body: bytes) -> None:
+        super().__init__(keys)
+        self.body = body
+
+    def packed(self) -> bytes | None:
+        """Return the message as msgpack; None if it has no equivalent."""
+        body, kind, (source, target) = self.body, self.get("T", ""), (codecs.JSON, codecs.MSGPACK)
+        try:
+            try:
+                return bytes(transcode.transcode(kind, body, source, target) or b"")
+            except transcode.InvalidText:
+                return bytes(transcode.transcode(kind, transcode.with_valid_text(body, source), source, target) or b"")
+        except codecs.Malformed:
+            return None
 
 
 def codec(endpoint: Endpoint, content_type: str) -> str:
@@ -55,6 +77,11 @@ def encode_data(messages: Sequence[JsonObject], codec: str) -> bytes:
 
     Raises ValueError for a timestamp that is not RFC 3339.
     """
+    recorded = [message for message in messages if isinstance(message, Recorded)]
+    if recorded:
+        if codec == JSON:
+            return codecs.JSON.join([message.body for message in recorded])
+        return codecs.MSGPACK.join([body for message in recorded if (body := message.packed()) is not None])
     if codec == JSON:
         return msgspec.json.encode(messages)
     return msgspec.msgpack.encode([_with_timestamps(message) for message in messages])

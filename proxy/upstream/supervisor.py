@@ -132,6 +132,11 @@ class FeedSupervisor:
         return self._resting if self._source is None else self._source.phase
 
     @property
+    def live(self) -> bool:
+        """Whether the connection is live."""
+        return self.phase is Phase.LIVE
+
+    @property
     def codec(self) -> Codec:
         """The codec of the connection."""
         return self.settings.codec
@@ -161,10 +166,7 @@ class FeedSupervisor:
         books = self.router.set_subscription(subscriber, subscriber.held)
         if not subscriber.remembered and not subscriber.withheld:
             subscriber.confirmed = self.router.subscription_of(subscriber)  # equal sets are kept once
-        return [
-            (frames.encode(frames.TEXT if text else frames.BINARY, payload), messages)
-            for _, text, payload, messages in books
-        ]
+        return _in_frames(books)
 
     def revoke(self, subscriber: Subscriber, topics: Subscription) -> None:
         self.router.revoke(subscriber, topics)
@@ -185,6 +187,10 @@ class FeedSupervisor:
 
     def book(self, symbol: str, codec: Codec) -> Raw | bytes | None:
         return self.router.book(symbol, codec)
+
+    def books(self, subscriber: Subscriber) -> list[tuple[bytes, int]]:
+        """Return the order books of all pairs that the subscriber receives, in frames with their numbers of books."""
+        return _in_frames(self.router.books(subscriber))
 
     # Calls of the gateway
 
@@ -604,3 +610,11 @@ class FeedSupervisor:
     def _rest(self, phase: Phase) -> None:
         self._resting = phase
         self._phase_began = self._clock()
+
+
+def _in_frames(deliveries: list[Delivery]) -> list[tuple[bytes, int]]:
+    """Return data frames, each with its number of messages."""
+    return [
+        (frames.encode(frames.TEXT if text else frames.BINARY, payload), messages)
+        for _, text, payload, messages in deliveries
+    ]

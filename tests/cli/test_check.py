@@ -198,3 +198,38 @@ def test_online_without_a_reply(write: Write, call: Call, monkeypatch: pytest.Mo
         result = call("check", "--online", "-c", configured(write, alpaca))
     assert result.code == 1
     assert "no reply within 0 s" in result.out
+
+
+def recording(folder: Path, topics: str, more: str = "") -> str:
+    return f"{ONLINE.replace('URL', 'ws://127.0.0.1:1')}record: {{folder: {folder}, topics: {topics}{more}}}\n"
+
+
+def test_what_is_recorded_is_in_both_tables(call: Call, write: Write, tmp_path: Path) -> None:
+    text = recording(tmp_path / "rec", "{crypto: {trades: [BTC/USD]}}", ", max: 1MiB, min_free: 0")
+    found = call("check", "-c", write(text))
+    assert found.code == 0
+    assert ["(recorder)", "crypto", "main", "trades", "BTC/USD"] in rows(found.out)
+    assert any(row[0] == "main" and row[-3:] == ["trading", "iex", "crypto"] for row in rows(found.out) if row)
+    assert "record." not in found.err
+
+
+def test_topics_beyond_the_basic_plan_are_warned_of(call: Call, write: Write, tmp_path: Path) -> None:
+    symbols = ", ".join(f"S{number}" for number in range(31))
+    topics = f'{{sip: {{trades: ["*"]}}, iex: {{quotes: [{symbols}]}}, crypto: {{bars: ["*"]}}, trading: "*"}}'
+    found = call("check", "-c", write(recording(tmp_path, topics)))
+    plan = "is more than Alpaca's Basic plan has (30 symbols of trades and quotes); the rest gets 405"
+    for feed in ("sip", "iex"):
+        assert f"record.topics.{feed} {plan}" in found.err
+    assert "record.topics.crypto" not in found.err
+    assert "record.topics.trading" not in found.err
+
+
+def test_a_small_disk_and_a_missing_one_are_warned_of(call: Call, write: Write, tmp_path: Path) -> None:
+    topics = "{crypto: {bars: [BTC/USD]}}"
+    found = call("check", "-c", write(recording(tmp_path / "rec", topics, ", max: 900000GB")))
+    assert "GB free, less than record.max and record.min_free together" in found.err
+    found = call("check", "-c", write(recording(tmp_path / "rec", topics, ", min_free: 900000GB")))
+    assert "GB free, less than record.min_free: nothing is recorded" in found.err
+    found = call("check", "-c", write(recording(tmp_path / "none" / "rec", topics)))
+    missing = f"record.folder: {tmp_path / 'none'}: No such file or directory; nothing is recorded until it is there"
+    assert missing in found.err

@@ -16,7 +16,8 @@ from tests.cli.conftest import Call
 
 INSTALLED = [shell for shell in SHELLS if shutil.which(shell)]
 VERBS = {
-    "check", "completion", "demo", "explain", "healthcheck", "init", "keygen", "reload", "schema", "simulate", "status",
+    "check", "completion", "demo", "explain", "healthcheck", "init", "keygen", "reload", "replay", "schema", "simulate",
+    "status",
 }  # fmt: skip
 
 BASH = """\

@@ -142,3 +142,16 @@ def test_a_usual_proxy_shows_its_lag_in_80_columns() -> None:
     usual = {**FEED, "feed": "iex", "phase": "live", "rate": 250.0, "lag": {"p50": 0.012, "p99": 0.1}, "age": 1.0}
     heading = overview({**HEAD, "feeds": [{**usual, "wanted": 30, "acked": 30}]}, Style(on=False), 80).splitlines()[2]
     assert heading.split() == ["FEED", "STATE", "FOR", "MSG/S", "LAG", "P50", "P99", "LAST", "TOPICS"]
+
+
+def test_the_recording_is_a_line_and_its_problem_is_painted() -> None:
+    feeds = [{"feed": "iex", "messages": 1234, "bytes": 2048, "dropped": {}}]
+    state = {"folder": "recordings", "free": 5 << 30, "problem": "", "feeds": feeds}
+    good = overview({**HEAD, "recording": state}, Style(on=True))
+    assert good.endswith("Recording iex: 1,234 messages, 2.0 KiB in recordings, 5.0 GiB free")
+    feeds[0]["dropped"] = {"queue_full": 2}
+    assert "\x1b[33mRecording iex" in overview({**HEAD, "recording": state}, Style(on=True))
+    failing = overview({**HEAD, "recording": {**state, "problem": "the disk is full"}}, Style(on=True))
+    assert "\x1b[31mRecording iex" in failing
+    assert "2 messages dropped; it cannot write: the disk is full" in failing
+    assert "Recording" not in overview({**HEAD, "recording": None}, Style(on=False))

@@ -24,7 +24,9 @@ VERBS = next(
 
 
 def test_the_verbs() -> None:
-    assert " ".join(VERBS) == "check completion demo explain healthcheck init keygen reload schema simulate status"
+    assert (
+        " ".join(VERBS) == "check completion demo explain healthcheck init keygen reload replay schema simulate status"
+    )
 
 
 @pytest.mark.parametrize("verb", [*VERBS, "run"])

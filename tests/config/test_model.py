@@ -88,7 +88,16 @@ def test_example_loads_and_shows_the_defaults() -> None:
 
 def test_example_mentions_every_setting() -> None:
     text = (ROOT / "config" / "proxy.yaml").read_text()
-    sections = (Config, config.Listen, config.Tls, config.Admin, config.Log, config.Limits, config.Account)
+    sections = (
+        Config,
+        config.Listen,
+        config.Tls,
+        config.Admin,
+        config.Log,
+        config.Limits,
+        config.Account,
+        config.Record,
+    )
     for section in (*sections, config.ClientEntry):
         for name in section.model_fields:
             assert re.search(rf"\b{name}:", text), name
@@ -490,6 +499,11 @@ def test_relative_paths_start_at_the_configurations_folder(tmp_path: Path) -> No
     assert found.accounts["paper"].secret.reveal() == "hunter2"
     assert found.listen.tls is not None
     assert found.listen.tls.key == tmp_path / "server.key"
+    path.write_text(f"{ACCOUNT}{CLIENT}record: {{topics: {{iex: {{trades: [AAPL]}}}}}}\n")
+    record = config.load(path, {}).record
+    assert record is not None
+    assert record.folder == tmp_path / "recordings"
+    assert (record.keep, record.max, record.min_free) == (7 * 86_400, 20 * 10**9, 2 * 10**9)
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -552,7 +566,7 @@ def test_explain_returns_the_line_that_allows_a_topic(tmp_path: Path) -> None:
 def test_schema_describes_every_setting_and_allows_references() -> None:
     schema = config.schema()
     sections = [schema, *schema["$defs"].values()]
-    assert len(sections) == 8
+    assert len(sections) == 9
     for section in sections:
         assert section["additionalProperties"] is False
         assert section["description"]

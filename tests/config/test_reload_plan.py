@@ -47,6 +47,7 @@ def read(text: str) -> Config:
         ),
         ("accounts:", "listen: {trusted: [127.0.0.1]}\naccounts:", ["listen.trusted: changed"]),
         ("accounts:", "limits: {outboxes: 512MiB}\naccounts:", ["limits: changed"]),
+        ("accounts:", "record: {account: one, topics: {iex: {trades: [AAPL]}}}\naccounts:", ["record: changed"]),
         (
             "account: one, allow: {iex: {quotes",
             "account: two, allow: {iex: {quotes",

@@ -133,3 +133,10 @@ def test_configured_clients_connected_or_not() -> None:
     pieces = list(document.render(snapshot(configured=many)))
     assert len(json.loads(b"".join(pieces))["configured"]) == 1000
     assert max(map(len, pieces)) < 16_000
+
+
+def test_the_recording_by_feed_or_null() -> None:
+    state = rendered()["recording"]
+    assert (state["newest"], state["free"], state["problem"]) == ("iex-2023-11-14T22Z.jsonl.zst", 5_000_000_000, "")
+    assert state["feeds"] == [{"feed": "iex", "messages": 90, "bytes": 2000, "dropped": {"queue_full": 3}}]
+    assert rendered(recording=None)["recording"] is None

@@ -287,6 +287,26 @@ def test_a_feed_that_fell_silent(proxy: Harness, show: Show) -> None:
     assert page.complaints == []
 
 
+def test_a_recording_and_its_problem(proxy: Harness, show: Show) -> None:
+    keep = busy(proxy)
+    page = show(proxy)
+    page.wait(contains("#headline", "All is well"))
+    assert page.run("document.getElementById('recording').hidden")
+    state = {
+        "folder": "recordings", "newest": "iex-2026-11-27T14Z.jsonl.zst", "last": 1.0, "free": 5 * 2**30,
+        "min_free": 2 * 10**9, "pending": 0, "limit": 32 * 2**20, "problem": "",
+        "feeds": [{"feed": "iex", "messages": 1234, "bytes": 2048, "dropped": {"queue_full": 2, "disk_error": 1}}],
+    }  # fmt: skip
+    alter(proxy, lambda status: status.update(recording=state))
+    page.wait(contains("#recording-facts", "iex-2026-11-27T14Z.jsonl.zst · recordings · 5 GiB free"))
+    assert page.text("#recording-feeds") == "iex: 1,234 messages, 2 KiB, 3 dropped"
+    state["problem"] = "/recordings: No space left on device"
+    page.wait(contains("#headline", "The recording has stopped"))
+    page.wait(contains("#recording-facts", "It cannot write: /recordings: No space left on device"))
+    assert len(keep) == 2
+    assert page.complaints == []
+
+
 def test_clients_that_are_not_connected(proxy: Harness, show: Show) -> None:
     """Those that were never here are listed; one that has left shows it in its row. An old proxy names none."""
     keep = busy(proxy)

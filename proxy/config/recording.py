@@ -1,0 +1,42 @@
+"""Warnings about the section `record`: topics beyond Alpaca's Basic plan, and a small disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from proxy.alpaca.endpoints import WILDCARD, Dialect, endpoint
+
+# Of Alpaca's Basic plan, by feed: symbols of these channels together, and quotes of options.
+COUNTED = ("trades", "quotes", "orderbooks", WILDCARD)
+BASIC_SYMBOLS = 30
+BASIC_OPTION_QUOTES = 200
+
+
+def plan_warnings(topics: Mapping[str, Mapping[str, tuple[str, ...]]]) -> Iterator[str]:
+    """Yield the feeds whose topics are more than Alpaca's Basic plan has."""
+    for name, channels in topics.items():
+        feed = endpoint(name)
+        if feed is None or feed.dialect is Dialect.TRADING:
+            continue
+        limit, counted = (BASIC_OPTION_QUOTES, ("quotes",)) if feed.options else (BASIC_SYMBOLS, COUNTED)
+        listed = [entry for channel, entries in channels.items() if channel in counted for entry in entries]
+        if WILDCARD in listed or len(listed) > limit:
+            what = "quotes" if feed.options else "symbols of trades and quotes"
+            yield f"record.topics.{name} is more than Alpaca's Basic plan has ({limit} {what}); the rest gets 405"
+
+
+def disk_warnings(folder: Path, most: int, min_free: int) -> Iterator[str]:
+    """Yield whether the disk is too small for all that may be recorded, or its folder cannot be made."""
+    place = folder if folder.is_dir() else folder.parent
+    try:
+        free = shutil.disk_usage(place).free
+    except OSError as error:
+        yield f"record.folder: {place}: {error.strerror or error}; nothing is recorded until it is there"
+        return
+    recorded = sum(file.stat().st_size for file in folder.glob("*.jsonl.zst*")) if folder.is_dir() else 0
+    if free < min_free:
+        yield f"record.folder: the disk has {free / 1e9:.1f} GB free, less than record.min_free: nothing is recorded"
+    elif free + recorded < most + min_free:
+        yield f"record.folder: the disk has {free / 1e9:.1f} GB free, less than record.max and record.min_free together"

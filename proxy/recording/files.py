@@ -1,0 +1,147 @@
+"""The files of a recording: one for each feed and hour, of whole Zstandard frames.
+
+    iex-2026-11-28T14Z.jsonl.zst          sealed: nothing is added any more
+    iex-2026-11-28T14Z.2.jsonl.zst        the second one of that hour, after a restart
+    iex-2026-11-28T15Z.jsonl.zst.part     being written, or left by a process that was killed
+
+Each write is one frame with a checksum, so a file that was torn at any byte is readable up to its last whole frame.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import time
+from calendar import timegm
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from proxy.recording import lines
+from proxy.recording.zstd import ZstdDecompressor, ZstdError, frame
+
+HOUR = 3600 * 10**9  # nanoseconds
+ENDING = ".jsonl.zst"
+UNSEALED = ".part"
+READ_BYTES = 256 * 1024
+MAX_FRAME = 64 * 1024 * 1024  # of lines; the recorder's are far smaller
+
+_NAME = re.compile(r"[a-z0-9_-]+-(\d{4}-\d\d-\d\dT\d\dZ)(?:\.(\d{1,6}))?\.jsonl\.zst(\.part)?")
+
+
+class NotARecording(Exception):
+    """A file that cannot be replayed; the text is the end of a sentence about it."""
+
+
+class Entry(NamedTuple):
+    """A file in the folder, by the start of its hour in nanoseconds since 1970."""
+
+    hour: int
+    number: int
+    path: Path
+    size: int
+
+
+def entries(folder: Path) -> list[Entry]:
+    """Return the recorded files in a folder, the oldest first. Raises OSError."""
+    found = []
+    for entry in os.scandir(folder):
+        if (match := _NAME.fullmatch(entry.name)) is not None:
+            hour = timegm(time.strptime(match[1], "%Y-%m-%dT%HZ")) * 10**9
+            with suppress(FileNotFoundError):  # sealed or deleted a moment ago
+                found.append(Entry(hour, int(match[2] or 1), Path(entry.path), entry.stat().st_size))
+    return sorted(found)
+
+
+class OpenFile:
+    """A file that is being written. Every method may raise OSError."""
+
+    def __init__(self, folder: Path, feed: str, hour: int) -> None:
+        self.hour = hour
+        self.size = 0
+        name = f"{feed}-{time.strftime('%Y-%m-%dT%HZ', time.gmtime(hour // 10**9))}"
+        number = 1
+        while True:
+            self.path = folder / (name + (f".{number}" if number > 1 else "") + ENDING)
+            self._part = self.path.with_name(self.path.name + UNSEALED)
+            number += 1
+            if self.path.exists():
+                continue
+            try:
+                self._file = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+            except FileExistsError:
+                continue
+            return
+
+    def __repr__(self) -> str:
+        return f"<OpenFile {self._part.name} {self.size} bytes>"
+
+    def write(self, data: bytes) -> int:
+        """Write lines as one frame, whole or not at all; return its size."""
+        if os.fstat(self._file).st_nlink == 0:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._part))
+        whole = frame(data)
+        try:
+            if os.write(self._file, whole) < len(whole):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._part))
+        except OSError:
+            os.ftruncate(self._file, self.size)  # a frame after a torn one could not be read
+            raise
+        self.size += len(whole)
+        return len(whole)
+
+    def seal(self) -> None:
+        """Close the file and give it its name; an empty one is deleted."""
+        try:
+            os.fsync(self._file)
+        finally:
+            os.close(self._file)
+        if self.size:
+            self._part.rename(self.path)
+        else:
+            self._part.unlink()
+
+    def abandon(self) -> None:
+        """Close the file as it is."""
+        os.close(self._file)
+
+
+class RecordedFile:
+    """A file that is read. `torn` is true once `frames` has met an end that is no whole frame."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.torn = False
+
+    def __repr__(self) -> str:
+        return f"<RecordedFile {self.path}>"
+
+    def frames(self) -> Iterator[bytes]:
+        """Yield the lines of each whole frame. Raises OSError, and NotARecording if the first one is none."""
+        decompressor, parts, size, first = ZstdDecompressor(), list[bytes](), 0, True
+        with self.path.open("rb") as file:
+            while data := file.read(READ_BYTES):
+                while data:
+                    try:
+                        parts.append(decompressor.decompress(data, MAX_FRAME))
+                    except ZstdError:
+                        return self._end(first)
+                    size += len(parts[-1])
+                    if not decompressor.eof:
+                        if size >= MAX_FRAME:
+                            return self._end(first)
+                        break
+                    whole, data = b"".join(parts), decompressor.unused_data
+                    if first and lines.first_line(whole) is None:
+                        raise NotARecording("is no recording of this version")
+                    yield whole
+                    decompressor, parts, size, first = ZstdDecompressor(), [], 0, False
+        if parts or first:
+            self._end(first)
+
+    def _end(self, first: bool) -> None:
+        if first:
+            raise NotARecording("is no recording, or has no whole frame")
+        self.torn = True

@@ -1,0 +1,289 @@
+"""The recorder: a holder of topics whose messages go to files.
+
+It holds topics as a session does, so its requests, refusals and reconnects are those of every session; in the router it
+is one more member, whose codec makes lines. `tick` and the feeds call it from the hub. It never waits: over QUEUE_BYTES
+that wait for the disk, messages are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import gevent
+from gevent.threadpool import ThreadPool
+
+from proxy.alpaca.codec import JSON
+from proxy.alpaca.cooperative import run_to_end
+from proxy.alpaca.endpoints import WILDCARD, Dialect, Endpoint, endpoint
+from proxy.alpaca.topics import NO_TOPICS, Subscription, by_channel, words
+from proxy.observe.logs import Log
+from proxy.observe.snapshot import RecordingState
+from proxy.recording import lines
+from proxy.recording.files import HOUR
+from proxy.recording.lines import LINES
+from proxy.recording.writer import NO_OBJECT, QUEUE_BYTES, QUEUE_FULL, REASONS, Chunk, Folder, Gap, Writer
+from proxy.routing.allowlists import Allowlist, Client
+from proxy.routing.subscriber import Error, Feed, Queue, Subscriber
+from proxy.transport import frames
+
+CHUNK_BYTES = 256 * 1024  # of lines, in one frame
+FLUSH_SECONDS = 0.7  # and up to one tick until `tick` is called, and the write: 1 s at most
+REPORT_SECONDS = 10.0  # between two log lines about dropped messages
+RETRY_SECONDS = 310.0  # until refused topics are asked for again; a feed that Alpaca does not serve, after 300 s
+
+
+class RecordedFeed(Feed, Protocol):
+    """The part of an `upstream.supervisor.FeedSupervisor` that the recorder uses."""
+
+    @property
+    def live(self) -> bool: ...
+
+    def books(self, subscriber: Subscriber) -> list[tuple[bytes, int]]: ...
+
+
+def topics_of(allow: Allowlist, feed: Endpoint) -> Subscription:
+    """Return the topics that the entries of a feed name. On the trading feed, they name orders of a stream."""
+    entries = allow.entries(feed.feed)
+    everywhere = entries.get(WILDCARD, ())
+    return frozenset(
+        (channel, WILDCARD if feed.dialect is Dialect.TRADING else symbol)
+        for channel in feed.channels
+        for symbol in (*entries.get(channel, ()), *everywhere)
+    )
+
+
+class Recorder:
+    """All recorded feeds, and their writer. `client` has the account and the topics; it never logs in."""
+
+    def __init__(self, client: Client, folder: Folder, find_feed: Callable[[Client, str], RecordedFeed]) -> None:
+        self._client = client
+        self._folder = folder
+        self._find_feed = find_feed
+        self._topics: dict[str, Subscription] = {}
+        for name in client.allow.feeds():
+            found = endpoint(name)
+            assert found is not None  # the configuration is checked
+            self._topics[name] = topics_of(client.allow, found)
+        self._writer = Writer(folder, {feed: self._header(feed) for feed in self._topics})
+        self._feeds: list[FeedRecorder] = []
+        self._pool = ThreadPool(1)
+        self._thread: gevent.event.AsyncResult | None = None
+        self._problem = ""  # as it was logged
+        self._log = Log("recording")
+
+    def __repr__(self) -> str:
+        return f"<Recorder {self._folder.path} {len(self._feeds)} feeds>"
+
+    def _header(self, feed: str) -> Mapping[str, object]:
+        return {"topics": run_to_end(by_channel(sorted(self._topics[feed])))}
+
+    def start(self) -> None:
+        """Start the thread, and ask for the topics."""
+        self._thread = self._pool.spawn(self._writer.run)
+        for name, topics in self._topics.items():
+            self._feeds.append(FeedRecorder(self._client, self._find_feed(self._client, name), topics, self._writer))
+        self._log.info("started", folder=self._folder.path, feeds=" ".join(self._topics))
+
+    def stop(self) -> None:
+        """Give the topics up, and let the thread end; `join` waits for that."""
+        for feed in self._feeds:
+            feed.stop()
+        self._writer.end()
+
+    def join(self, seconds: float | None = None) -> None:
+        """Wait until everything is written and the files are sealed, at most for this time."""
+        if self._thread is not None and gevent.wait([self._thread], seconds):
+            self._report()
+            self._log.info("stopped", folder=self._folder.path)
+            self._pool.kill()
+        else:
+            self._log.warning("unfinished", folder=self._folder.path, reason="the disk does not answer")
+
+    def tick(self, now: float) -> None:
+        """Hand over what waits, ask again for what was refused, and log what the thread has met."""
+        for feed in self._feeds:
+            feed.tick(now)
+        self._report()
+
+    def state(self) -> RecordingState:
+        """Return the recording's part of the snapshot."""
+        written = self._writer.written
+        dropped = {(feed, reason): written.dropped[feed, reason] for feed in self._topics for reason in REASONS}
+        for feed in self._feeds:
+            dropped |= {(feed.name, QUEUE_FULL): feed.dropped, (feed.name, NO_OBJECT): feed.no_objects}
+        return RecordingState(
+            folder=str(self._folder.path),
+            feeds=tuple(self._topics),
+            messages=dict(written.messages),
+            bytes=dict(written.bytes),
+            dropped=dropped,
+            pending=self._writer.pending + sum(feed.pending for feed in self._feeds),
+            limit=QUEUE_BYTES,
+            newest=written.newest,
+            last_at=written.last_at,
+            free=written.free,
+            min_free=self._folder.min_free,
+            problem=written.problem,
+        )
+
+    def _report(self) -> None:
+        written = self._writer.written
+        while written.deleted:
+            self._log.info("deleted", file=written.deleted.popleft())
+        if (problem := written.problem) != self._problem:
+            if problem:
+                self._log.warning("failed", reason=problem, hint="messages are dropped until it can write")
+            else:
+                self._log.info("resumed", folder=self._folder.path)
+            self._problem = problem
+        if written.bug:
+            bug, written.bug = written.bug, ""
+            self._log.error("internal_error", part=repr(self._writer), traceback=bug)
+
+
+class FeedRecorder:
+    """One recorded feed: the session that holds its topics, and the chunk of lines that is not handed over yet."""
+
+    def __init__(self, client: Client, feed: RecordedFeed, topics: Subscription, writer: Writer) -> None:
+        self.name = feed.endpoint.feed
+        self.dropped = 0  # messages, since the queue was full
+        self.no_objects = 0  # messages that cannot be a line
+        self.pending = 0  # bytes in the chunk
+        self._reported = 0  # of the dropped messages
+        self._report_at = 0.0
+        self._hour = 0  # since 1970, of the newest message
+        self._feed = feed
+        self._topics = topics
+        self._writer = writer
+        self._chunk: list[bytes] = []
+        self._messages = 0
+        self._began = 0  # the time of the chunk's first line
+        self._gap: Gap | None = None
+        self._away_since: int | None = None
+        self._outages = 0
+        self._refused_at: float | None = None
+        self._missing = NO_TOPICS  # topics that are not recorded, as the log says
+        self._failed = False
+        self._log = Log("recording", feed=self.name)
+        queue: Queue = deque()
+        self._subscriber = Subscriber(
+            self,
+            feed,
+            queue,
+            name=client.name,
+            codec=JSON if feed.endpoint.dialect is Dialect.TRADING else LINES,
+            put=self._put,
+            accepts_unknown=client.allow.accepts_unknown(self.name),
+        )
+        self._adopt(topics)
+
+    def __repr__(self) -> str:
+        return f"<FeedRecorder {self.name} {len(self._topics)} topics, {self.pending} bytes>"
+
+    def _adopt(self, topics: Subscription) -> None:
+        """Hold topics; Alpaca is asked for them."""
+        self._append_books(self._feed.adopt(self._subscriber, topics), time.time_ns())
+
+    def _append_books(self, books: list[tuple[bytes, int]], at: int) -> None:
+        """Begin with the whole order books that are kept, so that each file can be replayed alone."""
+        self._hour = at // HOUR
+        for frame, _ in books:
+            self._append(lines.books(frames.payload_of(frame), at), 0, at)
+
+    def stop(self) -> None:
+        """Leave the feed, and hand over what waits."""
+        self._subscriber.left = True
+        self._feed.leave(self._subscriber)
+        self._flush()
+
+    def tick(self, now: float) -> None:
+        at = time.time_ns()
+        self._note_outage(at)
+        if self._away_since is not None and self._feed.live:
+            self._note_return(at)
+        if self._chunk and not 0 <= at - self._began < FLUSH_SECONDS * 1e9:  # below 0: the clock was set back
+            self._flush()
+        if self.dropped > self._reported and now >= self._report_at:
+            self._reported, self._report_at = self.dropped, now + REPORT_SECONDS
+            self._log.warning("dropped", messages=self.dropped, reason="the disk is too slow")
+        if self._failed:
+            self._failed = False
+            self._feed.leave(self._subscriber)
+            self._refused_at = now
+        if self._refused_at is None:
+            if not self._topics <= self._subscriber.wanted:
+                self._refused_at = now
+        elif now - self._refused_at >= RETRY_SECONDS:
+            self._refused_at = None
+            self._adopt(self._topics - self._subscriber.wanted)
+
+    # Called by the feed
+
+    def answer(self) -> None:
+        """Do nothing: its requests count as answered from the start."""
+
+    def report(self, error: Error | None) -> None:
+        """Log which topics are not recorded."""
+        missing = self._topics - self._subscriber.held
+        code, reason = error or (None, "Alpaca does not send them")
+        if missing and missing != self._missing:  # else it is known since the last attempt
+            self._log.warning("refused", code=code, reason=reason, topics=words(missing))
+        self._missing = missing
+
+    def abort(self) -> None:
+        """Give the topics up at the next tick, after an internal error, and try again later."""
+        self._failed = True
+
+    def _put(self, frame: bytes, messages: int) -> None:
+        """Take a frame of messages; never waits."""
+        at = time.time_ns()
+        if self._outages != self._subscriber.outages:
+            self._note_outage(at)
+        if self._away_since is not None:
+            self._note_return(at)
+        if at // HOUR != self._hour:
+            self._append_books(self._feed.books(self._subscriber), at)
+        payload = frames.payload_of(frame)
+        bodies = payload if payload[:1] == b"\n" else LINES.join([payload])
+        recorded = bodies.count(b"\n")
+        self.no_objects += messages - recorded
+        if recorded:
+            self._append(lines.stamped(bodies, at), recorded, at)
+
+    def _append(self, text: bytes, messages: int, at: int) -> None:
+        if at // HOUR != self._began // HOUR:
+            self._flush()
+        if self._writer.pending + self.pending + len(text) > QUEUE_BYTES:
+            self._gap = self._gap or Gap(at, QUEUE_FULL)
+            self._gap.messages += messages
+            self.dropped += messages
+            return
+        if not self._chunk:
+            self._began = at
+        if self._gap is not None:
+            text, self._gap = self._gap.line(at) + text, None
+        self._chunk.append(text)
+        self._messages += messages
+        self.pending += len(text)
+        if self.pending >= CHUNK_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._chunk:
+            hour = self._began - self._began % HOUR
+            self._writer.put(Chunk(self.name, hour, self._chunk, self._messages, self.pending, self._began))
+            self._chunk, self._messages, self.pending = [], 0, 0
+
+    def _note_outage(self, at: int) -> None:
+        if self._outages != self._subscriber.outages:
+            self._outages = self._subscriber.outages
+            if self._away_since is None:
+                self._append(lines.own(lines.OUTAGE, at), 0, at)
+            self._away_since = self._away_since or at
+
+    def _note_return(self, at: int) -> None:
+        self._append(lines.own(lines.RESUMED, at, since=self._away_since), 0, at)
+        self._away_since = None

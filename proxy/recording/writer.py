@@ -1,0 +1,228 @@
+"""The thread that compresses, writes and deletes.
+
+It is a thread of the operating system, since a write to a disk may block for long. It holds the interpreter's lock for
+moments only: compression and system calls release it. It does not log and uses no primitive of gevent's, which belong
+to the hub's thread. The recorder hands chunks over in a queue, whose size in bytes it bounds, and reads the counts.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from queue import Empty
+from traceback import format_exc
+from typing import Any, NamedTuple
+
+from gevent.monkey import get_original
+
+from proxy.recording import files, lines
+from proxy.recording.files import HOUR, OpenFile
+
+QUEUE_BYTES = 32 * 1024 * 1024
+IDLE_SECONDS = 1.0  # after which the thread looks for files to seal and to delete, if no chunk comes
+CLEAN_SECONDS = 60.0  # between two looks at all files of the folder
+# The reasons for which a message is not recorded.
+REASONS = QUEUE_FULL, DISK_ERROR, MIN_FREE, NO_OBJECT = "queue_full", "disk_error", "min_free", "no_object"
+
+
+class NoRoom(OSError):
+    """The disk has less than `min_free`."""
+
+
+class Chunk(NamedTuple):
+    """Lines of one feed and hour, for one frame."""
+
+    feed: str
+    hour: int
+    lines: list[bytes]
+    messages: int
+    size: int
+    at: int  # the time of its first line
+
+
+@dataclass(slots=True)
+class Gap:
+    """Messages that were dropped, since a time."""
+
+    since: int
+    reason: str
+    messages: int = 0
+
+    def line(self, at: int) -> bytes:
+        return lines.own(lines.GAP, at, since=self.since, messages=self.messages, reason=self.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """The folder of the files and its limits: `keep` in seconds, `max` and `min_free` in bytes."""
+
+    path: Path
+    keep: float
+    max: int
+    min_free: int
+
+
+@dataclass(slots=True)
+class Written:
+    """Counts and state of the thread, which alone changes them. `problem` is the reason why it cannot write, if any."""
+
+    messages: Counter[str] = field(default_factory=Counter)  # by feed, as the others
+    bytes: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[tuple[str, str]] = field(default_factory=Counter)  # by feed and reason
+    last_at: float | None = None  # in seconds since 1970
+    newest: str = ""
+    free: int | None = None
+    problem: str = ""
+    deleted: deque[str] = field(default_factory=deque)  # names of files, until the recorder has logged them
+    bug: str = ""  # the traceback of an internal error
+
+
+class Writer:
+    """The queue and the thread, which runs `run`. `headers` has the fields of each feed's first line."""
+
+    def __init__(
+        self, folder: Folder, headers: Mapping[str, Mapping[str, Any]], clock: Callable[[], int] = time.time_ns
+    ) -> None:
+        self.written = Written()
+        self._folder = folder
+        self._headers = headers
+        self._clock = clock
+        self._queue = get_original("queue", "SimpleQueue")()
+        self._put_bytes = 0  # by the recorder
+        self._taken_bytes = 0  # by the thread
+        self._open: dict[str, OpenFile] = {}
+        self._gaps: dict[str, Gap] = {}
+        self._clean_at = 0
+
+    def __repr__(self) -> str:
+        return f"<Writer {self._folder.path} {self.pending} bytes pending>"
+
+    @property
+    def pending(self) -> int:
+        """The bytes in the queue, and in the chunk that is being written."""
+        return self._put_bytes - self._taken_bytes
+
+    def put(self, chunk: Chunk) -> None:
+        """Hand over a chunk; never waits."""
+        self._put_bytes += chunk.size
+        self._queue.put(chunk)
+
+    def end(self) -> None:
+        """Let the thread end once it has written what is in the queue."""
+        self._queue.put(None)
+
+    # The thread
+
+    def run(self) -> None:
+        """Write until `end`, then seal the files."""
+        while True:
+            with suppress(Empty):
+                if (chunk := self._queue.get(timeout=IDLE_SECONDS)) is None:
+                    break
+                self._write(chunk)
+                self._taken_bytes += chunk.size
+            self._guarded(self._tidy)
+        for feed in [*self._open]:
+            self._guarded(partial(self._seal, feed))
+
+    def _guarded(self, do: Callable[[], None]) -> None:
+        try:
+            do()
+        except OSError as error:
+            self.written.problem = _words(error)
+        except Exception:  # an internal error does not end the thread
+            self.written.bug = format_exc()
+
+    def _write(self, chunk: Chunk) -> None:
+        try:
+            self._measure()
+            self._append(chunk)
+        except NoRoom as error:
+            self._drop(chunk, MIN_FREE, _words(error))
+        except OSError as error:
+            self._drop(chunk, DISK_ERROR, _words(error))
+        except Exception:
+            self._drop(chunk, DISK_ERROR, "an internal error")
+            self.written.bug = format_exc()
+        else:
+            self._gaps.pop(chunk.feed, None)
+            self.written.problem = ""
+            self.written.messages[chunk.feed] += chunk.messages
+            self.written.last_at = self._clock() / 1e9
+
+    def _drop(self, chunk: Chunk, reason: str, problem: str) -> None:
+        self.written.problem = problem
+        self.written.dropped[chunk.feed, reason] += chunk.messages
+        self._gaps.setdefault(chunk.feed, Gap(chunk.at, reason)).messages += chunk.messages
+
+    def _measure(self) -> None:
+        """Measure the free space. Raises NoRoom if it is too little. The folder is made if it is missing."""
+        folder = self._folder.path
+        with suppress(FileExistsError):
+            folder.mkdir(0o700)  # not its parent: that of a disk which is not mounted would be on another one
+        self.written.free = free = shutil.disk_usage(folder).free
+        if free < self._folder.min_free:
+            raise NoRoom(errno.ENOSPC, f"less than {self._folder.min_free:,} bytes are free (min_free)", str(folder))
+
+    def _append(self, chunk: Chunk) -> None:
+        feed = chunk.feed
+        if feed in self._open and self._open[feed].hour != chunk.hour:
+            self._seal(feed)
+        if feed not in self._open:
+            self._open[feed] = OpenFile(self._folder.path, feed, chunk.hour)
+            self._clean_at = 0
+        file = self._open[feed]
+        parts = chunk.lines
+        if (gap := self._gaps.get(feed)) is not None:
+            parts = [gap.line(chunk.at), *parts]
+        if not file.size:
+            parts = [lines.own(lines.START, chunk.at, format=lines.FORMAT, feed=feed, **self._headers[feed]), *parts]
+        try:
+            self.written.bytes[feed] += file.write(b"".join(parts)[1:] + b"\n")
+        except OSError as error:
+            if error.errno != errno.ENOSPC:  # a file that fails otherwise may be gone: the next chunk opens another
+                del self._open[feed]
+                with suppress(OSError):
+                    file.abandon()
+            raise
+        self.written.newest = file.path.name
+
+    def _seal(self, feed: str) -> None:
+        self._open.pop(feed).seal()
+
+    def _tidy(self) -> None:
+        """Seal the files of former hours, delete the oldest ones, measure what is free."""
+        now = self._clock()
+        for feed in [feed for feed, file in self._open.items() if file.hour + HOUR <= now]:
+            self._seal(feed)
+        if now >= self._clean_at:
+            self._clean_at = now + int(CLEAN_SECONDS * 1e9)
+            self._delete(now)
+        self._measure()
+
+    def _delete(self, now: int) -> None:
+        """Delete the files that are older than `keep`, and the oldest ones until all are within `max`."""
+        if not self._folder.path.is_dir():
+            return
+        entries = files.entries(self._folder.path)
+        size = sum(entry.size for entry in entries)
+        being_written = {file.path.name for file in self._open.values()}
+        for entry in entries:
+            too_old = entry.hour + HOUR + self._folder.keep * 1e9 <= now
+            if not too_old and size <= self._folder.max:
+                break
+            if entry.path.name.removesuffix(files.UNSEALED) not in being_written:
+                entry.path.unlink()
+                size -= entry.size
+                self.written.deleted.append(entry.path.name)
+
+
+def _words(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)

@@ -1,0 +1,108 @@
+"""Files: names, modes, and what is read of a file that was torn at any byte."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from proxy.recording import files
+from proxy.recording.files import HOUR, NotARecording, OpenFile, RecordedFile
+from proxy.recording.timeline import scan
+from proxy.recording.zstd import frame
+from tests.recording.recordings import MORNING, SECOND, body, messages_of, record
+
+AT_14 = MORNING - MORNING % HOUR
+BODIES = [body("t", "AAPL", i=number) for number in range(30)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return record(tmp_path, "iex", [(MORNING + number * SECOND, [one]) for number, one in enumerate(BODIES)])
+
+
+def test_a_file_has_the_name_of_its_feed_and_hour_once_it_is_sealed(tmp_path: Path) -> None:
+    first, second = (OpenFile(tmp_path, "crypto-us-1", AT_14) for _ in range(2))
+    first.write(b"{}\n")
+    second.write(b"{}\n")
+    unsealed = {"crypto-us-1-2026-11-27T14Z.jsonl.zst.part", "crypto-us-1-2026-11-27T14Z.2.jsonl.zst.part"}
+    assert {path.name for path in tmp_path.iterdir()} == unsealed
+    first.seal()
+    third = OpenFile(tmp_path, "crypto-us-1", AT_14)
+    third.write(b"{}\n")
+    for file in (second, third):
+        file.seal()
+    names = [f"crypto-us-1-2026-11-27T14Z{number}.jsonl.zst" for number in ("", ".2", ".3")]
+    assert [entry.path.name for entry in files.entries(tmp_path)] == names
+    assert {entry.hour for entry in files.entries(tmp_path)} == {AT_14}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
+
+
+def test_other_files_in_the_folder_are_none_of_the_recorders(tmp_path: Path) -> None:
+    for name in ("notes.txt", "iex-2026-11-27.jsonl.zst", "iex-2026-11-27T14Z.jsonl.zst.bak", "iex.jsonl.zst"):
+        (tmp_path / name).touch()
+    assert files.entries(tmp_path) == []
+
+
+def test_an_empty_file_does_not_stay(tmp_path: Path) -> None:
+    OpenFile(tmp_path, "iex", AT_14).seal()
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_file_that_was_torn_at_any_byte_is_read_to_its_last_whole_frame(path: Path, tmp_path: Path) -> None:
+    whole, torn = path.read_bytes(), tmp_path / "torn"
+    ends = [0]
+    for text in RecordedFile(path).frames():
+        ends.append(ends[-1] + len(frame(text)))
+    assert ends[-1] == len(whole)
+    for size in range(len(whole)):
+        torn.write_bytes(whole[:size])
+        frames = sum(end <= size for end in ends) - 1
+        if frames == 0:
+            with pytest.raises(NotARecording, match="no whole frame"):
+                scan(torn)
+            continue
+        assert messages_of(torn) == BODIES[: 10 * frames]
+        assert scan(torn).torn is (size not in ends)
+
+
+def test_a_damaged_frame_ends_the_recording(path: Path) -> None:
+    damaged = bytearray(path.read_bytes())
+    damaged[-2] ^= 1  # in the checksum of the last frame
+    path.write_bytes(damaged)
+    found = scan(path)
+    assert (found.messages, found.torn) == (20, True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not compressed", frame(b'{"T":"t"}\n'), frame(b'{"recording":"start","format":2,"feed":"iex"}\n')],
+)
+def test_what_is_no_recording_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(NotARecording, match="is no recording"):
+        scan(tmp_path / "file")
+
+
+def test_a_frame_without_an_end_takes_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_FRAME", 1000)
+    (tmp_path / "file").write_bytes(frame(bytes(10_000)))
+    with pytest.raises(NotARecording):
+        scan(tmp_path / "file")
+
+
+def test_a_write_that_fails_midway_leaves_whole_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = OpenFile(tmp_path, "iex", AT_14)
+    start = b'{"recording":"start","at":1764253800000000000,"format":1,"feed":"iex"}\n'
+    file.write(start)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:-3]))
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        file.write(b'{"at":1764253800000000001,"T":"t"}\n')
+    monkeypatch.undo()
+    file.write(b'{"at":1764253800000000002,"T":"q"}\n')
+    file.seal()
+    assert messages_of(file.path) == [b'{"T":"q"}']

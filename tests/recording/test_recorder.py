@@ -1,0 +1,340 @@
+"""A proxy that records: what is in its files, and that clients do not notice."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gevent.monkey import get_original
+
+from proxy.config import model as configuration
+from proxy.recording import recorder as recording
+from proxy.recording.files import HOUR, OpenFile, entries
+from proxy.recording.recorder import FeedRecorder
+from proxy.simulator import AccountPlan, Simulator
+from tests.harness import ACCOUNT, CONFIG, ROOT, Harness, trade, wait_for
+from tests.recording.recordings import bodies, messages_of, own_lines, text_of
+
+Start = Callable[..., Harness]
+
+CLIENTS = """
+  alpha: {key: alpha, secret: alpha, allow: {iex: "*", crypto: "*", trading: {trade_updates: ["*"]}}}
+"""
+JSON_UPSTREAM = ACCOUNT.replace('trading_url: "{url}"', 'trading_url: "{url}", codec: {{iex: json, crypto: json}}')
+EVERYTHING = '{iex: {trades: ["*"], quotes: [AAPL]}}'
+
+
+def record(folder: Path, topics: str = EVERYTHING, **settings: str) -> str:
+    more = "".join(f", {name}: {value}" for name, value in settings.items())
+    return f"record: {{folder: {folder}, topics: {topics}{more}}}"
+
+
+@pytest.fixture
+def recording_proxy(start: Start, tmp_path: Path) -> Callable[..., Harness]:
+    """Start a proxy that records to `tmp_path / "rec"`: `recording_proxy(TOPICS)`."""
+
+    def begin(topics: str = EVERYTHING, *, accounts: str = ACCOUNT, clients: str = CLIENTS, **more: Any) -> Harness:
+        config = {"more": record(tmp_path / "rec", topics), "accounts": accounts}
+        proxy = start(clients, config=config, **more)
+        for feed in proxy.gateway.upstreams.values():
+            wait_for(lambda feed=feed: feed.live and not feed.reconciler.wanted - feed.acked, "not confirmed")
+        return proxy
+
+    return begin
+
+
+@pytest.fixture
+def events() -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """The log's events with their fields."""
+    found: list[tuple[str, dict[str, Any]]] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append((record.getMessage(), getattr(record, "fields", {})))
+
+    handler = Handler(logging.INFO)
+    logging.getLogger("proxy").addHandler(handler)
+    yield found
+    logging.getLogger("proxy").removeHandler(handler)
+
+
+def files(folder: Path) -> list[Path]:
+    return [entry.path for entry in entries(folder / "rec")]
+
+
+def written(proxy: Harness, feed: str = "iex") -> int:
+    state = proxy.gateway.snapshot().recording
+    assert state is not None
+    return state.messages.get(feed, 0)
+
+
+def test_the_file_has_the_bytes_that_a_json_client_gets_and_the_time_of_arrival(
+    recording_proxy: Callable[..., Harness], tmp_path: Path
+) -> None:
+    proxy = recording_proxy(accounts=JSON_UPSTREAM)
+    alpha = proxy.client("alpha")
+    alpha.subscribe(trades=["*"], quotes=["AAPL"])
+    odd = b'{"T":"t","S":"A\\u0041PL","p":1.10,"x":1E+2,"i":123456789012345678901234567890,"c":"\\n\xc3\xa9"}'
+    proxy.simulator.publish_raw("iex", b'[%b , {"S":"MSFT","T":"t"}]' % odd)
+    proxy.publish("iex", "AAPL", 500, batch=7)
+    wait_for(lambda: written(proxy) >= 502, "not written")
+    proxy.simulator.publish("iex", [trade("END", 1)])
+    while b'"END"' not in alpha.frames[-1]:
+        alpha.frames.append(_bytes(alpha.ws.recv(timeout=5)))
+    proxy.gateway.stop(0.5)
+    [path] = files(tmp_path)
+    assert messages_of(path) == bodies(alpha.frames)
+    assert path.stat().st_mode & 0o777 == 0o600
+    text = text_of(path)
+    first = json.loads(text.splitlines()[0])
+    assert first == {
+        "recording": "start", "at": first["at"], "format": 1, "feed": "iex",
+        "topics": {"quotes": ["AAPL"], "trades": ["*"]},
+    }  # fmt: skip
+    assert b"secret" not in text
+    assert b"key" not in text
+
+
+def _bytes(frame: str | bytes) -> bytes:
+    return frame.encode("utf-8", "surrogateescape") if isinstance(frame, str) else frame
+
+
+def test_msgpack_is_recorded_as_json_with_its_nanoseconds(
+    recording_proxy: Callable[..., Harness], tmp_path: Path
+) -> None:
+    proxy = recording_proxy()
+    proxy.publish("iex", "AAPL", 3)
+    wait_for(lambda: written(proxy) == 3)
+    proxy.simulator.publish("iex", [trade("AAPL", 4, s=2**53 + 1)])
+    wait_for(lambda: written(proxy) == 4)
+    proxy.gateway.stop(0.5)
+    [path] = files(tmp_path)
+    assert json.loads(messages_of(path)[-1]) == trade("AAPL", 4, s=2**53 + 1)
+
+
+def test_order_updates_are_recorded_only_where_they_are_named(start: Start, tmp_path: Path) -> None:
+    topics = '{iex: {trades: [AAPL]}, trading: {trade_updates: ["momentum-*"]}}'
+    proxy = start(CLIENTS, config={"more": record(tmp_path / "rec", topics)})
+    wait_for(lambda: proxy.gateway.upstreams["main", "trading"].acked)
+    for number, name in enumerate(("momentum-1", "other-2", "momentum-3")):
+        order = {"id": str(number), "client_order_id": name, "symbol": "AAPL", "status": "new"}
+        proxy.simulator.publish_order({"event": "new", "order": order})
+    wait_for(lambda: written(proxy, "trading") == 2)
+    proxy.gateway.stop(0.5)
+    [path] = [path for path in files(tmp_path) if path.name.startswith("trading-")]
+    found = [json.loads(one)["data"]["order"]["client_order_id"] for one in messages_of(path)]
+    assert found == ["momentum-1", "momentum-3"]
+
+
+def test_an_outage_is_said_in_the_file(recording_proxy: Callable[..., Harness], tmp_path: Path) -> None:
+    proxy = recording_proxy()
+    proxy.publish("iex", "AAPL", 2)
+    wait_for(lambda: written(proxy) == 2)
+    proxy.simulator.drop("iex")
+    wait_for(lambda: proxy.upstream().connects == 2 and proxy.upstream().acked)
+    proxy.publish("iex", "AAPL", 1)
+    wait_for(lambda: written(proxy) == 3)
+    proxy.gateway.stop(0.5)
+    [path] = files(tmp_path)
+    outage, resumed = own_lines(path)
+    assert (outage["recording"], resumed["recording"]) == ("outage", "resumed")
+    assert resumed["since"] == outage["at"] <= resumed["at"]
+    kinds = [next(iter(json.loads(line))) for line in text_of(path).splitlines()]
+    assert kinds == ["recording", "at", "at", "recording", "recording", "at"]
+
+
+def test_each_hour_begins_with_the_whole_order_books(
+    recording_proxy: Callable[..., Harness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = recording_proxy('{crypto: {orderbooks: ["*"]}}')
+    book = {"T": "o", "S": "BTC/USD", "b": [{"p": 1.5, "s": 2}], "a": [], "t": "2026-11-27T14:30:00Z", "r": True}
+    proxy.simulator.publish("crypto", [book])
+    wait_for(lambda: written(proxy, "crypto") == 1)
+    real = recording.time.time_ns
+    monkeypatch.setattr(recording.time, "time_ns", lambda: real() + HOUR)
+    difference = {"T": "o", "S": "BTC/USD", "b": [{"p": 1.4, "s": 1}], "a": [], "t": "2026-11-27T14:30:01Z"}
+    proxy.simulator.publish("crypto", [difference])
+    wait_for(lambda: len(files(tmp_path)) == 2)
+    proxy.gateway.stop(0.5)
+    _, second = files(tmp_path)
+    [whole] = own_lines(second)
+    assert [whole["S"], whole["r"], whole["b"]] == ["BTC/USD", True, [{"p": 1.5, "s": 2}, {"p": 1.4, "s": 1}]]
+    assert [json.loads(one) for one in messages_of(second)] == [difference]
+
+
+def test_topics_beyond_the_plan_are_left_out_and_the_others_recorded(
+    start: Start, tmp_path: Path, events: list[tuple[str, dict[str, Any]]]
+) -> None:
+    symbols = ", ".join(f"S{number}" for number in range(6))
+    proxy = start(
+        CLIENTS,
+        config={"more": record(tmp_path / "rec", f"{{iex: {{trades: [{symbols}]}}}}")},
+        plan=AccountPlan(symbol_limit=4),
+    )
+    wait_for(lambda: len(proxy.upstream().acked) == 4 and any(name == "recording.refused" for name, _ in events))
+    for number in range(6):
+        proxy.simulator.publish("iex", [trade(f"S{number}", 1)])
+    wait_for(lambda: written(proxy) == 4)
+    refused = [fields for name, fields in events if name == "recording.refused"]
+    assert refused[-1]["code"] == 405
+    assert refused[-1]["feed"] == "iex"
+
+
+def test_what_was_refused_is_asked_for_again(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "RETRY_SECONDS", 0.1)
+    topics = "{iex: {trades: [GOOD, BAD]}}"
+    simulator = {"plan": AccountPlan()}
+    proxy = start(CLIENTS, config={"more": record(tmp_path / "rec", topics)}, **simulator)
+    proxy.simulator.refuse_symbols(["BAD"])
+    wait_for(lambda: proxy.upstream().acked == {("trades", "GOOD")})
+    proxy.simulator.refuse_symbols([])
+    wait_for(lambda: ("trades", "BAD") in proxy.upstream().acked)
+
+
+def test_retries_are_five_minutes_apart() -> None:
+    assert 300 < recording.RETRY_SECONDS < 330
+
+
+@contextmanager
+def hanging_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A disk that does not answer within this context."""
+    answers = get_original("threading", "Event")()
+    real = OpenFile.write
+
+    def write(file: OpenFile, data: bytes) -> int:
+        answers.wait(60)
+        return real(file, data)
+
+    monkeypatch.setattr(OpenFile, "write", write)
+    try:
+        yield
+    finally:
+        answers.set()
+
+
+def test_a_disk_that_hangs_costs_the_recording_what_exceeds_32_mib_and_clients_nothing(
+    recording_proxy: Callable[..., Harness],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    events: list[tuple[str, dict[str, Any]]],
+) -> None:
+    proxy = recording_proxy('{iex: {quotes: ["*"], trades: [AAPL]}}', accounts=JSON_UPSTREAM)
+    alpha = proxy.client("alpha")
+    alpha.subscribe(trades=["AAPL"])
+    large = b'[{"T":"q","S":"MSFT","x":"%b"}]' % (b"x" * 500_000)
+    with hanging_disk(monkeypatch):
+        with proxy.undisturbed(alpha):
+            for _ in range(80):
+                proxy.simulator.publish_raw("iex", large)
+                wait_for(lambda: not any(peer._queue for peer in proxy.simulator.connections("iex")))
+        state = proxy.gateway.snapshot().recording
+        assert state is not None
+        assert 31 * 2**20 < state.pending <= 32 * 2**20
+        assert state.dropped["iex", "queue_full"] > 0
+        wait_for(lambda: any(name == "recording.dropped" for name, _ in events))
+    wait_for(lambda: proxy.gateway.snapshot().recording.pending < 2**20, "not written")
+    proxy.publish("iex", "AAPL", 1)
+    wait_for(lambda: proxy.gateway.snapshot().recording.pending == 0, "not written")
+    dropped = proxy.gateway.snapshot().recording.dropped["iex", "queue_full"]
+    proxy.gateway.stop(0.5)
+    [path] = files(tmp_path)
+    assert sum(line["messages"] for line in own_lines(path)) == dropped
+    assert {line["reason"] for line in own_lines(path)} == {"queue_full"}
+
+
+def test_an_internal_error_of_the_recorder_costs_the_recorder_alone(
+    recording_proxy: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = recording_proxy()
+    alpha = proxy.client("alpha")
+    alpha.subscribe(trades=["AAPL"])
+    monkeypatch.setattr(FeedRecorder, "_append", lambda *arguments: 1 / 0)
+    last = proxy.publish("iex", "AAPL", 3)
+    assert alpha.numbers("AAPL", last) == [1, 2, 3]
+    monkeypatch.undo()
+    proxy.bugs.clear()
+
+
+def reloaded(proxy: Harness, more: str) -> configuration.Config:
+    text = CONFIG.format(
+        clients=CLIENTS, accounts=ACCOUNT.format(url=proxy.simulator.url), listen="", admin="", admin_port=0, more=more
+    )
+    config = configuration.parse(text, "proxy.yaml", os.environ, Path())
+    return config.model_copy(update={"listen": proxy.gateway.config.listen, "admin": proxy.gateway.config.admin})
+
+
+def test_a_reload_that_changes_what_is_recorded_begins_new_files_without_a_gap(
+    recording_proxy: Callable[..., Harness], tmp_path: Path
+) -> None:
+    proxy = recording_proxy()
+    proxy.publish("iex", "AAPL", 2)
+    wait_for(lambda: written(proxy) == 2)
+    requests = len(proxy.simulator.requests("iex"))
+    plan = proxy.gateway.reload(reloaded(proxy, record(tmp_path / "rec", EVERYTHING, keep="8d")))
+    assert plan.lines() == ["record: changed"]
+    proxy.publish("iex", "AAPL", 2)
+    wait_for(lambda: written(proxy) == 2)
+    assert len(proxy.simulator.requests("iex")) == requests
+    proxy.gateway.reload(reloaded(proxy, ""))
+    assert proxy.gateway.snapshot().recording is None
+    wait_for(lambda: not any(path.name.endswith(".part") for path in files(tmp_path)), "not sealed")
+    assert [len(messages_of(path)) for path in files(tmp_path)] == [2, 2]
+    assert proxy.gateway.reload(reloaded(proxy, "")).lines() == ["nothing changed"]
+
+
+def test_a_reload_begins_to_record(start: Start, tmp_path: Path) -> None:
+    proxy = start(CLIENTS)
+    proxy.gateway.reload(reloaded(proxy, record(tmp_path / "rec")))
+    wait_for(lambda: proxy.gateway.upstreams and proxy.upstream().acked)
+    proxy.publish("iex", "AAPL", 1)
+    wait_for(lambda: written(proxy) == 1)
+
+
+def test_a_proxy_that_does_not_record_does_not_load_the_package() -> None:
+    """The compression is imported in this package alone, except by urllib3, which takes what it finds."""
+    program = "import sys, proxy.gateway, proxy.cli.demonstration; print('proxy.recording' in sys.modules)"
+    command = [sys.executable, "-c", program]
+    loaded = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert loaded.stdout.strip() == "False"
+
+
+def test_a_message_is_written_within_a_second(tmp_path: Path) -> None:
+    """At the product's own ticks, which other tests shorten."""
+    proxy = Harness(CLIENTS, simulator=Simulator(), more=record(tmp_path / "rec"))
+    try:
+        wait_for(lambda: proxy.gateway.upstreams and proxy.upstream().acked)
+        for number in range(5):
+            began = time.monotonic()
+            proxy.publish("iex", "AAPL", 1)
+            wait_for(lambda number=number: written(proxy) == number + 1, "not written", 1.0)
+            assert time.monotonic() - began <= 1.0
+    finally:
+        proxy.close()
+
+
+def test_the_log_says_when_it_cannot_be_written_and_when_it_can_again(
+    start: Start, tmp_path: Path, events: list[tuple[str, dict[str, Any]]]
+) -> None:
+    folder = tmp_path / "disk" / "rec"
+    proxy = start(CLIENTS, config={"more": record(folder)})
+    wait_for(lambda: any(name == "recording.failed" for name, _ in events), "not logged")
+    [failed] = [fields for name, fields in events if name == "recording.failed"]
+    assert failed["reason"] == f"{tmp_path / 'disk'}/rec: No such file or directory"
+    assert failed["hint"] == "messages are dropped until it can write"
+    assert proxy.gateway.snapshot().recording.problem == failed["reason"]
+    wait_for(lambda: proxy.upstream().acked)
+    proxy.publish("iex", "AAPL", 2)
+    wait_for(lambda: proxy.gateway.snapshot().recording.dropped["iex", "disk_error"] == 2)
+    folder.parent.mkdir()
+    proxy.publish("iex", "AAPL", 1)
+    wait_for(lambda: any(name == "recording.resumed" for name, _ in events), "not logged")
+    assert written(proxy) == 1
