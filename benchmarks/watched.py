@@ -3,8 +3,8 @@
 `python benchmarks/watched.py -c FILE` replaces `python -m proxy -c FILE`.
 
 Greenlets share one thread, so a running greenlet delays all others. Each time slice of a greenlet or of the hub's
-callbacks is measured in processor time, which excludes other processes. SIGUSR1 prints the longest slices since the
-last SIGUSR1 as one line of JSON, in milliseconds, and resets them.
+callbacks is measured in processor time, which excludes other processes. SIGUSR1 prints the longest slice of each kind
+of greenlet since the last SIGUSR1 as one line of JSON, in milliseconds, and resets them.
 """
 
 # ruff: noqa: E402
@@ -16,7 +16,6 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import heapq
 import json
 import os
 import signal
@@ -30,20 +29,18 @@ import greenlet
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-LONGEST = 5
 _clock = time.thread_time_ns
 
 
 class Stopwatch:
-    """The longest time slices and what ran in each.
+    """The longest time slice of each function that greenlets run, and of the hub.
 
     A slice of the hub ends when it waits for the kernel.
     """
 
     def __init__(self) -> None:
         self._began = _clock()
-        self._slices: list[tuple[int, int, str]] = []
-        self._number = 0
+        self._longest: dict[str, int] = {}
         self._hub: Any = gevent.get_hub()
 
     def start(self) -> None:
@@ -67,17 +64,13 @@ class Stopwatch:
         now = _clock()
         took = now - self._began
         self._began = now
-        if took > 200_000 and (len(self._slices) < LONGEST or took > self._slices[0][0]):
-            self._number += 1
-            run = getattr(runner, "_run", None)
-            heapq.heappush(self._slices, (took, self._number, getattr(run, "__qualname__", "hub")))
-            if len(self._slices) > LONGEST:
-                heapq.heappop(self._slices)
+        if took > 200_000:
+            name = getattr(getattr(runner, "_run", None), "__qualname__", "hub")
+            self._longest[name] = max(took, self._longest.get(name, 0))
 
     def report(self) -> None:
-        slices = sorted(self._slices, reverse=True)
-        self._slices = []
-        os.write(1, json.dumps([[round(took / 1e6, 2), name] for took, _, name in slices]).encode() + b"\n")
+        longest, self._longest = self._longest, {}
+        os.write(1, json.dumps([[round(took / 1e6, 2), name] for name, took in longest.items()]).encode() + b"\n")
 
 
 if __name__ == "__main__":
