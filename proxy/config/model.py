@@ -34,7 +34,7 @@ from proxy.config.errors import ConfigError, Problem
 from proxy.config.secret import Secret
 from proxy.config.values import Fault, Unsuitable, nearest
 from proxy.config.yamlfile import Items, Step, Table, Text, YamlDocument, quoted
-from proxy.routing.allowlists import DEFAULT, Allowlist, Client, Directory, OnOutage, WhenSlow
+from proxy.routing.allowlists import DEFAULT, RECORDER, Allowlist, Client, Directory, OnOutage, WhenSlow
 
 
 def _readable(value: object, info: ValidationInfo) -> Path:
@@ -284,7 +284,7 @@ class Config(Section):
         if self.record is None:
             return None
         accounts = {**self._only_account, **self.record.account}
-        return Client("(recorder)", "", b"", accounts, Allowlist(self.record.topics))
+        return Client(RECORDER, "", b"", accounts, Allowlist(self.record.topics))
 
     @cached_property
     def directory(self) -> Directory:

@@ -278,6 +278,9 @@ class Client:
         return account
 
 
+RECORDER = "(recorder)"  # as a receiver of order updates; no client can have this name
+
+
 class Directory:
     """All clients, by key. Raises ValueError if two of them have the same key.
 

@@ -65,10 +65,11 @@ class Orders:
     """The orders of one account, and their owners.
 
     `clients()` returns the patterns of the clients that may receive its updates, by name. It must return the same
-    mapping until one of them changes.
+    mapping until one of them changes. The `observers` among them receive what their patterns match, and own nothing.
     """
 
-    def __init__(self, clients: Callable[[], Clients]) -> None:
+    def __init__(self, clients: Callable[[], Clients], observers: frozenset[str] = frozenset()) -> None:
+        self.observers = observers
         self.long_ids = 0  # ids over MAX_ID, which are ignored
         self._clients = clients
         # By order id: its family, and the time at which it was last named, which is the order of each.
@@ -79,7 +80,7 @@ class Orders:
         return f"<Orders {len(self._open)} open, {len(self._final)} final>"
 
     def owners(self, update: Raw | bytes, now: float) -> frozenset[str]:
-        """Return the clients that own the order of an update, by the update's `data`.
+        """Return the clients and observers whose patterns match the order of an update, by the update's `data`.
 
         The order and those that it names are kept. `now` is in seconds of any monotonic clock.
         """
@@ -121,11 +122,11 @@ class Orders:
         return order_id in self._open or order_id in self._final
 
     def owners_of(self, order_id: str) -> frozenset[str]:
-        """Return the owners of an order, as far as they are known."""
+        """Return the owners of an order, as far as they are known, without observers."""
         if (family := self._family_of(order_id)) is None:
             return frozenset()
         self._match(family, (), self._clients())
-        return family.owners
+        return family.owners - self.observers
 
     def look_up_of(self, order_id: str) -> str:
         """Return the related order for which Alpaca was asked to which orders they are related; empty if none."""

@@ -394,7 +394,7 @@ class OrderRouter:
     def _route(self, update: OrderUpdate) -> None:
         """Send an update to its receivers; those that are not permitted every update wait while it is looked up."""
         owners = self.orders.owners(update.data, self._clock())
-        if owners:
+        if owners - self.orders.observers:
             for order_id in [each for each in self._awaiting_owner if self.orders.owners_of(each)]:
                 self.looked_up(order_id)
         elif look_up := self._look_up_of(update.order_id):
@@ -430,7 +430,7 @@ class OrderRouter:
 
     def _send(self, update: OrderUpdate, owners: frozenset[str]) -> None:
         """Send an update to its owners and, if that has not been done, to those that are permitted every update."""
-        self.unowned += not owners
+        self.unowned += not owners - self.orders.observers
         everything = self.orders.permitted_all()
         if update.is_sent:
             self._deliver(update, owners - everything, without=everything)

@@ -461,6 +461,21 @@ def test_event_streams_read_each_update_at_the_place_where_it_was_sent() -> None
     assert read == {"alpha": ["alpha-2", "leg"], "all": ["leg", "alpha-2"]}
 
 
+def test_an_observer_receives_what_it_matches_and_owns_nothing() -> None:
+    """The recorder may name a symbol: the owner of a leg of that symbol is looked up all the same."""
+    reader = Reader()
+    router = make_router("alpha", reader=reader, observer=["symbol:AAPL"])
+    router.orders.observers = frozenset(["observer"])
+    take(router, live("new", "leg", 1, symbol="AAPL"))
+    assert reader.lookups == ["leg"]
+    learn_leg(router)
+    router.looked_up("leg")
+    take(router, live("fill", "stranger", 2, symbol="AAPL"))
+    router.looked_up("stranger")
+    assert sent(router) == [("alpha,observer", "new", "leg", "0"), ("observer", "fill", "stranger", "0")]
+    assert router.unowned == 1
+
+
 # Around a recovery
 
 
