@@ -41,7 +41,7 @@ from proxy.observe.recent_events import RecentEvents
 from proxy.observe.snapshot import ReloadState, Snapshot
 from proxy.observe.status_page import Page
 from proxy.observe.tap import Taps
-from proxy.routing.allowlists import Client, digest
+from proxy.routing.allowlists import RECORDER, Client, digest
 from proxy.routing.order_history import OrderHistory
 from proxy.routing.order_ownership import Orders
 from proxy.routing.order_router import ORDERS_TOPIC, OrderRouter, Recovery
@@ -62,6 +62,7 @@ TICK_SECONDS = 0.25
 HISTORY_SECONDS = 1.0
 DRAIN_SECONDS = 5.0
 RECORDER_SECONDS = 5.0  # for which a stop waits for the disk
+FORMER_RECORDERS_BYTES = 32 * 1024 * 1024  # that may wait for the disk after reloads
 # The thread that reads a configuration holds the interpreter for so long at a time; by default it is 5 ms, and the hub
 # waits for it several times for one message.
 RELOAD_SWITCH_SECONDS = 0.0005
@@ -121,6 +122,8 @@ class Gateway:
             taps=self._taps,
         )
         self._recorder: Recorder | None = None
+        self._former_recorders: list[Recorder] = []  # of reloads; their last messages may wait for the disk
+        self._recorder_failed = False  # to start, in a reload
         self._stopping = Event()
         self._reload_lock = BoundedSemaphore()
         self._pid_start = process.start_ticks(os.getpid())
@@ -210,9 +213,13 @@ class Gateway:
             reader.stop()
         if self._ticker is not None:
             self._ticker.kill()
+        recorders = [*self._former_recorders]
         if self._recorder is not None:
             self._recorder.stop()
-            self._recorder.join(RECORDER_SECONDS)
+            recorders.append(self._recorder)
+        until = self._steady() + RECORDER_SECONDS
+        for recorder in recorders:
+            recorder.join(max(0.0, until - self._steady()))
         self.admin.stop()
         self.state = GatewayState.STOPPED
         self._log.info("stopped")
@@ -276,12 +283,27 @@ class Gateway:
                 del self._order_readers[account], self._order_routers[account]
             elif account in plan.accounts:
                 reader.configure(self._feed_settings(account, "trading").login)
-        if "record" in plan.settings:
-            former, self._recorder = self._recorder, self._start_recorder()  # first, so that no topic is given up
-            if former is not None:
-                former.stop()
-                gevent.spawn(former.join)
+        if "record" in plan.settings or self._recorder_failed:
+            self._replace_recorder()
         return plan
+
+    def _replace_recorder(self) -> None:
+        """Start the recorder of the new configuration, then stop the former one, so that no topic is given up."""
+        try:
+            recorder = self._start_recorder()
+        except Exception:  # the former one goes on; the next reload tries again
+            self._recorder_failed = True
+            self._log.error("internal_error", part="the recorder")
+            return
+        self._recorder_failed = False
+        former = [one for one in self._former_recorders if not one.ended]
+        if self._recorder is not None:
+            self._recorder.stop()
+            former.append(self._recorder)
+        self._recorder, self._former_recorders = recorder, former
+        for one in former[:-1]:  # the oldest first; a disk that does not answer must not cost a queue for each reload
+            if sum(each.pending for each in former) > FORMER_RECORDERS_BYTES:
+                one.discard()
 
     def _start_recorder(self) -> Recorder | None:
         """Start to record what the configuration names."""
@@ -357,7 +379,7 @@ class Gateway:
         if router is None:
             feed_endpoint = endpoint("trading")
             assert feed_endpoint is not None
-            orders = Orders(lambda: self.config.directory.order_patterns(account))
+            orders = Orders(lambda: self.config.directory.order_patterns(account), frozenset([RECORDER]))
             history = OrderHistory(lambda update, now: orders.known_receivers(update), time.time_ns)
             router = self._order_routers[account] = OrderRouter(feed_endpoint, orders, self._clock, history)
             login = self._feed_settings(account, "trading").login
@@ -475,6 +497,8 @@ class Gateway:
                         (log.warning if plan.restart else log.info)("reload", plan=line)
                     problems = [f"{name} changed: restart to apply it" for name in plan.restart]
                     lines = [] if problems else plan.lines()
+                    if self._recorder_failed:
+                        problems.append("record: an internal error, the log has its traceback; the rest is applied")
             except Exception:
                 log.error("internal_error")
                 problems = ["an internal error; the log has its traceback"]

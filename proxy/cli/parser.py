@@ -224,9 +224,12 @@ def _speed(text: str) -> float | None:
 
 def _clock(text: str) -> datetime.time:
     try:
-        return datetime.time.fromisoformat(text).replace(tzinfo=None)
+        time = datetime.time.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError("should be a time such as 09:30") from None
+    if time.tzinfo is not None:
+        raise argparse.ArgumentTypeError("should be a time such as 09:30, without an offset; --zone names its zone")
+    return time
 
 
 def _zone(text: str) -> datetime.tzinfo:

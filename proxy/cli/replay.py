@@ -17,6 +17,7 @@ from proxy.cli.terminal import Exit, fail, plain, print_err, warn
 from proxy.recording.files import NotARecording
 from proxy.recording.replay import Pace, Replay
 from proxy.recording.timeline import Recording, Windows, scan, windows
+from proxy.simulator.exchange import SourceError
 from proxy.transport.errors import StartError
 
 READY = """\
@@ -47,18 +48,29 @@ def run(options: argparse.Namespace) -> Exit:
         print(READY.format(url=running.url, start=start, begin=begin, end=end, **summary(recordings)), flush=True)
         status.start()
 
+    failure = None
     try:
         simulator.run(port=options.port, source=replay, ready=ready)
+    except SourceError as error:
+        failure = str(error)
     except OSError as error:
         raise StartError.cannot_listen(f"port {options.port}", error, "name another with --port") from error
     finally:
         status.stop()
-    return Exit.GOOD
+    return Exit.GOOD if failure is None else fail(failure)
 
 
 def read(paths: Sequence[Path]) -> list[Recording]:
-    """Read files through, with a remark about a torn one. Raises OSError and NotARecording, with a sentence."""
-    total = sum(path.stat().st_size for path in paths)
+    """Read files through, with a remark about a torn one.
+
+    Raises OSError and NotARecording, with a sentence; also for a file that is named twice.
+    """
+    found = [path.stat() for path in paths]
+    identities = [(each.st_dev, each.st_ino) for each in found]
+    for number, path in enumerate(paths):
+        if identities[number] in identities[:number]:
+            raise NotARecording(f"{path} is named twice")
+    total = sum(each.st_size for each in found)
     if total > LARGE_BYTES:
         print_err(f"reading {size(total)}")
     recordings = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from proxy.alpaca.endpoints import WILDCARD, Dialect, endpoint
@@ -29,14 +30,25 @@ def plan_warnings(topics: Mapping[str, Mapping[str, tuple[str, ...]]]) -> Iterat
 
 def disk_warnings(folder: Path, most: int, min_free: int) -> Iterator[str]:
     """Yield whether the disk is too small for all that may be recorded, or its folder cannot be made."""
-    place = folder if folder.is_dir() else folder.parent
+    place = folder.parent
     try:
+        if folder.is_dir():
+            place = folder
         free = shutil.disk_usage(place).free
     except OSError as error:
         yield f"record.folder: {place}: {error.strerror or error}; nothing is recorded until it is there"
         return
-    recorded = sum(file.stat().st_size for file in folder.glob("*.jsonl.zst*")) if folder.is_dir() else 0
+    recorded = _recorded_bytes(folder)
     if free < min_free:
         yield f"record.folder: the disk has {free / 1e9:.1f} GB free, less than record.min_free: nothing is recorded"
     elif free + recorded < most + min_free:
         yield f"record.folder: the disk has {free / 1e9:.1f} GB free, less than record.max and record.min_free together"
+
+
+def _recorded_bytes(folder: Path) -> int:
+    size = 0
+    with suppress(OSError):  # a folder that is not made yet, or may not be read
+        for file in folder.glob("*.jsonl.zst*"):
+            with suppress(OSError):  # a file that was sealed or deleted a moment ago
+                size += file.lstat().st_size
+    return size

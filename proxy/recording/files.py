@@ -13,9 +13,9 @@ import errno
 import os
 import re
 import time
-from calendar import timegm
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,9 +26,10 @@ HOUR = 3600 * 10**9  # nanoseconds
 ENDING = ".jsonl.zst"
 UNSEALED = ".part"
 READ_BYTES = 256 * 1024
+ENTRIES = 50  # of a folder, between two pauses
 MAX_FRAME = 64 * 1024 * 1024  # of lines; the recorder's are far smaller
 
-_NAME = re.compile(r"[a-z0-9_-]+-(\d{4}-\d\d-\d\dT\d\dZ)(?:\.(\d{1,6}))?\.jsonl\.zst(\.part)?")
+_NAME = re.compile(r"[a-z0-9_-]+-(\d{4}-\d\d-\d\dT\d\d)Z(?:\.(\d{1,6}))?\.jsonl\.zst(\.part)?")
 
 
 class NotARecording(Exception):
@@ -44,29 +45,45 @@ class Entry(NamedTuple):
     size: int
 
 
-def entries(folder: Path) -> list[Entry]:
-    """Return the recorded files in a folder, the oldest first. Raises OSError."""
-    found = []
-    for entry in os.scandir(folder):
-        if (match := _NAME.fullmatch(entry.name)) is not None:
-            hour = timegm(time.strptime(match[1], "%Y-%m-%dT%HZ")) * 10**9
-            with suppress(FileNotFoundError):  # sealed or deleted a moment ago
-                found.append(Entry(hour, int(match[2] or 1), Path(entry.path), entry.stat().st_size))
-    return sorted(found)
+def entries(folder: Path, pause: Callable[[], None] | None = None) -> list[Entry]:
+    """Return the recorded files in a folder, the oldest first. Raises OSError.
+
+    Links and folders are left out, and names whose date does not exist. `pause` is called after each ENTRIES of them.
+    """
+    found: list[tuple[int, int, str, Entry]] = []
+    with os.scandir(folder) as scanned:
+        for count, entry in enumerate(scanned, 1):
+            if (match := _NAME.fullmatch(entry.name)) is not None and entry.is_file(follow_symlinks=False):
+                # The first: a date that does not exist. The second: a file that was sealed or deleted a moment ago.
+                with suppress(ValueError, FileNotFoundError):
+                    hour, number = _nanoseconds(match[1]), int(match[2] or 1)
+                    size = entry.stat(follow_symlinks=False).st_size
+                    found.append((hour, number, entry.name, Entry(hour, number, Path(entry.path), size)))
+            if pause is not None and count % ENTRIES == 0:
+                pause()
+    return [one[-1] for one in sorted(found)]
+
+
+def _nanoseconds(hour: str) -> int:
+    """Return the start of an hour, as in a file's name. Raises ValueError."""
+    return int(datetime.fromisoformat(f"{hour}:00+00:00").timestamp()) * 10**9
 
 
 class OpenFile:
-    """A file that is being written. Every method may raise OSError."""
+    """A file that is being written. Every method may raise OSError.
+
+    `torn`: it ends with a part of a frame, after which no other could be read.
+    """
 
     def __init__(self, folder: Path, feed: str, hour: int) -> None:
         self.hour = hour
         self.size = 0
-        name = f"{feed}-{time.strftime('%Y-%m-%dT%HZ', time.gmtime(hour // 10**9))}"
-        number = 1
+        self.torn = False
+        self._stem = folder / f"{feed}-{time.strftime('%Y-%m-%dT%HZ', time.gmtime(hour // 10**9))}"
+        self._number = 0
         while True:
-            self.path = folder / (name + (f".{number}" if number > 1 else "") + ENDING)
+            self._take_next_number()
             self._part = self.path.with_name(self.path.name + UNSEALED)
-            number += 1
             if self.path.exists():
                 continue
             try:
@@ -78,6 +95,11 @@ class OpenFile:
     def __repr__(self) -> str:
         return f"<OpenFile {self._part.name} {self.size} bytes>"
 
+    def _take_next_number(self) -> None:
+        self._number += 1
+        number = f".{self._number}" if self._number > 1 else ""
+        self.path = self._stem.with_name(self._stem.name + number + ENDING)
+
     def write(self, data: bytes) -> int:
         """Write lines as one frame, whole or not at all; return its size."""
         if os.fstat(self._file).st_nlink == 0:
@@ -87,7 +109,9 @@ class OpenFile:
             if os.write(self._file, whole) < len(whole):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._part))
         except OSError:
-            os.ftruncate(self._file, self.size)  # a frame after a torn one could not be read
+            self.torn = True
+            os.ftruncate(self._file, self.size)
+            self.torn = False
             raise
         self.size += len(whole)
         return len(whole)
@@ -98,14 +122,26 @@ class OpenFile:
             os.fsync(self._file)
         finally:
             os.close(self._file)
-        if self.size:
-            self._part.rename(self.path)
-        else:
-            self._part.unlink()
+        while self.size:
+            try:
+                os.link(self._part, self.path)
+                break
+            except FileExistsError:  # another recorder has sealed one meanwhile
+                self._take_next_number()
+            except OSError:  # a file system without hard links
+                while self.path.exists():
+                    self._take_next_number()
+                self._part.rename(self.path)
+                return
+        self._part.unlink()
 
     def abandon(self) -> None:
-        """Close the file as it is."""
-        os.close(self._file)
+        """Close the file as it is; an empty one is deleted."""
+        try:
+            if not self.size and os.fstat(self._file).st_nlink:
+                self._part.unlink()
+        finally:
+            os.close(self._file)
 
 
 class RecordedFile:

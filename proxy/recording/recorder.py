@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import gevent
 from gevent.threadpool import ThreadPool
 
 from proxy.alpaca.codec import JSON
-from proxy.alpaca.cooperative import run_to_end
 from proxy.alpaca.endpoints import WILDCARD, Dialect, Endpoint, endpoint
-from proxy.alpaca.topics import NO_TOPICS, Subscription, by_channel, words
+from proxy.alpaca.topics import NO_TOPICS, Subscription, words
 from proxy.observe.logs import Log
 from proxy.observe.snapshot import RecordingState
 from proxy.recording import lines
@@ -28,11 +27,14 @@ from proxy.recording.writer import NO_OBJECT, QUEUE_BYTES, QUEUE_FULL, REASONS, 
 from proxy.routing.allowlists import Allowlist, Client
 from proxy.routing.subscriber import Error, Feed, Queue, Subscriber
 from proxy.transport import frames
+from proxy.transport.time_slice import TimeSlice
 
 CHUNK_BYTES = 256 * 1024  # of lines, in one frame
 FLUSH_SECONDS = 0.7  # and up to one tick until `tick` is called, and the write: 1 s at most
 REPORT_SECONDS = 10.0  # between two log lines about dropped messages
 RETRY_SECONDS = 310.0  # until refused topics are asked for again; a feed that Alpaca does not serve, after 300 s
+CHECK_SECONDS = 60.0  # between two looks for topics that were refused without a report
+INTERNAL_ERROR = "internal_error"  # the reason of a gap, in which messages are not counted
 
 
 class RecordedFeed(Feed, Protocol):
@@ -41,7 +43,7 @@ class RecordedFeed(Feed, Protocol):
     @property
     def live(self) -> bool: ...
 
-    def books(self, subscriber: Subscriber) -> list[tuple[bytes, int]]: ...
+    def books(self, subscriber: Subscriber) -> Iterator[tuple[bytes, int]]: ...
 
 
 def topics_of(allow: Allowlist, feed: Endpoint) -> Subscription:
@@ -67,24 +69,30 @@ class Recorder:
             found = endpoint(name)
             assert found is not None  # the configuration is checked
             self._topics[name] = topics_of(client.allow, found)
-        self._writer = Writer(folder, {feed: self._header(feed) for feed in self._topics})
+        self._writer = Writer(folder, self._topics)
         self._feeds: list[FeedRecorder] = []
         self._pool = ThreadPool(1)
         self._thread: gevent.event.AsyncResult | None = None
+        self._ending: gevent.Greenlet | None = None
+        self._discarded = False
         self._problem = ""  # as it was logged
+        self._tidy_problem = ""  # likewise
         self._log = Log("recording")
 
     def __repr__(self) -> str:
         return f"<Recorder {self._folder.path} {len(self._feeds)} feeds>"
 
-    def _header(self, feed: str) -> Mapping[str, object]:
-        return {"topics": run_to_end(by_channel(sorted(self._topics[feed])))}
-
     def start(self) -> None:
-        """Start the thread, and ask for the topics."""
+        """Start the thread, and ask for the topics. An error leaves nothing behind."""
         self._thread = self._pool.spawn(self._writer.run)
-        for name, topics in self._topics.items():
-            self._feeds.append(FeedRecorder(self._client, self._find_feed(self._client, name), topics, self._writer))
+        try:
+            for name, topics in self._topics.items():
+                feed = FeedRecorder(self._client, self._find_feed(self._client, name), topics, self._writer)
+                self._feeds.append(feed)
+                feed.start()
+        except BaseException:
+            self.stop()
+            raise
         self._log.info("started", folder=self._folder.path, feeds=" ".join(self._topics))
 
     def stop(self) -> None:
@@ -92,15 +100,37 @@ class Recorder:
         for feed in self._feeds:
             feed.stop()
         self._writer.end()
+        self._ending = gevent.spawn(self._end)
 
-    def join(self, seconds: float | None = None) -> None:
-        """Wait until everything is written and the files are sealed, at most for this time."""
-        if self._thread is not None and gevent.wait([self._thread], seconds):
-            self._report()
-            self._log.info("stopped", folder=self._folder.path)
-            self._pool.kill()
-        else:
+    def _end(self) -> None:
+        gevent.wait([self._thread])
+        self._report()
+        self._log.info("stopped", folder=self._folder.path)
+        self._pool.kill()
+
+    @property
+    def ended(self) -> bool:
+        """Whether everything is written after `stop`."""
+        return self._ending is not None and self._ending.ready()
+
+    @property
+    def pending(self) -> int:
+        """The bytes that wait for the disk."""
+        return self._writer.pending + sum(feed.pending for feed in self._feeds)
+
+    def join(self, seconds: float) -> None:
+        """After `stop`, wait until everything is written and the files are sealed, at most for this time."""
+        gevent.joinall([self._ending], seconds)
+        if not self.ended:
             self._log.warning("unfinished", folder=self._folder.path, reason="the disk does not answer")
+
+    def discard(self) -> None:
+        """After `stop`, drop what waits for a disk that does not answer. A second call does nothing."""
+        if self._discarded:
+            return
+        self._discarded = True
+        messages = self._writer.discard()
+        self._log.warning("unfinished", folder=self._folder.path, reason="the disk does not answer", messages=messages)
 
     def tick(self, now: float) -> None:
         """Hand over what waits, ask again for what was refused, and log what the thread has met."""
@@ -120,7 +150,7 @@ class Recorder:
             messages=dict(written.messages),
             bytes=dict(written.bytes),
             dropped=dropped,
-            pending=self._writer.pending + sum(feed.pending for feed in self._feeds),
+            pending=self.pending,
             limit=QUEUE_BYTES,
             newest=written.newest,
             last_at=written.last_at,
@@ -139,6 +169,10 @@ class Recorder:
             else:
                 self._log.info("resumed", folder=self._folder.path)
             self._problem = problem
+        if (problem := written.tidy_problem) != self._tidy_problem:
+            if problem:
+                self._log.warning("failed", reason=problem, hint="a file stays as it is; messages are recorded")
+            self._tidy_problem = problem
         if written.bug:
             bug, written.bug = written.bug, ""
             self._log.error("internal_error", part=repr(self._writer), traceback=bug)
@@ -152,7 +186,7 @@ class FeedRecorder:
         self.dropped = 0  # messages, since the queue was full
         self.no_objects = 0  # messages that cannot be a line
         self.pending = 0  # bytes in the chunk
-        self._reported = 0  # of the dropped messages
+        self._reported = 0, 0  # of the dropped messages, and of those that cannot be a line
         self._report_at = 0.0
         self._hour = 0  # since 1970, of the newest message
         self._feed = feed
@@ -164,9 +198,12 @@ class FeedRecorder:
         self._gap: Gap | None = None
         self._away_since: int | None = None
         self._outages = 0
-        self._refused_at: float | None = None
+        self._retry_at: float | None = None
+        self._check_at: float | None = None  # whether topics were refused; None: at the next tick
         self._missing = NO_TOPICS  # topics that are not recorded, as the log says
         self._failed = False
+        self._failed_at = -RETRY_SECONDS
+        self._book_greenlet = gevent.Greenlet()  # appends order books
         self._log = Log("recording", feed=self.name)
         queue: Queue = deque()
         self._subscriber = Subscriber(
@@ -178,25 +215,40 @@ class FeedRecorder:
             put=self._put,
             accepts_unknown=client.allow.accepts_unknown(self.name),
         )
-        self._adopt(topics)
 
     def __repr__(self) -> str:
         return f"<FeedRecorder {self.name} {len(self._topics)} topics, {self.pending} bytes>"
 
+    def start(self) -> None:
+        """Ask for the topics."""
+        self._adopt(self._topics)
+
     def _adopt(self, topics: Subscription) -> None:
         """Hold topics; Alpaca is asked for them."""
-        self._append_books(self._feed.adopt(self._subscriber, topics), time.time_ns())
+        self._feed.adopt(self._subscriber, topics)
+        self._begin_books(time.time_ns())
 
-    def _append_books(self, books: list[tuple[bytes, int]], at: int) -> None:
-        """Begin with the whole order books that are kept, so that each file can be replayed alone."""
+    def _begin_books(self, at: int) -> None:
+        """Begin to write the whole order books that are kept, so that each file can be replayed alone."""
         self._hour = at // HOUR
-        for frame, _ in books:
+        self._book_greenlet.kill(block=False)
+        self._book_greenlet = gevent.spawn(self._append_books)
+
+    def _append_books(self) -> None:
+        """Append each book as it is then, pausing between them: a large one takes a millisecond."""
+        time_slice = TimeSlice()
+        for frame, _ in self._feed.books(self._subscriber):
+            at = time.time_ns()
             self._append(lines.books(frames.payload_of(frame), at), 0, at)
+            time_slice.pause()
 
     def stop(self) -> None:
         """Leave the feed, and hand over what waits."""
+        self._book_greenlet.kill(block=False)
         self._subscriber.left = True
         self._feed.leave(self._subscriber)
+        if self._gap is not None:
+            self._add(b"", 0, time.time_ns())
         self._flush()
 
     def tick(self, now: float) -> None:
@@ -206,19 +258,35 @@ class FeedRecorder:
             self._note_return(at)
         if self._chunk and not 0 <= at - self._began < FLUSH_SECONDS * 1e9:  # below 0: the clock was set back
             self._flush()
-        if self.dropped > self._reported and now >= self._report_at:
-            self._reported, self._report_at = self.dropped, now + REPORT_SECONDS
-            self._log.warning("dropped", messages=self.dropped, reason="the disk is too slow")
+        if now >= self._report_at and self._reported != (self.dropped, self.no_objects):
+            self._report_dropped()
+            self._report_at = now + REPORT_SECONDS
         if self._failed:
-            self._failed = False
-            self._feed.leave(self._subscriber)
-            self._refused_at = now
-        if self._refused_at is None:
-            if not self._topics <= self._subscriber.wanted:
-                self._refused_at = now
-        elif now - self._refused_at >= RETRY_SECONDS:
-            self._refused_at = None
+            self._leave(now, at)
+        elif self._retry_at is None:
+            if self._check_at is None or now >= self._check_at:
+                self._check_at = now + CHECK_SECONDS
+                if not self._topics <= self._subscriber.wanted:
+                    self._retry_at = now + RETRY_SECONDS
+        elif now >= self._retry_at:
+            self._retry_at = self._check_at = None
             self._adopt(self._topics - self._subscriber.wanted)
+
+    def _report_dropped(self) -> None:
+        dropped, no_objects = self._reported
+        if self.dropped > dropped:
+            self._log.warning("dropped", messages=self.dropped, reason="the disk is too slow")
+        if self.no_objects > no_objects:
+            self._log.warning("dropped", messages=self.no_objects, reason="they are no JSON objects")
+        self._reported = self.dropped, self.no_objects
+
+    def _leave(self, now: float, at: int) -> None:
+        """Give the topics up after an internal error. Ask for them at the next tick; later, if it was not the first."""
+        self._failed = False
+        self._feed.leave(self._subscriber)
+        self._gap = self._gap or Gap(at, INTERNAL_ERROR)
+        self._retry_at = now + RETRY_SECONDS if now - self._failed_at < RETRY_SECONDS else now
+        self._failed_at = now
 
     # Called by the feed
 
@@ -232,9 +300,10 @@ class FeedRecorder:
         if missing and missing != self._missing:  # else it is known since the last attempt
             self._log.warning("refused", code=code, reason=reason, topics=words(missing))
         self._missing = missing
+        self._check_at = None
 
     def abort(self) -> None:
-        """Give the topics up at the next tick, after an internal error, and try again later."""
+        """Give the topics up at the next tick, after an internal error, and ask for them again."""
         self._failed = True
 
     def _put(self, frame: bytes, messages: int) -> None:
@@ -245,11 +314,13 @@ class FeedRecorder:
         if self._away_since is not None:
             self._note_return(at)
         if at // HOUR != self._hour:
-            self._append_books(self._feed.books(self._subscriber), at)
+            self._begin_books(at)
         payload = frames.payload_of(frame)
         bodies = payload if payload[:1] == b"\n" else LINES.join([payload])
         recorded = bodies.count(b"\n")
-        self.no_objects += messages - recorded
+        if (no_objects := messages - recorded) > 0:
+            self.no_objects += no_objects
+            self._append(Gap(at, NO_OBJECT, no_objects).line(at), 0, at)
         if recorded:
             self._append(lines.stamped(bodies, at), recorded, at)
 
@@ -261,6 +332,9 @@ class FeedRecorder:
             self._gap.messages += messages
             self.dropped += messages
             return
+        self._add(text, messages, at)
+
+    def _add(self, text: bytes, messages: int, at: int) -> None:
         if not self._chunk:
             self._began = at
         if self._gap is not None:

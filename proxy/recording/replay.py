@@ -6,6 +6,7 @@ joins late gets the whole book first. Times are nanoseconds since 1970.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,15 @@ from proxy.alpaca import timestamps
 from proxy.alpaca.codec import JSON
 from proxy.alpaca.endpoints import WILDCARD
 from proxy.alpaca.topics import NO_TOPICS
+from proxy.recording.files import NotARecording
 from proxy.recording.timeline import Batch, Recording, Windows, batches, recorded
 from proxy.routing.order_books import CHANNEL, KIND, Books
+from proxy.simulator.exchange import SourceError
 from proxy.simulator.wire import Recorded
 
 START_PAUSE = 0.02  # seconds between two looks for the first subscription
 LONGEST_PAUSE = 1.0
+LOOP_PAUSE = 10**9  # nanoseconds between two passes, where the pace matters
 MERGED = 200  # messages of one frame, at most, where the pace does not matter
 
 _TIMESTAMP = re.compile(rb'(?<=")(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d))(?=")')
@@ -60,10 +64,13 @@ class Replay:
         self._pace = pace
         self._symbols = symbols
         self._books: dict[str, Books] = {recording.feed: Books(JSON) for recording in recordings}
+        self._stale: set[tuple[str, str]] = set()  # feeds and symbols of books with a gap since the last whole one
         self._batches = self._read()
         self._next: Batch | None = None
         self._window: tuple[int, int] | None = None  # the one of the last message
         self._origin = (0, 0)  # a time in the recording, and when it was or will be
+        self._sent_before = 0  # in earlier passes of a loop
+        self._resumes = 0  # when the next pass of a loop begins
 
     def __repr__(self) -> str:
         return f"<Replay of {len(self._recordings)} files, {self.sent} messages sent>"
@@ -89,15 +96,18 @@ class Replay:
             return START_PAUSE
         if self._next is None or self.patient:
             return 0.0
-        return min(max(0.0, (self._due(self._next.at) - now) / 1e9), LONGEST_PAUSE)
+        due = max(self._due(self._next.at) if self._window else now, self._resumes)
+        return min(max(0.0, (due - now) / 1e9), LONGEST_PAUSE)
 
     def advance(self, now: int, live: Mapping[str, int]) -> Iterator[tuple[str, list[Recorded]]]:
-        """Yield each feed with the messages that are due."""
+        """Yield each feed with the messages that are due, and lists without messages where many are left out."""
+        if now < self._resumes:
+            return
         if not self.begun:
             if sum(live.values()) < self._pace.wait:
                 return
             self.begun = True
-            self._next = next(self._batches, None)
+            self._next = self._following()
         while (batch := self._next) is not None:
             if batch.wanted and not self._is_in_window(batch.at):  # the time until the next window is not waited for
                 self._window = next(window for window in self._within if window[0] <= batch.at < window[1])
@@ -108,7 +118,8 @@ class Replay:
             if batch.wanted and due > now:
                 return
             yield batch.feed, self._pass(batch, due)
-        self._end()
+            self._next = self._following()
+        self._end(now)
 
     def _is_in_window(self, at: int) -> bool:
         return self._window is not None and self._window[0] <= at < self._window[1]
@@ -118,12 +129,15 @@ class Replay:
         return began + int((at - began_at) / (self._pace.speed or 1.0))
 
     def _pass(self, batch: Batch, due: int) -> list[Recorded]:
-        """Move on to the next batch; return the messages to send."""
-        self.at = max(self.at, batch.at)
-        self._next = next(self._batches, None)
+        """Apply a batch to the state; return the messages to send."""
         books = self._books[batch.feed]
-        messages = [*(book for book in batch.books if books.whole(book["S"]) is None), *batch.messages]
-        for message in messages:
+        if batch.gap:
+            self._stale.update((batch.feed, symbol) for symbol in books.gained(NO_TOPICS, {(CHANNEL, WILDCARD)}))
+        if not batch.messages and not batch.books:
+            return []
+        self.at = max(self.at, batch.at)
+        messages = [*(book for book in batch.books if self._is_needed(batch.feed, book)), *batch.messages]
+        for message in batch.messages:
             if message.get("T") == KIND:
                 books.apply(message["S"], message.body)
         if not batch.wanted:
@@ -131,6 +145,22 @@ class Replay:
             return []
         self.sent += len(batch.messages)
         return [self._shifted(batch.feed, message, due - batch.at) for message in messages]
+
+    def _following(self) -> Batch | None:
+        try:
+            return next(self._batches, None)
+        except (OSError, NotARecording) as error:
+            raise SourceError(str(error)) from error
+
+    def _is_needed(self, feed: str, book: Recorded) -> bool:
+        """Apply a recorded whole book; return whether subscribers need it: it is the first, or another after a gap."""
+        books, symbol = self._books[feed], book["S"]
+        before = books.whole(symbol)
+        books.apply(symbol, book.body)
+        if (feed, symbol) not in self._stale:
+            return before is None
+        self._stale.remove((feed, symbol))
+        return _levels(before) != _levels(books.whole(symbol))
 
     def _whole_books(self, feed: str, symbol: str | None, delta: int) -> list[Recorded]:
         books = self._books[feed]
@@ -153,17 +183,29 @@ class Replay:
 
         return recorded(feed, _TIMESTAMP.sub(moved, message.body))
 
-    def _end(self) -> None:
-        """End, or begin anew."""
+    def _end(self, now: int) -> None:
+        """End, or begin anew. Raises SourceError if there was nothing to send."""
+        if self.sent == self._sent_before:
+            of = f" of {', '.join(sorted(self._symbols))}" if self._symbols else ""
+            raise SourceError(f"no message{of} was recorded in the chosen span")
         if not self._pace.loop:
             self.ended = True
             self.at = self._within[-1][1] - 1
             return
+        self._sent_before = self.sent
+        if self._pace.speed is not None:
+            self._resumes = now + LOOP_PAUSE
         self.at = self._within[0][0]
         self._books = {feed: Books(JSON) for feed in self._books}
+        self._stale.clear()
         self._window = None
         self._batches = self._read()
-        self._next = next(self._batches, None)
+        self._next = self._following()
 
     def _read(self) -> Iterator[Batch]:
         return batches(self._recordings, self._within, self._symbols, MERGED if self.patient else 1)
+
+
+def _levels(book: bytes | None) -> object:
+    fields = None if book is None else json.loads(book)
+    return fields and (fields["b"], fields["a"])

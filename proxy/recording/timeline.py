@@ -1,13 +1,15 @@
 """The recorded messages of several files in the order of their arrival.
 
 Files of one feed that follow one another are one *track*; tracks are merged by the times of their batches. A batch is
-what arrived at once. A file is opened when its turn comes, and read frame by frame.
+what arrived at once. A file is opened when its turn comes, and read in pieces of whole lines. Where the clock was set
+back while recording, the time of a batch is the latest one before it, so that the order of arrival is kept.
 """
 
 from __future__ import annotations
 
 import heapq
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone, tzinfo
@@ -24,24 +26,33 @@ from proxy.simulator.wire import Recorded
 
 TRADING = "trading"
 NEWS = "n"
+PIECE_BYTES = 16 * 1024  # of lines that are read without a pause
+
+_TIMES = re.compile(rb'\n\{(?:"recording":"[a-z]+",)?"at":([1-9]\d{18})[,}]')
+_GAP = re.compile(rb'\n\{"recording":"gap"')
+_UNREADABLE = re.compile(rb'\n\{(?:"recording":"book",)?"at":(?![1-9]\d{18},[ \t\r]*")')
 
 Windows = Sequence[tuple[int, int]]
 """Times from and until which messages are wanted, in order; nanoseconds since 1970."""
 
 
 class Batch(NamedTuple):
-    """What arrived at once on a feed. `wanted` is false if it lies outside of the windows: it may change books."""
+    """What arrived at once on a feed. `wanted` is false if it lies outside of the windows: it may change books.
+
+    One without messages lets the reader pause.
+    """
 
     at: int
     feed: str
     messages: list[Recorded]
     books: list[Recorded]  # whole order books that the recorder has added
     wanted: bool
+    gap: bool = False  # messages are missing before it
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """One file: its feed, the times of its first and last line, its messages; `torn`: its end is missing."""
+    """One file: its feed, the earliest and the latest time of its lines, its messages; `torn`: its end is missing."""
 
     path: Path
     feed: str
@@ -52,18 +63,42 @@ class Recording:
 
 
 def scan(path: Path, progress: Callable[[], None] = lambda: None) -> Recording:
-    """Read a file through. Raises OSError and NotARecording; `progress` is called after each frame."""
+    """Read a file through. Raises OSError and NotARecording; `progress` is called after each piece."""
     file = RecordedFile(path)
-    feed, first, last, messages = "", 0, 0, 0
-    for frame in file.frames():
-        begin, last = lines.span(frame)
-        if not first:
-            first, feed = begin, str((lines.first_line(frame) or {})["feed"])
-            if endpoint(feed) is None:
-                raise NotARecording("is of a feed that this version does not know")
-        messages += lines.message_count(frame)
+    start = lines.first_line(next(file.frames())) or {}
+    feed, first, messages = str(start.get("feed")), start.get("at"), 0
+    if endpoint(feed) is None:
+        raise NotARecording("is of a feed that this version does not know")
+    if not isinstance(first, int) or not 10**18 <= first < 10**19:
+        raise NotARecording("has no time in its first line")
+    last = first
+    for piece in _pieces(file):
+        if times := _TIMES.findall(piece):
+            first, last = min(first, int(min(times))), max(last, int(max(times)))
+        messages += lines.message_count(piece)
         progress()
     return Recording(path, feed, first, last, messages, file.torn)
+
+
+def _pieces(file: RecordedFile) -> Iterator[bytes]:
+    """Yield whole lines, each after a line break; a gap is the first line of its piece.
+
+    A line without a time of 19 digits is the torn end of the file.
+    """
+    for frame in file.frames():
+        begin = 0
+        while begin < len(frame):
+            end = frame.find(b"\n", begin + PIECE_BYTES) + 1 or len(frame)
+            piece = b"\n" + frame[begin:end].lstrip(b"\n")
+            if (unreadable := _UNREADABLE.search(piece)) is not None:
+                file.torn = True
+                yield piece[: unreadable.start()]
+                return
+            if (gap := _GAP.search(piece, 1)) is not None:
+                end -= len(piece) - gap.start()
+                piece = piece[: gap.start()]
+            yield piece
+            begin = end
 
 
 def windows(
@@ -82,7 +117,7 @@ def windows(
     while day <= _local(last, zone).date():
         start = _instant(day, begin, zone)
         stop = _instant(day if end > begin else day + timedelta(days=1), end, zone)
-        if stop > first and start <= last:
+        if stop > first and start <= last and start < stop:
             found.append((max(start, first), min(stop, last + 1)))
         day += timedelta(days=1)
     return found
@@ -93,7 +128,20 @@ def _local(at: int, zone: tzinfo) -> datetime:
 
 
 def _instant(day: date, time: time_of_day, zone: tzinfo) -> int:
-    return int(datetime.combine(day, time, zone).timestamp()) * 10**9
+    """Return when a clock shows this time; for a time that the clock skips, the moment of the skip."""
+    moment = datetime.combine(day, time, zone)
+    late, early = (int(moment.replace(fold=fold).timestamp()) for fold in (0, 1))
+    if early >= late:  # not skipped
+        return late * 10**9
+    before = _offset(early, zone)
+    while late - early > 1:
+        middle = (early + late) // 2
+        early, late = (middle, late) if _offset(middle, zone) == before else (early, middle)
+    return late * 10**9
+
+
+def _offset(second: int, zone: tzinfo) -> timedelta | None:
+    return datetime.fromtimestamp(second, zone).utcoffset()
 
 
 def batches(
@@ -115,33 +163,51 @@ def batches(
 
 
 def _track(track: Iterable[Recording], within: Windows, symbols: frozenset[str], most: int) -> Iterator[Batch]:
+    at = 0
     for recording in track:
         if recording.first >= within[-1][1]:
             return
-        found = endpoint(recording.feed)
-        has_books = found is not None and CHANNEL in found.channels
-        for frame in RecordedFile(recording.path).frames():
-            first, last = lines.span(frame)
-            overlapping = [window for window in within if window[0] <= last and first < window[1]]
-            whole = any(begin <= first and last < end for begin, end in overlapping)
-            if overlapping or has_books:
-                yield from _batches(recording.feed, frame, overlapping, symbols, most if whole else 1)
-            else:
-                yield Batch(first, recording.feed, [], [], False)
+        try:
+            for batch in _batches(recording, at, within, symbols, most):
+                at = batch.at
+                yield batch
+        except NotARecording as error:
+            raise NotARecording(f"{recording.path} {error}") from error
 
 
-def _batches(feed: str, frame: bytes, within: Windows, symbols: frozenset[str], most: int) -> Iterator[Batch]:
+def _batches(recording: Recording, at: int, within: Windows, symbols: frozenset[str], most: int) -> Iterator[Batch]:
+    """Yield the batches of a file, none before `at`, and at least one for each piece of it."""
+    feed, found = recording.feed, endpoint(recording.feed)
+    has_books = found is not None and CHANNEL in found.channels
     batch: Batch | None = None
-    for line in lines.read(frame):
-        message = recorded(feed, line.body)
-        if symbols and symbols.isdisjoint(_symbols(message)):
-            continue
-        is_full = batch is None or bool(batch.books) or len(batch.messages) >= most
-        if batch is None or (is_full and batch.at != line.at) or not line.is_message:
+    window: tuple[int, int] | None = None  # the one of `batch`
+    present: tuple[int, int] | None = None  # the one of the line
+    for piece in _pieces(RecordedFile(recording.path)):
+        yielded = False
+        if _GAP.match(piece):
             if batch is not None:
                 yield batch
-            batch = Batch(line.at, feed, [], [], any(begin <= line.at < end for begin, end in within))
-        (batch.messages if line.is_message else batch.books).append(message)
+                batch = None
+            yield Batch(at, feed, [], [], wanted=False, gap=True)
+        for line in lines.read(piece):
+            at = max(at, line.at)
+            if present is None or at >= present[1]:
+                present = next((each for each in within if each[0] <= at < each[1]), None)
+            if present is None and not has_books:
+                continue
+            message = recorded(feed, line.body)
+            if symbols and symbols.isdisjoint(_symbols(message)):
+                continue
+            is_full = batch is None or bool(batch.books) or len(batch.messages) >= most or present is not window
+            if batch is None or (is_full and batch.at != at) or not line.is_message:
+                if batch is not None:
+                    yielded = True
+                    yield batch
+                batch, window = Batch(at, feed, [], [], present is not None), present
+            (batch.messages if line.is_message else batch.books).append(message)
+        if not yielded:
+            yield batch or Batch(at, feed, [], [], wanted=False)
+            batch = None
     if batch is not None:
         yield batch
 

@@ -18,16 +18,20 @@ from functools import partial
 from pathlib import Path
 from queue import Empty
 from traceback import format_exc
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gevent.monkey import get_original
 
+from proxy.alpaca.cooperative import run_to_end
+from proxy.alpaca.topics import Subscription, by_channel
 from proxy.recording import files, lines
 from proxy.recording.files import HOUR, OpenFile
 
 QUEUE_BYTES = 32 * 1024 * 1024
 IDLE_SECONDS = 1.0  # after which the thread looks for files to seal and to delete, if no chunk comes
 CLEAN_SECONDS = 60.0  # between two looks at all files of the folder
+PAUSE_SECONDS = 0.0005  # in which the hub gets the interpreter's lock, in long work
+FULL = errno.ENOSPC, errno.EDQUOT  # after these errors the same file can go on
 # The reasons for which a message is not recorded.
 REASONS = QUEUE_FULL, DISK_ERROR, MIN_FREE, NO_OBJECT = "queue_full", "disk_error", "min_free", "no_object"
 
@@ -71,7 +75,10 @@ class Folder:
 
 @dataclass(slots=True)
 class Written:
-    """Counts and state of the thread, which alone changes them. `problem` is the reason why it cannot write, if any."""
+    """Counts and state of the thread, which alone changes them.
+
+    `problem` is the reason why it cannot write, if any; `tidy_problem` why it cannot seal or delete a file.
+    """
 
     messages: Counter[str] = field(default_factory=Counter)  # by feed, as the others
     bytes: Counter[str] = field(default_factory=Counter)
@@ -80,26 +87,29 @@ class Written:
     newest: str = ""
     free: int | None = None
     problem: str = ""
+    tidy_problem: str = ""
     deleted: deque[str] = field(default_factory=deque)  # names of files, until the recorder has logged them
     bug: str = ""  # the traceback of an internal error
 
 
 class Writer:
-    """The queue and the thread, which runs `run`. `headers` has the fields of each feed's first line."""
+    """The queue and the thread, which runs `run`. `topics` are those of each feed, for the first line of its files."""
 
     def __init__(
-        self, folder: Folder, headers: Mapping[str, Mapping[str, Any]], clock: Callable[[], int] = time.time_ns
+        self, folder: Folder, topics: Mapping[str, Subscription], clock: Callable[[], int] = time.time_ns
     ) -> None:
         self.written = Written()
         self._folder = folder
-        self._headers = headers
+        self._topics = topics
+        self._headers: dict[str, dict[str, list[str]]] = {}
         self._clock = clock
         self._queue = get_original("queue", "SimpleQueue")()
         self._put_bytes = 0  # by the recorder
         self._taken_bytes = 0  # by the thread
         self._open: dict[str, OpenFile] = {}
         self._gaps: dict[str, Gap] = {}
-        self._clean_at = 0
+        self._clean_at = 0.0  # on the monotonic clock
+        self._pause = partial(get_original("time", "sleep"), PAUSE_SECONDS)
 
     def __repr__(self) -> str:
         return f"<Writer {self._folder.path} {self.pending} bytes pending>"
@@ -118,17 +128,38 @@ class Writer:
         """Let the thread end once it has written what is in the queue."""
         self._queue.put(None)
 
+    def discard(self) -> int:
+        """Drop what is in the queue after `end`, and have a line written about it; return the number of messages."""
+        last: dict[str, Chunk] = {}
+        gaps: dict[str, Gap] = {}
+        with suppress(Empty):
+            while True:
+                if (chunk := self._queue.get_nowait()) is not None:
+                    self._put_bytes -= chunk.size
+                    last[chunk.feed] = chunk
+                    gaps.setdefault(chunk.feed, Gap(chunk.at, QUEUE_FULL)).messages += chunk.messages
+        for feed, chunk in last.items():
+            line = gaps[feed].line(chunk.at)
+            self.put(Chunk(feed, chunk.hour, [line], 0, len(line), chunk.at))
+        self.end()
+        return sum(gap.messages for gap in gaps.values())
+
     # The thread
 
     def run(self) -> None:
         """Write until `end`, then seal the files."""
         while True:
-            with suppress(Empty):
-                if (chunk := self._queue.get(timeout=IDLE_SECONDS)) is None:
+            try:
+                chunk = self._queue.get(timeout=IDLE_SECONDS)
+            except Empty:
+                self._guarded(self._recover)
+            else:
+                if chunk is None:
                     break
                 self._write(chunk)
                 self._taken_bytes += chunk.size
             self._guarded(self._tidy)
+        self._guarded(self._write_gaps)
         for feed in [*self._open]:
             self._guarded(partial(self._seal, feed))
 
@@ -171,57 +202,96 @@ class Writer:
         if free < self._folder.min_free:
             raise NoRoom(errno.ENOSPC, f"less than {self._folder.min_free:,} bytes are free (min_free)", str(folder))
 
+    def _recover(self) -> None:
+        """Write the gaps while no message comes. If that succeeds, the disk is well again."""
+        self._measure()
+        self._write_gaps()
+        self.written.problem = ""
+
+    def _write_gaps(self) -> None:
+        at = self._clock()
+        for feed in [*self._gaps]:
+            self._append(Chunk(feed, at - at % HOUR, [], 0, 0, at))
+            del self._gaps[feed]
+
     def _append(self, chunk: Chunk) -> None:
         feed = chunk.feed
         if feed in self._open and self._open[feed].hour != chunk.hour:
             self._seal(feed)
         if feed not in self._open:
             self._open[feed] = OpenFile(self._folder.path, feed, chunk.hour)
-            self._clean_at = 0
         file = self._open[feed]
         parts = chunk.lines
         if (gap := self._gaps.get(feed)) is not None:
             parts = [gap.line(chunk.at), *parts]
         if not file.size:
-            parts = [lines.own(lines.START, chunk.at, format=lines.FORMAT, feed=feed, **self._headers[feed]), *parts]
+            start = lines.own(lines.START, chunk.at, format=lines.FORMAT, feed=feed, topics=self._header(feed))
+            parts = [start, *parts]
         try:
             self.written.bytes[feed] += file.write(b"".join(parts)[1:] + b"\n")
         except OSError as error:
-            if error.errno != errno.ENOSPC:  # a file that fails otherwise may be gone: the next chunk opens another
+            if file.torn or error.errno not in FULL:  # the file may be gone: the next chunk opens another
                 del self._open[feed]
                 with suppress(OSError):
                     file.abandon()
             raise
         self.written.newest = file.path.name
 
+    def _header(self, feed: str) -> dict[str, list[str]]:
+        """Return the topics of a feed by channel, in order."""
+        if feed not in self._headers:
+            self._headers[feed] = dict(sorted(run_to_end(by_channel(self._topics[feed]), self._pause).items()))
+        return self._headers[feed]
+
     def _seal(self, feed: str) -> None:
-        self._open.pop(feed).seal()
+        """Seal a file. A failure costs no message: what was written can be read without."""
+        try:
+            self._open.pop(feed).seal()
+        except OSError as error:
+            self.written.tidy_problem = _words(error)
 
     def _tidy(self) -> None:
-        """Seal the files of former hours, delete the oldest ones, measure what is free."""
+        """Delete the oldest files, seal those of former hours, measure what is free."""
         now = self._clock()
+        if time.monotonic() >= self._clean_at:
+            self._clean_at = time.monotonic() + CLEAN_SECONDS
+            self._delete(now)
         for feed in [feed for feed, file in self._open.items() if file.hour + HOUR <= now]:
             self._seal(feed)
-        if now >= self._clean_at:
-            self._clean_at = now + int(CLEAN_SECONDS * 1e9)
-            self._delete(now)
         self._measure()
 
     def _delete(self, now: int) -> None:
-        """Delete the files that are older than `keep`, and the oldest ones until all are within `max`."""
-        if not self._folder.path.is_dir():
+        """Delete the files that are older than `keep`, and the oldest ones until all are within `max`.
+
+        The age counts up to the newest of these files, so that a clock that was set ahead deletes nothing.
+        """
+        problem = ""
+        try:
+            entries = files.entries(self._folder.path, self._pause)
+        except OSError:  # `_measure` reports it
             return
-        entries = files.entries(self._folder.path)
+        self._pause()
         size = sum(entry.size for entry in entries)
         being_written = {file.path.name for file in self._open.values()}
+
+        def finished(entry: files.Entry) -> bool:
+            return entry.path.name.removesuffix(files.UNSEALED) not in being_written
+
+        newest = min(now, next((entry.hour + HOUR for entry in reversed(entries) if finished(entry)), now))
         for entry in entries:
-            too_old = entry.hour + HOUR + self._folder.keep * 1e9 <= now
+            too_old = entry.hour + HOUR + self._folder.keep * 1e9 <= newest
             if not too_old and size <= self._folder.max:
                 break
-            if entry.path.name.removesuffix(files.UNSEALED) not in being_written:
+            if not finished(entry):
+                continue
+            try:
                 entry.path.unlink()
+            except OSError as error:  # the others can still be deleted
+                problem = _words(error)
+            else:
                 size -= entry.size
                 self.written.deleted.append(entry.path.name)
+        self.written.tidy_problem = problem
 
 
 def _words(error: OSError) -> str:

@@ -202,9 +202,9 @@ class OrderRouter:
     def book(self, symbol: str, codec: Codec) -> None:
         """Return None: the trading feed has no order books."""
 
-    def books(self, member: Member) -> list[Delivery]:
-        """Return nothing: the trading feed has no order books."""
-        return []
+    def books(self, member: Member) -> Iterator[Delivery]:
+        """Yield nothing: the trading feed has no order books."""
+        yield from ()
 
     # The stream's losses and returns
 
@@ -408,8 +408,8 @@ class OrderRouter:
             return ""
         if look_up := self.orders.look_up_of(order_id):
             return look_up if look_up in self._awaiting_owner else ""
-        everything = self.orders.permitted_all()
-        if all(member.name in everything for member in self._listeners()) or self._is_full():
+        no_owners = self.orders.permitted_all() | self.orders.observers
+        if all(member.name in no_owners for member in self._listeners()) or self._is_full():
             return ""
         if not self.reader.look_up(order_id):
             return ""

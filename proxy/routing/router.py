@@ -131,7 +131,7 @@ class Routing(Protocol):
     def remove(self, member: Member) -> None: ...
     def acked_changed(self, acked: Set[Topic]) -> None: ...
     def book(self, symbol: str, codec: Codec) -> Raw | bytes | None: ...
-    def books(self, member: Member) -> list[Delivery]: ...
+    def books(self, member: Member) -> Iterator[Delivery]: ...
     def pieces(self, frame: bytes) -> Iterator[bytes | None]: ...
     def take(self, frame: bytes) -> Taken: ...
     def flush(self) -> list[Delivery]: ...
@@ -190,19 +190,18 @@ class Router:
         if before == subscription and (group is None or group.accepts_unknown == member.accepts_unknown):
             return []
         self._join(member, subscription)
-        return self._whole_books(member, before, subscription)
-
-    def books(self, member: Member) -> list[Delivery]:
-        """Return the order books of all pairs that the member receives."""
-        return self._whole_books(member, NO_TOPICS, self.subscription_of(member))
-
-    def _whole_books(self, member: Member, before: Subscription, now: Subscription) -> list[Delivery]:
-        """Return the order books that `now` covers and `before` does not."""
         codec = member.codec
-        gained = [self.book(symbol, codec) for symbol in self._books.gained(before, now)]
+        gained = [self.book(symbol, codec) for symbol in self._books.gained(before, subscription)]
         if not (bodies := [body for body in gained if body is not None]):
             return []
         return [Delivery([member], codec.text, payload, messages) for payload, messages in codec.batches(bodies)]
+
+    def books(self, member: Member) -> Iterator[Delivery]:
+        """Yield the order books of all pairs that the member receives, each as it is when it is yielded."""
+        codec = member.codec
+        for symbol in self._books.gained(NO_TOPICS, self.subscription_of(member)):
+            if (body := self.book(symbol, codec)) is not None:
+                yield Delivery([member], codec.text, codec.join([body]), 1)
 
     def _join(self, member: Member, subscription: Subscription) -> None:
         self.remove(member)

@@ -32,6 +32,10 @@ class Tape(Protocol):
 PAUSE_SECONDS = 0.02
 
 
+class SourceError(Exception):
+    """The source cannot go on; the text is a sentence."""
+
+
 class DataSource(Protocol):
     """Source of the simulator's data: `Exchange`, or a recording. Times are nanoseconds since 1970.
 
@@ -47,7 +51,8 @@ class DataSource(Protocol):
     def advance(self, now: int, live: Mapping[str, int]) -> Iterator[tuple[str, list[Any]]]:
         """Yield each feed with its messages that are due.
 
-        `live` are the feeds with clients, and for each the number of those that have subscribed.
+        `live` are the feeds with clients, and for each the number of those that have subscribed. A list without
+        messages lets the caller pause. Raises SourceError.
         """
 
     def pause(self, now: int) -> float:

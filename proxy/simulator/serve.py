@@ -31,7 +31,7 @@ def run(
 ) -> None:
     """Serve a synthetic market, or a source to its end, until SIGINT or SIGTERM; call `ready` once it listens.
 
-    Raises OSError if the address cannot be bound.
+    Raises OSError if the address cannot be bound, and the error at which a source has ended: SourceError, usually.
     """
     stopped = Event()
     watchers = [gevent.signal_handler(number, stopped.set) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -45,7 +45,9 @@ def run(
             ready(simulator)
             gevent.wait([stopped, simulator.market_ended], count=1)
             if simulator.market_ended.is_set():
-                simulator.finish()
+                simulator.finish(stopped)
+            if simulator.market_error is not None:
+                raise simulator.market_error
     finally:
         for watcher in watchers:
             watcher.cancel()

@@ -29,7 +29,7 @@ from proxy.simulator import events, rest_faults, trading_rest, upgrade, wire
 from proxy.simulator.account_plan import EVERY_FEED, AccountPlan, AccountSlots
 from proxy.simulator.conversation import error
 from proxy.simulator.events import EventHistory, EventPeer, TimedEvent
-from proxy.simulator.exchange import DataSource, Exchange
+from proxy.simulator.exchange import DataSource, Exchange, SourceError
 from proxy.simulator.fault_settings import FaultSettings
 from proxy.simulator.faults import GARBAGE, REFUSALS, Drop, Faults, RestFault, Step, status_line
 from proxy.simulator.market import Market
@@ -57,9 +57,9 @@ class Simulator:
     """Stand-in for Alpaca at one address.
 
     `keys` are the accounts' keys and secrets (default: `key` and `secret`). With a `market` every feed has synthetic
-    data, equal for equal seeds; with a `source` the data come from there, and `market_ended` is set at its end; without
-    either, only the `publish…` methods send data. `start` raises OSError if the address cannot be bound; a simulator
-    that was stopped starts again at its old port.
+    data, equal for equal seeds; with a `source` the data come from there, and `market_ended` is set at its end, with
+    `market_error` if it was an error; without either, only the `publish…` methods send data. `start` raises OSError if
+    the address cannot be bound; a simulator that was stopped starts again at its old port.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class Simulator:
         )
         self._exchange = source if market is None else Exchange(market, seed)
         self.market_ended = Event()
+        self.market_error: Exception | None = None
         self._market_greenlet: Any = None
         self._drop_greenlet: Any = None
         self._listener: Listener | None = None
@@ -146,16 +147,23 @@ class Simulator:
                 connection.shut()
             listener.stop(timeout=STOP_SECONDS)
 
-    def finish(self) -> None:
-        """Close every connection with 1000, once its client has read what is queued."""
-        peers = [*self._peers.values()]
-        for peer in peers:
-            peer.wait_until_drained(FINISH_SECONDS)
-            peer.close(frames.NORMAL, "the end")
+    def finish(self, stopped: Event | None = None) -> None:
+        """Close every connection with 1000, once its client has read what is queued; return early if `stopped` is set.
+
+        The slowest client may take FINISH_SECONDS.
+        """
+        closing = [gevent.spawn(self._finish_peer, peer) for peer in self._peers.values()]
         for event_peer in self._event_peers:
             event_peer.finish()
-        ended = [*(peer.ended for peer in peers), *(peer.ended for peer in self._event_peers)]
-        gevent.wait(ended, timeout=DROP_SECONDS)
+            closing.append(gevent.spawn(event_peer.ended.wait, DROP_SECONDS))
+        closed = gevent.spawn(gevent.joinall, closing)
+        gevent.wait([closed, *([] if stopped is None else [stopped])], count=1)
+        gevent.killall([closed, *closing])
+
+    def _finish_peer(self, peer: Peer) -> None:
+        peer.wait_until_drained(FINISH_SECONDS)
+        peer.close(frames.NORMAL, "the end")
+        peer.ended.wait(DROP_SECONDS)
 
     # Publishing
 
@@ -567,6 +575,16 @@ class Simulator:
                     peer.put_payload(wire.encode_data(books, peer.codec))
 
     def _run_market(self, exchange: DataSource) -> None:
+        """Run the market to its end, or to an error."""
+        try:
+            self._advance_market(exchange)
+        except Exception as error:
+            self.market_error = error
+        self.market_ended.set()
+        if self.market_error is not None and not isinstance(self.market_error, SourceError):
+            raise self.market_error  # gevent prints it
+
+    def _advance_market(self, exchange: DataSource) -> None:
         """Advance the market on the feeds that have clients, and the orders always: they go on during an outage."""
         time_slice = TimeSlice()
         while not exchange.ended:
@@ -578,9 +596,9 @@ class Simulator:
                 self._deliver(feed, messages)
                 if exchange.patient:
                     self._wait_for_room(feed)
-                    time_slice.pause()
+                time_slice.pause()
             gevent.sleep(exchange.pause(time.time_ns()))
-        self.market_ended.set()
+            time_slice.begin(time.monotonic())
 
     def _wait_for_room(self, feed: str) -> None:
         for peer in self.connections(feed):

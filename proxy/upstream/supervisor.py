@@ -166,7 +166,7 @@ class FeedSupervisor:
         books = self.router.set_subscription(subscriber, subscriber.held)
         if not subscriber.remembered and not subscriber.withheld:
             subscriber.confirmed = self.router.subscription_of(subscriber)  # equal sets are kept once
-        return _in_frames(books)
+        return [*_in_frames(books)]
 
     def revoke(self, subscriber: Subscriber, topics: Subscription) -> None:
         self.router.revoke(subscriber, topics)
@@ -188,8 +188,8 @@ class FeedSupervisor:
     def book(self, symbol: str, codec: Codec) -> Raw | bytes | None:
         return self.router.book(symbol, codec)
 
-    def books(self, subscriber: Subscriber) -> list[tuple[bytes, int]]:
-        """Return the order books of all pairs that the subscriber receives, in frames with their numbers of books."""
+    def books(self, subscriber: Subscriber) -> Iterator[tuple[bytes, int]]:
+        """Yield the order book of each pair that the subscriber receives, in a frame, as it is at that moment."""
         return _in_frames(self.router.books(subscriber))
 
     # Calls of the gateway
@@ -612,9 +612,7 @@ class FeedSupervisor:
         self._phase_began = self._clock()
 
 
-def _in_frames(deliveries: list[Delivery]) -> list[tuple[bytes, int]]:
-    """Return data frames, each with its number of messages."""
-    return [
-        (frames.encode(frames.TEXT if text else frames.BINARY, payload), messages)
-        for _, text, payload, messages in deliveries
-    ]
+def _in_frames(deliveries: Iterable[Delivery]) -> Iterator[tuple[bytes, int]]:
+    """Yield data frames, each with its number of messages."""
+    for _, text, payload, messages in deliveries:
+        yield frames.encode(frames.TEXT if text else frames.BINARY, payload), messages

@@ -6,10 +6,12 @@ import os
 import pty
 import re
 import signal
+import time
 from collections.abc import Callable
 from datetime import timezone
 from pathlib import Path
 
+import gevent
 import pytest
 
 from proxy.cli import replay
@@ -59,6 +61,24 @@ def test_ctrl_c_ends_a_replay(path: Path, tmp_path: Path) -> None:
         assert process.end() == 0
 
 
+def test_ctrl_c_does_not_wait_for_a_client_that_does_not_read(tmp_path: Path) -> None:
+    """Two times 3 MB, a second apart: the sockets' buffers and the queue hold them, neither holds all."""
+    times = [MORNING + second * SECOND + n for second in (0, 1) for n in range(150)]
+    arrivals = [(at, [body("t", "AAPL", pad="x" * 20_000)]) for at in times]
+    path = record(tmp_path, "iex", arrivals)
+    with Process("replay", path.name, "--port", "0", folder=tmp_path) as process:
+        client = dial(address(process), max_queue=1)  # stops to read
+        assert client.receive() == CONNECTED
+        client.log_in("key", "secret").subscribe(trades=["*"])
+        gevent.sleep(2.5)  # at its end: the rest waits in its queue
+        assert process.popen.poll() is None
+        process.popen.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        assert process.end() == 0
+        assert time.monotonic() - began < 5
+        assert "at its end" in process.lines[-1]
+
+
 def test_a_torn_file_is_said(path: Path, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
     with Process("replay", path.name, "--port", "0", folder=tmp_path) as process:
@@ -82,6 +102,35 @@ def test_what_is_no_recording_is_refused_with_one_sentence(call: Call, tmp_path:
 def test_a_span_without_messages_is_refused(call: Call, path: Path) -> None:
     found = call("replay", path, "--from", "20:00", "--to", "21:00")
     assert (found.code, found.err) == (1, "nothing was recorded between --from and --to\n")
+
+
+def test_a_file_that_is_named_twice_is_refused(call: Call, path: Path) -> None:
+    again = path.with_name("link")
+    again.symlink_to(path)
+    found = call("replay", path, again)
+    assert (found.code, found.err) == (1, f"{again} is named twice\n")
+
+
+@pytest.mark.parametrize("more", [(), ("--loop",)])
+def test_symbols_that_were_not_recorded_are_an_error(path: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    with Process("replay", path.name, "--port", "0", "--symbols", "TYPO", *more, folder=tmp_path) as process:
+        client = dial(address(process))
+        assert client.receive() == CONNECTED
+        client.log_in("key", "secret").subscribe(trades=["*"])
+        assert client.closed()[0] == 1000
+        assert process.end() == 1
+        assert "no message of TYPO was recorded in the chosen span" in process.lines
+
+
+def test_a_file_that_is_deleted_before_its_turn_is_an_error(path: Path, tmp_path: Path) -> None:
+    with Process("replay", path.name, "--port", "0", folder=tmp_path) as process:
+        client = dial(address(process))
+        path.unlink()
+        assert client.receive() == CONNECTED
+        client.log_in("key", "secret").subscribe(trades=["*"])
+        assert client.closed()[0] == 1000
+        assert process.end() == 1
+        assert f"[Errno 2] No such file or directory: '{path.name}'" in process.lines
 
 
 @pytest.mark.parametrize(

@@ -106,3 +106,63 @@ def test_a_write_that_fails_midway_leaves_whole_frames(tmp_path: Path, monkeypat
     file.write(b'{"at":1764253800000000002,"T":"q"}\n')
     file.seal()
     assert messages_of(file.path) == [b'{"T":"q"}']
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_another_recorder_has_sealed_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    file = OpenFile(tmp_path, "iex", AT_14)
+    file.write(b"mine\n")
+    (tmp_path / "iex-2026-11-27T14Z.jsonl.zst").write_bytes(b"another's")
+    (tmp_path / "iex-2026-11-27T14Z.2.jsonl.zst").write_bytes(b"another's")
+    if not links:
+        monkeypatch.setattr(os, "link", unsupported)
+    file.seal()
+    assert file.path.name == "iex-2026-11-27T14Z.3.jsonl.zst"
+    assert file.path.read_bytes() == frame(b"mine\n")
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".part"]
+    assert sum(path.read_bytes() == b"another's" for path in tmp_path.iterdir()) == 2
+
+
+def unsupported(*arguments: object) -> None:
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def test_links_folders_and_impossible_dates_are_no_recordings(tmp_path: Path) -> None:
+    (tmp_path / "iex-2026-11-27T14Z.jsonl.zst").mkdir()
+    (tmp_path / "iex-2026-11-27T15Z.jsonl.zst").symlink_to("nowhere")
+    (tmp_path / "iex-2026-02-30T15Z.jsonl.zst").touch()
+    (tmp_path / "iex-2026-13-01T15Z.jsonl.zst").touch()
+    (tmp_path / "iex-2026-11-27T16Z.jsonl.zst").touch()
+    assert [entry.path.name for entry in files.entries(tmp_path)] == ["iex-2026-11-27T16Z.jsonl.zst"]
+
+
+def test_a_long_list_of_files_is_made_with_pauses(tmp_path: Path) -> None:
+    for number in range(120):
+        (tmp_path / f"iex-2026-11-27T14Z.{number + 2}.jsonl.zst").touch()
+    pauses: list[None] = []
+    found = files.entries(tmp_path, lambda: pauses.append(None))
+    assert [entry.number for entry in found] == [*range(2, 122)]
+    assert len(pauses) == 2
+
+
+def test_an_abandoned_file_stays_unless_it_is_empty(tmp_path: Path) -> None:
+    empty, written = OpenFile(tmp_path, "iex", AT_14), OpenFile(tmp_path, "sip", AT_14)
+    written.write(b"{}\n")
+    empty.abandon()
+    written.abandon()
+    assert [path.name for path in tmp_path.iterdir()] == ["sip-2026-11-27T14Z.jsonl.zst.part"]
+
+
+def test_a_torn_frame_that_cannot_be_cut_off_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = OpenFile(tmp_path, "iex", AT_14)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:-3]))
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        file.write(b"{}\n")
+    assert not file.torn
+    monkeypatch.setattr(os, "ftruncate", unsupported)
+    with pytest.raises(PermissionError):
+        file.write(b"{}\n")
+    assert file.torn

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,14 +14,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 from gevent.monkey import get_original
 
+from proxy import gateway
+from proxy.cli.startup import announce
 from proxy.config import model as configuration
+from proxy.config.recording import disk_warnings
 from proxy.recording import recorder as recording
 from proxy.recording.files import HOUR, OpenFile, entries
 from proxy.recording.recorder import FeedRecorder
 from proxy.simulator import AccountPlan, Simulator
+from proxy.transport import frames
 from tests.harness import ACCOUNT, CONFIG, ROOT, Harness, trade, wait_for
 from tests.recording.recordings import bodies, messages_of, own_lines, text_of
 
@@ -264,6 +270,72 @@ def test_an_internal_error_of_the_recorder_costs_the_recorder_alone(
     proxy.bugs.clear()
 
 
+def test_after_an_internal_error_the_topics_are_asked_for_again_at_once_then_later(
+    recording_proxy: Callable[..., Harness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = recording_proxy()
+    [feed] = proxy.gateway._recorder._feeds
+    monkeypatch.setattr(FeedRecorder, "_append", lambda *arguments: 1 / 0)
+    proxy.publish("iex", "AAPL", 1)
+    wait_for(lambda: feed._failed_at > 0)
+    monkeypatch.undo()
+    wait_for(lambda: proxy.upstream().acked == feed._topics == feed._subscriber.held, "not asked for again")
+    proxy.publish("iex", "AAPL", 1)
+    wait_for(lambda: written(proxy) == 1)
+    monkeypatch.setattr(FeedRecorder, "_append", lambda *arguments: 1 / 0)
+    proxy.publish("iex", "AAPL", 1)
+    wait_for(lambda: feed._retry_at is not None and feed._retry_at > feed._failed_at + 300, "not later")
+    monkeypatch.undo()
+    proxy.bugs.clear()
+    proxy.gateway.stop(0.5)
+    [path] = files(tmp_path)
+    assert [line["reason"] for line in own_lines(path)] == ["internal_error"] * 2
+
+
+def test_messages_that_are_no_objects_are_logged_and_said_in_the_file(
+    recording_proxy: Callable[..., Harness],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    events: list[tuple[str, dict[str, Any]]],
+) -> None:
+    proxy = recording_proxy()
+    [feed] = proxy.gateway._recorder._feeds
+    feed._put(frames.encode(frames.TEXT, b""), 2)
+    wait_for(lambda: any(name == "recording.dropped" for name, _ in events), "not logged")
+    [dropped] = [fields for name, fields in events if name == "recording.dropped"]
+    assert (dropped["messages"], dropped["reason"]) == (2, "they are no JSON objects")
+    assert proxy.gateway.snapshot().recording.dropped["iex", "no_object"] == 2
+    proxy.gateway.stop(0.5)
+    [path] = files(tmp_path)
+    assert [(line["messages"], line["reason"]) for line in own_lines(path)] == [(2, "no_object")]
+
+
+def test_what_was_dropped_before_a_stop_is_said_in_the_file(
+    recording_proxy: Callable[..., Harness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = recording_proxy()
+    proxy.publish("iex", "AAPL", 1)
+    wait_for(lambda: written(proxy) == 1)
+    monkeypatch.setattr(recording, "QUEUE_BYTES", 0)
+    proxy.publish("iex", "AAPL", 3)
+    wait_for(lambda: proxy.gateway.snapshot().recording.dropped["iex", "queue_full"] == 3)
+    proxy.gateway.stop(0.5)
+    [path] = files(tmp_path)
+    assert [(line["messages"], line["reason"]) for line in own_lines(path)] == [(3, "queue_full")]
+
+
+def test_topics_are_compared_once_a_minute_or_after_a_report(recording_proxy: Callable[..., Harness]) -> None:
+    proxy = recording_proxy()
+    [feed] = proxy.gateway._recorder._feeds
+    wait_for(lambda: feed._check_at is not None)
+    due = feed._check_at
+    gevent.sleep(0.3)
+    assert feed._check_at == due
+    assert recording.CHECK_SECONDS == 60
+    feed.report(None)
+    wait_for(lambda: feed._check_at is not None and feed._check_at > due)
+
+
 def reloaded(proxy: Harness, more: str) -> configuration.Config:
     text = CONFIG.format(
         clients=CLIENTS, accounts=ACCOUNT.format(url=proxy.simulator.url), listen="", admin="", admin_port=0, more=more
@@ -289,6 +361,113 @@ def test_a_reload_that_changes_what_is_recorded_begins_new_files_without_a_gap(
     wait_for(lambda: not any(path.name.endswith(".part") for path in files(tmp_path)), "not sealed")
     assert [len(messages_of(path)) for path in files(tmp_path)] == [2, 2]
     assert proxy.gateway.reload(reloaded(proxy, "")).lines() == ["nothing changed"]
+
+
+def test_a_stop_waits_for_the_recorders_of_former_reloads(
+    recording_proxy: Callable[..., Harness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = recording_proxy()
+    with hanging_disk(monkeypatch):
+        for days in (8, 9):
+            proxy.publish("iex", "AAPL", 2)
+            gevent.sleep(0.1)
+            proxy.gateway.reload(reloaded(proxy, record(tmp_path / "rec", EVERYTHING, keep=f"{days}d")))
+        assert len(proxy.gateway._former_recorders) == 2
+        stopping = gevent.spawn(proxy.gateway.stop, 0.1)
+        gevent.sleep(0.5)
+        assert not stopping.ready()
+    stopping.join(10)
+    assert [len(messages_of(path)) for path in files(tmp_path)] == [2, 2]
+    assert not any(path.name.endswith(".part") for path in files(tmp_path))
+
+
+def test_a_stop_waits_no_longer_than_its_time_for_all_recorders_together(
+    recording_proxy: Callable[..., Harness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "RECORDER_SECONDS", 0.5)
+    proxy = recording_proxy()
+    with hanging_disk(monkeypatch):
+        for days in (8, 9):
+            proxy.publish("iex", "AAPL", 2)
+            gevent.sleep(0.1)
+            proxy.gateway.reload(reloaded(proxy, record(tmp_path / "rec", EVERYTHING, keep=f"{days}d")))
+        proxy.publish("iex", "AAPL", 2)
+        began = time.monotonic()
+        proxy.gateway.stop(0.1)
+        assert time.monotonic() - began < 1.2
+
+
+def test_reloads_while_the_disk_hangs_do_not_add_up_queues(
+    recording_proxy: Callable[..., Harness],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    events: list[tuple[str, dict[str, Any]]],
+) -> None:
+    monkeypatch.setattr(gateway, "FORMER_RECORDERS_BYTES", 1500)
+    proxy = recording_proxy()
+    with hanging_disk(monkeypatch):
+        for number in range(5):
+            proxy.publish("iex", "AAPL", 1)  # which the thread takes
+            wait_for(lambda: proxy.gateway._recorder._writer._queue.empty() and proxy.gateway._recorder.pending)
+            wait_for(lambda: not proxy.gateway._recorder._feeds[0].pending)
+            proxy.publish("iex", "AAPL", 10, batch=10)
+            wait_for(lambda: proxy.gateway._recorder.pending > 1000)
+            proxy.gateway.reload(reloaded(proxy, record(tmp_path / "rec", EVERYTHING, keep=f"{8 + number}d")))
+        former = proxy.gateway._former_recorders
+        assert len(former) == 5
+        assert [one.pending < 1000 for one in former] == [True, True, True, True, False]
+        unfinished = [fields for name, fields in events if name == "recording.unfinished"]
+        assert sum(fields["messages"] for fields in unfinished) == 40
+    wait_for(lambda: all(one.ended for one in former))
+    found = [line for path in files(tmp_path) for line in own_lines(path)]
+    assert sum(line["messages"] for line in found) == 40
+
+
+def test_a_recorder_that_cannot_start_at_a_reload_leaves_the_former_one(
+    recording_proxy: Callable[..., Harness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = recording_proxy()
+    former = proxy.gateway._recorder
+    new = reloaded(proxy, record(tmp_path / "rec", EVERYTHING, keep="8d"))
+    proxy.gateway._read = lambda: new
+    monkeypatch.setattr(FeedRecorder, "start", lambda feed: 1 / 0)
+    proxy.gateway._reload_from_file()
+    state = proxy.gateway.snapshot().reload
+    assert state.problems == ("record: an internal error, the log has its traceback; the rest is applied",)
+    assert proxy.gateway._recorder is former
+    proxy.publish("iex", "AAPL", 2)
+    wait_for(lambda: written(proxy) == 2)
+    assert len(proxy.upstream().router._group_of) == 1
+    monkeypatch.undo()
+    proxy.bugs.clear()
+    proxy.gateway._reload_from_file()
+    assert proxy.gateway.snapshot().reload.problems == ()
+    assert proxy.gateway._recorder is not former
+    proxy.publish("iex", "AAPL", 2)
+    wait_for(lambda: written(proxy) == 2)
+
+
+def test_the_start_does_not_look_at_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: list[tuple[str, dict[str, Any]]]
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: 1 / 0)
+    topics = "{iex: {trades: [" + ", ".join(f"S{number}" for number in range(31)) + "]}}"
+    text = CONFIG.format(
+        clients=CLIENTS, accounts=ACCOUNT.format(url="ws://127.0.0.1:1"), listen="", admin="", admin_port=0,
+        more=record(tmp_path / "rec", topics),
+    )  # fmt: skip
+    config = configuration.parse(text, "proxy.yaml", os.environ, Path())
+    announce(config, Path("proxy.yaml"), listening=("127.0.0.1", 1), admin=("127.0.0.1", 2))
+    warnings = [fields["warning"] for name, fields in events if name == "proxy.config"]
+    assert [one.partition(" is more")[0] for one in warnings if "record" in one] == ["proxy.yaml: record.topics.iex"]
+
+
+def test_a_look_at_the_disk_survives_links_to_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "iex-2026-11-27T14Z.jsonl.zst").symlink_to("nowhere")
+    assert [*disk_warnings(tmp_path, 0, 0)] == []
+    assert [*disk_warnings(tmp_path / "none" / "rec", 0, 0)] == [
+        f"record.folder: {tmp_path / 'none'}: No such file or directory; nothing is recorded until it is there"
+    ]
 
 
 def test_a_reload_begins_to_record(start: Start, tmp_path: Path) -> None:
@@ -337,4 +516,4 @@ def test_the_log_says_when_it_cannot_be_written_and_when_it_can_again(
     folder.parent.mkdir()
     proxy.publish("iex", "AAPL", 1)
     wait_for(lambda: any(name == "recording.resumed" for name, _ in events), "not logged")
-    assert written(proxy) == 1
+    wait_for(lambda: written(proxy) == 1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 from collections.abc import Callable
+from datetime import datetime, timezone
 from datetime import time as time_of_day
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,15 @@ from zoneinfo import ZoneInfo
 import gevent
 import msgpack
 import pytest
+from gevent.event import Event
 
 from proxy.alpaca import timestamps
+from proxy.recording import lines
 from proxy.recording.replay import Pace, Replay
-from proxy.recording.timeline import Batch, batches, scan, windows
-from proxy.simulator import AccountPlan, Simulator
+from proxy.recording.timeline import PIECE_BYTES, Batch, batches, scan, windows
+from proxy.recording.zstd import frame
+from proxy.simulator import AccountPlan, Simulator, server
+from proxy.simulator.exchange import SourceError
 from tests.harness import ACCOUNT, AUTHENTICATED, CONNECTED, Client, Harness, dial, trade, wait_for
 from tests.recording.recordings import MORNING, SECOND, bodies, body, record, replaying
 
@@ -325,3 +331,175 @@ def test_the_proxy_before_a_replay_works_as_before_alpaca(quick: None) -> None:
         wait_for(proxy.simulator.market_ended.is_set)
     finally:
         proxy.close()
+
+
+def rewrite(path: Path, *texts: bytes) -> Path:
+    """Put frames of these texts in the place of a file's own."""
+    path.write_bytes(b"".join(frame(text) for text in texts))
+    return path
+
+
+def start_line(feed: str = "iex", at: int = MORNING) -> bytes:
+    return lines.own(lines.START, at, format=lines.FORMAT, feed=feed, topics={})[1:] + b"\n"
+
+
+def stamped(at: int | bytes, number: int) -> bytes:
+    time_ = at if isinstance(at, bytes) else b"%d" % at
+    return b'{"at":%b,"T":"t","S":"AAPL","i":%d}\n' % (time_, number)
+
+
+def numbers_of(path: Path, symbols: frozenset[str] = frozenset()) -> list[int]:
+    recordings = [scan(path)]
+    found = batches(recordings, windows(recordings), symbols)
+    return [json.loads(message.body)["i"] for batch in found for message in batch.messages]
+
+
+@pytest.mark.parametrize("bad", [b"abc", b"123", b"1764340200", b"12345678901234567890", b"-176434020012345678", b""])
+def test_a_line_without_a_time_is_the_torn_end_of_its_file(tmp_path: Path, bad: bytes) -> None:
+    path = record(tmp_path, "iex", [(MORNING, [body("t", "AAPL", i=0)])])
+    first = start_line() + stamped(MORNING, 0)
+    rewrite(path, first, stamped(MORNING + 1, 1) + stamped(bad, 2) + stamped(MORNING + 3, 3), stamped(MORNING + 4, 4))
+    recording = scan(path)
+    assert (recording.messages, recording.first, recording.last, recording.torn) == (2, MORNING, MORNING + 1, True)
+    assert numbers_of(path) == [0, 1]
+
+
+def test_an_error_while_playing_ends_the_market(tmp_path: Path) -> None:
+    first, path = (record(tmp_path, "iex", [(MORNING + n, [body("t", "AAPL", i=n)])]) for n in range(2))
+    with replaying([first, path], Pace()) as simulator:
+        path.unlink()
+        one = client(simulator, trades=["AAPL"])
+        assert simulator.market_ended.wait(5)
+        assert isinstance(simulator.market_error, SourceError)
+        assert str(path) in str(simulator.market_error)
+        gevent.spawn(simulator.finish)
+        assert one.closed()[0] == 1000
+        assert [message["i"] for message in one.data] == [0]
+
+
+def test_messages_that_are_left_out_do_not_block_other_greenlets(tmp_path: Path) -> None:
+    count = 60_000
+    arrivals = [(MORNING + n, [body("t", "AAPL", i=n)]) for n in range(count)]
+    path = record(tmp_path, "iex", [*arrivals, (MORNING + count, [body("t", "MSFT", i=-1)])], per_frame=20_000)
+    with replaying([path], Pace(wait=1), ["MSFT"]) as simulator:
+        one = client(simulator, trades=["*"])
+        longest, before = 0.0, time.monotonic()
+        while not simulator.market_ended.is_set():
+            gevent.sleep(0.001)
+            now = time.monotonic()
+            longest, before = max(longest, now - before), now
+        assert [message["i"] for message in one.gather(1)] == [-1]
+        assert longest < 0.15
+
+
+def test_a_frame_of_line_breaks_is_read_in_pieces(tmp_path: Path) -> None:
+    path = record(tmp_path, "iex", [(MORNING, [body("t", "AAPL", i=0)])])
+    size = 2 * 1024 * 1024
+    rewrite(path, start_line() + stamped(MORNING, 0), b"\n" * size + stamped(MORNING + 1, 1))
+    tracemalloc.start()
+    try:
+        steps = 0
+
+        def step() -> None:
+            nonlocal steps
+            steps += 1
+
+        recordings = [scan(path, step)]
+        found = [*batches(recordings, windows(recordings), frozenset())]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert steps > size // PIECE_BYTES
+    assert len(found) > size // PIECE_BYTES
+    assert [json.loads(message.body)["i"] for batch in found for message in batch.messages] == [0, 1]
+    assert peak < 4 * size
+
+
+def test_nothing_is_left_out_where_the_clock_was_set_back(tmp_path: Path) -> None:
+    offsets = [0, 50, 100, -20, 60, 10]
+    path = record(tmp_path, "iex", [(MORNING + n, [body("t", "AAPL", i=i)]) for i, n in enumerate(offsets)])
+    recordings = [scan(path)]
+    assert (recordings[0].first, recordings[0].last) == (MORNING - 20, MORNING + 100)
+    found = [*batches(recordings, windows(recordings), frozenset())]
+    assert [json.loads(message.body)["i"] for batch in found for message in batch.messages] == [0, 1, 2, 3, 4, 5]
+    assert [batch.at - MORNING for batch in found] == [0, 50, 100]
+    assert numbers_of(path) == [0, 1, 2, 3, 4, 5]
+
+
+def book_file(folder: Path, *, gap: bool) -> Path:
+    """A whole book, a difference, perhaps a gap, and another whole book, as at the start of the next hour."""
+    path = record(folder, "crypto", [(MORNING, [whole()])])
+    later = body("o", "BTC/USD", b=[{"p": 1.2, "s": 7}], a=[{"p": 1.6, "s": 1}], r=True)
+    text = start_line("crypto") + lines.stamped(b"\n" + whole(), MORNING)[1:]
+    text += lines.own(lines.GAP, MORNING + 1, since=MORNING, messages=1, reason="x") if gap else b""
+    text += lines.books(b"\n" + later, MORNING + 2)
+    text += lines.stamped(b"\n" + body("o", "BTC/USD", b=[{"p": 1.1, "s": 1}], a=[]), MORNING + 3)
+    return rewrite(path, text + b"\n")
+
+
+@pytest.mark.parametrize("gap", [True, False])
+def test_a_recorded_whole_book_replaces_the_kept_one_and_is_sent_after_a_gap(tmp_path: Path, gap: bool) -> None:
+    recordings = [scan(book_file(tmp_path, gap=gap))]
+    replay = Replay(recordings, windows(recordings), Pace(speed=1000))
+    found = [json.loads(message.body) for message in sent(replay)]
+    assert [(message.get("r"), message["b"][0]["s"]) for message in found] == (
+        [(True, 2), (True, 7), (None, 1)] if gap else [(True, 2), (None, 1)]
+    )
+    [late] = replay.follow("crypto", "orderbooks", "BTC/USD", 0)
+    assert json.loads(late.body)["b"] == [{"p": 1.2, "s": 7}, {"p": 1.1, "s": 1}]
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_a_pass_without_a_message_ends_the_replay_with_an_error(tmp_path: Path, loop: bool) -> None:
+    path = record(tmp_path, "iex", [(MORNING, [body("t", "AAPL", i=1)])])
+    with replaying([path], Pace(loop=loop), ["TYPO"]) as simulator:
+        client(simulator, trades=["*"])
+        assert simulator.market_ended.wait(5)
+        assert str(simulator.market_error) == "no message of TYPO was recorded in the chosen span"
+
+
+def test_a_second_passes_between_two_passes_of_a_loop(tmp_path: Path) -> None:
+    path = record(tmp_path, "iex", [(MORNING, [body("t", "AAPL", i=1)])])
+    with replaying([path], Pace(speed=100, loop=True)) as simulator:
+        one = client(simulator, trades=["AAPL"])
+        one.gather(1)
+        began = time.monotonic()
+        one.gather(3)
+        assert 1.9 < time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "expected"),
+    [("02:30", "03:15", ("07:00", "07:15")), ("01:30", "02:30", ("06:30", "07:00")), ("02:10", "02:50", None)],
+)
+def test_times_that_the_clock_skips_in_spring(
+    tmp_path: Path, begin: str, end: str, expected: tuple[str, str] | None
+) -> None:
+    """In New York on 2026-03-08 the clock goes from 02:00 to 03:00, at 07:00 UTC."""
+    midnight = int(datetime(2026, 3, 8, 6, tzinfo=timezone.utc).timestamp()) * SECOND
+    path = record(tmp_path, "iex", [(midnight + n * 3600 * SECOND, [body("t", "AAPL", i=n)]) for n in range(4)])
+    found = windows([scan(path)], time_of_day.fromisoformat(begin), time_of_day.fromisoformat(end), NEW_YORK)
+    shown = [tuple(f"{datetime.fromtimestamp(at // SECOND, timezone.utc):%H:%M}" for at in window) for window in found]
+    assert shown == ([] if expected is None else [expected])
+
+
+def test_the_end_waits_for_all_sessions_together_and_not_after_a_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = record(tmp_path, "iex", [(MORNING, [body("t", "AAPL", i=1)])])
+    with replaying([path], Pace(wait=9)) as simulator:
+        simulator.slots.plan = AccountPlan(connections=3)
+        for _ in range(3):
+            client(simulator)
+        for peer in simulator.connections("iex"):
+            peer.mute()
+            peer.put_payload(b"[]")
+        monkeypatch.setattr(server, "FINISH_SECONDS", 0.5)
+        stopped = Event()
+        gevent.spawn_later(0.1, stopped.set)
+        began = time.monotonic()
+        simulator.finish(stopped)
+        assert time.monotonic() - began < 0.4
+        simulator.finish()
+        assert time.monotonic() - began < 5
+        assert simulator.connections("iex") == []

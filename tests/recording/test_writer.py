@@ -16,7 +16,7 @@ import pytest
 from gevent.monkey import get_original
 from gevent.threadpool import ThreadPool
 
-from proxy.recording import lines
+from proxy.recording import lines, writer
 from proxy.recording.files import HOUR, OpenFile, entries
 from proxy.recording.lines import LINES
 from proxy.recording.writer import Chunk, Folder, Writer
@@ -37,7 +37,7 @@ def chunk(number: int, *, at: int = MORNING, size: int = 0) -> Chunk:
 def running(path: Path, *, clock: Callable[[], int] = lambda: MORNING, **limits: Any) -> Iterator[Writer]:
     """A writer whose thread runs; at the end everything is written."""
     folder = Folder(path, **{"keep": 7 * DAY, "max": 10**12, "min_free": 0, **limits})
-    one = Writer(folder, {"iex": {"topics": {}}}, clock)
+    one = Writer(folder, {"iex": frozenset([("trades", "AAPL")])}, clock)
     pool = ThreadPool(1)
     thread = pool.spawn(one.run)
     try:
@@ -204,7 +204,10 @@ def test_files_older_than_keep_are_deleted(tmp_path: Path) -> None:
         assert recorded_numbers(tmp_path) == [path.name for path in paths[2:]]
 
 
-def test_the_oldest_files_are_deleted_above_max_but_never_the_one_that_is_written(tmp_path: Path) -> None:
+def test_the_oldest_files_are_deleted_above_max_but_never_the_one_that_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "CLEAN_SECONDS", 0.0)
     paths = hourly(tmp_path, 5)
     size = paths[0].stat().st_size
     with running(tmp_path, max=2 * size + size // 2) as one:
@@ -213,3 +216,160 @@ def test_the_oldest_files_are_deleted_above_max_but_never_the_one_that_is_writte
         one.put(chunk(1, size=4 * size))
         wait_for(lambda: len(one.written.deleted) == 5)
         assert recorded_numbers(tmp_path) == ["iex-2026-11-27T14Z.jsonl.zst.part"]
+
+
+def test_an_entry_that_cannot_be_deleted_or_is_no_file_keeps_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = hourly(tmp_path, 5)
+    (tmp_path / "iex-2020-01-01T00Z.jsonl.zst").mkdir()
+    (tmp_path / "iex-2020-02-31T00Z.jsonl.zst").touch()
+    real = Path.unlink
+
+    def unlink(path: Path) -> None:
+        if path == paths[0]:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+        real(path)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with running(tmp_path, keep=3 * 3600.0) as one:
+        wait_for(lambda: one.written.deleted)
+        wait_for(lambda: one.written.tidy_problem)
+        assert [*one.written.deleted] == [paths[1].name]
+        assert one.written.tidy_problem == f"{paths[0]}: {os.strerror(errno.EPERM)}"
+        assert one.written.problem == ""
+
+
+def test_a_clock_that_jumps_ahead_deletes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "CLEAN_SECONDS", 0.0)
+    paths = hourly(tmp_path, 5)
+    now = [MORNING]
+    with running(tmp_path, clock=lambda: now[0]) as one:
+        now[0] = later = MORNING + 365 * int(DAY) * SECOND
+        one.put(chunk(1, at=later))
+        written(one, 1)
+        one.put(chunk(2, at=later))
+        written(one, 2)
+        now[0] = MORNING
+        one.put(chunk(3))
+        written(one, 3)
+        one.put(chunk(4))
+        written(one, 4)
+        assert not one.written.deleted
+        assert {path.name for path in paths} < {*recorded_numbers(tmp_path)}
+
+
+def test_the_folder_is_looked_through_once_a_minute_whatever_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Path] = []
+
+    def counted(folder: Path, *arguments: Any) -> list[Any]:
+        looks.append(folder)
+        return []
+
+    monkeypatch.setattr(writer.files, "entries", counted)
+    with running(tmp_path) as one:
+        for number in range(5):
+            one.put(chunk(number, at=MORNING + number * HOUR))
+        written(one, 5)
+    assert looks == [tmp_path]
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    """Every write to a file fails until `undo`."""
+
+    def write(file: OpenFile, data: bytes) -> int:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(OpenFile, "write", write)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_failed_writes_leave_no_empty_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    with running(tmp_path) as one:
+        failing(monkeypatch, error)
+        for number in range(5):
+            one.put(chunk(number))
+        lost(one, 5)
+        assert len(recorded_numbers(tmp_path)) == (0 if error == errno.EIO else 1)
+        monkeypatch.undo()
+        one.put(chunk(9))
+        written(one, 1)
+    assert recorded_numbers(tmp_path) == ["iex-2026-11-27T14Z.jsonl.zst"]
+
+
+def test_a_file_with_a_torn_end_gets_no_more_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with running(tmp_path) as one:
+        one.put(chunk(1))
+        written(one, 1)
+        monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:-3]))
+        monkeypatch.setattr(os, "ftruncate", full)
+        one.put(chunk(2))
+        lost(one, 1)
+        monkeypatch.undo()
+        one.put(chunk(3))
+        written(one, 2)
+    assert sorted(recorded_numbers(tmp_path)) == [
+        "iex-2026-11-27T14Z.2.jsonl.zst", "iex-2026-11-27T14Z.jsonl.zst.part",
+    ]  # fmt: skip
+    assert [len(messages_of(entry.path)) for entry in entries(tmp_path)] == [1, 1]
+
+
+def test_a_disk_that_is_well_again_is_noticed_without_a_message_and_the_gap_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "IDLE_SECONDS", 0.02)
+    with running(tmp_path) as one:
+        failing(monkeypatch, errno.EIO)
+        one.put(chunk(1))
+        lost(one, 1)
+        gevent.sleep(0.1)
+        assert one.written.problem == os.strerror(errno.EIO)
+        monkeypatch.undo()
+        wait_for(lambda: one.written.problem == "")
+        [path] = [entry.path for entry in entries(tmp_path)]
+        assert [(line["messages"], line["reason"]) for line in own_lines(path)] == [(1, "disk_error")]
+
+
+def test_a_gap_at_the_end_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(tmp_path) as one:
+        failing(monkeypatch, errno.EIO)
+        one.put(chunk(1))
+        lost(one, 1)
+        monkeypatch.undo()
+    [path] = [entry.path for entry in entries(tmp_path)]
+    assert [line["messages"] for line in own_lines(path)] == [1]
+
+
+def test_a_discarded_queue_is_said_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = get_original("threading", "Event")()
+    real = OpenFile.write
+
+    def hanging(file: OpenFile, data: bytes) -> int:
+        answers.wait(20)
+        return real(file, data)
+
+    monkeypatch.setattr(OpenFile, "write", hanging)
+    with running(tmp_path) as one:
+        one.put(chunk(0))
+        wait_for(lambda: one._queue.empty())
+        for number in range(100):
+            one.put(chunk(number, size=1000))
+        one.end()
+        assert one.discard() == 100
+        assert one.pending < 1000
+        answers.set()
+    [path] = [entry.path for entry in entries(tmp_path)]
+    assert len(messages_of(path)) == 1
+    assert [(line["messages"], line["reason"]) for line in own_lines(path)] == [(100, "queue_full")]
+
+
+def test_the_first_line_has_the_topics_in_order(tmp_path: Path) -> None:
+    one = Writer(Folder(tmp_path, DAY, 1, 0), {"iex": frozenset((c, s) for c in ("trades", "bars") for s in "CAB")})
+    assert [*one._header("iex").items()] == [("bars", ["A", "B", "C"]), ("trades", ["A", "B", "C"])]
