@@ -389,7 +389,7 @@ def test_messages_that_are_left_out_do_not_block_other_greenlets(tmp_path: Path)
             now = time.monotonic()
             longest, before = max(longest, now - before), now
         assert [message["i"] for message in one.gather(1)] == [-1]
-        assert longest < 0.15
+        assert longest < 0.5  # without the pauses it is a second; other programs may hold the processor
 
 
 def test_a_frame_of_line_breaks_is_read_in_pieces(tmp_path: Path) -> None:
