@@ -34,7 +34,7 @@ from tests.observe.test_metrics import ALERTS, dashboard_expressions
 pytestmark = [pytest.mark.web, pytest.mark.timeout(120)]
 
 SECONDS = 30.0
-PROXIES = 8  # one for each test
+PROXIES = 9  # one for each test
 CLIENTS = """
   alpha: {key: alpha, secret: alpha, allow: {iex: "*", crypto: "*"}}
   slow: {key: slow, secret: slow, outbox: 1MiB, allow: {iex: "*"}}
@@ -140,6 +140,20 @@ def proxy(prometheus: Watched, start: Callable[..., Harness], monkeypatch: pytes
     return start(CLIENTS, config={"admin_port": prometheus.port})
 
 
+@pytest.fixture
+def record(
+    prometheus: Watched, start: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[[str], Harness]:
+    """Start a proxy that records a symbol; more settings of the recording may be named."""
+    monkeypatch.setattr(stats, "SAMPLE_SECONDS", 0.01)
+
+    def started(settings: str = "min_free: 1MB") -> Harness:
+        more = f'record: {{folder: "{tmp_path}", topics: {{iex: {{trades: [AAPL]}}}}, {settings}}}'
+        return start(CLIENTS, config={"admin_port": prometheus.port, "more": more})
+
+    return started
+
+
 def expressions() -> dict[str, str]:
     """The alert rules' expressions, without `for`: the tests do not wait for that time."""
     [group] = yaml.safe_load(ALERTS.read_text("utf-8"))["groups"]
@@ -151,7 +165,8 @@ def settle(prometheus: Watched) -> None:
     wait_for(lambda: prometheus.has("sum_over_time(up[10m]) > 3 and up == 1"), "no scrape", SECONDS)
 
 
-def test_every_expression_of_the_dashboard_has_series(proxy: Harness, prometheus: Watched) -> None:
+def test_every_expression_of_the_dashboard_has_series(record: Callable[..., Harness], prometheus: Watched) -> None:
+    proxy = record()
     client = proxy.client("alpha")
     client.subscribe(trades=["AAPL"])
     proxy.client("slow").ws.close()  # one that is missing
@@ -267,6 +282,16 @@ def test_alerts_of_a_program_that_is_refused_again_and_again(proxy: Harness, pro
         assert connection.getresponse().status == 404
         connection.close()
     wait_for(lambda: prometheus.fires("AlpacaProxyRefusals"), "no alert", SECONDS)
+
+
+def test_alerts_of_a_recording(record: Callable[..., Harness], prometheus: Watched) -> None:
+    proxy = record("min_free: 1000000GB")
+    settle(prometheus)
+    until = time.monotonic() + SECONDS
+    while not all(map(prometheus.fires, ("AlpacaProxyRecordingFailing", "AlpacaProxyRecordingLosses"))):
+        assert time.monotonic() < until, "no alert"
+        proxy.publish("iex", "AAPL", 1)
+        gevent.sleep(0.2)
 
 
 def test_every_alert_rule_has_a_test() -> None:
