@@ -7,6 +7,7 @@ Certificates are verified. Every answer is bounded in bytes, and every request i
 from __future__ import annotations
 
 import io
+import socket
 import time
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -143,13 +144,37 @@ class _PacedSocket:
         return io.BufferedReader(_PacedReader(self._sock.makefile("rb", buffering=0)), READ_BYTES)
 
 
+def _connected(host: str, port: int, timeout: Any) -> socket.socket:
+    """Connect to the first of the host's addresses that accepts; a socket is closed also if the greenlet is killed."""
+    last = OSError(f"{host} has no address")
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(timeout)
+            sock.connect(address)
+            return sock
+        except OSError as error:
+            sock.close()
+            last = error
+        except BaseException:
+            sock.close()
+            raise
+    raise last
+
+
 class _PacedHTTPConnection(HTTPConnection):
+    def _new_conn(self) -> socket.socket:
+        return _connected(self._dns_host, self.port, self.timeout)
+
     def connect(self) -> None:
         super().connect()
         self.sock = _PacedSocket(self.sock)
 
 
 class _PacedHTTPSConnection(HTTPSConnection):
+    def _new_conn(self) -> socket.socket:
+        return _connected(self._dns_host, self.port, self.timeout)
+
     def connect(self) -> None:
         super().connect()
         self.sock = _PacedSocket(self.sock)

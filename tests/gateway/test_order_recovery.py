@@ -343,6 +343,7 @@ def test_an_event_stream_has_what_was_recovered_and_is_cut_when_updates_may_be_m
     restore(proxy)
     with pytest.raises(http.client.IncompleteRead):
         response.read()
+    response.close()
     connection.close()
 
 
