@@ -25,7 +25,7 @@ from gevent.lock import BoundedSemaphore
 
 from proxy.alpaca.client_protocol import Login
 from proxy.alpaca.codec import CODECS
-from proxy.alpaca.endpoints import Dialect, endpoint
+from proxy.alpaca.endpoints import Dialect, Endpoint, endpoint
 from proxy.config.errors import ConfigError
 from proxy.config.model import Config
 from proxy.config.reload_plan import ReloadPlan, make_plan
@@ -50,8 +50,9 @@ from proxy.transport import frames
 from proxy.transport.clock import Clock
 from proxy.transport.errors import StartError
 from proxy.transport.time_slice import TimeSlice
+from proxy.upstream.alpaca_connection import AlpacaConnection
 from proxy.upstream.order_reader import OrderReader
-from proxy.upstream.source import FeedSettings
+from proxy.upstream.source import FeedSettings, FeedSource
 from proxy.upstream.supervisor import FeedSupervisor
 from proxy.upstream.websocket import tls_context
 
@@ -359,7 +360,12 @@ class Gateway:
         feed_endpoint = endpoint(feed)
         assert feed_endpoint is not None  # the configuration is checked
         settings, router = self._feed_settings(account, feed), self._router(account, feed)
-        return FeedSupervisor(feed_endpoint, settings, router, self._clock, self._host_is_live, self._feed_was_lost)
+        return FeedSupervisor(
+            feed_endpoint, settings, router, self._make_source, self._clock, self._feed_is_live, self._feed_was_lost
+        )
+
+    def _make_source(self, feed_endpoint: Endpoint, settings: FeedSettings) -> FeedSource:
+        return AlpacaConnection(feed_endpoint, settings, self._clock)
 
     def _feed_settings(self, account: str, feed: str) -> FeedSettings:
         entry = self.config.accounts[account]
@@ -403,10 +409,10 @@ class Gateway:
             self._close_sessions, sessions, frames.SERVICE_RESTART, "order updates may be missing since an outage"
         )
 
-    def _host_is_live(self, host: str) -> None:
-        """Let the feeds that wait for the same host try again, since one of its feeds is live."""
+    def _feed_is_live(self, live: FeedSupervisor) -> None:
+        """Let the feeds that wait for the same host try again."""
         for upstream in self.upstreams.values():
-            if upstream.host == host:
+            if upstream.host == live.host:
                 upstream.host_is_live()
 
     def _feed_was_lost(self, upstream: FeedSupervisor) -> None:

@@ -6,14 +6,16 @@ what belongs to an ended connection cannot be mistaken for the next one's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 from proxy.alpaca.client_protocol import FeedEvent, Login, Phase, Refused
 from proxy.alpaca.codec import Codec, Raw
+from proxy.alpaca.endpoints import Endpoint
 from proxy.alpaca.topics import Topic
 from proxy.routing.request_builder import UpstreamRequest
+from proxy.transport.errors import ProxyError
 from proxy.upstream.websocket import Frame
 
 
@@ -27,6 +29,14 @@ class FeedSettings:
     login: Login
     codec: Codec
     silence: float | None = None
+
+
+class LoginRefused(ProxyError):
+    """Alpaca refused the log-in; `code` is Alpaca's."""
+
+    def __init__(self, code: int, msg: str) -> None:
+        super().__init__(f"Alpaca says {code} {msg}")
+        self.code = code
 
 
 class FeedSource(Protocol):
@@ -50,7 +60,10 @@ class FeedSource(Protocol):
         """Whether requests can be sent."""
 
     def open(self) -> None:
-        """Connect; block until that is done. Raises ConnectionLost or UpgradeRefused."""
+        """Connect; block until that is done. The connection may be live then, or log in first.
+
+        Raises ConnectionLost, UpgradeRefused or LoginRefused.
+        """
 
     def receive(self) -> list[Frame]:
         """Return the messages that have arrived; block until there is one. Raises ConnectionLost."""
@@ -75,3 +88,7 @@ class FeedSource(Protocol):
 
     def close(self) -> None:
         """Free everything; block until that is done."""
+
+
+MakeSource = Callable[[Endpoint, FeedSettings], FeedSource]
+"""Makes the next connection of a feed; it is not opened yet."""

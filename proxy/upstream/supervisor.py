@@ -41,12 +41,11 @@ from proxy.routing.request_builder import UpstreamRequest
 from proxy.routing.router import Delivery, Routing
 from proxy.routing.subscriber import Error, PendingRequest, RequestOutcome, Subscriber
 from proxy.transport import frames
-from proxy.transport.errors import ConnectionLost, ProxyError, UpgradeRefused
+from proxy.transport.errors import ConnectionLost, UpgradeRefused
 from proxy.transport.time_slice import SLICE_SECONDS, TimeSlice
-from proxy.upstream.alpaca_connection import AlpacaConnection
 from proxy.upstream.feed_stats import FeedStats
 from proxy.upstream.silence import SilenceDetector
-from proxy.upstream.source import FeedSettings, FeedSource
+from proxy.upstream.source import FeedSettings, FeedSource, LoginRefused, MakeSource
 from proxy.upstream.websocket import Frame
 
 IDLE_SECONDS = STABLE_SECONDS = 10.0
@@ -55,14 +54,6 @@ IDLE_SECONDS = STABLE_SECONDS = 10.0
 DOUBT_SECONDS = 1.0
 # For which an error waits for a state: another proxy that refuses a request late sends both, Alpaca the error alone.
 EXPLANATION_SECONDS = 0.1
-
-
-class LoginRefused(ProxyError):
-    """Alpaca refused the log-in; `code` is Alpaca's."""
-
-    def __init__(self, code: int, msg: str) -> None:
-        super().__init__(f"Alpaca says {code} {msg}")
-        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +67,9 @@ class _UnexplainedError:
 class FeedSupervisor:
     """The connection of one account to one feed.
 
-    It is kept as long as a session wants a topic of the feed. `clock` is monotonic time in seconds; call `tick` several
-    times a second. `came_live` is called when the feed is live, and gets its host; `was_lost` when its live connection
-    has ended, unless it was closed since nothing was wanted. It must not block.
+    It is kept as long as a session wants a topic of the feed. `make_source` makes each connection. `clock` is monotonic
+    time in seconds; call `tick` several times a second. `came_live` is called when the feed is live; `was_lost` when
+    its live connection has ended, unless it was closed since nothing was wanted. Neither may block.
     """
 
     def __init__(
@@ -86,8 +77,9 @@ class FeedSupervisor:
         endpoint: Endpoint,
         settings: FeedSettings,
         router: Routing,
+        make_source: MakeSource,
         clock: Callable[[], float],
-        came_live: Callable[[str], None],
+        came_live: Callable[[FeedSupervisor], None],
         was_lost: Callable[[FeedSupervisor], None],
     ) -> None:
         self.endpoint = endpoint
@@ -99,6 +91,7 @@ class FeedSupervisor:
         self.silences = 0
         self.last_error = ""
         self.stats = FeedStats(clock)
+        self._make_source = make_source
         self._clock = clock
         self._came_live = came_live
         self._was_lost = was_lost
@@ -114,6 +107,7 @@ class FeedSupervisor:
         self._next_attempt_at: float | None = None
         self._wakes_with_host = False  # the current wait ends when another feed of the host is live
         self._wanted_at = self._phase_began
+        self._holders: set[object] = set()
         self._refused_at = 0.0
         self._stopped = False
         self._error: _UnexplainedError | None = None
@@ -194,6 +188,19 @@ class FeedSupervisor:
 
     # Calls of the gateway
 
+    def hold(self, holder: object) -> None:
+        """Keep the feed connected until `let_go`, although the holder wants topics only once it is live."""
+        self._holders.add(holder)
+        self._reconcile()
+
+    def let_go(self, holder: object) -> None:
+        self._holders.discard(holder)
+
+    @property
+    def needed(self) -> bool:
+        """Whether a session wants a topic of the feed, or a holder may."""
+        return not self.reconciler.idle or bool(self._holders)
+
     def tick(self, now: float) -> None:
         """Do what is due: provisional acknowledgements, pings, time limits, silence."""
         self._tell(self.reconciler.overdue(now))
@@ -201,7 +208,7 @@ class FeedSupervisor:
         self.stats.tick(self.router.received, now)
         if self._greenlet is None and self.reconciler.closed and now - self._refused_at >= Backoff.NOT_SERVED:
             self.reconciler.open()  # the next subscribe dials again
-        if not self.reconciler.idle:
+        if self.needed:
             self._wanted_at = now
         elif now - self._wanted_at >= IDLE_SECONDS and self._greenlet is not None:
             if self._source is not None and not self._source.ended:
@@ -240,7 +247,7 @@ class FeedSupervisor:
             outage_seconds=self.stats.outage_seconds(),
             next_attempt=None if self._next_attempt_at is None else max(0.0, self._next_attempt_at - now),
             silences=self.silences,
-            needed=not self.reconciler.idle,
+            needed=self.needed,
             lag=self.stats.lags.state(),
         )
 
@@ -305,7 +312,7 @@ class FeedSupervisor:
             self._rest(Phase.IDLE)
 
     def _expired(self) -> bool:
-        return self.reconciler.idle and self._clock() - self._wanted_at >= IDLE_SECONDS
+        return not self.needed and self._clock() - self._wanted_at >= IDLE_SECONDS
 
     def _change_settings(self) -> None:
         """Apply the settings and the router of a reload, if there was one since the last connection."""
@@ -323,7 +330,7 @@ class FeedSupervisor:
         refusal: int | None = None
         not_in_plan = False
         hint: str | None = None
-        source = self._source = AlpacaConnection(self.endpoint, self.settings, self._clock)
+        source = self._source = self._make_source(self.endpoint, self.settings)
         self._phase_began, self._next_attempt_at, self._wakes_with_host = self._clock(), None, False
         try:
             self._run_source(source)
@@ -388,6 +395,8 @@ class FeedSupervisor:
         try:
             source.open()
             self._phase_began = self._clock()
+            if source.live:
+                self._handle(source, LoggedIn())
             self._read_frames(source)
         finally:
             source.close()
@@ -474,7 +483,7 @@ class FeedSupervisor:
                 self._log.info("live", topics=len(self.reconciler.wanted))
                 self.reconciler.open()
                 self._reconcile()
-                self._came_live(self.host)
+                self._came_live(self)
             case Acknowledged() if source.request is not None and source.request.is_answered_by(event):
                 self._answer(event)
             case Acknowledged():
@@ -516,20 +525,22 @@ class FeedSupervisor:
 
     def _after_answer(self, outcomes: Iterable[RequestOutcome]) -> None:
         self.router.acked_changed(self.reconciler.acked)  # before sessions begin to listen
-        self._tell(outcomes)
+        self._tell(outcomes, self._clock() if self._source is None else self._source.received_at)
         self._release()
         self._reconcile()
 
     # Sessions
 
-    def _tell(self, outcomes: Iterable[RequestOutcome]) -> None:
-        """Tell sessions their outcomes: at once for one time slice, the rest in a greenlet.
+    def _tell(self, outcomes: Iterable[RequestOutcome], since: float | None = None) -> None:
+        """Tell sessions their outcomes: at once in the time slice that began at `since`, the rest in a greenlet.
 
-        One answer of Alpaca may resolve requests of hundreds of sessions.
+        One answer of Alpaca may resolve requests of hundreds of sessions, or have taken long to read.
         """
         self._untold.extend(outcomes)
         if self._untold and self._teller is None:
-            time_slice = TimeSlice()
+            time_slice = TimeSlice(self._clock)
+            if since is not None:
+                time_slice.begin(since)
             while self._untold and not time_slice.over():
                 self._tell_one(self._untold.popleft())
             if self._untold:
@@ -577,7 +588,7 @@ class FeedSupervisor:
         An internal error is left to the next tick, which tries again.
         """
         try:
-            if self._greenlet is None and not self.reconciler.idle and not self._stopped:
+            if self._greenlet is None and self.needed and not self._stopped:
                 self._wanted_at = self._clock()
                 self._greenlet = gevent.spawn(self._run)
             elif (

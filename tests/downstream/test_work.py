@@ -95,7 +95,7 @@ class Pipeline:
         settings = FeedSettings(login, source)
         self._feed = AlpacaConnection(iex, settings, lambda: 0.0)
         self._upstream = FeedSupervisor(
-            iex, settings, self.router, lambda: 0.0, lambda host: None, lambda upstream: None
+            iex, settings, self.router, lambda *_: self._feed, lambda: 0.0, lambda live: None, lambda lost: None
         )
         for number, member in enumerate(members):
             self.router.set_subscription(member, subscription(number))
