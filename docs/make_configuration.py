@@ -38,7 +38,8 @@ writes a small one, `check` says all that is wrong with one, each problem with i
 - **Mistakes are errors**: an unknown key, a duplicate key, a client's key that is used twice, an account that is not
   there, anchors and tags.
 - **The verb `reload`**, or SIGHUP, has it read again, all or nothing; see
-  [operations.md](operations.md#change-the-configuration). An address that the proxy listens on takes a restart.
+  [operations.md](operations.md#change-the-configuration). An address that the proxy listens on takes a restart, and so
+  does `cluster`.
 """
 
 ALLOW = """\
@@ -89,13 +90,19 @@ def document() -> str:
     schema = model.schema()
     sections = schema["$defs"]
     parts = [BEGINNING, "\n".join(_table(schema, sections))]
-    for name, section in (("listen", "Listen"), ("listen.tls", "Tls"), ("admin", "Admin"), ("log", "Log")):
+    for name, section in (
+        ("listen", "Listen"),
+        ("listen.tls` and `cluster.tls", "Tls"),
+        ("admin", "Admin"),
+        ("log", "Log"),
+    ):
         parts.append(_section(name, sections[section]))
     parts.append(_section("limits", sections["Limits"]))
     parts.append(_section("accounts.NAME", sections["Account"]))
     parts.append(_section("clients.NAME", sections["ClientEntry"]))
     parts.append(ALLOW.replace("{followers}", "` and `".join(FOLLOWERS)))
     parts.append(_section("record", sections["Record"]))
+    parts.append(_section("cluster", sections["Cluster"]))
     parts.append(FEEDS + "\n".join(_feeds()) + "\n" + LOCATIONS)
     return "\n".join(parts) + "\n"
 

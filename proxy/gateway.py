@@ -149,6 +149,8 @@ class Gateway:
                 self.admin.stop()
                 self._recent.close()
                 remedy = f"stop what uses it, or change {name}.port"
+                if name == "listen" and self.config.listen.reuse_port:
+                    remedy = "only processes of the same user that all have listen.reuse_port share it; " + remedy
                 if error.errno != errno.EADDRINUSE:
                     remedy = f"change {name}.host or {name}.port"
                 raise StartError.cannot_listen(f"{host}:{port} ({name})", error, remedy) from error

@@ -23,8 +23,9 @@ MODULES = sorted((ROOT / "proxy").rglob("*.py"))
 MAY_IMPORT = {
     "__init__": "observe",
     "__main__": "cli",
-    "cli": "gateway recording simulator upstream downstream observe config transport routing alpaca",
-    "gateway": "recording upstream downstream observe config transport routing alpaca",
+    "cli": "gateway cluster recording simulator upstream downstream observe config transport routing alpaca",
+    "gateway": "cluster recording upstream downstream observe config transport routing alpaca",
+    "cluster": "upstream downstream observe config transport routing alpaca",
     "recording": "simulator observe transport routing alpaca",
     "simulator": "observe transport alpaca",
     "upstream": "observe transport routing alpaca",

@@ -23,6 +23,7 @@ Each verb is a module of the same name with `run(options)`. It is imported when 
     running           HTTP client for the running proxy
     overview          /status.json as tables
     online            one login to Alpaca
+    leaders           the cluster's Redis, and the nodes that lead its feeds
     starter           the file that `init` writes
     startup           the lines that the proxy logs at its start
     service_manager   sd_notify

@@ -11,7 +11,7 @@ from proxy.cli.config_file import config_path, report_config_error
 from proxy.cli.terminal import Exit, print_err, table, warn
 from proxy.config import model as configuration
 from proxy.config.errors import ConfigError
-from proxy.config.model import Config
+from proxy.config.model import Cluster, Config
 from proxy.observe.style import Color, Style
 from proxy.routing.allowlists import TRADING, Client
 
@@ -30,11 +30,14 @@ def run(options: argparse.Namespace) -> Exit:
     legend = [LEGEND]
     if any(client.allow.names(TRADING) for client in config.directory):
         legend.append(ORDERS_LEGEND)
-    print(accounts_table(config, style), "", access_table(config, style), *legend, "", sep="\n", flush=True)
+    cluster = [] if config.cluster is None else [cluster_line(config.cluster), ""]
+    print(accounts_table(config, style), "", access_table(config, style), *legend, "", *cluster, sep="\n", flush=True)
     for warning in configuration.warnings(config, path):
         warn(warning)
-    if options.online and not _online(config):
-        return Exit.FAILED
+    if options.online:
+        accepted = _online(config)
+        if not (config.cluster is None or _leaders(config, config.cluster)) or not accepted:
+            return Exit.FAILED
     print(f"{path}: {style.paint('good', Color.GOOD)}")
     return Exit.GOOD
 
@@ -55,6 +58,14 @@ def access_table(config: Config, style: Style) -> str:
     """Return the table of access by client, feed and channel; it has no secrets."""
     rows = [row for client in _holders(config) for row in _access_rows(client)]
     return table(("CLIENT", "FEED", "ACCOUNT", "CHANNEL", "SYMBOLS"), rows, style)
+
+
+def cluster_line(cluster: Cluster) -> str:
+    """Return the cluster in a sentence; it has no secrets."""
+    return (
+        f"Cluster {cluster.name}: this node listens on {cluster.listen}, is {cluster.url} to the others, "
+        f"and uses Redis at {cluster.redis.shown}"
+    )
 
 
 def feeds_of(config: Config, account: str) -> tuple[str, ...]:
@@ -102,3 +113,15 @@ def _online(config: Config) -> bool:
         print(f"{name}: {refusal or f'Alpaca accepts the key and secret for {feed}'}", flush=True)
         accepted = accepted and refusal is None
     return accepted
+
+
+def _leaders(config: Config, cluster: Cluster) -> bool:
+    """Print which node leads each feed of market data; return whether Redis answers and all leases are valid."""
+    from proxy.cli.leaders import find_leaders  # loads the network libraries
+
+    feeds = [(name, feed) for name in config.accounts for feed in feeds_of(config, name) if feed != TRADING]
+    good = True
+    for line in find_leaders(cluster, config.accounts, feeds):
+        print(line.text, flush=True)
+        good = good and line.good
+    return good

@@ -12,6 +12,7 @@ which takes half of the program's start-up time; commands that need only a part 
     model         the sections, and the loading of a file
     consistency   checks that involve several settings
     recording     warnings about the section `record`
+    cluster       values of the section `cluster`, and warnings about it
     reload_plan   the differences between two configurations
     errors        ConfigError and its problems
 """

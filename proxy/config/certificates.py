@@ -35,6 +35,18 @@ def read(pem: str) -> Certificate:
     return Certificate(hashlib.sha256(pem.encode()).digest(), valid_until)
 
 
+def has_expired(certificate: Certificate) -> bool:
+    """Whether its validity has ended; False if its end is unknown."""
+    until = certificate.valid_until
+    return until is not None and until < datetime.now(timezone.utc)
+
+
+def validity(certificate: Certificate) -> str:
+    """The end of its validity, as a part of a sentence: `valid until …`; empty if it is unknown."""
+    until = certificate.valid_until
+    return "" if until is None else f"valid until {until:%Y-%m-%d %H:%M} UTC"
+
+
 def _valid_until(der: bytes) -> datetime:
     """The field notAfter. Raises ValueError or IndexError for anything but a certificate."""
     _, certificate, _ = _element(der, _SEQUENCE)

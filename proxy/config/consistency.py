@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from proxy.alpaca.endpoints import Dialect, endpoint
-from proxy.config import addresses, values
+from proxy.config import addresses, cluster, values
 from proxy.config.errors import Problem
 from proxy.config.values import Unsuitable, in_units, nearest
 from proxy.config.yamlfile import Step, Table, Text, YamlDocument, quoted
@@ -30,6 +30,7 @@ def check(document: YamlDocument) -> Iterator[Problem | None]:
     yield from _account_keys(document)
     yield from _accounts(document)
     yield from _conflation(document)
+    yield from _cluster(document)
 
 
 def _addresses(document: YamlDocument) -> Iterator[Problem | None]:
@@ -146,6 +147,32 @@ def _conflation(document: YamlDocument) -> Iterator[Problem | None]:
         if all(found is not None and found.dialect is Dialect.TRADING for found in endpoints):
             reason = "conflate has no effect on order updates, which are never left out, and allow names nothing else"
             yield document.problem(path, f"{reason}; remove it")
+
+
+def _cluster(document: YamlDocument) -> Iterator[Problem | None]:
+    if not document.find(("cluster",)):
+        return
+    url = _valid(document, ("cluster", "url"), cluster.url, None) or ""
+    redis = _valid(document, ("cluster", "redis"), cluster.redis, None)
+    if url.startswith("wss://") and not document.find(("cluster", "tls")):
+        yield document.problem(
+            ("cluster", "url"), "needs a certificate for wss://; set cluster.tls as well, or use ws://"
+        )
+    if url.startswith("ws://") and document.find(("cluster", "tls")):
+        yield document.problem(
+            ("cluster", "tls"), "has no effect, since cluster.url begins with ws://; use wss:// there"
+        )
+    if url.startswith("ws://") and redis and redis.scheme != "rediss" and document.find(("cluster", "ca")):
+        reason = "has no effect, since neither cluster.url nor cluster.redis uses TLS; use wss:// or rediss://"
+        yield document.problem(("cluster", "ca"), reason)
+    listen = _valid(document, ("cluster", "listen"), cluster.listen, None)
+    if listen is None or not listen.port:
+        return
+    for section, default in (("listen", values.LISTEN_PORT), ("admin", values.ADMIN_PORT)):
+        host = _valid(document, (section, "host"), addresses.host, addresses.LOOPBACK)
+        port = _valid(document, (section, "port"), values.port, default)
+        if host and port == listen.port and _overlap(host, listen.host):
+            yield document.problem(("cluster", "listen"), f"has the port of {section}; choose another one")
 
 
 def _entries(document: YamlDocument, section: str) -> Table:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -28,8 +29,19 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from proxy.alpaca.endpoints import Dialect, endpoint
-from proxy.config import addresses, certificates, consistency, recording, references, secret, values, yamlfile
+from proxy.config import (
+    addresses,
+    certificates,
+    cluster,
+    consistency,
+    recording,
+    references,
+    secret,
+    values,
+    yamlfile,
+)
 from proxy.config.certificates import Certificate
+from proxy.config.cluster import Address, RedisUrl
 from proxy.config.errors import ConfigError, Problem
 from proxy.config.secret import Secret
 from proxy.config.values import Fault, Unsuitable, nearest
@@ -64,17 +76,26 @@ Name = Annotated[str, BeforeValidator(values.name)]
 Port = Annotated[int, BeforeValidator(values.port)]
 Host = Annotated[str, BeforeValidator(addresses.host)]
 Flag = Annotated[bool, BeforeValidator(values.flag)]
+ReusePort = Annotated[bool, BeforeValidator(values.reuse_port)]
 Networks = Annotated[tuple[Annotated[str, BeforeValidator(addresses.network)], ...], _blank_is(())]
 Origins = Annotated[tuple[Annotated[str, BeforeValidator(addresses.origin)], ...], _blank_is(())]
 HostNames = Annotated[tuple[Annotated[str, BeforeValidator(addresses.host_name)], ...], _blank_is(())]
 Url = Annotated[str, BeforeValidator(addresses.url)]
 File = Annotated[Path, BeforeValidator(_readable), WithJsonSchema({"type": "string"})]
+Authorities = Annotated[
+    Path, AfterValidator(cluster.authorities), BeforeValidator(_readable), WithJsonSchema({"type": "string"})
+]
 Folder = Annotated[
     Path, BeforeValidator(_folder), Field(validate_default=True), WithJsonSchema({"type": "string"})
 ]  # a default is relative to the configuration's folder, too
 AccountSecret = Annotated[Secret, BeforeValidator(secret.account_secret), _SCALAR]
 ClientSecret = Annotated[Secret, BeforeValidator(secret.client_secret), _SCALAR]
 Token = Annotated[Secret, BeforeValidator(secret.token), _SCALAR]
+ClusterSecret = Annotated[Secret, BeforeValidator(cluster.cluster_secret), _SCALAR]
+Redis = Annotated[RedisUrl, BeforeValidator(cluster.redis), WithJsonSchema({"type": "string"})]
+ListenAddress = Annotated[Address, BeforeValidator(cluster.listen), WithJsonSchema({"type": "string"})]
+NodeUrl = Annotated[str, BeforeValidator(cluster.url)]
+KeyPrefix = Annotated[str, BeforeValidator(cluster.name)]
 Key = Annotated[str, BeforeValidator(values.key), _SCALAR]
 Entries = Mapping[str, Mapping[str, tuple[str, ...]]]
 Allow = Annotated[Entries, BeforeValidator(values.allow), WithJsonSchema(values.allow_schema())]
@@ -98,7 +119,7 @@ class Section(BaseModel):
 
 
 class Tls(Section):
-    """The certificate of the client port. A relative path starts at the configuration's folder."""
+    """The certificate of a port. A relative path starts at the configuration's folder."""
 
     cert: File
     """The certificate with its chain, PEM."""
@@ -142,6 +163,10 @@ class Listen(Section):
     """Reverse proxies, by address or network, whose X-Forwarded-For header tells the address of an algorithm:
     [127.0.0.1] behind nginx or Caddy on this machine. Waits after refused log-ins, and the limits on connections that
     have not logged in, then apply to that address; logs and pages show it."""
+    reuse_port: ReusePort = False
+    """true lets several processes of this machine listen on the same address, if each of them has it (SO_REUSEPORT):
+    Linux spreads new connections over them, so nodes of a cluster use several cores. A process that is started twice
+    by mistake is then not noticed."""
 
 
 class Admin(Section):
@@ -254,6 +279,30 @@ class Record(Section):
     """The free space of the disk below which nothing is recorded."""
 
 
+class Cluster(Section):
+    """Several proxies, the nodes, that share one connection to Alpaca for each account and feed of market data. The
+    settings are the same on every node, except `listen` and `url`."""
+
+    redis: Redis
+    """Redis or Valkey, through which the nodes find each other: redis://HOST:PORT/DATABASE, rediss:// for TLS,
+    unix:///PATH?db=DATABASE, or redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DATABASE; with USER:PASSWORD@ before the
+    host if it asks for them, best as ${ENV} or ${file:PATH}."""
+    listen: ListenAddress
+    """This node's own port for the other nodes, as HOST:PORT; port 0 takes any free one."""
+    url: NodeUrl
+    """How the other nodes reach that port: ws://HOST:PORT, or wss://HOST:PORT with `tls`."""
+    secret: ClusterSecret
+    """The secret that all nodes have in common, 16 characters at least; best as ${ENV} or ${file:PATH}. It is never
+    sent."""
+    tls: Annotated[Tls | None, _blank_is(None)] = None
+    """The certificate of the port and its key, for a wss:// URL."""
+    ca: Authorities | None = None
+    """The certificates, PEM, that those of the other nodes and of a rediss:// server have to be signed by; by default
+    the system's. A relative path starts at the configuration's folder."""
+    name: KeyPrefix = cluster.NAME
+    """The prefix of the keys in Redis, for several clusters on one."""
+
+
 class Config(Section):
     """The configuration of alpaca-proxy."""
 
@@ -273,6 +322,8 @@ class Config(Section):
     """The algorithms, by name; at least one."""
     record: Annotated[Record | None, _blank_is(None)] = None
     """What is recorded; nothing by default."""
+    cluster: Annotated[Cluster | None, _blank_is(None)] = None
+    """The cluster that this proxy is a node of; none by default."""
 
     @property
     def _only_account(self) -> dict[str, str]:
@@ -357,10 +408,21 @@ def warnings(config: Config, path: Path) -> list[str]:
             found.append(f"clients.{name}.secret {plain}, or the sha256:… that `keygen` prints")
     if config.admin.token is not None and config.admin.token.literal:
         found.append(f"admin.token {plain}")
+    for setting, tls in certified(config):
+        if tls is not None and tls.certificate is not None and certificates.has_expired(tls.certificate):
+            found.append(f"{setting}.cert was {certificates.validity(tls.certificate)}; renew it, or peers refuse it")
+    if (node := config.cluster) is not None:
+        found += cluster.warnings(node.redis, node.listen, node.url, node.secret)
     if (record := config.record) is not None:
         found += recording.plan_warnings(record.topics)
         found += recording.disk_warnings(record.folder, record.max, record.min_free)
     return [f"{path}: {warning}" for warning in found]
+
+
+def certified(config: Config) -> Iterator[tuple[str, Tls | None]]:
+    """Yield the settings that name a certificate, with their values."""
+    yield "listen.tls", config.listen.tls
+    yield "cluster.tls", None if config.cluster is None else config.cluster.tls
 
 
 def schema() -> dict[str, Any]:
@@ -387,6 +449,7 @@ _SECTIONS: dict[Step, type[Section]] = {
     "accounts": Account,
     "clients": ClientEntry,
     "record": Record,
+    "cluster": Cluster,
 }
 _REASONS = {
     "missing": "is missing",

@@ -7,9 +7,10 @@ cannot be changed while it is in use; a configuration that does so is refused wh
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from proxy.config.model import Config
+from proxy.config import certificates
+from proxy.config.model import Config, certified
 from proxy.routing.allowlists import Client
 
 
@@ -18,8 +19,8 @@ class ReloadPlan:
     """The steps of a reload. `restart` are changed settings that need a restart; if there are any, nothing is done.
 
     `gone` maps each client whose sessions are closed to the reason. The sessions of `changed` clients continue under
-    the new rules. The feeds of changed `accounts` reconnect. Changed `settings` take effect at once. `certificate`
-    tells of a renewed certificate; it is empty if there is none.
+    the new rules. The feeds of changed `accounts` reconnect. Changed `settings` take effect at once. `certificates`
+    maps each setting whose certificate is renewed to a sentence about it.
     """
 
     restart: tuple[str, ...]
@@ -28,7 +29,7 @@ class ReloadPlan:
     changed: tuple[str, ...]
     accounts: tuple[str, ...]
     settings: tuple[str, ...]
-    certificate: str = ""
+    certificates: dict[str, str] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """The plan as sentences; one sentence if it is empty."""
@@ -40,7 +41,7 @@ class ReloadPlan:
             *(f"client {name}: changed, its sessions continue under the new rules" for name in self.changed),
             *(f"account {name}: changed, its feeds reconnect" for name in self.accounts),
             *(f"{name}: changed" for name in self.settings),
-            *([f"listen.tls: {self.certificate}"] if self.certificate else []),
+            *(f"{name}: {renewed}" for name, renewed in self.certificates.items()),
         ]
         return lines or ["nothing changed"]
 
@@ -57,7 +58,7 @@ def make_plan(old: Config, new: Config) -> ReloadPlan:
         changed=tuple(name for name in after if name in before and name not in gone and after[name] != before[name]),
         accounts=tuple(name for name in old.accounts if old.accounts[name] != new.accounts.get(name)),
         settings=tuple(_changed_settings(old, new)),
-        certificate=_renewal(old, new),
+        certificates=dict(_renewals(old, new)),
     )
 
 
@@ -70,22 +71,27 @@ def _close_reason(before: Client, after: Client | None) -> str:
 
 
 def _needing_restart(old: Config, new: Config) -> Iterator[str]:
-    for name in ("listen.host", "listen.port", "admin.host", "admin.port"):
+    for name in ("listen.host", "listen.port", "listen.reuse_port", "admin.host", "admin.port"):
         section, _, setting = name.partition(".")
         if getattr(getattr(old, section), setting) != getattr(getattr(new, section), setting):
             yield name
     if (old.listen.tls is None) != (new.listen.tls is None):
         yield "listen.tls"
+    if old.cluster is None or new.cluster is None:
+        if old.cluster is not new.cluster:
+            yield "cluster"
+        return
+    # Without the content of the certificate, which is read again at a reload as that of `listen.tls`.
+    before, after = old.cluster.model_dump(), new.cluster.model_dump()
+    yield from (f"cluster.{name}" for name in before if before[name] != after[name])
 
 
-def _renewal(old: Config, new: Config) -> str:
-    if old.listen.tls is None or new.listen.tls is None:
-        return ""
-    before, after = old.listen.tls.certificate, new.listen.tls.certificate
-    if after is None or after == before:
-        return ""
-    until = "" if after.valid_until is None else f", valid until {after.valid_until:%Y-%m-%d %H:%M} UTC"
-    return f"certificate renewed{until}"
+def _renewals(old: Config, new: Config) -> Iterator[tuple[str, str]]:
+    for (name, before), (_, after) in zip(certified(old), certified(new), strict=True):
+        if before is None or after is None or after.certificate in (None, before.certificate):
+            continue
+        until = certificates.validity(after.certificate)
+        yield name, f"certificate renewed, {until}" if until else "certificate renewed"
 
 
 def _changed_settings(old: Config, new: Config) -> Iterator[str]:

@@ -8,6 +8,7 @@ also be left blank.
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -134,6 +135,14 @@ def flag(value: object) -> bool:
     if written not in ("true", "yes", "on", "false", "no", "off"):
         raise Unsuitable(Fault("should be true or false"))
     return written in ("true", "yes", "on")
+
+
+def reuse_port(value: object) -> bool:
+    """true or false; true only where a port can be shared."""
+    wanted = flag(value)
+    if wanted and not hasattr(socket, "SO_REUSEPORT"):
+        raise Unsuitable(Fault("cannot be true: this system has no SO_REUSEPORT; give each process a port of its own"))
+    return wanted
 
 
 port = whole(0, 65535)

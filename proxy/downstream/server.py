@@ -105,6 +105,7 @@ class Server:
             delay=self._delay,
             log=self._log,
             tls=tls,
+            reuse_port=config.listen.reuse_port,
         )
         self.configure(config)
 

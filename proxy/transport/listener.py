@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import gevent
+import gevent.socket
 from gevent.pywsgi import WSGIServer
 
 from proxy.transport.connection import ClientConnection
@@ -56,6 +57,7 @@ class Listener(WSGIServer):  # type: ignore[misc]
     `refuse(environ)` may return a response in place of an upgrade; `serve(connection, environ)` runs a session until it
     ends; `answer(environ)` returns the response to plain HTTP. `delay(environ, status)`, if given, is called for each
     refusal and returns the seconds that it waits; of bytes that are no HTTP request, the environ has only the address.
+    With `reuse_port`, several processes can listen on the address, and the kernel spreads new connections over them.
     `start` raises OSError if the address cannot be bound.
     """
 
@@ -72,6 +74,7 @@ class Listener(WSGIServer):  # type: ignore[misc]
         log: EventLog,
         delay: Callable[[Environ, str], float] | None = None,
         tls: ssl.SSLContext | None = None,
+        reuse_port: bool = False,
     ) -> None:
         options = {} if tls is None else {"ssl_context": tls}
         environ = {"SERVER_NAME": address[0]}  # otherwise gevent looks up the host's name at the start
@@ -82,6 +85,7 @@ class Listener(WSGIServer):  # type: ignore[misc]
         self._serve = serve
         self._answer = answer
         self._delay = delay
+        self._reuse_port = reuse_port
         self._unauthenticated: dict[tuple[Any, ...], Any] = {}  # by address, oldest first
         self._by_host: Counter[str] = Counter()
         self._environs: dict[tuple[Any, ...], Environ] = {}  # of those whose request has been read
@@ -139,6 +143,22 @@ class Listener(WSGIServer):  # type: ignore[misc]
         environ["REMOTE_ADDR"] = host
         if counted and self._by_host[host] > MAX_UNAUTHENTICATED_PER_ADDRESS:
             self._displace(host)
+
+    def get_listener(self, address: tuple[str, int], backlog: int, family: int) -> Any:
+        """Return the socket that listens, as gevent makes it, with SO_REUSEPORT if the port is shared."""
+        if not self._reuse_port:
+            return super().get_listener(address, backlog, family)
+        sock = gevent.socket.socket(family)
+        try:
+            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+                sock.setsockopt(socket.SOL_SOCKET, option, 1)
+            sock.bind(address)
+            sock.listen(backlog)
+        except OSError:
+            sock.close()
+            raise
+        sock.setblocking(False)
+        return sock
 
     def do_read(self) -> Any:
         """Accept the next socket, or pause if no file descriptor is left.

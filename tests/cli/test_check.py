@@ -233,3 +233,27 @@ def test_a_small_disk_and_a_missing_one_are_warned_of(call: Call, write: Write, 
     found = call("check", "-c", write(recording(tmp_path / "none" / "rec", topics)))
     missing = f"record.folder: {tmp_path / 'none'}: No such file or directory; nothing is recorded until it is there"
     assert missing in found.err
+
+
+CLUSTER = """\
+cluster:
+  redis: redis://user:canary-9@10.0.0.9:6379/1
+  listen: 127.0.0.1:8767
+  url: ws://127.0.0.1:8767
+  secret: canary-of-the-cluster
+"""
+
+
+def test_the_cluster_is_one_line_without_secrets(write: Write, call: Call) -> None:
+    found = call("check", "-c", write(CONFIG + CLUSTER))
+    assert found.code == 0
+    line = (
+        "Cluster alpaca-proxy: this node listens on 127.0.0.1:8767, is ws://127.0.0.1:8767 to the others, "
+        "and uses Redis at redis://10.0.0.9:6379/1"
+    )
+    assert line in found.out.splitlines()
+    assert "cluster.redis holds its password in plain text" in found.err
+    assert "cluster.redis sends its password unencrypted; use rediss://" in found.err
+    assert "cluster.secret is in plain text" in found.err
+    assert "canary" not in found.out + found.err
+    assert "Cluster" not in call("check", "-c", write(CONFIG)).out

@@ -5,11 +5,15 @@ Verbs that end by themselves are called in this process; those that run until a 
 
 from __future__ import annotations
 
+import http.client
+import json
 import re
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from proxy.config import model as configuration
 from proxy.downstream.client_session import UNRESPONSIVE_SECONDS
 from proxy.observe.version import __version__
 from proxy.simulator import AccountPlan, Simulator
+from tests.fronts import free_port
 from tests.harness import CONNECTED, Process, Wire, dial, trade, wait_for
 
 CONFIG = """\
@@ -223,6 +228,53 @@ def test_a_port_in_use(file: Path, call: Call, setting: str) -> None:
         f"cannot listen on 127.0.0.1:{port} ({setting}): Address already in use; "
         f"stop what uses it, or change {setting}.port\n"
     )
+
+
+def test_a_shared_port_in_use_by_a_program_that_does_not_share_it(file: Path, call: Call) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        file.write_text(file.read_text().replace("listen: {port: 0}", f"listen: {{port: {port}, reuse_port: true}}"))
+        result = call("-c", file)
+    assert result.code == 1
+    assert result.err == (
+        f"cannot listen on 127.0.0.1:{port} (listen): Address already in use; only processes of the same user that all "
+        "have listen.reuse_port share it; stop what uses it, or change listen.port\n"
+    )
+
+
+@pytest.mark.slow
+def test_processes_share_a_port(file: Path) -> None:
+    """Each of them gets connections, each connection is served, and a reload leaves the port open."""
+    port, text = free_port(), file.read_text()
+    shared = f"listen: {{port: {port}, reuse_port: true}}"
+    file.write_text(text.replace("listen: {port: 0}", shared))
+    run = partial(Process, "-c", str(file), folder=file.parent)
+    with ExitStack() as stack:
+        nodes = [stack.enter_context(run()) for _ in range(2)]
+        assert [node.address() for node in nodes] == [("127.0.0.1", port)] * 2
+        nodes[0].popen.send_signal(signal.SIGHUP)
+        wait_for(lambda: '"nothing changed"' in nodes[0].text)
+        for _ in range(40):
+            assert stack.enter_context(dial(("127.0.0.1", port))).receive() == CONNECTED
+        counts = [status(node)["strangers"] for node in nodes]
+        assert sum(counts) == 40
+        assert all(counts), counts
+        file.write_text(text.replace("listen: {port: 0}", f"listen: {{port: {port}}}"))
+        with run() as third:
+            assert third.end() == 1
+            reason = "Address already in use; stop what uses it, or change listen.port"
+            assert f"cannot listen on 127.0.0.1:{port} (listen): {reason}" in third.text
+        for node in nodes:
+            node.popen.send_signal(signal.SIGTERM)
+            assert node.end(seconds=10) == 0
+
+
+def status(process: Process) -> Any:
+    connection = http.client.HTTPConnection(*process.address("proxy.admin"), timeout=5)
+    connection.request("GET", "/status.json")
+    document = json.loads(connection.getresponse().read())
+    connection.close()
+    return document
 
 
 @leaves_a_socket

@@ -97,6 +97,7 @@ def test_example_mentions_every_setting() -> None:
         config.Limits,
         config.Account,
         config.Record,
+        config.Cluster,
     )
     for section in (*sections, config.ClientEntry):
         for name in section.model_fields:
@@ -333,6 +334,7 @@ FULL: dict[str, Any] = {
         "insecure": "no",
         "origins": ["app.example.com", "https://b.example:8443"],
         "trusted": ["127.0.0.1", "10.0.0.0/8"],
+        "reuse_port": "on",
     },
     "admin": {"host": "localhost", "port": "2", "token": "secret-token", "hosts": ["status.example.com"]},
     "log": {"format": "json", "level": "debug"},
@@ -362,6 +364,15 @@ FULL: dict[str, Any] = {
         },
         "two": {"key": "two", "secret": f"sha256:{'0' * 64}", "account": "data"},
     },
+    "cluster": {
+        "redis": "rediss://user:redis-password@10.0.0.9:6379/0",
+        "listen": "0.0.0.0:8767",
+        "url": "wss://10.0.0.1:8767",
+        "secret": "the-secret-of-the-cluster",
+        "tls": {"cert": "server.crt", "key": "server.key"},
+        "ca": "server.crt",
+        "name": "desk",
+    },
 }
 
 
@@ -385,7 +396,8 @@ def test_full_configuration() -> None:
     assert one.digest == digest("client-secret")
     assert two.digest == bytes(32)
     assert directory.authenticate("one", "client-secret") is one
-    for text in ("account-secret", "other-secret", "client-secret", "secret-token", "PKAAAABBBB1111"):
+    secrets = ("account-secret", "other-secret", "client-secret", "secret-token", "PKAAAABBBB1111")
+    for text in (*secrets, "redis-password", "the-secret-of-the-cluster"):
         assert text not in repr(found) + str(found) + repr(directory) + repr(found.model_dump())
 
 
@@ -566,7 +578,7 @@ def test_explain_returns_the_line_that_allows_a_topic(tmp_path: Path) -> None:
 def test_schema_describes_every_setting_and_allows_references() -> None:
     schema = config.schema()
     sections = [schema, *schema["$defs"].values()]
-    assert len(sections) == 9
+    assert len(sections) == 10
     for section in sections:
         assert section["additionalProperties"] is False
         assert section["description"]

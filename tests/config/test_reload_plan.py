@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from proxy.config import model as configuration
-from proxy.config.model import Config
+from proxy.config.model import Config, certified
 from proxy.config.reload_plan import make_plan
 from tests.harness import Process, wait_for
 
@@ -21,6 +22,12 @@ clients:
   momentum: {key: momentum, secret: m1, account: one, allow: {iex: {trades: [AAPL, MSFT]}}}
   meanrev: {key: meanrev, secret: r1, account: one, allow: {iex: {quotes: ["*"]}}}
 """
+CLUSTER = {
+    "redis": "redis://127.0.0.1",
+    "listen": "127.0.0.1:8767",
+    "url": "ws://127.0.0.1:8767",
+    "secret": "the-secret-of-the-cluster",
+}
 
 
 def read(text: str) -> Config:
@@ -45,6 +52,16 @@ def read(text: str) -> Config:
             "listen: {port: 9}\naccounts:",
             ["listen.port changed: restart to apply it; nothing was reloaded"],
         ),
+        (
+            "accounts:",
+            "listen: {reuse_port: true}\naccounts:",
+            ["listen.reuse_port changed: restart to apply it; nothing was reloaded"],
+        ),
+        (
+            "accounts:",
+            f"cluster: {json.dumps(CLUSTER)}\naccounts:",
+            ["cluster changed: restart to apply it; nothing was reloaded"],
+        ),
         ("accounts:", "listen: {trusted: [127.0.0.1]}\naccounts:", ["listen.trusted: changed"]),
         ("accounts:", "limits: {outboxes: 512MiB}\naccounts:", ["limits: changed"]),
         ("accounts:", "record: {account: one, topics: {iex: {trades: [AAPL]}}}\naccounts:", ["record: changed"]),
@@ -60,12 +77,40 @@ def test_plan_lists_the_changes_and_nothing_else(old: str, new: str, lines: list
     assert steps.lines() == lines
 
 
-def test_a_renewed_certificate_is_named_with_the_end_of_its_validity(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("redis", "redis://:other@127.0.0.1"),
+        ("listen", "127.0.0.1:8768"),
+        ("url", "wss://127.0.0.1:8768"),
+        ("secret", "another-secret-of-the-cluster"),
+        ("tls", {"cert": "server.crt", "key": "../data/server.key"}),
+        ("ca", "server.crt"),
+        ("name", "desk"),
+    ],
+)
+def test_every_setting_of_the_cluster_needs_a_restart(setting: str, value: object) -> None:
+    data = Path(__file__).parent / "data"
+    tls = {"url": "wss://127.0.0.1:8767", "tls": {"cert": "server.crt", "key": "server.key"}}
+
+    def with_cluster(more: dict[str, object]) -> Config:
+        text = f"cluster: {json.dumps({**CLUSTER, **tls, **more})}\n{BEFORE}"
+        return configuration.parse(text, "proxy.yaml", {}, data)
+
+    plan = make_plan(with_cluster({}), with_cluster({setting: value}))
+    assert plan.lines() == [f"cluster.{setting} changed: restart to apply it; nothing was reloaded"]
+    assert make_plan(with_cluster({}), with_cluster({})).lines() == ["nothing changed"]
+
+
+@pytest.mark.parametrize("setting", ["listen.tls", "cluster.tls"])
+def test_a_renewed_certificate_is_named_with_the_end_of_its_validity(tmp_path: Path, setting: str) -> None:
     data = Path(__file__).parent / "data"
     cert, key = tmp_path / "server.crt", tmp_path / "server.key"
     key.write_bytes((data / "server.key").read_bytes())
     issuer = (data / "server.crt").read_text()
-    text = f"listen: {{tls: {{cert: {cert}, key: {key}}}}}\n{BEFORE}"
+    section, rest = setting.partition(".")[0], {**CLUSTER, "url": "wss://127.0.0.1:8767"}
+    settings = {**(rest if section == "cluster" else {}), "tls": {"cert": str(cert), "key": str(key)}}
+    text = f"{section}: {json.dumps(settings)}\n{BEFORE}"
 
     def with_certificate(pem: str) -> Config:
         cert.write_text(pem)
@@ -74,11 +119,11 @@ def test_a_renewed_certificate_is_named_with_the_end_of_its_validity(tmp_path: P
     before = with_certificate(issuer)
     renewed = with_certificate(issuer + issuer)  # a chain is a part of it
     assert make_plan(before, with_certificate(issuer)).lines() == ["nothing changed"]
-    tls = renewed.listen.tls
+    tls = dict(certified(renewed))[setting]
     assert tls is not None
     assert tls.certificate is not None
     until = f"{tls.certificate.valid_until:%Y-%m-%d %H:%M} UTC"
-    assert make_plan(before, renewed).lines() == [f"listen.tls: certificate renewed, valid until {until}"]
+    assert make_plan(before, renewed).lines() == [f"{setting}: certificate renewed, valid until {until}"]
 
 
 @pytest.mark.slow

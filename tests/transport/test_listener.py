@@ -186,6 +186,22 @@ def nothing_on_standard_error(capfd: pytest.CaptureFixture[str]) -> Iterator[Non
     assert capfd.readouterr().err == ""
 
 
+def test_a_port_is_shared_only_if_all_share_it(
+    start_listener: Callable[..., Listener], client: Callable[..., Client]
+) -> None:
+    one = start_listener(reuse_port=True)
+    options = {"serve": echo, "refuse": refuse, "answer": answer, "log": Log("listener")}
+    other = Listener((HERE, one.server_port), **options, reuse_port=True)
+    other.start()
+    one.close()  # the port stays open
+    assert client(one.server_port).upgrade().send(b"x").receive() == (frames.BINARY, b"x")
+    other.stop()
+    with socket.create_server((HERE, 0)) as holder:
+        late = Listener(holder.getsockname(), **options, reuse_port=True)
+        with pytest.raises(OSError, match="in use"):
+            late.start()
+
+
 # The handshake
 
 ACCEPTED = {
