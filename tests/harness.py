@@ -323,7 +323,7 @@ class Harness:
     """A simulator, and a gateway whose only account connects to it.
 
     `clients` is the YAML below `clients:`; `listen` and `admin` are settings of these sections, `more` holds further
-    sections.
+    sections. `gateway` makes the gateway.
     """
 
     def __init__(
@@ -337,6 +337,7 @@ class Harness:
         more: str = "",
         simulator: Simulator,
         config: configuration.Config | None = None,
+        gateway: Callable[[configuration.Config], Gateway] = Gateway,
     ) -> None:
         self._stack = ExitStack()
         self.simulator = self._stack.enter_context(simulator)
@@ -349,7 +350,7 @@ class Harness:
             admin_port=admin_port,
             more=more,
         )
-        self.gateway = Gateway(config or configuration.parse(text, "proxy.yaml", os.environ, Path()))
+        self.gateway = gateway(config or configuration.parse(text, "proxy.yaml", os.environ, Path()))
         self.gateway.start()
         self._stack.callback(self.gateway.stop, 0.5)
 

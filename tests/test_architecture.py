@@ -41,7 +41,7 @@ MAY_IMPORT = {
 MAY_USE = {
     "gevent": (
         "proxy.observe.logs proxy.transport proxy.upstream proxy.downstream proxy.gateway proxy.recording"
-        " proxy.simulator proxy.cli proxy.__main__"
+        " proxy.simulator proxy.cli proxy.__main__ proxy.cluster"
     ),
     "geventwebsocket": "proxy.transport.upgrade",
     "websocket": "proxy.upstream.websocket",

@@ -47,11 +47,15 @@ class LoggedIn:
 class Acknowledged:
     """All topics of the connection, as Alpaca states them in answer to each request.
 
-    `channels` are those that the statement has; about any other it says nothing.
+    `channels` are those that the statement has; about any other it says nothing. `answers`: whether it answers the
+    request under way; None if that is not known, since Alpaca's statements do not say it. `error` is the refusal that
+    is the cause of one that answers none.
     """
 
     topics: frozenset[Topic]
     channels: Set[str]
+    answers: bool | None = None
+    error: tuple[int, str] | None = None
 
     def lacks(self, topics: Set[Topic]) -> Set[Topic]:
         """Return those of the topics that Alpaca states not to send.
@@ -69,11 +73,12 @@ class Acknowledged:
 class Refused:
     """An error: of the log-in, of the request under way, or of neither.
 
-    For an HTTP refusal, the code is the status.
+    For an HTTP refusal, the code is the status. `answers`: it is known to refuse the request under way.
     """
 
     code: int
     msg: str
+    answers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +138,10 @@ class MarketClientProtocol:
         """Return the messages to send before Alpaca has sent any."""
         return []
 
+    def log_in(self) -> bytes:
+        """Return the log-in."""
+        return self._auth
+
     def receive(self, body: Raw | bytes) -> FeedEvent:
         """Return the event of a control message."""
         codec = self.codec
@@ -145,7 +154,7 @@ class MarketClientProtocol:
             code = codec.integer_of(message.code)
             return Refused(500 if code is None else code, (msg or "")[:MAX_TEXT])
         if kind == "subscription":
-            return self._acknowledged(body)
+            return acknowledged(codec, codec.fields(body))
         if msg == "connected":
             return Send(self._auth)
         return LoggedIn() if msg == "authenticated" else Ignored()
@@ -161,22 +170,24 @@ class MarketClientProtocol:
         event = MarketClientProtocol(JSON, _NO_LOGIN).receive(bodies[0])
         return event if isinstance(event, Refused) else None
 
-    def _acknowledged(self, body: Raw | bytes) -> Acknowledged:
-        stated: list[Iterable[Topic]] = []
-        channels = set()
-        for channel, value in self.codec.fields(body).items():
-            symbols = None if channel == "T" or channel in FOLLOWERS else self.codec.texts_of(value)
-            if symbols is not None:
-                channels.add(channel)
-                stated.append(zip(repeat(channel), symbols, strict=False))
-        return Acknowledged(frozenset(chain.from_iterable(stated)), channels)
-
     def request(self, add: bool, topics: Iterable[Topic], acked: Iterable[Topic]) -> bytes:
         """Encode a request to add or to remove these topics.
 
         `acked` are the topics that Alpaca has confirmed before.
         """
         return self.codec.encode(market.change(add, topics))
+
+
+def acknowledged(codec: Codec, fields: Mapping[str, Raw]) -> Acknowledged:
+    """Return the statement in the fields of a `subscription` message."""
+    stated: list[Iterable[Topic]] = []
+    channels = set()
+    for channel, value in fields.items():
+        symbols = None if channel == "T" or channel in FOLLOWERS else codec.texts_of(value)
+        if symbols is not None:
+            channels.add(channel)
+            stated.append(zip(repeat(channel), symbols, strict=False))
+    return Acknowledged(frozenset(chain.from_iterable(stated)), channels)
 
 
 class TradingClientProtocol:
@@ -194,6 +205,9 @@ class TradingClientProtocol:
 
     def opening(self) -> list[bytes]:
         return [self._auth]
+
+    def log_in(self) -> bytes:
+        return self._auth
 
     def receive(self, body: Raw | bytes) -> FeedEvent:
         """Return the event of a message, `Ignored` for order updates."""

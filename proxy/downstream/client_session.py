@@ -24,7 +24,7 @@ from proxy.downstream.hub_budget import SLICE_SECONDS
 from proxy.downstream.outbox import Outbox
 from proxy.downstream.quirks import NO_QUIRKS, Quirks
 from proxy.downstream.request_log import log_answer, log_request
-from proxy.downstream.session import BaseSession, SessionHost
+from proxy.downstream.session import BaseSession, FeedHost
 from proxy.routing.allowlists import Client, WhenSlow
 from proxy.routing.reconciler import ACK_SECONDS
 from proxy.routing.subscriber import Error, Feed, PendingRequest, RequestState, Subscriber
@@ -43,7 +43,7 @@ UNAUTHENTICATED_MESSAGE_BYTES = 64 * 1024
 UNAUTHENTICATED_OUTBOX_BYTES = 256 * 1024
 
 
-class ClientHost(SessionHost, Protocol):
+class ClientHost(FeedHost, Protocol):
     """The part of `server.Server` that a session uses."""
 
     message_limit: int

@@ -28,7 +28,7 @@ from proxy.alpaca.endpoints import WILDCARD
 from proxy.alpaca.order_events import EVENTS, Window
 from proxy.alpaca.topics import NO_TOPICS
 from proxy.downstream.outbox import Outbox
-from proxy.downstream.session import BaseSession, SessionHost
+from proxy.downstream.session import BaseSession, FeedHost
 from proxy.routing.allowlists import Client
 from proxy.routing.order_history import Forgotten, OrderHistory
 from proxy.routing.order_ownership import ORDERS
@@ -58,7 +58,7 @@ ERRORS = {
 }
 
 
-class EventHost(SessionHost, Protocol):
+class EventHost(FeedHost, Protocol):
     """The part of `server.Server` that an event stream uses."""
 
     def order_history(self, client: Client) -> OrderHistory:

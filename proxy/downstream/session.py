@@ -1,4 +1,4 @@
-"""The base of the sessions of a client: WebSocket sessions and event streams.
+"""The base of the sessions: those of clients, on a WebSocket or an event stream, and of other nodes.
 
 A session has one greenlet, which reads; everything is sent through its outbox, whose writer greenlet alone writes to
 the connection and is ended before the session's greenlet returns.
@@ -27,7 +27,7 @@ LINGER_SECONDS = 1.0
 
 
 class SessionHost(Protocol):
-    """The part of `server.Server` that every session uses."""
+    """The part of a server that every session uses."""
 
     outboxes: Outboxes
 
@@ -37,11 +37,15 @@ class SessionHost(Protocol):
         The empty name has the budget of all unauthenticated sessions together.
         """
 
-    def upstream(self, client: Client, feed: str) -> Feed:
-        """Return the upstream connection that serves this feed to the client."""
-
     def clock(self) -> float:
         """Return monotonic time in seconds."""
+
+
+class FeedHost(SessionHost, Protocol):
+    """The part of `server.Server` that the sessions of clients use."""
+
+    def upstream(self, client: Client, feed: str) -> Feed:
+        """Return the upstream connection that serves this feed to the client."""
 
 
 class BaseSession(ABC):

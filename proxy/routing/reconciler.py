@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
-from itertools import filterfalse
+from itertools import chain, filterfalse
 from math import inf
 
 from proxy.alpaca.client_protocol import Acknowledged
@@ -87,9 +87,20 @@ class SubscriptionReconciler:
         return not self._wanted
 
     @property
+    def has_clients(self) -> bool:
+        """Whether a session of a client, and not only other nodes, wants a topic of this feed."""
+        subscribers = (request.subscriber for request in self._open)
+        return any(not subscriber.patient for subscriber in chain(self._subscribers, subscribers))
+
+    @property
     def closed(self) -> bool:
         """Whether all subscribes are refused, since Alpaca does not serve this feed."""
         return self._closed is not None
+
+    @property
+    def refusal(self) -> Error | None:
+        """The error with which all subscribes are refused, None while they are not."""
+        return self._closed
 
     # Calls on behalf of sessions
 
@@ -263,21 +274,32 @@ class SubscriptionReconciler:
                 outcomes += self._refuse_part(candidate, error, halves)
         return outcomes + self._resolve()
 
-    def failed(self, request: UpstreamRequest, now: float, closed: bool = False) -> list[RequestOutcome]:
-        """Record that a request got no verdict; `closed`: the connection was closed, or did not answer."""
+    def failed(
+        self, request: UpstreamRequest, now: float, closed: bool = False, others_confirmed: bool = False
+    ) -> list[RequestOutcome]:
+        """Record that a request got no verdict; `closed`: the connection was closed, or did not answer.
+
+        `others_confirmed`: that connection had confirmed topics of others, whose requests this reconciler does not see.
+        """
         if not request.add:
             self._restore_removal(request.topics, now)
             return self._resolve()
         for candidate in self._candidates(frozenset(request.topics)):
             candidate.alone = True
+            if closed:
+                candidate.blamed = True
+                if candidate.subscriber.patient:
+                    candidate.others_confirmed = any(topic not in candidate.topics for topic in self.acked)
             if not (closed and candidate.confirmed_before):  # what was confirmed is hardly the cause of the close
                 candidate.retry_at = max(candidate.retry_at, now + RETRY_SECONDS)
         sole = request.sole
         if sole is None or sole not in self._open:
             return []
+        if sole.subscriber.patient and not sole.answered:  # the node counts the failures and the closes
+            return [] if closed else self._refuse(sole, (500, ERRORS[500]))
         sole.failures += 1
         sole.retry_at = now + _wait_after(sole.failures)
-        if closed and (not sole.closes or sole.others_confirmed):
+        if closed and (not sole.closes or sole.others_confirmed or others_confirmed):
             sole.closes += 1
             sole.others_confirmed = False
         return self._refuse_part(sole, (400, ERRORS[400]), {}) if sole.closes >= MAX_CLOSES else []
@@ -313,7 +335,8 @@ class SubscriptionReconciler:
         """Resolve the requests that have waited ACK_SECONDS, and report topics that are left out for too long."""
         outcomes = []
         for request in self._open:
-            if not request.resolved and request.complete and now - request.requested_at >= ACK_SECONDS:
+            due = not request.subscriber.patient and now - request.requested_at >= ACK_SECONDS
+            if due and not request.resolved and request.complete:
                 request.state = RequestState.REMEMBERED
                 outcomes.append(RequestOutcome(request.subscriber))
         late = [topic for topic, absence in self._absent.items() if now - absence.since >= WITHHELD_SECONDS]

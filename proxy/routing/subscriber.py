@@ -45,7 +45,8 @@ class PendingRequest:
 
     `alone`: it is not merged with others upstream, since an earlier request with its topics was refused or has failed.
     `failures` counts the requests upstream that carried it alone and got no verdict, `closes` those in answer to which
-    the connection was closed; it is not sent again before `retry_at`.
+    the connection was closed; it is not sent again before `retry_at`. `blamed`: the connection was closed in answer to
+    an upstream request that carried a part of it.
     """
 
     subscriber: Subscriber
@@ -64,6 +65,7 @@ class PendingRequest:
     times_sent: int = 0  # upstream requests that carried a part of it
     failures: int = 0
     closes: int = 0
+    blamed: bool = False
     others_confirmed: bool = False  # a request with topics of others was confirmed since the last of the closes
     retry_at: float = 0.0
 
@@ -128,7 +130,9 @@ class Subscriber:
 
     A session on market data has one; a session on `/stream` may have two, for trading and the default feed. `queue` is
     the session's. `withheld` are topics that it holds but Alpaca does not send, as the session has been told. `left`:
-    the session has ended, or may no longer use the feed.
+    the session has ended, or may no longer use the feed. `patient`: it is told nothing that Alpaca has not said, since
+    it is another node, whose clients' patience is its own; so none of its requests is remembered for want of an answer,
+    and one that got no verdict alone is returned to it with an error 500.
     """
 
     def __init__(
@@ -141,6 +145,7 @@ class Subscriber:
         codec: Codec,
         put: Callable[[bytes, int], None],
         accepts_unknown: SymbolPatterns | None = None,
+        patient: bool = False,
     ) -> None:
         self.session = session
         self.feed = feed
@@ -149,6 +154,7 @@ class Subscriber:
         self.codec = codec
         self.put = put
         self.accepts_unknown = accepts_unknown
+        self.patient = patient
         self.outages = 0
         self.left = False
         self.confirmed: Subscription = NO_TOPICS

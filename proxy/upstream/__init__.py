@@ -2,7 +2,8 @@
 
 supervisor          connects, reads, reconnects; connects the router and the reconciler to the connection
 source              the interface of a connection that delivers a feed
-alpaca_connection   one connection to Alpaca: socket, phase, log-in, the request under way, keep-alive
+connection          the part that every source's WebSocket has: its phase, its end and its writer
+alpaca_connection   one connection to Alpaca: log-in, the request under way, keep-alive
 websocket           websocket-client with a buffered reader, and the dial
 silence             detects a feed that has fallen silent although it is connected
 order_reader        reads Alpaca's records of orders, for owners and after an outage

@@ -43,13 +43,27 @@ class FeedSource(Protocol):
     """One connection that delivers a feed.
 
     `request` is the request under way, `received_at` the time at which the last frames arrived. `deliberate`: the proxy
-    ended the connection for a reason of its own.
+    ended the connection for a reason of its own. `retry_at_once`: the next connection need not wait after this one.
+    `others_confirmed`: when the connection ended, the other side had confirmed topics of others than this proxy.
     """
 
-    phase: Phase
-    request: UpstreamRequest | None
-    received_at: float
-    deliberate: bool
+    @property
+    def phase(self) -> Phase: ...
+
+    @property
+    def request(self) -> UpstreamRequest | None: ...
+
+    @property
+    def received_at(self) -> float: ...
+
+    @property
+    def deliberate(self) -> bool: ...
+
+    @property
+    def retry_at_once(self) -> bool: ...
+
+    @property
+    def others_confirmed(self) -> bool: ...
 
     @property
     def ended(self) -> bool:
@@ -78,7 +92,10 @@ class FeedSource(Protocol):
         """Send a request, which is under way from now on; never block."""
 
     def take_request(self) -> UpstreamRequest | None:
-        """Return the request under way, which ends with that."""
+        """Return the request under way, which ends with that.
+
+        None after the end of the connection if that says nothing about the request.
+        """
 
     def tick(self, now: float) -> None:
         """Send pings, and end the connection when a time limit is over."""

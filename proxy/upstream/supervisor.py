@@ -329,6 +329,7 @@ class FeedSupervisor:
         self._change_settings()
         refusal: int | None = None
         not_in_plan = False
+        last_error = ""
         hint: str | None = None
         source = self._source = self._make_source(self.endpoint, self.settings)
         self._phase_began, self._next_attempt_at, self._wakes_with_host = self._clock(), None, False
@@ -346,10 +347,10 @@ class FeedSupervisor:
             self._log.error("internal_error")
         finally:
             was_live, lasted = source.phase is Phase.LIVE, self._clock() - self._phase_began
+            self.last_error = last_error or self.last_error  # it stays if the greenlet is killed
             self._lose(source)
         if was_live and lasted >= STABLE_SECONDS:
             self._backoff.reset()
-        self.last_error = last_error
         if self._expired() or source.deliberate:
             self._rest(Phase.WAITING)
             self._log.info("closed", reason=last_error)
@@ -359,6 +360,9 @@ class FeedSupervisor:
             self._refused_at = self._phase_began
             self._tell(self.reconciler.close(409, "insufficient subscription"))
             wait = Backoff.NOT_SERVED
+        elif source.retry_at_once:
+            self._rest(Phase.WAITING)
+            wait = 0.0
         else:
             self._rest(Phase.WAITING)
             wait = self._backoff.next(None if refusal is None or 500 <= refusal < 600 else refusal)
@@ -375,7 +379,8 @@ class FeedSupervisor:
             self._count_outage()
         self._source, self._doubtful, self._error = None, None, None
         if (request := source.take_request()) is not None and not source.deliberate:
-            self._tell(self.reconciler.failed(request, self._clock(), closed=True))
+            others = source.others_confirmed
+            self._tell(self.reconciler.failed(request, self._clock(), closed=True, others_confirmed=others))
         self.reconciler.lost()
         self.router.acked_changed(self.reconciler.acked)
         if source.phase is Phase.LIVE and source is not self._idle_source and not self._stopped:
@@ -484,6 +489,10 @@ class FeedSupervisor:
                 self.reconciler.open()
                 self._reconcile()
                 self._came_live(self)
+            case Acknowledged(answers=True):
+                self._answer(event)
+            case Acknowledged(answers=False):
+                self._after_answer(self.reconciler.reported(event, event.error, self._clock(), source.request))
             case Acknowledged() if source.request is not None and source.request.is_answered_by(event):
                 self._answer(event)
             case Acknowledged():
@@ -492,6 +501,10 @@ class FeedSupervisor:
                 self._after_answer(self.reconciler.reported(event, error, self._clock(), source.request))
             case Refused(code, msg) if source.phase is not Phase.LIVE:
                 raise LoginRefused(code, msg)
+            case Refused(code, msg, answers=True):
+                self._log.warning("refused", code=code, reason=msg, hint=HINTS.get(code))
+                self._error = refusal = _UnexplainedError((code, msg or ERRORS.get(code, ERRORS[500])), source.request)
+                self._refuse(refusal)
             case Refused(code, msg):
                 self._log.warning("refused", code=code, reason=msg, hint=HINTS.get(code))
                 if code not in OF_THE_CONNECTION:

@@ -62,6 +62,9 @@ class UpstreamConnection(websocket.WebSocket):
         self._fragments_text = False
         self._fragments_bytes = 0
         self._slice = TimeSlice()
+        self.reads = 0  # of the socket that returned bytes
+        self.close_code: int | None = None  # of the peer's close frame
+        self.on_pong: Callable[[bytes], None] | None = None  # called with the payload of each pong
 
     def begin(self, sock: socket.socket, data: bytes) -> None:
         """Read frames from `sock` from now on, after the upgrade.
@@ -157,6 +160,8 @@ class UpstreamConnection(websocket.WebSocket):
         frame = self.recv_frame()
         if frame.opcode == frames.PING:
             self.pong(frame.data)
+        if frame.opcode == frames.PONG and self.on_pong is not None:
+            self.on_pong(frame.data)
         if frame.opcode in (frames.PING, frames.PONG):
             return []
         if (frame.opcode == _CONTINUATION) is not bool(self._fragments):
@@ -188,6 +193,7 @@ class UpstreamConnection(websocket.WebSocket):
         if frame.opcode == frames.CLOSE:
             code = struct.unpack("!H", frame.data[:2])[0] if frame.data else frames.NO_CODE
             reason = _checked(True, frame.data[2:]).payload.decode()
+            self.close_code = code
             self.send_close(frames.NORMAL if code == frames.NO_CODE else code)
             raise ConnectionLost(f"closed by the other side with {code} {reason}".strip())
         return frame
@@ -228,6 +234,7 @@ class UpstreamConnection(websocket.WebSocket):
             if not chunk:
                 raise ConnectionLost("closed by the other side, no close frame" if self.connected else "closed here")
             parts.append(chunk)
+            self.reads += 1
             missing -= len(chunk)
             if missing <= 0:
                 break
@@ -323,18 +330,28 @@ class BoundedResponse:
 _STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3}) ")
 
 
-def dial(url: str, headers: Mapping[str, str], enqueue: Callable[[int, bytes], None]) -> UpstreamConnection:
-    """Open a WebSocket to Alpaca.
+def dial(
+    url: str,
+    headers: Mapping[str, str],
+    enqueue: Callable[[int, bytes], None],
+    *,
+    tls: ssl.SSLContext | None = None,
+    seconds: float | None = None,
+    direct: bool = False,
+) -> UpstreamConnection:
+    """Open a WebSocket to Alpaca, or to another server.
 
-    Raises UpgradeRefused (an HTTP response) or ConnectionLost (everything else). Each address of the host gets
-    DIAL_STEP_SECONDS, so that a dead IPv6 route leaves time for IPv4. Redirects are not followed: keys are sent only to
-    the configured host.
+    `tls` is the context of a wss URL in place of the one for Alpaca, `seconds` the time limit in place of DIAL_SECONDS;
+    `direct`: never through the HTTP proxy of the environment. Raises UpgradeRefused (an HTTP response) or
+    ConnectionLost (everything else). Each address of the host gets DIAL_STEP_SECONDS, so that a dead IPv6 route leaves
+    time for IPv4. Redirects are not followed: keys are sent only to the configured host.
     """
     connection = UpstreamConnection(enqueue)
     response: BoundedResponse | None = None
+    seconds = DIAL_SECONDS if seconds is None else seconds
     try:
-        with gevent.Timeout(DIAL_SECONDS, TimeoutError(f"no connection within {DIAL_SECONDS} s")):
-            response = BoundedResponse(_open_socket(url))
+        with gevent.Timeout(seconds, TimeoutError(f"no connection within {seconds} s")):
+            response = BoundedResponse(_open_socket(url, tls, direct))
             connection.connect(  # type: ignore[no-untyped-call]
                 url,
                 timeout=DIAL_STEP_SECONDS,
@@ -371,19 +388,20 @@ _DIAL_HINTS: dict[type[Exception], str] = {
 }
 
 
-def _open_socket(url: str) -> socket.socket:
+def _open_socket(url: str, tls: ssl.SSLContext | None = None, direct: bool = False) -> socket.socket:
     """Connect to the first of the host's addresses that accepts.
 
     The library itself stops at the first address that does not. Connects through the HTTP proxy that the environment
-    names, except to this machine.
+    names, except to this machine and with `direct`.
     """
     target = urlsplit(url)
     host, secure = target.hostname or "", target.scheme == "wss"
     port = target.port or (443 if secure else 80)
-    proxy = None if host in LOCAL_HOSTS or proxy_bypass(host) else getproxies().get("https" if secure else "http")
+    direct = direct or host in LOCAL_HOSTS or bool(proxy_bypass(host))
+    proxy = None if direct else getproxies().get("https" if secure else "http")
     sock = socket.create_connection((host, port), DIAL_STEP_SECONDS) if proxy is None else _tunnel(proxy, host, port)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return tls_context().wrap_socket(sock, server_hostname=host) if secure else sock
+    return (tls or tls_context()).wrap_socket(sock, server_hostname=host) if secure else sock
 
 
 @cache

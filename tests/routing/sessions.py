@@ -29,11 +29,13 @@ class Told:
 class FakeSession:
     """A session at one reconciler. `told` is what its client was sent, in order, `state` the last state among it."""
 
-    def __init__(self, reconciler: SubscriptionReconciler, name: str = "client") -> None:
+    def __init__(self, reconciler: SubscriptionReconciler, name: str = "client", patient: bool = False) -> None:
         self.reconciler = reconciler
         self.queue: Queue = deque()
         nowhere: Any = None
-        self.subscriber = Subscriber(self, nowhere, self.queue, name=name, codec=JSON, put=lambda frame, messages: None)
+        self.subscriber = Subscriber(
+            self, nowhere, self.queue, name=name, codec=JSON, put=lambda frame, messages: None, patient=patient
+        )
         self.told: list[Told] = []
         self.state: Subscription = NO_TOPICS
 

@@ -90,8 +90,8 @@ class World:
         self.under_way: UpstreamRequest | None = None
         self.now = 0.0
 
-    def session(self, name: str = "client") -> FakeSession:
-        return FakeSession(self.reconciler, name)
+    def session(self, name: str = "client", patient: bool = False) -> FakeSession:
+        return FakeSession(self.reconciler, name, patient)
 
     def send(self) -> UpstreamRequest | None:
         """Send the next request, unless one is under way."""
@@ -187,7 +187,8 @@ class ReconcilerMachine(RuleBasedStateMachine):
     @initialize(refused=SYMBOL_SETS, limit=LIMITS)
     def begin(self, refused: frozenset[str], limit: int) -> None:
         self.world = World(Alpaca(refused, limit))
-        self.clients = [Client(self.world.session(name)) for name in ("first", "second", "third")]
+        self.clients = [Client(self.world.session(name)) for name in ("first", "second")]
+        self.clients.append(Client(self.world.session("node", patient=True)))
         self.at_risk = NO_TOPICS  # topics that Alpaca has refused, left out or taken away at some time
 
     def teardown(self) -> None:
@@ -223,9 +224,13 @@ class ReconcilerMachine(RuleBasedStateMachine):
     def _answer(self, client: Client, told: Told) -> None:
         request = client.unanswered.popleft()
         if told.error is not None:
-            assert self.at_risk & request.add or told.error == NOT_IN_THE_PLAN
+            returned = told.error == HICCUP and client.session.subscriber.patient
+            assert returned or self.at_risk & request.add or told.error == NOT_IN_THE_PLAN
             return
         assert told.state is not None
+        if client.session.subscriber.patient and not self.world.reconciler.closed:
+            confirmed = self.world.reconciler.acked | client.session.subscriber.confirmed
+            assert request.add - request.lost <= confirmed | self.at_risk, "acknowledged before Alpaca has confirmed"
         brought = request.add - request.lost | request.add & told.state
         asked = (client.asked | brought) - (request.remove - request.add)
         left_out = asked - told.state - told.withheld
@@ -263,9 +268,10 @@ class ReconcilerMachine(RuleBasedStateMachine):
 
     @rule(number=NUMBERS)
     def leave_and_join_again(self, number: int) -> None:
-        self.clients[number].session.leave()
-        assert not self.clients[number].session.subscriber.wanted
-        self.clients[number] = Client(self.world.session("another"))
+        session = self.clients[number].session
+        session.leave()
+        assert not session.subscriber.wanted
+        self.clients[number] = Client(self.world.session("another", session.subscriber.patient))
 
     @rule(number=NUMBERS, topics=TOPICS)
     def move_from_another_account(self, number: int, topics: Subscription) -> None:
@@ -354,7 +360,8 @@ class ReconcilerMachine(RuleBasedStateMachine):
         self.world.wait(seconds)
         self.check()
         for client in self.clients:
-            assert all(self.world.now - request.made_at < ACK_SECONDS for request in client.unanswered)
+            if not client.session.subscriber.patient:
+                assert all(self.world.now - request.made_at < ACK_SECONDS for request in client.unanswered)
 
     @rule()
     def recover(self) -> None:
@@ -520,6 +527,72 @@ def test_a_request_that_fails_holds_up_no_other() -> None:
     world.settle()
     assert other.news() == [trades("A")]
     assert world.alpaca.sent == trades("A", "X")
+
+
+def test_a_node_is_told_only_what_alpaca_has_said() -> None:
+    """Its request waits as long as Alpaca does not answer; a client's is acknowledged meanwhile."""
+    world = World()
+    node, client = world.session("node", patient=True), world.session("client")
+    node.request(trades("A"), now=world.now)
+    client.request(trades("A"), now=world.now)
+    world.send()
+    for _ in range(10):
+        world.wait(ACK_SECONDS)
+    assert (node.news(), client.news()) == ([], [trades("A")])
+    world.reply()
+    assert (node.news(), client.news()) == ([trades("A")], [])
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_request_of_a_node_without_a_verdict_is_returned_to_it(beside: bool) -> None:
+    """It holds up the requests of the node's other clients; the node asks again for each of them."""
+    world = World()
+    node, client = world.session("node", patient=True), world.session("client")
+    if beside:
+        client.request(trades("B"), now=world.now)
+    request = node.request(trades("A"), now=world.now)
+    request.alone = not beside
+    world.send()
+    world.fail()
+    if beside:
+        assert node.news() == [], "the other one may have been the cause"
+        for _ in range(4):
+            world.wait(1.0)
+            while (sent := world.send()) is not None:
+                world.fail() if sent.topics == (("trades", "A"),) else world.reply()
+    assert node.news() == [HICCUP]
+    assert world.reconciler.wanted == (trades("B") if beside else NO_TOPICS)
+    node.request(trades("A"), now=world.now)
+    world.settle()
+    assert node.news() == [trades("A")]
+
+
+def test_a_request_is_blamed_for_the_close_of_the_connection_that_carried_it() -> None:
+    world = World()
+    one, two = sessions(world, "one", "two")
+    carried = one.request(trades("A"))
+    world.send()
+    waiting = two.request(trades("B"))
+    world.lose()
+    assert (carried.blamed, waiting.blamed) == (True, False)
+
+
+def test_closes_are_a_verdict_if_others_are_served_elsewhere() -> None:
+    """A node has one client only, but the node to Alpaca was served on each connection that was closed."""
+    world = World()
+    session = world.session()
+    session.request(trades("X"))
+    for _ in range(MAX_CLOSES + 1):
+        assert session.news() == []
+        world.wait(MAX_RETRY_SECONDS)
+        session.news()
+        request = world.send()
+        assert request is not None
+        world.under_way = None
+        tell(world.reconciler.failed(request, world.now, closed=True, others_confirmed=True))
+        world.reconciler.lost()
+    assert session.news() == [(REFUSED, NO_TOPICS)]
+    assert world.reconciler.idle
 
 
 def test_a_request_may_fail_for_days() -> None:
