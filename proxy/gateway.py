@@ -57,6 +57,7 @@ from proxy.upstream.supervisor import FeedSupervisor
 from proxy.upstream.websocket import tls_context
 
 if TYPE_CHECKING:
+    from proxy.cluster.node import Node
     from proxy.recording.recorder import Recorder
 
 TICK_SECONDS = 0.25
@@ -122,6 +123,7 @@ class Gateway:
             renderings={"/status.json": _status, "/metrics": _metrics},
             taps=self._taps,
         )
+        self._node = self._make_node()
         self._recorder: Recorder | None = None
         self._former_recorders: list[Recorder] = []  # of reloads; their last messages may wait for the disk
         self._recorder_failed = False  # to start, in a reload
@@ -141,18 +143,24 @@ class Gateway:
         Raises StartError, with everything closed again.
         """
         self._recent.open()
-        for part, name in ((self.admin, "admin"), (self.server, "listen")):
+        parts: list[tuple[Admin | Server | Node, str, str]] = [(self.admin, "admin", "admin.host or admin.port")]
+        if self._node is not None:
+            parts.append((self._node, "cluster.listen", "cluster.listen"))
+        parts.append((self.server, "listen", "listen.host or listen.port"))
+        for part, name, settings in parts:
             try:
                 part.start()
             except OSError as error:
                 host, port = part.address
                 self.admin.stop()
+                if self._node is not None:
+                    self._node.stop()
                 self._recent.close()
-                remedy = f"stop what uses it, or change {name}.port"
-                if name == "listen" and self.config.listen.reuse_port:
-                    remedy = "only processes of the same user that all have listen.reuse_port share it; " + remedy
-                if error.errno != errno.EADDRINUSE:
-                    remedy = f"change {name}.host or {name}.port"
+                remedy = f"change {settings}"
+                if error.errno == errno.EADDRINUSE:
+                    remedy = f"stop what uses it, or change {settings.split(' or ')[-1]}"
+                    if name == "listen" and self.config.listen.reuse_port:
+                        remedy = f"only processes of the same user that all have listen.reuse_port share it; {remedy}"
                 raise StartError.cannot_listen(f"{host}:{port} ({name})", error, remedy) from error
         tls_context()  # so that no dial has to build it
         self._recorder = self._start_recorder()
@@ -203,6 +211,7 @@ class Gateway:
         self.state = GatewayState.DRAINING
         self._log.info("draining", sessions=len(self.server.sessions))
         self.server.stop_accepting()
+        handover = None if self._node is None else gevent.spawn(self._node.drain)
         for session in [*self.server.sessions]:
             session.close(frames.GOING_AWAY, "the proxy is shutting down")
         with gevent.Timeout(seconds, False):
@@ -210,12 +219,16 @@ class Gateway:
                 gevent.sleep(0.02)
         for session in [*self.server.sessions]:
             session.abort()
+        if handover is not None:
+            handover.join()
         for upstream in [*self.upstreams.values()]:
             upstream.stop()
         for reader in self._order_readers.values():
             reader.stop()
         if self._ticker is not None:
             self._ticker.kill()
+        if self._node is not None:
+            self._node.stop()
         recorders = [*self._former_recorders]
         if self._recorder is not None:
             self._recorder.stop()
@@ -366,7 +379,17 @@ class Gateway:
             feed_endpoint, settings, router, self._make_source, self._clock, self._feed_is_live, self._feed_was_lost
         )
 
+    def _make_node(self) -> Node | None:
+        """Return this node of the cluster that the configuration names; None without one."""
+        if self.config.cluster is None:
+            return None
+        from proxy.cluster.node import Node  # loads what a proxy on its own does not need
+
+        return Node(self.config.cluster, self._clock, lambda account, feed: self.upstreams[account, feed])
+
     def _make_source(self, feed_endpoint: Endpoint, settings: FeedSettings) -> FeedSource:
+        if self._node is not None and feed_endpoint.dialect is Dialect.MARKET:
+            return self._node.make_source(feed_endpoint, settings)
         return AlpacaConnection(feed_endpoint, settings, self._clock)
 
     def _feed_settings(self, account: str, feed: str) -> FeedSettings:
@@ -412,13 +435,17 @@ class Gateway:
         )
 
     def _feed_is_live(self, live: FeedSupervisor) -> None:
-        """Let the feeds that wait for the same host try again."""
+        """Let the feeds that wait for the same host try again; tell the nodes that follow this one."""
+        if self._node is not None:
+            self._node.feed_is_live(live)
         for upstream in self.upstreams.values():
             if upstream.host == live.host:
                 upstream.host_is_live()
 
     def _feed_was_lost(self, upstream: FeedSupervisor) -> None:
-        """Close the sessions whose client is configured so, once for this loss."""
+        """Close the sessions whose client is configured so, once for this loss; tell the nodes that follow this one."""
+        if self._node is not None:
+            self._node.feed_was_lost(upstream)
         reason = f"the connection to {upstream.endpoint.feed} was lost"
         if sessions := [session for session in self.server.sessions if session.ends_with(upstream)]:
             gevent.spawn(self._close_sessions, sessions, frames.SERVICE_RESTART, reason)
@@ -446,10 +473,11 @@ class Gateway:
             late = self._steady() - due  # the hub was blocked for so long, or the process suspended
             stalls.report(late)
             delay = max(delay, late)
-            parts: list[BaseSession | FeedSupervisor | Taps | Recorder] = [
+            parts: list[BaseSession | FeedSupervisor | Taps | Node | Recorder] = [
                 *self.server.sessions,
                 *self.upstreams.values(),
                 self._taps,
+                *([] if self._node is None else [self._node]),
                 *([] if self._recorder is None else [self._recorder]),
             ]
             for part in parts:

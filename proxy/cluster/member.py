@@ -1,0 +1,564 @@
+"""One feed of one account on this node: it leads the feed or follows the node that does.
+
+`Member.step` reads the lease, lets the election decide, and does what it says; `ClusterSource` is what the feed's
+supervisor reads from: this node's own connection to Alpaca, or a link to the leader.
+
+    node's greenlet:        registry ─► Election.decide ─► claim, lead, follow, yield
+    supervisor's greenlet:  ClusterSource.open ─► AlpacaConnection or LeaderLink, as the role says
+"""
+
+from __future__ import annotations
+
+import random
+import ssl
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import gevent
+from gevent.event import Event
+
+from proxy.alpaca.client_protocol import Backoff, FeedEvent, Ignored, Phase, Refused
+from proxy.alpaca.codec import Malformed, Raw
+from proxy.alpaca.endpoints import Endpoint
+from proxy.alpaca.topics import Topic
+from proxy.cluster.election import (
+    RETRY_SECONDS,
+    TAKEOVER_SECONDS,
+    Claim,
+    Election,
+    Follow,
+    Lead,
+    Link,
+    Release,
+    Role,
+    Wait,
+    Yield,
+)
+from proxy.cluster.leader_link import Gone, LeaderGone, LeaderLink
+from proxy.cluster.lease import Lease, account_hash, slot_of
+from proxy.cluster.registry import Registry
+from proxy.observe.logs import Log
+from proxy.routing.request_builder import UpstreamRequest
+from proxy.transport.errors import ConnectionLost, UpgradeRefused
+from proxy.upstream.alpaca_connection import AlpacaConnection
+from proxy.upstream.source import FeedSettings, LoginRefused
+from proxy.upstream.supervisor import FeedSupervisor
+from proxy.upstream.websocket import Frame
+
+SLOT_TAKEN = 406
+LINK_SECONDS = 0.1  # between two links to the same leader
+_DENIED = (Gone.REFUSED, Gone.NOT_LEADING)
+
+
+class Host(Protocol):
+    """The part of a `node.Node` that its members use."""
+
+    node: str
+    url: str
+    secret: bytes
+    link_tls: ssl.SSLContext | None
+
+    def clock(self) -> float:
+        """Return monotonic time in seconds."""
+
+    def wake(self) -> None:
+        """Have the members' next step taken now."""
+
+    def stop_leading(self, supervisor: FeedSupervisor, reason: str) -> None:
+        """End the links of the nodes that follow this one."""
+
+    def heard_at(self, supervisor: FeedSupervisor) -> float:
+        """Return the time of the last sign of life of a node that follows this one."""
+
+
+class Member:
+    """One feed of one account on this node. `changes` counts the changes of its leader."""
+
+    def __init__(self, host: Host, endpoint: Endpoint, settings: FeedSettings, supervisor: FeedSupervisor) -> None:
+        self.endpoint = endpoint
+        self.settings = settings
+        self.supervisor = supervisor
+        self.election = Election(f"{host.node}/{settings.login.account}")
+        self.changes = 0
+        self.slot = self._slot_of(host.secret, settings)
+        self._host = host
+        self._source: ClusterSource | None = None
+        self._text = ""  # of the own lease, as it was last written
+        self._read = ""  # of the lease, as it was last read
+        self._leader = ""  # the owner of the last lease that counted as a leader's
+        self._led_since = 0.0
+        self._linked = (0, 0.0)  # the token of the leader that was linked to last, and the time
+        self._gives_way = False  # Alpaca cannot be reached from here: another node may try
+        self._attempt: gevent.Greenlet | None = None
+        self._attempted: AlpacaConnection | None = None
+        self._changed = Event()
+        self._log = Log("cluster", account=settings.login.account, feed=endpoint.feed)
+
+    def __repr__(self) -> str:
+        return f"<Member {self.slot} {self.election.role.value} {self.election.link.value}>"
+
+    @property
+    def leads(self) -> bool:
+        """Whether this node leads the feed, or is about to."""
+        return self.election.role is Role.LEADING
+
+    @property
+    def token(self) -> int:
+        """The token of the own lease; 0 without one."""
+        return self.election.token
+
+    @property
+    def live(self) -> bool:
+        """Whether this node leads the feed and is connected to Alpaca."""
+        return self.leads and self.election.live
+
+    @property
+    def round_trip(self) -> float | None:
+        """The seconds of the last ping to the leader and back; None without a link."""
+        link = self._link
+        return None if link is None else link.round_trip
+
+    @property
+    def _link(self) -> LeaderLink | None:
+        inner = None if self._source is None else self._source.inner
+        return inner if isinstance(inner, LeaderLink) else None
+
+    # Calls of the supervisor, through its source
+
+    def make_source(self, settings: FeedSettings) -> ClusterSource:
+        """Return the supervisor's next connection."""
+        if (slot := self._slot_of(self._host.secret, settings)) != self.slot:  # a reload has changed the account's key
+            self._stop_leading("the account's configuration changed")
+            self.slot, self._text = slot, ""
+            self.election = Election(self.election.owner)
+        self.settings = settings
+        self._source = ClusterSource(self, self._host.clock)
+        self._host.wake()
+        return self._source
+
+    def next_connection(self, source: ClusterSource) -> LeaderLink | AlpacaConnection:
+        """Return the connection that the role asks for, not opened or live; block until there is a role.
+
+        Raises ConnectionLost if the source is ended meanwhile.
+        """
+        while True:
+            self._changed.clear()
+            if source.cause:
+                raise ConnectionLost(source.cause)
+            election = self.election
+            if self._attempted is not None and self._attempted.live:
+                connection, self._attempted = self._attempted, None
+                return connection
+            if election.role is Role.LEADING and election.link is not Link.MUTE:
+                return self._alpaca()
+            if election.role is Role.FOLLOWING and election.leader is not None:
+                leader, (last, at) = election.leader, self._linked
+                if leader.token == last and (wait := at + LINK_SECONDS - self._host.clock()) > 0:
+                    gevent.sleep(wait)
+                    continue
+                self._linked = leader.token, self._host.clock()
+                return self._link_to(leader)
+            self._changed.wait()
+
+    def unreachable(self, error: LeaderGone) -> None:
+        """Record that the leader could not be reached, does not lead or is about to end; choose anew."""
+        election = self.election
+        if election.role is Role.FOLLOWING and election.leader is not None:
+            election.gone(election.leader, self._host.clock(), denied=error.cause in _DENIED)
+            election.role, election.leader = Role.NONE, None
+        self._host.wake()
+
+    def closed(self, source: ClusterSource) -> None:
+        """Record that a source is closed. A leader whose link has ended is tried again first."""
+        if source is not self._source:
+            return
+        self._source = None
+        self.election.live = False
+        self._set_link(Link.NONE)
+        self._gives_way = source.unopened
+        self._host.wake()
+
+    def slot_is_taken(self) -> None:
+        """Record that Alpaca has refused the log-in since the account's slot is taken."""
+        self.election.slot_taken = True
+
+    def changed(self) -> None:
+        """Wake a source that waits for a role."""
+        self._changed.set()
+
+    def keeps_trying(self) -> bool:
+        """Return whether a taken slot is tried again at once: the former leader's connection may not be closed yet."""
+        return self._host.clock() - self._led_since < TAKEOVER_SECONDS
+
+    # Calls of the node
+
+    def step(self, registry: Registry) -> None:
+        """Read and renew the lease, and do what the election says. Raises RegistryError."""
+        now = self._host.clock()
+        self._observe(now)
+        election = self.election
+        if not election.wanted and not self._text and election.role is not Role.LEADING:
+            election.role, election.leader = Role.NONE, None
+            return
+        if self._gives_way:
+            self._gives_way = False
+            if election.role is Role.LEADING:
+                self._stop_leading("Alpaca cannot be reached from this node")
+            self._release(registry)
+        expected = new = last = ""
+        if election.role is Role.LEADING and self._text:
+            expected, new = self._text, self._own_text(election.token)
+            last = new if election.live else ""
+        self._answered(registry, *registry.exchange(self.slot, expected, new, last))
+        if new and self._read == new:
+            self._text = new
+        self._perform(registry)
+
+    def registry_failed(self) -> None:
+        """Record that Redis cannot be used, and do what the election says then."""
+        now = self._host.clock()
+        self._observe(now)
+        if self.election.wanted:
+            self.election.registered.failed(now)
+            self._perform(None)
+
+    def tick(self, now: float) -> None:
+        """Do what is due for an attempt beside a mute link."""
+        if self._attempted is not None:
+            self._attempted.tick(now)
+
+    def became_live(self) -> None:
+        """Record that the supervisor's connection is live."""
+        election = self.election
+        if election.role is Role.LEADING and self._link is None:
+            election.live, election.slot_taken = True, False
+        elif self._link is not None:
+            self._set_link(Link.WORKING)
+        self._host.wake()
+
+    def drain(self, registry: Registry) -> None:
+        """Give the lease back, after the supervisor was stopped, and stand no more. Raises RegistryError."""
+        self.election.draining = True
+        self._release(registry)
+
+    # The role
+
+    def _observe(self, now: float) -> None:
+        """Tell the election how things are."""
+        election, supervisor = self.election, self.supervisor
+        election.wanted = supervisor.needed or self._source is not None
+        election.sessions = supervisor.reconciler.has_clients
+        election.heard_at = self._host.heard_at(supervisor)
+        link = self._link
+        if link is None:
+            self._set_link(Link.NONE)
+        elif not link.live:
+            self._set_link(Link.WAITING)
+        else:
+            self._set_link(Link.MUTE if link.mute(now) else Link.WORKING)
+
+    def _set_link(self, link: Link) -> None:
+        election = self.election
+        if election.link is not link:
+            if Link.MUTE in (link, election.link) and link is not Link.NONE:
+                leader = None if election.leader is None else election.leader.owner
+                self._log.warning("link_mute" if link is Link.MUTE else "link_back", leader=leader)
+            election.link, election.link_since = link, self._host.clock()
+
+    def _answered(self, registry: Registry, current: str, last: str) -> None:
+        """Record what Redis holds."""
+        secret, known = self._host.secret, self.election.registered
+        lease = Lease.decode(secret, self.slot, current) if current else None
+        if current and lease is None:
+            self._log.warning(
+                "foreign_lease", hint="another program writes to these keys, or a node has another secret"
+            )
+        self._read = current
+        settled = known.failing_since < 0 and (lease is not None or registry.knows_tokens())
+        former = Lease.decode(secret, self.slot, last) if last else None
+        known.answered(lease, former, self._host.clock(), settled)
+        if lease is not None and lease.live and lease.owner != self._leader:
+            self.changes += bool(self._leader)
+            self._leader = lease.owner
+        if lease is not None and lease.live and self.election.role is Role.NONE:
+            self.supervisor.host_is_live()  # it may wait to try Alpaca again, which another node has reached
+
+    def _perform(self, registry: Registry | None) -> None:
+        election = self.election
+        match election.decide(self._host.clock()):
+            case Claim(over) if registry is not None:
+                self._claim(registry, over)
+            case Lead():
+                election.token = 0
+                self._lead("Redis cannot be reached, and no leader")
+            case Follow(leader):
+                self._follow(leader)
+            case Release():
+                self._stop_leading("the leader is back")
+                if registry is not None:
+                    self._release(registry)
+            case Yield(reason):
+                self._end(reason)
+                if registry is not None:
+                    self._release(registry)
+            case Claim() | Wait():
+                pass
+
+    def _claim(self, registry: Registry, over: Lease | None) -> None:
+        election = self.election
+        if over is not None and over.owner == election.owner and self._read == self._text:
+            return  # it was renewed when it was read
+        token = registry.token()
+        text = self._own_text(token)
+        expected = "" if over is None else self._read
+        current, last = registry.exchange(self.slot, expected, text, text if election.live else "")
+        self._answered(registry, current, last)
+        if current == text:
+            self._text, election.token = text, token
+            if election.role is not Role.LEADING:
+                self._lead("" if over is None else f"the lease of {over.owner} is void")
+        else:
+            self._host.wake()
+
+    def _own_text(self, token: int) -> str:
+        lease = Lease(self.election.owner, self._host.url, self.election.live, token)
+        return lease.encode(self._host.secret, self.slot)
+
+    def _lead(self, reason: str) -> None:
+        election = self.election
+        election.role, self._led_since = Role.LEADING, self._host.clock()
+        self._log.info("leads", token=election.token, reason=reason or None)
+        if election.link is Link.MUTE:  # kept, since the leader may come back with what it has received
+            self._attempt = gevent.spawn(self._log_in_beside)
+        else:
+            election.leader = None
+            self._changed.set()
+
+    def _follow(self, leader: Lease) -> None:
+        election = self.election
+        same = election.leader is not None and election.leader.owner == leader.owner
+        if election.role is Role.FOLLOWING and same:
+            election.leader = leader
+            return
+        if election.role is Role.LEADING:
+            self._stop_leading(f"{leader.owner} leads")
+        election.role, election.leader = Role.FOLLOWING, leader
+        self._text = ""
+        self._log.info("follows", leader=leader.owner, url=leader.url, live=leader.live)
+        self._end(f"{leader.owner} leads the feed")
+
+    def _stop_leading(self, reason: str) -> None:
+        """End the links of other nodes, and the attempt beside a mute link."""
+        election = self.election
+        self._end_attempt()
+        if election.role is Role.LEADING:
+            election.role = Role.FOLLOWING if election.link is not Link.NONE else Role.NONE
+            self._log.info("leads_no_more", reason=reason)
+            self._host.stop_leading(self.supervisor, reason)
+        election.live = False
+
+    def _end(self, reason: str) -> None:
+        """End what the supervisor reads from; its next source is chosen by the role."""
+        if self.election.role is Role.LEADING:
+            self._stop_leading(reason)
+        if self._source is not None:
+            self._source.redirect(reason)
+        self._changed.set()
+
+    def _release(self, registry: Registry) -> None:
+        if self._text:
+            text, self._text = self._text, ""
+            registry.release(self.slot, text)
+
+    # Connections
+
+    def _alpaca(self) -> AlpacaConnection:
+        return AlpacaConnection(self.endpoint, self.settings, self._host.clock)
+
+    def _link_to(self, leader: Lease) -> LeaderLink:
+        host = self._host
+        account = self.slot.partition(":")[0]
+        return LeaderLink(
+            self.endpoint,
+            self.settings,
+            host.clock,
+            node=host.node,
+            secret=host.secret,
+            account=account,
+            url=leader.url,
+            tls=host.link_tls,
+            on_state=host.wake,
+        )
+
+    def _log_in_beside(self) -> None:
+        """Log in to Alpaca while a mute link is kept; then replace the link."""
+        backoff = Backoff(random.random)
+        while True:
+            connection = self._attempted = self._alpaca()
+            refusal = None
+            try:
+                connection.open()
+                self._log_in(connection)
+                break
+            except LoginRefused as error:
+                refusal = error.code
+            except UpgradeRefused as error:
+                refusal = error.status
+            except ConnectionLost:
+                pass
+            connection.close()
+            gevent.sleep(backoff.next(refusal))
+        self._attempt = None
+        if self._source is not None:
+            self._source.redirect("this node leads the feed")
+
+    def _log_in(self, connection: AlpacaConnection) -> None:
+        """Read until the log-in is accepted. Raises LoginRefused or ConnectionLost."""
+        while not connection.live:
+            for frame in connection.receive():
+                try:
+                    bodies = self.settings.codec.split(frame.payload)[0]
+                except Malformed:
+                    continue
+                for body in bodies:
+                    match connection.handle(body):
+                        case Refused(code) if code == SLOT_TAKEN and self.keeps_trying():
+                            gevent.sleep(RETRY_SECONDS)
+                            connection.log_in_again()
+                        case Refused(code, msg):
+                            raise LoginRefused(code, msg)
+
+    def _end_attempt(self) -> None:
+        if self._attempt is not None:
+            self._attempt.kill()
+            self._attempt = None
+        if self._attempted is not None:
+            self._attempted.close()
+            self._attempted = None
+
+    def _slot_of(self, secret: bytes, settings: FeedSettings) -> str:
+        return slot_of(account_hash(secret, settings.login.key, settings.login.secret), self.endpoint.feed)
+
+
+class ClusterSource:
+    """A `FeedSource` of a node: its own connection to Alpaca or a link to the leader, as its member's role says.
+
+    `inner` is that connection once there is one, `cause` the reason for the end of the source, `unopened`: Alpaca could
+    not be reached.
+    """
+
+    def __init__(self, member: Member, clock: Callable[[], float]) -> None:
+        self.inner: AlpacaConnection | LeaderLink | None = None
+        self.cause = ""
+        self.deliberate = False
+        self.unopened = False
+        self._member = member
+        self._redirected = False
+        self._received_at = clock()
+
+    def __repr__(self) -> str:
+        return f"<ClusterSource {self.inner}>"
+
+    @property
+    def phase(self) -> Phase:
+        return Phase.CONNECTING if self.inner is None else self.inner.phase
+
+    @property
+    def request(self) -> UpstreamRequest | None:
+        return None if self.inner is None else self.inner.request
+
+    @property
+    def received_at(self) -> float:
+        return self._received_at if self.inner is None else self.inner.received_at
+
+    @property
+    def retry_at_once(self) -> bool:
+        """True after a link: the next source waits for a role itself."""
+        return isinstance(self.inner, LeaderLink)
+
+    @property
+    def others_confirmed(self) -> bool:
+        return self.inner is not None and self.inner.others_confirmed
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.cause) or (self.inner is not None and self.inner.ended)
+
+    @property
+    def live(self) -> bool:
+        return not self.cause and self.inner is not None and self.inner.live
+
+    def open(self) -> None:
+        """Wait for the node's role, and connect; a leader that cannot be reached is left for the next one."""
+        while True:
+            inner = self.inner = self._member.next_connection(self)
+            if inner.live:
+                return
+            try:
+                inner.open()
+                return
+            except LeaderGone as error:
+                inner.close()
+                self.inner = None
+                if not self.cause:
+                    self._member.unreachable(error)
+                elif self._redirected:
+                    self._redirected, self.deliberate, self.cause = False, False, ""  # it goes on with the new role
+                else:
+                    raise
+            except ConnectionLost:
+                self.unopened = not self.cause
+                raise
+
+    def receive(self) -> list[Frame]:
+        assert self.inner is not None
+        try:
+            return self.inner.receive()
+        except LeaderGone as error:
+            if error.cause in _DENIED:
+                self._member.unreachable(error)
+            raise
+
+    def handle(self, body: Raw | bytes) -> FeedEvent:
+        assert self.inner is not None
+        event = self.inner.handle(body)
+        if isinstance(event, Refused) and event.code == SLOT_TAKEN and self.phase is not Phase.LIVE:
+            if isinstance(self.inner, AlpacaConnection) and self._member.keeps_trying():
+                gevent.spawn_later(RETRY_SECONDS, self.inner.log_in_again)
+                return Ignored()
+            self._member.slot_is_taken()
+        return event
+
+    def foreign_error(self, payload: bytes) -> Refused | None:
+        return None if self.inner is None else self.inner.foreign_error(payload)
+
+    def send_request(self, request: UpstreamRequest, acked: Iterable[Topic]) -> None:
+        assert self.inner is not None
+        self.inner.send_request(request, acked)
+
+    def take_request(self) -> UpstreamRequest | None:
+        return None if self.inner is None else self.inner.take_request()
+
+    def tick(self, now: float) -> None:
+        if self.inner is not None:
+            self.inner.tick(now)
+
+    def redirect(self, reason: str) -> None:
+        """End what it reads from, since the role has changed."""
+        if self.inner is not None and not self.cause:
+            self._redirected = self.deliberate = True
+            self.cause = reason
+            self.inner.end(reason, deliberate=True)
+
+    def end(self, reason: str, deliberate: bool = False) -> None:
+        self.cause = self.cause or reason
+        self.deliberate = self.deliberate or deliberate
+        if self.inner is not None:
+            self.inner.end(reason, deliberate)
+        self._member.changed()
+
+    def close(self) -> None:
+        self.cause = self.cause or "closed here"
+        if self.inner is not None:
+            self.inner.close()
+        self._member.closed(self)

@@ -1,0 +1,183 @@
+"""This node of the cluster: its members, its lease renewals, and the port for the other nodes.
+
+One greenlet speaks to Redis. It goes through the feeds every RENEW_SECONDS, and at once when something has happened to
+one of them. A Redis that does not answer costs that greenlet its time limit, and no message.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import ssl
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import gevent
+from gevent.event import Event
+
+from proxy.alpaca.endpoints import Endpoint
+from proxy.cluster.member import ClusterSource, Member
+from proxy.cluster.node_server import NodeServer
+from proxy.cluster.registry import Registry, RegistryError
+from proxy.config.model import Cluster
+from proxy.observe.logs import Log
+from proxy.observe.version import __version__
+from proxy.upstream.source import FeedSettings
+from proxy.upstream.supervisor import FeedSupervisor
+
+RENEW_SECONDS = 0.3
+ANNOUNCE_SECONDS = 1.0
+STOP_SECONDS = 2.0  # for which a drain waits until the connections to Alpaca are closed
+
+FindSupervisor = Callable[[str, str], FeedSupervisor]
+
+
+class Node:
+    """One proxy of a cluster. `find_supervisor` returns that of an account and feed, which exists.
+
+    `start` raises OSError if the address for the other nodes cannot be bound.
+    """
+
+    def __init__(self, config: Cluster, clock: Callable[[], float], find_supervisor: FindSupervisor) -> None:
+        self.url = config.url
+        self.secret = config.secret.reveal().encode()
+        self.node = f"{urlsplit(config.url).netloc}#{secrets.token_hex(3)}"
+        self.link_tls: ssl.SSLContext | None = ssl.create_default_context(cafile=config.ca)
+        self.clock = clock
+        self.registry_problem = ""
+        self.nodes: dict[str, str] = {}
+        self._find_supervisor = find_supervisor
+        self._registry = Registry(config.redis.reveal(), config.name, config.ca)
+        self._members: dict[tuple[str, str], Member] = {}
+        self._server = NodeServer(config.listen, self, clock=clock, tls=_server_tls(config))
+        self._wake = Event()
+        self._announced_at = -ANNOUNCE_SECONDS
+        self._greenlet: gevent.Greenlet | None = None
+        self._log = Log("cluster")
+
+    def __repr__(self) -> str:
+        return f"<Node {self.node} {len(self._members)} feeds>"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The address that it listens on for other nodes."""
+        return self._server.address
+
+    def start(self) -> None:
+        self._server.start()
+        self._greenlet = gevent.spawn(self._run)
+
+    # Calls of the gateway
+
+    def make_source(self, endpoint: Endpoint, settings: FeedSettings) -> ClusterSource:
+        """Return the next connection of a feed."""
+        key = settings.login.account, endpoint.feed
+        member = self._members.get(key)
+        if member is None or member.supervisor is not self._find_supervisor(*key):
+            member = self._members[key] = Member(self, endpoint, settings, self._find_supervisor(*key))
+        return member.make_source(settings)
+
+    def feed_is_live(self, supervisor: FeedSupervisor) -> None:
+        """Tell the nodes that follow this one."""
+        if (member := self._member_of(supervisor)) is not None:
+            member.became_live()
+            if member.election.live:
+                self._server.feed_is_live(supervisor)
+
+    def feed_was_lost(self, supervisor: FeedSupervisor) -> None:
+        """Tell the nodes that follow this one that the connection to Alpaca is lost."""
+        self._server.feed_was_lost(supervisor, f"the leader has lost Alpaca: {supervisor.last_error}")
+
+    def tick(self, now: float) -> None:
+        """Do what is due: pings and time limits of links, and what the leader's links are told."""
+        for member in [*self._members.values()]:
+            member.tick(now)
+        self._server.tick(now)
+
+    def drain(self) -> None:
+        """Close the connections to Alpaca, give the leases back, and end the links of other nodes."""
+        for member in self._members.values():
+            member.election.draining = True
+        leading = [member.supervisor for member in self._members.values() if member.leads]
+        gevent.joinall([gevent.spawn(supervisor.stop) for supervisor in leading], timeout=STOP_SECONDS)
+        try:
+            for member in self._members.values():
+                member.drain(self._registry)
+            self._registry.withdraw(self.node)
+        except RegistryError:
+            pass  # the leases expire
+        self._server.drain()
+
+    def stop(self) -> None:
+        """End everything."""
+        if self._greenlet is not None:
+            self._greenlet.kill()
+        self._server.stop()
+        self._registry.close()
+
+    # Calls of members and of the port for nodes
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def leading(self, account: str, feed: str) -> Member | None:
+        """Return the member that leads this feed of an account (its hash), or is about to; else None."""
+        slot = f"{account}:{feed}"
+        return next((member for member in self._members.values() if member.slot == slot and member.leads), None)
+
+    def stop_leading(self, supervisor: FeedSupervisor, reason: str) -> None:
+        self._server.stop_leading(supervisor, reason)
+
+    def heard_at(self, supervisor: FeedSupervisor) -> float:
+        return self._server.heard_at(supervisor)
+
+    def _member_of(self, supervisor: FeedSupervisor) -> Member | None:
+        return next((member for member in self._members.values() if member.supervisor is supervisor), None)
+
+    # The greenlet
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self._round()
+            except Exception:  # an internal error costs one round
+                self._log.error("internal_error")
+            self._wake.wait(RENEW_SECONDS)
+            self._wake.clear()
+
+    def _round(self) -> None:
+        """Take the next step of each feed, and announce this node."""
+        problem = ""
+        for member in [*self._members.values()]:
+            try:
+                if not problem:
+                    member.step(self._registry)
+            except RegistryError as error:
+                problem = str(error)
+            if problem:
+                member.registry_failed()
+        if not problem and self.clock() - self._announced_at >= ANNOUNCE_SECONDS:
+            self._announced_at = self.clock()
+            try:
+                self._registry.announce(self.node, json.dumps(self._announcement()))
+                self.nodes = self._registry.nodes()
+            except RegistryError as error:
+                problem = str(error)
+        if bool(problem) is not bool(self.registry_problem):
+            if problem:
+                self._log.warning("redis_away", reason=problem, hint="leaders go on without it; new ones need it")
+            else:
+                self._log.info("redis_back")
+        self.registry_problem = problem
+
+    def _announcement(self) -> dict[str, object]:
+        sessions = sum(member.election.sessions for member in self._members.values())
+        return {"url": self.url, "version": __version__, "feeds": sessions}
+
+
+def _server_tls(config: Cluster) -> ssl.SSLContext | None:
+    if config.tls is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(config.tls.cert, config.tls.key)
+    return context
