@@ -54,6 +54,7 @@ MAY_USE = {
     "prometheus_client": "proxy.observe.metrics",
     "shtab": "proxy.cli.completion",
     "backports": "proxy.recording.zstd",
+    "redis": "proxy.cluster.registry",
 }
 
 # Modules of the standard library that Pythons before 3.14 do not have.
