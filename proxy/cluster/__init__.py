@@ -1,8 +1,20 @@
 """Several nodes that share one connection to Alpaca for each account and feed.
 
+    clients ─► edge's supervisor ─► ClusterSource ─► LeaderLink ═══► NodeSession ─► leader's supervisor ─► Alpaca
+                                        ▲ role
+    Redis ◄─► registry ◄─► member ◄─► election
+
+node          this node: its members, the greenlet that speaks to Redis
+member        one feed on this node: leads or follows, as its election says, and the source of its supervisor
+election      the rules: who claims a lease, who follows whom (pure)
+lease         the permission to lead a feed, as a signed text (pure)
 registry      access to Redis: leases, fencing tokens, the list of nodes
+leader_link   the edge's end of a link: a source of its feed
+node_session  the leader's end of a link: a session of another node
+node_server   the port for nodes
+dialect       the messages between nodes (pure)
 
 Every node is the same program with the same file. For each account and feed one node leads: it has the connection to
-Alpaca, and the other nodes are its clients. Redis holds leases and the list of nodes, no market data. Only a proxy with
-a `cluster:` section imports this package.
+Alpaca, and the other nodes, the edges, are its clients. Redis holds leases and the list of nodes, no market data. Only
+a proxy with a `cluster:` section imports this package.
 """

@@ -109,10 +109,11 @@ class Registered:
 class Election:
     """One node's part in the election for one feed.
 
-    `owner` is the node's own name in leases. `role`, `live` (its own connection to Alpaca), `token` (of its own lease;
-    0 for none), `link` (in this state since `link_since`) and `leader` (whom it follows) are kept by the caller; a node
-    that leads keeps a mute link until its own connection is live. `sessions`: it has clients of its own for the feed;
-    `heard_at`: the last sign of life of a node that follows it.
+    `owner` is the node's own name in leases. These are kept by the caller: `role`, `live` (its own connection to
+    Alpaca), `token` (of its own lease; 0 for none), `link` (in this state since `link_since`) and `leader`, whom it
+    follows; a node that leads keeps a mute link until its own connection is live. `wanted`: it has a source, which
+    waits for a role or has one, or leads for its sessions. `draining`: the caller gives the lease back. `sessions`: it
+    has clients of its own for the feed; `heard_at`: the last sign of life of a node that follows it.
     """
 
     owner: str
@@ -133,8 +134,10 @@ class Election:
 
     def decide(self, now: float) -> Step:
         """Return the next step."""
-        if self.draining or not self.wanted:
-            return Yield("not wanted here any more") if self.role is Role.LEADING else Wait()
+        if self.draining:
+            return Wait()
+        if not self.wanted:
+            return Yield("no session wants it any more") if self.role is Role.LEADING else Wait()
         if self.role is Role.LEADING and self.link is Link.NONE:
             return self._as_leader(now)
         if self.link is Link.WORKING:

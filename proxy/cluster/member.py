@@ -48,6 +48,7 @@ from proxy.upstream.websocket import Frame
 SLOT_TAKEN = 406
 LINK_SECONDS = 0.1  # between two links to the same leader
 _DENIED = (Gone.REFUSED, Gone.NOT_LEADING)
+_HINTS = {Gone.REJECTED: "give all nodes the same cluster.secret and codec, and versions that follow each other"}
 
 
 class Host(Protocol):
@@ -164,6 +165,9 @@ class Member:
         """Record that the leader could not be reached, does not lead or is about to end; choose anew."""
         election = self.election
         if election.role is Role.FOLLOWING and election.leader is not None:
+            self._log.warning(
+                "unreachable", leader=election.leader.owner, reason=str(error), hint=_HINTS.get(error.cause)
+            )
             election.gone(election.leader, self._host.clock(), denied=error.cause in _DENIED)
             election.role, election.leader = Role.NONE, None
         self._host.wake()
@@ -246,7 +250,7 @@ class Member:
     def _observe(self, now: float) -> None:
         """Tell the election how things are."""
         election, supervisor = self.election, self.supervisor
-        election.wanted = supervisor.needed or self._source is not None
+        election.wanted = self._source is not None or (election.role is Role.LEADING and supervisor.needed)
         election.sessions = supervisor.reconciler.has_clients
         election.heard_at = self._host.heard_at(supervisor)
         link = self._link
@@ -274,14 +278,15 @@ class Member:
                 "foreign_lease", hint="another program writes to these keys, or a node has another secret"
             )
         self._read = current
-        settled = known.failing_since < 0 and (lease is not None or registry.knows_tokens())
+        settled = known.since is None and known.failing_since < 0 and (lease is not None or registry.knows_tokens())
         former = Lease.decode(secret, self.slot, last) if last else None
         known.answered(lease, former, self._host.clock(), settled)
         if lease is not None and lease.live and lease.owner != self._leader:
             self.changes += bool(self._leader)
             self._leader = lease.owner
-        if lease is not None and lease.live and self.election.role is Role.NONE:
-            self.supervisor.host_is_live()  # it may wait to try Alpaca again, which another node has reached
+        if lease is not None and lease.live and self._source is None:  # it waits to try Alpaca, which others reach
+            self.supervisor.host_is_live()
+            self.supervisor.try_again()
 
     def _perform(self, registry: Registry | None) -> None:
         election = self.election
@@ -326,7 +331,9 @@ class Member:
 
     def _lead(self, reason: str) -> None:
         election = self.election
-        election.role, self._led_since = Role.LEADING, self._host.clock()
+        election.role = Role.LEADING
+        if not election.slot_taken:
+            self._led_since = self._host.clock()
         self._log.info("leads", token=election.token, reason=reason or None)
         if election.link is Link.MUTE:  # kept, since the leader may come back with what it has received
             self._attempt = gevent.spawn(self._log_in_beside)

@@ -117,7 +117,7 @@ def test_5_a_leader_that_does_not_answer_keeps_it_while_it_lasts() -> None:
 
 def test_6_a_draining_node_stands_no_more() -> None:
     assert knowing(election(draining=True), None).decide(NOW) == Wait()
-    assert isinstance(knowing(election(draining=True, role=Role.LEADING), MINE).decide(NOW), Yield)
+    assert knowing(election(draining=True, role=Role.LEADING), MINE).decide(NOW) == Wait()
 
 
 def test_7_while_the_slot_is_taken_the_last_leader_is_followed_if_it_can_be_reached() -> None:
