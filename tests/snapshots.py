@@ -11,6 +11,9 @@ from typing import Any
 from proxy.observe.history import Lags
 from proxy.observe.snapshot import (
     ClientPresence,
+    ClusterFeed,
+    ClusterNode,
+    ClusterState,
     FeedState,
     RecordingState,
     ReloadState,
@@ -69,6 +72,44 @@ def recording(**more: Any) -> RecordingState:
     return replace(default, **more)
 
 
+LEADER, FOLLOWER = "10.0.0.1:8767#a1b2c3", "10.0.0.2:8767#d4e5f6"
+
+
+def cluster_feed(name: str = "iex", **more: Any) -> ClusterFeed:
+    """A feed that the other node leads."""
+    default = ClusterFeed(
+        account="main",
+        feed=name,
+        role="following",
+        leader=LEADER,
+        live=True,
+        token=1_700_000_000_000_001,
+        link="working",
+        round_trip=0.0004,
+        links=0,
+        changes=2,
+    )
+    return replace(default, **more)
+
+
+def cluster(**more: Any) -> ClusterState:
+    """One of two nodes: it follows on iex, and leads crypto."""
+    leading = cluster_feed("crypto", role="leading", leader=FOLLOWER, link="none", round_trip=None, links=1, changes=0)
+    default = ClusterState(
+        name=FOLLOWER,
+        url="ws://10.0.0.2:8767",
+        redis="redis://10.0.0.9:6379/0",
+        redis_problem="",
+        nodes=(
+            ClusterNode(LEADER, "ws://10.0.0.1:8767", "1.0.0", 2),
+            ClusterNode(FOLLOWER, "ws://10.0.0.2:8767", "1.0.0", 1),
+        ),
+        feeds=(cluster_feed(), leading),
+        refused=3,
+    )
+    return replace(default, **more)
+
+
 def snapshot(**more: Any) -> Snapshot:
     default = Snapshot(
         state="serving",
@@ -97,5 +138,6 @@ def snapshot(**more: Any) -> Snapshot:
         refused={("", "", "unknown_path"): 3, ("alpha", "iex", "wrong_secret"): 1},
         refused_requests={("alpha", "iex", "not_allowed"): 2},
         recording=recording(),
+        cluster=cluster(),
     )
     return replace(default, **more)

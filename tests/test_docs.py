@@ -221,7 +221,8 @@ def test_every_metric_is_documented_with_its_labels_and_its_help(accounts: int) 
     documented = {name: (set(re.findall(r"`(\w+)`", labels)), text) for name, labels, text in table}
     if accounts > 1:
         for name, (labels, _) in documented.items():
-            labels |= {"account"} if name.startswith(("alpaca_proxy_feed_", "alpaca_proxy_order_")) else set()
+            of_a_feed = name.startswith(("alpaca_proxy_feed_", "alpaca_proxy_order_", "alpaca_proxy_cluster_"))
+            labels |= {"account"} if of_a_feed and "feed" in labels else set()
     labels_of: dict[str, set[str]] = {}
     text_of = {}
     feeds = feed(), feed("trading", unowned=0, recovered=0)
@@ -244,7 +245,7 @@ def test_the_documented_alerts_are_those_of_alerts_yml() -> None:
 def test_every_documented_event_is_logged() -> None:
     sources = "\n".join(path.read_text("utf-8") for path in (ROOT / "proxy").rglob("*.py"))
     events = re.findall(
-        r"`((?:proxy|session|upstream|gateway|listener|outbox|recording)\.[a-z_]+)`",
+        r"`((?:proxy|session|upstream|gateway|listener|outbox|recording|cluster)\.[a-z_]+)`",
         (ROOT / "docs" / "operations.md").read_text(),
     )
     assert events

@@ -1,4 +1,4 @@
-"""/status.json as text: proxy, feeds, clients, recent warnings and errors.
+"""/status.json as text: proxy, feeds, clients, cluster, recent warnings and errors.
 
 `proxy.observe.status_document` describes the JSON. Any other document raises LookupError, TypeError, ValueError or
 AttributeError.
@@ -15,13 +15,18 @@ from proxy.observe.style import Color, Style
 
 RECENT = 5  # warnings and errors that are shown
 MISSING = 20  # clients without a session that are named
+NODES = 20  # of a cluster that are named
 FULL = 0.5  # pending share of an outbox above which its client is marked slow
 
 FEED = ("FEED", "STATE", "FOR", "MSG/S", "MESSAGES", "LAG P50", "P99", "LAST", "TOPICS", "CONNECTS")
 CLIENT = ("CLIENT", "FEED", "SESSIONS", "TOPICS", "MSG/S", "DELIVERED", "PENDING", "LEFT OUT", "LOST")
+CLUSTER = ("FEED", "LEADER", "LINK", "ROUND TRIP", "FOLLOWERS", "CHANGES")
 # The columns that a narrow terminal does without, the first ones first.
 FEED_OPTIONAL = ("CONNECTS", "MESSAGES", "FOR", "P99")
 CLIENT_OPTIONAL = ("LEFT OUT", "DELIVERED", "TOPICS")
+CLUSTER_OPTIONAL = ("CHANGES", "FOLLOWERS", "ROUND TRIP")
+
+LINK_COLORS = {"working": Color.GOOD, "waiting": Color.WARNING, "mute": Color.BAD}
 
 StatusJson = Mapping[str, Any]
 
@@ -44,6 +49,8 @@ def overview(document: StatusJson, style: Style, width: int | None = None) -> st
         parts.append("No client has connected yet.")
     if recording := document.get("recording"):
         parts.append(_recording(recording, style, width))
+    if cluster := document.get("cluster"):
+        parts.append(_cluster(cluster, style, width))
     if missing := [client for client in document["configured"] if not client["connected"]]:
         parts.append(_missing(missing, document["time"], width))
     warnings = [event for event in document["events"] if event["level"] in ("warning", "error")]
@@ -113,6 +120,43 @@ def _recording(recording: StatusJson, style: Style, width: int | None) -> str:
         text += f"; it cannot write: {recording['problem']}"
     colour = Color.BAD if recording["problem"] else Color.WARNING if dropped else None
     return style.paint(wrapped(plain(text), width), colour)
+
+
+def _cluster(cluster: StatusJson, style: Style, width: int | None) -> str:
+    nodes = [f"{node['name']} ({node['version']})" for node in cluster["nodes"][:NODES]]
+    if len(cluster["nodes"]) > NODES:
+        nodes.append(f"and {len(cluster['nodes']) - NODES:,} more")
+    lines = [wrapped(plain(f"Cluster: this node is {cluster['name']}, Redis is {cluster['redis']}"), width)]
+    if nodes:
+        lines.append(wrapped(plain(f"  Nodes: {', '.join(nodes)}"), width, "    "))
+    if problem := cluster["redis_problem"]:
+        text = f"  Redis cannot be used: {problem}. Streams go on; without Redis, nodes cannot agree on a new leader."
+        lines.append(style.paint(wrapped(plain(text), width, "    "), Color.WARNING))
+    if refused := cluster["refused"]:
+        text = f"  Log-ins of other nodes that were refused: {refused:,}. Is `cluster.secret` the same on every node?"
+        lines.append(style.paint(wrapped(text, width, "    "), Color.WARNING))
+    if feeds := cluster["feeds"]:
+        rows = [_cluster_feed(feed) for feed in feeds]
+        lines.append(table(CLUSTER, rows, style, width=width, optional=CLUSTER_OPTIONAL))
+    for feed in feeds:
+        if feed["link"] == "mute":
+            taker = "this" if feed["role"] == "leading" else "another"
+            text = f"  {feed['account']}/{feed['feed']}: nothing comes through the link to the leader;"
+            text += f" {taker} node takes over once Alpaca lets it in"
+            lines.append(style.paint(wrapped(plain(text), width, "    "), Color.BAD))
+    return "\n".join(lines)
+
+
+def _cluster_feed(feed: StatusJson) -> list[Cell]:
+    link = str(feed["link"])
+    return [
+        f"{feed['account']}/{feed['feed']}",
+        "this node" if feed["role"] == "leading" else str(feed["leader"]) or "not known",
+        ("-" if link == "none" else link, LINK_COLORS.get(link)),
+        milliseconds(feed["round_trip"]),
+        str(feed["links"]),
+        f"{feed['changes']:,}",
+    ]
 
 
 def _missing(clients: Sequence[StatusJson], now: float, width: int | None) -> str:

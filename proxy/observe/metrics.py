@@ -16,7 +16,7 @@ from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTO
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.samples import Sample
 
-from proxy.observe.snapshot import FeedState, Key, RecordingState, Snapshot
+from proxy.observe.snapshot import ClusterFeed, ClusterState, FeedState, Key, RecordingState, Snapshot
 from proxy.observe.version import __version__
 
 PREFIX = "alpaca_proxy_"
@@ -43,6 +43,7 @@ def families(snapshot: Snapshot) -> Iterator[Metric]:
     yield from _clients(snapshot)
     yield from _refusals(snapshot)
     yield from _recording(snapshot.recording)
+    yield from _cluster(snapshot.cluster, snapshot.accounts > 1)
     for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
         yield from collector.collect()
 
@@ -220,6 +221,39 @@ def _recording(recording: RecordingState | None) -> Iterator[Metric]:
     yield _gauge("recording_free_bytes", "Free space of the disk.", [], free)
     last: Samples = [([], state.last_at) for state in states if state.last_at is not None]
     yield _gauge("recording_last_write_timestamp_seconds", "Unix time of the last write.", [], last)
+
+
+def _cluster(cluster: ClusterState | None, several: bool) -> Iterator[Metric]:
+    """Yield the metrics of the cluster; without one they have no samples."""
+    states = [] if cluster is None else [cluster]
+    feeds = [feed for state in states for feed in state.feeds]
+    labels = ["account", "feed"] if several else ["feed"]
+
+    def names(feed: ClusterFeed) -> list[str]:
+        return [feed.account, feed.feed] if several else [feed.feed]
+
+    def each(read: Callable[[ClusterFeed], float]) -> Samples:
+        return [(names(feed), read(feed)) for feed in feeds]
+
+    up: Samples = [([], not state.redis_problem) for state in states]
+    yield _gauge("cluster_redis_up", "Whether Redis can be used.", [], up)
+    yield _gauge("cluster_nodes", "Nodes that Redis knows.", [], [([], len(state.nodes)) for state in states])
+    text = "Log-ins of other nodes that were refused."
+    yield _counter("cluster_refusals", text, [], [([], state.refused) for state in states])
+    yield _gauge("cluster_leading", "Whether this node leads the feed.", labels, each(lambda f: f.role == "leading"))
+    text = "Whether it is known which node leads the feed."
+    yield _gauge("cluster_leader_known", text, labels, each(lambda f: bool(f.leader)))
+    text = "Whether the node that leads the feed is connected to Alpaca."
+    yield _gauge("cluster_leader_live", text, labels, each(lambda f: f.live))
+    yield _counter("cluster_leader_changes", "Changes of the feed's leader.", labels, each(lambda f: f.changes))
+    text = "Whether the link to the leader brings the feed."
+    yield _gauge("cluster_link_up", text, labels, each(lambda f: f.link == "working"))
+    text = "Whether the link to the leader is open, but nothing comes."
+    yield _gauge("cluster_link_mute", text, labels, each(lambda f: f.link == "mute"))
+    trips = [(names(feed), feed.round_trip) for feed in feeds if feed.round_trip is not None]
+    text = "Time of the last ping to the leader and back."
+    yield _gauge("cluster_link_round_trip_seconds", text, labels, trips)
+    yield _gauge("cluster_links", "Nodes that follow this one.", labels, each(lambda f: f.links))
 
 
 def _parts(items: Iterable[Item]) -> Iterator[list[Item]]:

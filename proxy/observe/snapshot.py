@@ -204,6 +204,58 @@ class RecordingState:
     problem: str
 
 
+class ClusterNode(NamedTuple):
+    """A node of the cluster as it announced itself, this one included. `feeds` counts those that its clients use."""
+
+    name: str
+    url: str
+    version: str
+    feeds: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFeed:
+    """One feed of this node in the cluster.
+
+    `role` is `leading`, `following` or `none`. `leader` is the name of the node that leads, this one's if it is
+    `leading`, and empty if it is not known. `live` is whether that node is connected to Alpaca, as far as this one
+    knows. `token` is that of the leader's lease.
+
+    `link` is the state of the link to the leader: `none`, `waiting` (for the leader to be live), `working` or `mute`
+    (open, but nothing comes). `round_trip` is that of its last ping, in seconds, None without one. `links` counts the
+    nodes that follow this one, `changes` the changes of leader since the start.
+    """
+
+    account: str
+    feed: str
+    role: str
+    leader: str
+    live: bool
+    token: int
+    link: str
+    round_trip: float | None
+    links: int
+    changes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterState:
+    """This node of a cluster, and the others.
+
+    `redis` is its URL without user and password. `redis_problem` is why Redis cannot be used, with the next step; empty
+    while it answers. `nodes` are those that Redis knew when it last answered. `refused` counts log-ins of other nodes
+    that were refused, but not those that came to a node that does not lead.
+    """
+
+    name: str
+    url: str
+    redis: str
+    redis_problem: str
+    nodes: tuple[ClusterNode, ...]
+    feeds: tuple[ClusterFeed, ...]
+    refused: int
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The whole state. `accounts` is the number of configured accounts; `totals` is by client and feed.
@@ -214,7 +266,7 @@ class Snapshot:
     messages a second over the last few seconds. `outboxes` is the number of bytes pending in all outboxes, at most
     `outboxes_limit`. `seconds` are the last few minutes, `events` the newest log events; both oldest first.
     `refused` counts HTTP requests and log-ins that were refused, `refused_requests` requests of sessions.
-    `recording` is None if nothing is recorded.
+    `recording` is None if nothing is recorded, `cluster` if the proxy is no node of a cluster.
     """
 
     state: str
@@ -238,6 +290,7 @@ class Snapshot:
     refused: Mapping[RefusalKey, int] = field(default_factory=dict)
     refused_requests: Mapping[RefusalKey, int] = field(default_factory=dict)
     recording: RecordingState | None = None
+    cluster: ClusterState | None = None
 
     @property
     def unready(self) -> tuple[FeedState, ...]:

@@ -15,6 +15,8 @@ added. Times are seconds since 1970, durations are seconds, sizes are bytes; a n
     configured  [{client connected last_seen}] of every configured client
     recording   {folder newest last free min_free pending limit problem
                  feeds: [{feed messages bytes dropped: {REASON: messages}}]}, or null if nothing is recorded
+    cluster     {name url redis redis_problem refused nodes: [{name url version feeds}]
+                 feeds: [{account feed role leader live token link round_trip links changes}]}, or null without one
     events    [{time level event fields: {NAME: text}}], the newest last
     history   {first delivered delay
                feeds: [{account feed received p50 p99}]
@@ -29,6 +31,10 @@ not applied; at most RELOAD_LINES of each.
 
 `unowned` counts the order updates that belong to no client, `recovered` those that were missed in an outage and read
 from Alpaca's records afterwards; both are null on other feeds.
+
+In `cluster`, `role` is leading, following or none, and `link` is none, waiting, working or mute. `leader` is the name
+of a node, empty if it is not known, `live` whether that node is connected to Alpaca. `redis_problem` is empty while
+Redis answers. `nodes` includes this one; `links` counts the nodes that follow it.
 
 `next_attempt` is the number of seconds until the feed's next connection. `shown` is a selection of the session's
 topics. `history.first` is the number of its first second; `pending` are the bytes in the client's fullest outbox.
@@ -47,6 +53,7 @@ from proxy.alpaca.topics import words
 from proxy.observe.history import client_columns, columns
 from proxy.observe.snapshot import (
     ClientPresence,
+    ClusterState,
     FeedState,
     Key,
     LogEvent,
@@ -94,6 +101,7 @@ def render(snapshot: Snapshot, since: int = 0) -> Iterator[bytes]:
         comma = b","
     yield b"]"
     yield b',"recording":' + JSON.encode(_recording(snapshot.recording))
+    yield b',"cluster":' + JSON.encode(_cluster(snapshot.cluster))
     yield b',"events":' + JSON.encode([_event(event) for event in snapshot.events])
     yield from _history(snapshot, since)
     yield b',"clients":['
@@ -215,6 +223,34 @@ def _recording(recording: RecordingState | None) -> dict[str, Any] | None:
                 "dropped": {reason: count for (of, reason), count in recording.dropped.items() if of == feed and count},
             }
             for feed in recording.feeds
+        ],
+    }
+
+
+def _cluster(cluster: ClusterState | None) -> dict[str, Any] | None:
+    if cluster is None:
+        return None
+    return {
+        "name": cluster.name,
+        "url": cluster.url,
+        "redis": cluster.redis,
+        "redis_problem": cluster.redis_problem,
+        "refused": cluster.refused,
+        "nodes": [node._asdict() for node in cluster.nodes],
+        "feeds": [
+            {
+                "account": feed.account,
+                "feed": feed.feed,
+                "role": feed.role,
+                "leader": feed.leader,
+                "live": feed.live,
+                "token": feed.token,
+                "link": feed.link,
+                "round_trip": None if feed.round_trip is None else round(feed.round_trip, 6),
+                "links": feed.links,
+                "changes": feed.changes,
+            }
+            for feed in cluster.feeds
         ],
     }
 

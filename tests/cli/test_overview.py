@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 
 from proxy.cli.overview import CLIENT as CLIENT_COLUMNS
+from proxy.cli.overview import CLUSTER as CLUSTER_COLUMNS
 from proxy.cli.overview import FEED as FEED_COLUMNS
 from proxy.cli.overview import milliseconds, overview, size, span
+from proxy.observe import status_document as document
 from proxy.observe.style import Style
+from tests.snapshots import FOLLOWER, LEADER, snapshot
 
 
 @pytest.mark.parametrize(
@@ -115,6 +119,26 @@ BUSY = {
             "sessions": [{**SESSION, "pending": 8 << 20, "limit": 8 << 20, "slow": True, "topics": 50_000}] * 16,
         }
     ],
+    "cluster": {
+        "name": "node-of-the-machine-room.example.internal:8767#a1b2c3",
+        "redis": "redis+sentinel://" + ",".join(f"10.0.0.{number}:26379" for number in range(5)) + "/alpaca/0",
+        "redis_problem": "Redis at 10.0.0.9:6379 cannot be reached: Connection refused; check that it runs",
+        "refused": 1234,
+        "nodes": [{"name": f"10.0.0.{number}:8767#d4e5f6", "version": "1.0.0"} for number in range(30)],
+        "feeds": [
+            {
+                "account": "paper",
+                "feed": "crypto-us-1",
+                "role": "following",
+                "leader": f"{'n' * 64}:8767#d4e5f6",
+                "live": True,
+                "link": "mute",
+                "round_trip": 0.0123,
+                "links": 12,
+                "changes": 1234,
+            },
+        ],
+    },
     "events": [
         {"time": 0.0, "level": "warning", "event": "upstream.lost", "fields": {"reason": "x " * 100, "hint": "y" * 200}}
     ],
@@ -126,7 +150,18 @@ BUSY = {
 def test_everything_fits_the_terminal(width: int, on: bool) -> None:
     shown = re.sub(r"\x1b\[[0-9;]*m", "", overview(BUSY, Style(on), width))
     assert max(map(len, shown.splitlines())) <= width
-    for text in ("FEED", "STATE", "TOPICS", "CLIENT", "PENDING", "LOST", "not ready", "upstream.lost"):
+    for text in (
+        "FEED",
+        "STATE",
+        "TOPICS",
+        "CLIENT",
+        "PENDING",
+        "LOST",
+        "not ready",
+        "upstream.lost",
+        "LEADER",
+        "mute",
+    ):
         assert text in shown
     assert "another program holds this account's connection" in re.sub(r"\n +", " ", shown)
     assert shown == overview(BUSY, Style(on=False), width)
@@ -134,7 +169,7 @@ def test_everything_fits_the_terminal(width: int, on: bool) -> None:
 
 def test_without_a_width_nothing_is_left_out() -> None:
     shown = overview(BUSY, Style(on=False))
-    for text in (*FEED_COLUMNS, *CLIENT_COLUMNS, "a" * 64, "y" * 200, "123,456 slow"):
+    for text in (*FEED_COLUMNS, *CLIENT_COLUMNS, *CLUSTER_COLUMNS, "a" * 64, "n" * 64, "y" * 200, "123,456 slow"):
         assert text in shown
 
 
@@ -155,3 +190,33 @@ def test_the_recording_is_a_line_and_its_problem_is_painted() -> None:
     assert "\x1b[31mRecording iex" in failing
     assert "2 messages dropped; it cannot write: the disk is full" in failing
     assert "Recording" not in overview({**HEAD, "recording": None}, Style(on=False))
+
+
+def test_the_cluster_tells_who_leads_and_what_to_do_about_redis() -> None:
+    """Read from a document of /status.json, so that the names are those of the format."""
+    state = json.loads(b"".join(document.render(snapshot())))["cluster"] | {"refused": 0}
+    shown = overview({**HEAD, "cluster": state}, Style(on=False))
+    assert f"Cluster: this node is {FOLLOWER}, Redis is redis://10.0.0.9:6379/0\n" in shown
+    assert f"  Nodes: {LEADER} (1.0.0), {FOLLOWER} (1.0.0)\n" in shown
+    rows = [line.split() for line in shown.splitlines() if line.startswith("main/")]
+    assert rows == [
+        ["main/iex", LEADER, "working", "0.4", "ms", "0", "2"],
+        ["main/crypto", "this", "node", "-", "-", "1", "0"],
+    ]
+    assert "Redis cannot be used" not in shown
+    assert "refused" not in shown
+    assert "Cluster" not in overview({**HEAD, "cluster": None}, Style(on=False))
+    state |= {"refused": 2, "redis_problem": "Redis at 10.0.0.9:6379 does not answer in time; check that it runs"}
+    iex, crypto = state["feeds"]
+    iex["link"], crypto["leader"], crypto["role"] = "mute", "", "none"
+    painted = overview({**HEAD, "cluster": state}, Style(on=True))
+    assert (
+        "\x1b[33m  Redis cannot be used: Redis at 10.0.0.9:6379 does not answer in time; check that it runs. "
+        in painted
+    )
+    assert "without Redis, nodes cannot agree on a new leader." in painted
+    assert "refused: 2. Is `cluster.secret` the same on every node?" in painted
+    assert "\x1b[31m  main/iex: nothing comes through the link to the leader; another node takes over" in painted
+    assert "main/crypto  not known" in painted
+    iex["role"] = "leading"
+    assert "leader; this node takes over" in overview({**HEAD, "cluster": state}, Style(on=False))

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from proxy.observe import metrics
 from proxy.observe.snapshot import ClientPresence, Snapshot, Totals
-from tests.snapshots import feed, snapshot
+from tests.snapshots import cluster, cluster_feed, feed, snapshot
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = ROOT / "config" / "grafana" / "alpaca-proxy.json"
@@ -109,6 +109,32 @@ def test_the_same_feed_of_two_accounts() -> None:
     assert value(text, "feed_messages_total", account="main", feed="iex") == 100
     assert value(text, "feed_messages_total", account="spare", feed="iex") == 7
     assert value(text, "feed_wanted_topics", account="spare", feed="iex", channel="trades") == 2
+
+
+def test_the_cluster() -> None:
+    text = exposition(snapshot())
+    iex, crypto = {"feed": "iex"}, {"feed": "crypto"}
+    assert (value(text, "cluster_redis_up"), value(text, "cluster_nodes")) == (1, 2)
+    assert value(text, "cluster_refusals_total") == 3
+    assert (value(text, "cluster_leading", **iex), value(text, "cluster_leading", **crypto)) == (0, 1)
+    assert (value(text, "cluster_link_up", **iex), value(text, "cluster_link_up", **crypto)) == (1, 0)
+    assert value(text, "cluster_link_round_trip_seconds", **iex) == 0.0004
+    assert 'cluster_link_round_trip_seconds{feed="crypto"}' not in text
+    assert value(text, "cluster_leader_changes_total", **iex) == 2
+    assert value(text, "cluster_links", **crypto) == 1
+    lost = cluster_feed(role="none", leader="", live=False, link="none", round_trip=None)
+    mute = cluster_feed(account="spare", link="mute")
+    text = exposition(snapshot(accounts=2, cluster=cluster(redis_problem="it is away", feeds=(lost, mute))))
+    main, spare = {"account": "main", "feed": "iex"}, {"account": "spare", "feed": "iex"}
+    assert value(text, "cluster_redis_up") == 0
+    assert (value(text, "cluster_leader_known", **main), value(text, "cluster_leader_known", **spare)) == (0, 1)
+    assert (value(text, "cluster_leader_live", **main), value(text, "cluster_leader_live", **spare)) == (0, 1)
+    assert (value(text, "cluster_link_mute", **main), value(text, "cluster_link_mute", **spare)) == (0, 1)
+
+
+def test_without_a_cluster_its_metrics_have_no_samples() -> None:
+    text = exposition(snapshot(cluster=None))
+    assert [name for name, _ in samples(text) if "cluster" in name] == []
 
 
 def test_lag_histogram() -> None:

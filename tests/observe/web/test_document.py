@@ -8,7 +8,7 @@ from typing import Any
 from proxy.observe import status_document as document
 from proxy.observe.history import History, Lags
 from proxy.observe.snapshot import ClientPresence, LogEvent, Second, SessionState, Totals
-from tests.snapshots import feed, session, snapshot
+from tests.snapshots import FOLLOWER, LEADER, cluster, feed, session, snapshot
 
 
 def seconds(count: int) -> tuple[Second, ...]:
@@ -140,3 +140,22 @@ def test_the_recording_by_feed_or_null() -> None:
     assert (state["newest"], state["free"], state["problem"]) == ("iex-2023-11-14T22Z.jsonl.zst", 5_000_000_000, "")
     assert state["feeds"] == [{"feed": "iex", "messages": 90, "bytes": 2000, "dropped": {"queue_full": 3}}]
     assert rendered(recording=None)["recording"] is None
+
+
+def test_the_cluster_or_null() -> None:
+    state = rendered()["cluster"]
+    assert (state["name"], state["redis"], state["redis_problem"]) == (FOLLOWER, "redis://10.0.0.9:6379/0", "")
+    assert state["refused"] == 3
+    assert state["nodes"][0] == {"name": LEADER, "url": "ws://10.0.0.1:8767", "version": "1.0.0", "feeds": 2}
+    follows, leads = state["feeds"]
+    assert (follows["role"], follows["leader"], follows["live"], follows["link"]) == (
+        "following",
+        LEADER,
+        True,
+        "working",
+    )
+    assert (follows["round_trip"], follows["changes"], follows["token"]) == (0.0004, 2, 1_700_000_000_000_001)
+    assert (leads["role"], leads["link"], leads["round_trip"], leads["links"]) == ("leading", "none", None, 1)
+    problem = "Redis at 10.0.0.9:6379 does not answer in time; check that it runs, and the network to it"
+    assert rendered(cluster=cluster(redis_problem=problem))["cluster"]["redis_problem"] == problem
+    assert rendered(cluster=None)["cluster"] is None

@@ -17,7 +17,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,16 @@ import yaml
 
 from proxy.config.errors import ConfigError, Problem
 from proxy.config.model import Config
+from proxy.observe.snapshot import ClusterState
 from proxy.upstream import feed_stats as stats
 from tests.harness import Harness, trade, wait_for
 from tests.observe.test_metrics import ALERTS, dashboard_expressions
+from tests.snapshots import cluster, cluster_feed
 
 pytestmark = [pytest.mark.web, pytest.mark.timeout(120)]
 
 SECONDS = 30.0
-PROXIES = 9  # one for each test
+PROXIES = 10  # one for each test
 CLIENTS = """
   alpha: {key: alpha, secret: alpha, allow: {iex: "*", crypto: "*"}}
   slow: {key: slow, secret: slow, outbox: 1MiB, allow: {iex: "*"}}
@@ -165,8 +167,15 @@ def settle(prometheus: Watched) -> None:
     wait_for(lambda: prometheus.has("sum_over_time(up[10m]) > 3 and up == 1"), "no scrape", SECONDS)
 
 
+def join(proxy: Harness, state: ClusterState) -> None:
+    """Have the proxy show the state of a cluster."""
+    admin: Any = proxy.gateway.admin
+    admin._snapshot = lambda: replace(proxy.gateway.snapshot(), cluster=state)
+
+
 def test_every_expression_of_the_dashboard_has_series(record: Callable[..., Harness], prometheus: Watched) -> None:
     proxy = record()
+    join(proxy, cluster())
     client = proxy.client("alpha")
     client.subscribe(trades=["AAPL"])
     proxy.client("slow").ws.close()  # one that is missing
@@ -199,6 +208,7 @@ def test_every_expression_of_the_dashboard_has_series(record: Callable[..., Harn
 def test_no_alert_fires_in_normal_operation(proxy: Harness, prometheus: Watched) -> None:
     client = proxy.client("alpha")
     client.subscribe(trades=["AAPL"])
+    join(proxy, cluster())
     settle(prometheus)
     wait_for(lambda: not any(prometheus.fires(alert) for alert in expressions()), "an alert fires", SECONDS)
 
@@ -292,6 +302,21 @@ def test_alerts_of_a_recording(record: Callable[..., Harness], prometheus: Watch
         assert time.monotonic() < until, "no alert"
         proxy.publish("iex", "AAPL", 1)
         gevent.sleep(0.2)
+
+
+def test_alerts_of_a_cluster(proxy: Harness, prometheus: Watched) -> None:
+    alerts = "AlpacaProxyClusterNoLeader", "AlpacaProxyClusterLinkMute", "AlpacaProxyClusterRedisAway"
+    proxy.client("alpha").subscribe(trades=["AAPL"])
+    join(proxy, cluster())
+    settle(prometheus)
+    assert not any(map(prometheus.fires, (*alerts, "AlpacaProxyClusterUnstable")))
+    lost = cluster_feed(role="none", leader="", live=False, link="none", round_trip=None)
+    join(proxy, cluster(redis_problem="it is away", feeds=(lost, cluster_feed("crypto", link="mute"))))
+    for alert in alerts:
+        wait_for(lambda alert=alert: prometheus.fires(alert), f"no {alert}", SECONDS)
+    join(proxy, cluster(feeds=(cluster_feed(changes=9),)))
+    wait_for(lambda: prometheus.fires("AlpacaProxyClusterUnstable"), "no alert", SECONDS)
+    wait_for(lambda: not any(map(prometheus.fires, alerts)), "an alert still fires", SECONDS)
 
 
 def test_every_alert_rule_has_a_test() -> None:

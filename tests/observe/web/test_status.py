@@ -14,9 +14,12 @@ import pytest
 from proxy.config import model as configuration
 from proxy.gateway import Gateway
 from proxy.observe.logs import Log
+from proxy.observe.snapshot import ClusterState
+from proxy.observe.status_document import render
 from tests.harness import CONFIG, Harness, trade
 from tests.observe.web.browser import Tab
 from tests.observe.web.conftest import CLIENTS
+from tests.snapshots import FOLLOWER, LEADER, cluster, cluster_feed, snapshot
 
 pytestmark = [pytest.mark.web, pytest.mark.timeout(120)]
 
@@ -307,6 +310,55 @@ def test_a_recording_and_its_problem(proxy: Harness, show: Show) -> None:
     assert page.complaints == []
 
 
+def in_cluster(proxy: Harness, state: ClusterState) -> dict[str, Any]:
+    """Have the proxy's page show a cluster, and return that part of its document, to be altered."""
+    shown: dict[str, Any] = json.loads(b"".join(render(snapshot(cluster=state))))["cluster"]
+    alter(proxy, lambda status: status.update(cluster=shown))
+    return shown
+
+
+def test_a_cluster_its_leaders_and_its_problems(proxy: Harness, show: Show) -> None:
+    keep = busy(proxy)
+    page = show(proxy)
+    page.wait(contains("#headline", "All is well"))
+    for hidden in ("#cluster", ".card .through", "#terms .cluster"):
+        assert page.run(f"[...document.querySelectorAll('{hidden}')].every((node) => node.hidden)")
+    state = in_cluster(proxy, cluster(refused=0))
+    iex, crypto = state["feeds"]
+    page.wait(contains("#cluster-facts", f"This node is {FOLLOWER}, at ws://10.0.0.2:8767"))
+    assert page.text("#cluster-facts").endswith(" · redis://10.0.0.9:6379/0 answers")
+    assert page.run("document.getElementById('cluster-problem').hidden")
+    rows = "[...document.querySelectorAll('#cluster li')].map((row) => [...row.children].map((cell) => cell.innerText))"
+    assert page.run(rows) == [
+        ["iex", f"led by {LEADER}", "link works, 0.4 ms · 2 changes of leader"],
+        ["crypto", "led by this node", "connected to Alpaca · one node follows"],
+        [LEADER, "ws://10.0.0.1:8767", "1.0.0 · 2 feeds"],
+        [FOLLOWER, "ws://10.0.0.2:8767", "1.0.0 · 1 feed · this node"],
+    ]
+    through = "[...document.querySelectorAll('.card .through:not([hidden])')].map((node) => node.innerText)"
+    assert page.run(through) == [f"through {LEADER}"]
+    assert page.run(contains(".card", f"through {LEADER}"))
+    state |= {"refused": 2, "redis_problem": "Redis at 10.0.0.9:6379 does not answer in time; check that it runs"}
+    page.wait(contains("#headline", "Redis cannot be used"))
+    assert "check that it runs. Streams go on;" in page.text("#detail")
+    problem = page.text("#cluster-problem")
+    assert problem.startswith("Redis cannot be used: Redis at 10.0.0.9:6379 does not answer in time")
+    assert problem.endswith("2 log-ins of other nodes refused: is cluster.secret the same on every node?")
+    iex |= {"link": "mute"}
+    page.wait(contains("#headline", "Nothing comes from the leader of iex"))
+    assert "Another node takes over" in page.text("#detail")
+    assert page.run(contains("#cluster .bad", "link is mute"))
+    assert page.run(through) == [f"through {LEADER}, from which nothing comes"]
+    iex |= {"role": "none", "leader": "", "live": False, "link": "none", "round_trip": None}
+    crypto |= {"live": False, "links": 0}
+    page.wait(contains("#cluster li", "no leader is known"))
+    assert page.run(contains("#cluster li", "not used by this node"))
+    assert page.run(contains("#cluster li", "connecting to Alpaca"))
+    assert page.run(through) == []
+    assert len(keep) == 2
+    assert page.complaints == []
+
+
 def test_clients_that_are_not_connected(proxy: Harness, show: Show) -> None:
     """Those that were never here are listed; one that has left shows it in its row. An old proxy names none."""
     keep = busy(proxy)
@@ -504,21 +556,25 @@ def test_no_horizontal_overflow(start: Start, show: Show, width: int) -> None:
     keep = [*busy(proxy), proxy.client("long")]
     keep[-1].subscribe(trades=[f"SYMBOL{number}" for number in range(50)])
     proxy.gateway._outboxes.limit = 1 << 50
+    leader = f"{'node' * 60}.example.internal:8767#a1b2c3"
+    in_cluster(proxy, cluster(redis_problem="x" * 500, feeds=(cluster_feed(leader=leader, changes=10**6),)))
     page = show(proxy, width)
     page.wait(contains(".client summary", long))
     page.run("document.querySelectorAll('details').forEach((node) => node.open = true)")
     page.wait(contains(".sessions .topics", "and 38 more"))
     page.wait("document.querySelectorAll('.client svg text').length > 20")
     page.wait(contains(".totals", "1,073,741,824 MiB"))
+    page.wait(contains(".card .through", leader))
     assert page.run("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_accessibility(proxy: Harness, show: Show, axe_core: str, width: int, dark: bool) -> None:
-    """With everything open, a feed down and a client that has lost messages."""
+    """With everything open, in a cluster, a feed down and a client that has lost messages."""
     keep = busy(proxy)
     proxy.gateway.server.totals["meanrev", "crypto"].lost["slow"] = 12
+    in_cluster(proxy, cluster(redis_problem="it is away", feeds=(cluster_feed(), cluster_feed("crypto", link="mute"))))
     page = show(proxy, width, dark=dark)
     page.bypass_policy()  # otherwise the policy refuses axe itself
     page.go(page.run("location.href"))
