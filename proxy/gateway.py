@@ -369,6 +369,7 @@ class Gateway:
             pid_start=self._pid_start,
             reload=replace(self._reload_state, running=self.reloading),
             recording=None if self._recorder is None else self._recorder.state(),
+            cluster=None if self._node is None else self._node.state(),
         )
 
     def _create_supervisor(self, account: str, feed: str) -> FeedSupervisor:

@@ -38,6 +38,7 @@ from proxy.cluster.leader_link import Gone, LeaderGone, LeaderLink
 from proxy.cluster.lease import Lease, account_hash, slot_of
 from proxy.cluster.registry import Registry
 from proxy.observe.logs import Log
+from proxy.observe.snapshot import ClusterFeed
 from proxy.routing.request_builder import UpstreamRequest
 from proxy.transport.errors import ConnectionLost, UpgradeRefused
 from proxy.upstream.alpaca_connection import AlpacaConnection
@@ -113,11 +114,27 @@ class Member:
         """Whether this node leads the feed and is connected to Alpaca."""
         return self.leads and self.election.live
 
-    @property
-    def round_trip(self) -> float | None:
-        """The seconds of the last ping to the leader and back; None without a link."""
-        link = self._link
-        return None if link is None else link.round_trip
+    def state(self, links: int) -> ClusterFeed:
+        """Return the feed's part of the snapshot; `links` is the number of nodes that follow this one."""
+        election, link = self.election, self._link
+        lease = election.leader or election.registered.lease
+        leader, live, token = self._host.node, election.live, election.token
+        if not self.leads:
+            leader = "" if lease is None else lease.owner.rpartition("/")[0]
+            live = link.live if link is not None else lease is not None and lease.live
+            token = 0 if lease is None else lease.token
+        return ClusterFeed(
+            account=self.settings.login.account,
+            feed=self.endpoint.feed,
+            role=election.role.value,
+            leader=leader,
+            live=live,
+            token=token,
+            link=election.link.value,
+            round_trip=None if link is None else link.round_trip,
+            links=links,
+            changes=self.changes,
+        )
 
     @property
     def _link(self) -> LeaderLink | None:
@@ -264,9 +281,11 @@ class Member:
     def _set_link(self, link: Link) -> None:
         election = self.election
         if election.link is not link:
-            if Link.MUTE in (link, election.link) and link is not Link.NONE:
-                leader = None if election.leader is None else election.leader.owner
-                self._log.warning("link_mute" if link is Link.MUTE else "link_back", leader=leader)
+            leader = None if election.leader is None else election.leader.owner
+            if link is Link.MUTE:
+                self._log.warning("link_mute", leader=leader)
+            elif election.link is Link.MUTE and link is Link.WORKING:
+                self._log.warning("link_back", leader=leader)
             election.link, election.link_since = link, self._host.clock()
 
     def _answered(self, registry: Registry, current: str, last: str) -> None:

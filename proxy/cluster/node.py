@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import urlsplit
 
 import gevent
@@ -21,12 +21,15 @@ from proxy.cluster.node_server import NodeServer
 from proxy.cluster.registry import Registry, RegistryError
 from proxy.config.model import Cluster
 from proxy.observe.logs import Log
+from proxy.observe.snapshot import ClusterNode, ClusterState
 from proxy.observe.version import __version__
 from proxy.upstream.source import FeedSettings
 from proxy.upstream.supervisor import FeedSupervisor
 
 RENEW_SECONDS = 0.3
 ANNOUNCE_SECONDS = 1.0
+MAX_NODES = 256  # that are shown
+MAX_ANNOUNCEMENT, MAX_NAME = 1024, 128  # characters
 STOP_SECONDS = 2.0  # for which a drain waits until the connections to Alpaca are closed
 
 FindSupervisor = Callable[[str, str], FeedSupervisor]
@@ -44,8 +47,9 @@ class Node:
         self.node = f"{urlsplit(config.url).netloc}#{secrets.token_hex(3)}"
         self.link_tls: ssl.SSLContext | None = ssl.create_default_context(cafile=config.ca)
         self.clock = clock
-        self.registry_problem = ""
-        self.nodes: dict[str, str] = {}
+        self._problem = ""  # of Redis, in a sentence
+        self._nodes: tuple[ClusterNode, ...] = ()
+        self._redis = config.redis.shown
         self._find_supervisor = find_supervisor
         self._registry = Registry(config.redis.reveal(), config.name, config.ca)
         self._members: dict[tuple[str, str], Member] = {}
@@ -93,6 +97,13 @@ class Node:
         for member in [*self._members.values()]:
             member.tick(now)
         self._server.tick(now)
+
+    def state(self) -> ClusterState:
+        """Return this node's part of the snapshot."""
+        feeds = tuple(
+            member.state(self._server.links(member.supervisor)) for _, member in sorted(self._members.items())
+        )
+        return ClusterState(self.node, self.url, self._redis, self._problem, self._nodes, feeds, self._server.refused)
 
     def drain(self) -> None:
         """Close the connections to Alpaca, give the leases back, and end the links of other nodes."""
@@ -160,19 +171,31 @@ class Node:
             self._announced_at = self.clock()
             try:
                 self._registry.announce(self.node, json.dumps(self._announcement()))
-                self.nodes = self._registry.nodes()
+                self._nodes = tuple(_announced(self._registry.nodes()))
             except RegistryError as error:
                 problem = str(error)
-        if bool(problem) is not bool(self.registry_problem):
+        if bool(problem) is not bool(self._problem):
             if problem:
                 self._log.warning("redis_away", reason=problem, hint="leaders go on without it; new ones need it")
             else:
                 self._log.info("redis_back")
-        self.registry_problem = problem
+        self._problem = problem
 
     def _announcement(self) -> dict[str, object]:
-        sessions = sum(member.election.sessions for member in self._members.values())
-        return {"url": self.url, "version": __version__, "feeds": sessions}
+        feeds = sum(member.election.sessions for member in self._members.values())
+        return {"url": self.url, "version": __version__, "feeds": feeds}
+
+
+def _announced(nodes: Mapping[str, str]) -> Iterator[ClusterNode]:
+    """Yield the nodes that have announced themselves. What they say is not signed, and is only shown."""
+    for name, text in sorted(nodes.items())[:MAX_NODES]:
+        try:
+            said = json.loads(text[:MAX_ANNOUNCEMENT])
+            url, version, feeds = said["url"], said["version"], said["feeds"]
+        except (ValueError, KeyError, TypeError):  # written by another program
+            continue
+        if isinstance(url, str) and isinstance(version, str) and type(feeds) is int:
+            yield ClusterNode(name[:MAX_NAME], url[:MAX_NAME], version[:MAX_NAME], feeds)
 
 
 def _server_tls(config: Cluster) -> ssl.SSLContext | None:

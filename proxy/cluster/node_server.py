@@ -67,6 +67,7 @@ class NodeServer:
         self.outboxes = Outboxes(OUTBOXES_BYTES)
         self.clock = clock
         self.draining = False
+        self.refused = 0
         self.sessions: set[NodeSession] = set()
         self._host = host
         self._log = Log("node")

@@ -56,6 +56,7 @@ class SessionOwner(SessionHost, Protocol):
 
     node: str
     secret: bytes
+    refused: int  # log-ins with a wrong proof
 
     def leading(self, account: str, feed: str) -> LeadingFeed | None:
         """Return the feed of an account; None if this node does not lead it."""
@@ -179,6 +180,7 @@ class NodeSession(BaseSession):
             for role in (dialect.EDGE, dialect.LEADER)
         )
         if auth.version != self._version or not dialect.same(auth.proof, edge):
+            self._host.refused += 1
             gevent.sleep(REFUSAL_SECONDS)
             self._refuse_login(dialect.AUTH_FAILED, ERRORS[402])
             return
