@@ -260,6 +260,8 @@ class Gateway:
         old, self.config = self.config, new
         for part in (self.server, self.admin, self._outboxes):
             part.configure(new)
+        if self._node is not None:
+            self._node.configure(new)
         if self._tls is not None and new.listen.tls is not None:
             self._tls.load_cert_chain(new.listen.tls.cert, new.listen.tls.key)
         if new.log != old.log:

@@ -19,7 +19,7 @@ from proxy.alpaca.endpoints import Endpoint
 from proxy.cluster.member import ClusterSource, Member
 from proxy.cluster.node_server import NodeServer
 from proxy.cluster.registry import Registry, RegistryError
-from proxy.config.model import Cluster
+from proxy.config.model import Cluster, Config, Tls
 from proxy.observe.logs import Log
 from proxy.observe.snapshot import ClusterNode, ClusterState
 from proxy.observe.version import __version__
@@ -53,7 +53,8 @@ class Node:
         self._find_supervisor = find_supervisor
         self._registry = Registry(config.redis.reveal(), config.name, config.ca)
         self._members: dict[tuple[str, str], Member] = {}
-        self._server = NodeServer(config.listen, self, clock=clock, tls=_server_tls(config))
+        self._tls = _server_tls(config.tls)
+        self._server = NodeServer(config.listen, self, clock=clock, tls=self._tls)
         self._wake = Event()
         self._announced_at = -ANNOUNCE_SECONDS
         self._greenlet: gevent.Greenlet | None = None
@@ -72,6 +73,12 @@ class Node:
         self._greenlet = gevent.spawn(self._run)
 
     # Calls of the gateway
+
+    def configure(self, config: Config) -> None:
+        """Load a renewed certificate; any other change of the cluster needs a restart."""
+        tls = None if config.cluster is None else config.cluster.tls
+        if self._tls is not None and tls is not None:
+            self._tls.load_cert_chain(tls.cert, tls.key)
 
     def make_source(self, endpoint: Endpoint, settings: FeedSettings) -> ClusterSource:
         """Return the next connection of a feed."""
@@ -198,9 +205,9 @@ def _announced(nodes: Mapping[str, str]) -> Iterator[ClusterNode]:
             yield ClusterNode(name[:MAX_NAME], url[:MAX_NAME], version[:MAX_NAME], feeds)
 
 
-def _server_tls(config: Cluster) -> ssl.SSLContext | None:
-    if config.tls is None:
+def _server_tls(tls: Tls | None) -> ssl.SSLContext | None:
+    if tls is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(config.tls.cert, config.tls.key)
+    context.load_cert_chain(tls.cert, tls.key)
     return context
