@@ -128,19 +128,22 @@ class Running:
 @contextmanager
 def start(
     bench: Bench, contender: str, upstream: int, *, codec: str = "json", tls: bool = False, client: str = "",
-    more: str = "", launcher: Sequence[str] = ("-m", "proxy"), core: int | None = None,
+    more: str = "", launcher: Sequence[str] = ("-m", "proxy"), core: int | None = None, listen: int | None = None,
 ) -> Iterator[Running]:  # fmt: skip
     """Run a contender until the block ends.
 
-    `codec`, `tls`, `client`, `more` (sections of the configuration) and `launcher` apply to the proxy alone.
+    `codec`, `tls`, `client`, `more` (sections of the configuration), `launcher` and `listen`, a port that it shares
+    with others, apply to the proxy alone.
     """
     core = bench.cores[0] if core is None else core
     product = contender in ("proxy", "other")
     home = bench.other if contender == "other" and bench.other is not None else ROOT
     if product:
-        config = CACHE / f"proxy-{os.getpid()}.yaml"
-        listen, admin = free_port(), free_port()
+        admin = free_port()
+        config = CACHE / f"proxy-{admin}.yaml"
         certificate = ", tls: {cert: cert.pem, key: key.pem}" if tls else ""
+        certificate += ", reuse_port: true" if listen else ""
+        listen = listen or free_port()
         if tls:
             _certificate()
         config.write_text(
@@ -151,7 +154,7 @@ def start(
         config.chmod(0o600)
         command = [bench.python, *launcher, "-c", str(config)]
     else:
-        listen = admin = 0
+        listen, admin = 0, 0
         command = _command(bench, contender, upstream)
     process = subprocess.Popen(
         command, cwd=home, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

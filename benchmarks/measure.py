@@ -80,10 +80,12 @@ def run(
             generator.wait()
     if generator.returncode or not out:
         raise BenchError(f"{contender}: {errors.strip() or 'the load generator printed nothing'}")
-    return _figures(json.loads(out.splitlines()[-1]))
+    return figures_of(json.loads(out.splitlines()[-1]))
 
 
-def _figures(results: dict[str, object]) -> Figures:
+def figures_of(results: dict[str, object]) -> Figures:
+    """Return the figures in the last line of load.c."""
+
     def number(name: str) -> float:
         value = results[name]
         assert isinstance(value, int | float)

@@ -34,6 +34,8 @@ def announce(config: Config, path: Path, *, listening: tuple[str, int], admin: t
     scheme = "ws" if config.listen.tls is None else "wss"
     names = {"accounts": _shortened(list(config.accounts)), "clients": _shortened(list(config.clients))}
     log.info("listening", at=f"{scheme}://{authority(listening)}", **names)
+    if config.cluster is not None:
+        log.info("cluster", name=config.cluster.name, at=config.cluster.url, redis=config.cluster.redis.shown)
     log.info("admin", at=f"http://{authority(admin)}/")
 
 
