@@ -21,7 +21,7 @@ from proxy.routing.reconciler import ACK_SECONDS, MAX_CLOSES
 from proxy.simulator import AccountPlan
 from proxy.transport import connection
 from proxy.upstream.source import LoginRefused
-from tests.cluster.stand import ACCOUNT, SECRET, TOKEN, Pair, link_to
+from tests.cluster.linked import ACCOUNT, SECRET, TOKEN, Pair, link_to
 from tests.gateway.scripted import Peer, Request, ScriptedAlpaca
 from tests.harness import CLOSE, STAMP, TEXT, Client, Wire, trade, wait_for
 

@@ -38,6 +38,10 @@ class Leading:
     supervisor: FeedSupervisor
     token: int = TOKEN
 
+    @property
+    def live(self) -> bool:
+        return self.supervisor.live
+
 
 class Leader(Gateway):
     """A node that leads every feed of the account `main`, as long as `leads`."""
