@@ -284,25 +284,26 @@ class SubscriptionReconciler:
         if not request.add:
             self._restore_removal(request.topics, now)
             return self._resolve()
+        outcomes = []
         for candidate in self._candidates(frozenset(request.topics)):
             candidate.alone = True
             if closed:
                 candidate.blamed = True
                 if candidate.subscriber.patient:
                     candidate.others_confirmed = any(topic not in candidate.topics for topic in self.acked)
+            elif candidate.subscriber.patient and not candidate.answered:  # the node asks again, one by one
+                outcomes += self._refuse(candidate, (500, ERRORS[500]))
             if not (closed and candidate.confirmed_before):  # what was confirmed is hardly the cause of the close
                 candidate.retry_at = max(candidate.retry_at, now + RETRY_SECONDS)
         sole = request.sole
-        if sole is None or sole not in self._open:
-            return []
-        if sole.subscriber.patient and not sole.answered:  # the node counts the failures and the closes
-            return [] if closed else self._refuse(sole, (500, ERRORS[500]))
+        if sole is None or sole not in self._open or (sole.subscriber.patient and not sole.answered):
+            return outcomes
         sole.failures += 1
         sole.retry_at = now + _wait_after(sole.failures)
         if closed and (not sole.closes or sole.others_confirmed or others_confirmed):
             sole.closes += 1
             sole.others_confirmed = False
-        return self._refuse_part(sole, (400, ERRORS[400]), {}) if sole.closes >= MAX_CLOSES else []
+        return outcomes + (self._refuse_part(sole, (400, ERRORS[400]), {}) if sole.closes >= MAX_CLOSES else [])
 
     def lost(self) -> None:
         """Record that the connection is lost: nothing is acked, everything is missing."""

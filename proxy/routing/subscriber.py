@@ -132,7 +132,7 @@ class Subscriber:
     the session's. `withheld` are topics that it holds but Alpaca does not send, as the session has been told. `left`:
     the session has ended, or may no longer use the feed. `patient`: it is told nothing that Alpaca has not said, since
     it is another node, whose clients' patience is its own; so none of its requests is remembered for want of an answer,
-    and one that got no verdict alone is returned to it with an error 500.
+    and one that got no verdict is returned to it with an error 500.
     """
 
     def __init__(

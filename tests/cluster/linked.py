@@ -6,6 +6,7 @@ Which node leads is fixed here. The nodes, their ports and the links are the pro
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -230,14 +231,20 @@ class Forwarder:
 
 @contextmanager
 def link_to(
-    url: str, feed: str = "iex", *, codec: str = "json", secret: bytes = SECRET, account: str = ACCOUNT
+    url: str,
+    feed: str = "iex",
+    *,
+    codec: str = "json",
+    secret: bytes = SECRET,
+    account: str = ACCOUNT,
+    tls: ssl.SSLContext | None = None,
 ) -> Iterator[LeaderLink]:
     """A link that is not opened, without a gateway around it."""
     served = endpoint(feed)
     assert served is not None
     settings = FeedSettings(Login("main", "", "", ""), CODECS[codec])
     link = LeaderLink(
-        served, settings, Clock(), node="edge", secret=secret, account=account, url=url, tls=None, on_state=states
+        served, settings, Clock(), node="edge", secret=secret, account=account, url=url, tls=tls, on_state=states
     )
     ticker = gevent.spawn(_tick, link)
     try:

@@ -543,25 +543,16 @@ def test_a_node_is_told_only_what_alpaca_has_said() -> None:
     assert (node.news(), client.news()) == ([trades("A")], [])
 
 
-@pytest.mark.parametrize("beside", [False, True])
-def test_a_request_of_a_node_without_a_verdict_is_returned_to_it(beside: bool) -> None:
+def test_a_request_of_a_node_without_a_verdict_is_returned_to_it() -> None:
     """It holds up the requests of the node's other clients; the node asks again for each of them."""
     world = World()
     node, client = world.session("node", patient=True), world.session("client")
-    if beside:
-        client.request(trades("B"), now=world.now)
-    request = node.request(trades("A"), now=world.now)
-    request.alone = not beside
+    node.request(trades("A"), now=world.now)
+    client.request(trades("B"), now=world.now)
     world.send()
     world.fail()
-    if beside:
-        assert node.news() == [], "the other one may have been the cause"
-        for _ in range(4):
-            world.wait(1.0)
-            while (sent := world.send()) is not None:
-                world.fail() if sent.topics == (("trades", "A"),) else world.reply()
-    assert node.news() == [HICCUP]
-    assert world.reconciler.wanted == (trades("B") if beside else NO_TOPICS)
+    assert (node.news(), client.news()) == ([HICCUP], [])
+    assert world.reconciler.wanted == trades("B")
     node.request(trades("A"), now=world.now)
     world.settle()
     assert node.news() == [trades("A")]
@@ -569,12 +560,17 @@ def test_a_request_of_a_node_without_a_verdict_is_returned_to_it(beside: bool) -
 
 def test_a_request_is_blamed_for_the_close_of_the_connection_that_carried_it() -> None:
     world = World()
-    one, two = sessions(world, "one", "two")
-    carried = one.request(trades("A"))
-    world.send()
-    waiting = two.request(trades("B"))
-    world.lose()
-    assert (carried.blamed, waiting.blamed) == (True, False)
+    node, client = world.session("node", patient=True), world.session("client")
+    for others in (False, True):
+        carried = node.request(trades("A"))
+        world.send()
+        waiting = client.request(trades("B"))
+        world.lose()
+        assert (carried.blamed, waiting.blamed) == (True, False)
+        assert carried.others_confirmed is others, "on the connection that was closed"
+        node.leave()
+        node = world.session("node", patient=True)
+        world.settle()
 
 
 def test_closes_are_a_verdict_if_others_are_served_elsewhere() -> None:
@@ -586,9 +582,8 @@ def test_closes_are_a_verdict_if_others_are_served_elsewhere() -> None:
         assert session.news() == []
         world.wait(MAX_RETRY_SECONDS)
         session.news()
-        request = world.send()
+        request, world.under_way = world.send(), None
         assert request is not None
-        world.under_way = None
         tell(world.reconciler.failed(request, world.now, closed=True, others_confirmed=True))
         world.reconciler.lost()
     assert session.news() == [(REFUSED, NO_TOPICS)]
