@@ -34,6 +34,7 @@ class RouteCache(dict[str, "KindRoutes[R]"], Generic[R]):
 
     def __init__(self, find: Callable[[str, str], R]) -> None:
         super().__init__()
+        self.bytes = 0  # the estimated memory of the routes
         self.long_names = 0  # messages whose symbol or kind was too long
         self._find = find
         self._dropped: list[dict[str, R]] = []
@@ -44,20 +45,16 @@ class RouteCache(dict[str, "KindRoutes[R]"], Generic[R]):
             return self[""]
         if len(self) >= MAX_KINDS:
             for unknown in [*self.keys() - CHANNEL_OF_KIND.keys()]:
-                self._dropped.append(self.pop(unknown))
+                self._drop(unknown)
         routes = self[kind] = KindRoutes(self, kind)
         return routes
 
     def __repr__(self) -> str:
-        return f"<RouteCache {sum(map(len, self.values()))} routes, {self.bytes()} bytes>"
-
-    def bytes(self) -> int:
-        """Return the estimated memory of the routes."""
-        return sum(routes.bytes for routes in self.values())
+        return f"<RouteCache {sum(map(len, self.values()))} routes, {self.bytes} bytes>"
 
     def compute(self, kind: str, symbol: str) -> R:
         """Compute a route that is not cached, and make room for it."""
-        if self.bytes() >= MAX_BYTES:
+        if self.bytes >= MAX_BYTES:
             largest = max(self.values(), key=lambda routes: routes.bytes)
             for old in [*islice(largest, EVICTED)]:
                 largest.discard(old)
@@ -77,11 +74,17 @@ class RouteCache(dict[str, "KindRoutes[R]"], Generic[R]):
         for kind, routes in [*self.items()]:
             channel = CHANNEL_OF_KIND.get(kind)
             if channel is None or (channel, WILDCARD) in subscription or len(routes) < KEEP_RATIO * len(subscription):
-                self._dropped.append(self.pop(kind))
+                self._drop(kind)
             else:
                 for topic in subscription:
                     if topic[0] == channel:
                         routes.discard(topic[1])
+
+    def _drop(self, kind: str) -> None:
+        """Drop all routes of a kind, to be freed later."""
+        routes = self.pop(kind)
+        self.bytes -= routes.bytes
+        self._dropped.append(routes)
 
 
 class KindRoutes(dict[str, R]):
@@ -100,14 +103,14 @@ class KindRoutes(dict[str, R]):
             self._cache.long_names += 1
             return self[""]
         route = self[symbol] = self._cache.compute(self._kind, symbol)
-        self.bytes += _size(symbol)
+        size = ROUTE_BYTES + sys.getsizeof(symbol)
+        self.bytes += size
+        self._cache.bytes += size
         return route
 
     def discard(self, symbol: str) -> None:
         """Remove the route of a symbol, if it is cached."""
         if self.pop(symbol, None) is not None:
-            self.bytes -= _size(symbol)
-
-
-def _size(symbol: str) -> int:
-    return ROUTE_BYTES + sys.getsizeof(symbol)
+            size = ROUTE_BYTES + sys.getsizeof(symbol)
+            self.bytes -= size
+            self._cache.bytes -= size

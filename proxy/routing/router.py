@@ -153,6 +153,7 @@ class Router:
         self._groups_by_topic: dict[Topic, dict[Group, None]] = {}
         self._large_groups: dict[Group, None] = {}
         self._routes = RouteCache(self.find)
+        self._wildcard_routes: dict[str, Route] = {}  # by channel, of a symbol that no group names
         self._books = Books(codec)
         # Between `take` and `flush`:
         self._touched: list[Group] = []  # the groups with bodies
@@ -215,7 +216,7 @@ class Router:
                 self._large_groups[group] = None
             for topic in self._indexed_topics(group):
                 self._groups_by_topic.setdefault(topic, {})[group] = None
-            self._routes.change(subscription)
+            self._change_routes(subscription)
         group.members.append(member)
         self._group_of[member] = group
 
@@ -240,7 +241,11 @@ class Router:
             if not groups:
                 del self._groups_by_topic[topic]
         self._large_groups.pop(group, None)
-        self._routes.change(group.subscription)
+        self._change_routes(group.subscription)
+
+    def _change_routes(self, subscription: Subscription) -> None:
+        self._wildcard_routes.clear()
+        self._routes.change(subscription)
 
     def _indexed_topics(self, group: Group) -> Subscription:
         """Return the topics under which the group is in `_groups_by_topic`."""
@@ -367,7 +372,12 @@ class Router:
         channel = CHANNEL_OF_KIND.get(kind)
         if channel is None:
             return _route(self._unknown_kind(kind, symbol), self.codec)
-        return _route(self._receivers(channel, (symbol,)), self.codec)
+        if self._large_groups or (channel, symbol) in self._groups_by_topic:
+            return _route(self._receivers(channel, (symbol,)), self.codec)
+        # Most symbols have the same route: that of the groups with the wildcard.
+        if (route := self._wildcard_routes.get(channel)) is None:
+            route = self._wildcard_routes[channel] = _route(self._receivers(channel, ()), self.codec)
+        return route
 
     def _inspect(self, kind: str, symbol: str, raw: Raw) -> Route:
         """Return the route of a message of an inspected kind.
