@@ -215,6 +215,9 @@ class NodeSession(BaseSession):
         supervisor = self.supervisor
         if supervisor is None or self.live or self.outbox.closing is not None:
             return
+        if supervisor.codec is not self.codec:  # a reload has changed it while the node waited
+            self.go_away("the account's codec has changed", leading=True, code=frames.SERVICE_RESTART)
+            return
         self.live = True
         self._subscriber = Subscriber(
             self,

@@ -39,8 +39,8 @@ def outlast_cuts(sock: Any) -> None:
     As far as the system can. With a short wait between retransmissions, the kernel would give up after some 15 s unless
     it is told for how long to go on.
     """
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # the peer has gone already, or the system lacks the option
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if USER_TIMEOUT is not None:
             sock.setsockopt(socket.IPPROTO_TCP, USER_TIMEOUT, int(GONE_SECONDS * 1000))
         if RTO_MAX is not None:

@@ -238,13 +238,14 @@ def link_to(
     secret: bytes = SECRET,
     account: str = ACCOUNT,
     tls: ssl.SSLContext | None = None,
+    on_state: Callable[[], None] = lambda: None,
 ) -> Iterator[LeaderLink]:
     """A link that is not opened, without a gateway around it."""
     served = endpoint(feed)
     assert served is not None
     settings = FeedSettings(Login("main", "", "", ""), CODECS[codec])
     link = LeaderLink(
-        served, settings, Clock(), node="edge", secret=secret, account=account, url=url, tls=tls, on_state=states
+        served, settings, Clock(), node="edge", secret=secret, account=account, url=url, tls=tls, on_state=on_state
     )
     ticker = gevent.spawn(_tick, link)
     try:
@@ -252,10 +253,6 @@ def link_to(
     finally:
         ticker.kill()
         link.close()
-
-
-def states() -> None:
-    """Take no notice of a link's states."""
 
 
 def _tick(link: LeaderLink) -> None:

@@ -6,6 +6,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from proxy.cluster.leader_link import Gone, LeaderGone
 from proxy.cluster.node_server import NodeServer
 from proxy.cluster.node_session import OUTBOX_BYTES
 from proxy.routing.reconciler import ACK_SECONDS, MAX_CLOSES
+from proxy.routing.router import Router
 from proxy.simulator import AccountPlan
 from proxy.transport import connection
 from proxy.transport.clock import Clock
@@ -308,6 +310,52 @@ def test_the_edge_waits_in_its_link_while_the_leader_has_no_connection(start: St
     publish(pair, "AAPL", 1)
     client.numbers("AAPL", 1)
     assert pair.following.links == [link]
+
+
+def test_a_link_tells_its_states(start: Start) -> None:
+    pair = start()
+    pair.simulator.refuse_upgrade("iex", 500)
+    states: list[tuple[Phase, bool]] = []
+
+    def note() -> None:
+        states.append((link.phase, "HTTP 500" in link.reason))
+        if states[-1][1]:
+            pair.simulator.accept("iex")
+
+    with link_to(pair.leading.url, codec="msgpack", on_state=note) as link:
+        link.open()
+        assert link.token == TOKEN
+        phases = [*dict.fromkeys(states)]
+        assert phases == [(Phase.AUTHENTICATING, False), (Phase.AUTHENTICATING, True), (Phase.LIVE, False)]
+
+
+def test_a_codec_that_changes_while_a_node_waits(start: Start) -> None:
+    pair = start()
+    pair.simulator.refuse_upgrade("iex", 500)
+
+    def change() -> None:
+        if "HTTP 500" in link.reason:
+            supervisor = pair.leader.upstream()
+            supervisor.settings = replace(supervisor.settings, codec=JSON)
+            supervisor.router = Router(supervisor.endpoint, JSON)
+            pair.simulator.accept("iex")
+
+    with link_to(pair.leading.url, codec="msgpack", on_state=change) as link:
+        with pytest.raises(LeaderGone, match="codec has changed"):
+            link.open()
+        assert link.gone is Gone.AWAY
+
+
+def test_a_node_that_sends_nothing_for_long(start: Start) -> None:
+    """A minute of silence is no end, since a node may be stopped or cut off for so long."""
+    pair = start()
+    pair.edge.client("alpha").subscribe(trades=["AAPL"])
+    [session] = pair.leading.nodes.sessions
+    session.tick(pair.leading._clock() + 60)
+    assert not session.ended
+    session.tick(pair.leading._clock() + connection.GONE_SECONDS + 1)
+    wait_for(lambda: session not in pair.leading.nodes.sessions)
+    assert session.ended == "no sign of life for 90 s"
 
 
 def test_a_leader_that_drains_or_leads_no_more(start: Start) -> None:
