@@ -777,7 +777,7 @@ def test_a_flood_of_peers_that_never_log_in(start: Start) -> None:
         for _ in range(300):
             pair.wire(headers=HEADERS)
         assert pair.leading.nodes.unauthenticated <= 256
-        wait_for(lambda: len(pair.leading.nodes.sessions) == 1, "they are still there", 12)
+    wait_for(lambda: len(pair.leading.nodes.sessions) == 1, "they are still there", 12)
     assert edge.numbers("AAPL", publish(pair, "AAPL", 1))
 
 
