@@ -191,6 +191,7 @@ def test_one_client_of_the_edge_is_refused_the_others_are_not(start: Start) -> N
     assert pair.simulator.subscribed("iex") == {"trades": {"FIRST", "A", "C"}}
 
 
+@pytest.mark.slow
 def test_an_error_that_is_no_verdict_holds_up_no_other_client(start: Start) -> None:
     """The leader returns the request; the edge retries it by itself."""
     pair = start()
@@ -218,6 +219,7 @@ def test_a_feed_that_alpaca_does_not_serve(start: Start) -> None:
     assert refusal.value.code == 409
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [None, 405])
 def test_an_acknowledgement_is_alpacas(start: Start, code: int | None) -> None:
     """Patience is the edge's own: the leader says nothing before Alpaca does, and a refusal then finds its request."""
@@ -295,6 +297,7 @@ def test_an_outage_of_the_leader(start: Start) -> None:
     assert pair.simulator.peak("iex") == 1
 
 
+@pytest.mark.slow
 def test_the_edge_waits_in_its_link_while_the_leader_has_no_connection(start: Start) -> None:
     pair = start()
     pair.simulator.refuse_upgrade("iex", 500)
@@ -358,6 +361,7 @@ def test_a_node_that_sends_nothing_for_long(start: Start) -> None:
     assert session.ended == "no sign of life for 90 s"
 
 
+@pytest.mark.slow
 def test_a_leader_that_drains_or_leads_no_more(start: Start) -> None:
     pair = start()
     client = pair.edge.client("alpha")
@@ -391,6 +395,7 @@ def test_a_cut_link(start: Start) -> None:
     assert pair.simulator.opened("iex") == 1
 
 
+@pytest.mark.slow
 def test_a_frozen_link_loses_nothing(start: Start) -> None:
     pair = start()
     client, other = pair.edge.client("alpha"), pair.leader.client("alpha")
@@ -440,6 +445,7 @@ def test_kernels_of_both_ends_outlast_a_cut(start: Start) -> None:
             pytest.skip("this kernel has no TCP_RTO_MAX_MS")
 
 
+@pytest.mark.slow
 def test_a_node_that_reads_too_slowly(start: Start) -> None:
     """Its link is closed once 64 MiB wait; the others are not affected, and it comes back."""
     pair = start("json")
@@ -468,6 +474,7 @@ def test_a_node_that_reads_too_slowly(start: Start) -> None:
     client.numbers("AAPL", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [8_000, 30_000])
 def test_thousands_of_topics(start: Start, count: int) -> None:
     pair = start()
@@ -492,6 +499,7 @@ def test_thousands_of_topics(start: Start, count: int) -> None:
 # A request at which Alpaca closes the connection
 
 
+@pytest.mark.slow
 def test_a_poison_request_of_an_edge(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """The edge has no other topic, and yet comes to its verdict: the leader's client was served in between."""
     monkeypatch.setattr("random.random", lambda: 0.2)
@@ -514,6 +522,7 @@ def test_a_poison_request_of_an_edge(start: Start, monkeypatch: pytest.MonkeyPat
         assert subscribe(client, trades=["SPY"]) == {"trades": ["SPY"]}
 
 
+@pytest.mark.slow
 def test_a_lost_link_says_nothing_about_the_request_under_way(start: Start) -> None:
     pair = start()
     client = pair.edge.client("alpha")
@@ -570,6 +579,7 @@ def test_the_leader_refuses_an_upgrade(start: Start) -> None:
     assert time.monotonic() - began < 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -724,6 +734,7 @@ def test_a_rogue_that_has_not_logged_in(start: Start, payload: bytes) -> None:
     witness.numbers("AAPL", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "requests",
     [
@@ -766,6 +777,7 @@ def test_invalid_requests_of_a_node_are_answered(start: Start) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_flood_of_peers_that_never_log_in(start: Start) -> None:
     """They have a limit and a deadline, and disturb no client."""
     pair = start()
@@ -781,6 +793,7 @@ def test_a_flood_of_peers_that_never_log_in(start: Start) -> None:
     assert edge.numbers("AAPL", publish(pair, "AAPL", 1))
 
 
+@pytest.mark.slow
 def test_wrong_proofs_wait(start: Start) -> None:
     pair = start("json")
     began = time.monotonic()
