@@ -104,6 +104,7 @@ class Gateway:
         self._order_routers: dict[str, OrderRouter] = {}  # by account; kept when the account is reconfigured
         self._order_readers: dict[str, OrderReader] = {}  # likewise
         self._tls = _tls(config)
+        self._node = self._make_node()
         self.server = Server(
             config,
             find_upstream=self.upstream,
@@ -112,6 +113,7 @@ class Gateway:
             conceal=self._conceal,
             clock=clock,
             tls=self._tls,
+            places=None if self._node is None else self._node.places,
         )
         self._history = History(self._started_at)
         self._recent = RecentEvents(clock)
@@ -123,7 +125,6 @@ class Gateway:
             renderings={"/status.json": _status, "/metrics": _metrics},
             taps=self._taps,
         )
-        self._node = self._make_node()
         self._recorder: Recorder | None = None
         self._former_recorders: list[Recorder] = []  # of reloads; their last messages may wait for the disk
         self._recorder_failed = False  # to start, in a reload
@@ -388,7 +389,12 @@ class Gateway:
             return None
         from proxy.cluster.node import Node  # loads what a proxy on its own does not need
 
-        return Node(self.config.cluster, self._clock, lambda account, feed: self.upstreams[account, feed])
+        return Node(
+            self.config.cluster,
+            self._clock,
+            lambda account, feed: self.upstreams[account, feed],
+            lambda: self.server,
+        )
 
     def _make_source(self, feed_endpoint: Endpoint, settings: FeedSettings) -> FeedSource:
         if self._node is not None and feed_endpoint.dialect is Dialect.MARKET:

@@ -8,13 +8,14 @@ node          this node: its members, the greenlet that speaks to Redis
 member        one feed on this node: leads or follows, as its election says, and the source of its supervisor
 election      the rules: who claims a lease, who follows whom (pure)
 lease         the permission to lead a feed, as a signed text (pure)
-registry      access to Redis: leases, fencing tokens, the list of nodes
+registry      access to Redis: leases, fencing tokens, the list of nodes, places of clients
+places        `max_connections` of clients over all nodes
 leader_link   the edge's end of a link: a source of its feed
 node_session  the leader's end of a link: a session of another node
 node_server   the port for nodes
 dialect       the messages between nodes (pure)
 
 Every node is the same program with the same file. For each account and feed one node leads: it has the connection to
-Alpaca, and the other nodes, the edges, are its clients. Redis holds leases and the list of nodes, no market data. Only
-a proxy with a `cluster:` section imports this package.
+Alpaca, and the other nodes, the edges, are its clients. Redis holds leases, the list of nodes and numbers of sessions,
+no market data. Only a proxy with a `cluster:` section imports this package.
 """

@@ -1,7 +1,8 @@
 """This node of the cluster: its members, its lease renewals, and the port for the other nodes.
 
-One greenlet speaks to Redis. It goes through the feeds every RENEW_SECONDS, and at once when something has happened to
-one of them. A Redis that does not answer costs that greenlet its time limit, and no message.
+One greenlet speaks to Redis about leases. It goes through the feeds every RENEW_SECONDS, and at once when something has
+happened to one of them. A Redis that does not answer costs that greenlet its time limit, and no message. Another one
+speaks to Redis about places of clients (`places`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from gevent.event import Event
 from proxy.alpaca.endpoints import Endpoint
 from proxy.cluster.member import ClusterSource, Member
 from proxy.cluster.node_server import NodeServer
+from proxy.cluster.places import ClusterPlaces, SessionCounts
 from proxy.cluster.registry import Registry, RegistryError
 from proxy.config.model import Cluster, Config, Tls
 from proxy.observe.logs import Log
@@ -38,10 +40,17 @@ FindSupervisor = Callable[[str, str], FeedSupervisor]
 class Node:
     """One proxy of a cluster. `find_supervisor` returns that of an account and feed, which exists.
 
-    `start` raises OSError if the address for the other nodes cannot be bound.
+    `counts` returns the numbers of sessions of this node; `places` are those that all nodes share. `start` raises
+    OSError if the address for the other nodes cannot be bound.
     """
 
-    def __init__(self, config: Cluster, clock: Callable[[], float], find_supervisor: FindSupervisor) -> None:
+    def __init__(
+        self,
+        config: Cluster,
+        clock: Callable[[], float],
+        find_supervisor: FindSupervisor,
+        counts: Callable[[], SessionCounts],
+    ) -> None:
         self.url = config.url
         self.secret = config.secret.reveal().encode()
         self.node = f"{urlsplit(config.url).netloc}#{secrets.token_hex(3)}"
@@ -52,6 +61,7 @@ class Node:
         self._redis = config.redis.shown
         self._find_supervisor = find_supervisor
         self._registry = Registry(config.redis.reveal(), config.name, config.ca)
+        self.places = ClusterPlaces(self._registry, self.node, counts, clock)
         self._members: dict[tuple[str, str], Member] = {}
         self._tls = _server_tls(config.tls)
         self._server = NodeServer(config.listen, self, clock=clock, tls=self._tls)
@@ -71,6 +81,7 @@ class Node:
     def start(self) -> None:
         self._server.start()
         self._greenlet = gevent.spawn(self._run)
+        self.places.start()
 
     # Calls of the gateway
 
@@ -113,11 +124,13 @@ class Node:
         return ClusterState(self.node, self.url, self._redis, self._problem, self._nodes, feeds, self._server.refused)
 
     def drain(self) -> None:
-        """Close the connections to Alpaca, give the leases back, and end the links of other nodes."""
+        """Give back the places and the leases, close the connections to Alpaca, and end the links of other nodes."""
+        self.places.end()
         for member in self._members.values():
             member.election.draining = True
         leading = [member.supervisor for member in self._members.values() if member.leads]
         gevent.joinall([gevent.spawn(supervisor.stop) for supervisor in leading], timeout=STOP_SECONDS)
+        self.places.join()  # it would enter this node again
         try:
             for member in self._members.values():
                 member.drain(self._registry)
@@ -130,6 +143,7 @@ class Node:
         """End everything."""
         if self._greenlet is not None:
             self._greenlet.kill()
+        self.places.stop()
         self._server.stop()
         self._registry.close()
 
@@ -181,6 +195,9 @@ class Node:
                 self._nodes = tuple(_announced(self._registry.nodes()))
             except RegistryError as error:
                 problem = str(error)
+        if problem:
+            self.places.redis_failed(problem)
+        problem = problem or self.places.problem
         if bool(problem) is not bool(self._problem):
             if problem:
                 self._log.warning("redis_away", reason=problem, hint="leaders go on without it; new ones need it")

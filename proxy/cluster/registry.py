@@ -1,4 +1,4 @@
-"""What the nodes of a cluster share in Redis: leases, fencing tokens and the list of nodes.
+"""What the nodes of a cluster share in Redis: leases, fencing tokens, the list of nodes, and places of clients.
 
 redis-py has the protocol, the log-in and the errors; its `Redis` client and its pools are not used. They have no time
 limit for a whole call, and after a kill a connection to Sentinel's primary goes back to the pool with an answer still
@@ -11,9 +11,11 @@ The keys, all below `{name}:` (a slot is "{account's hash}:{feed}"):
     last:{slot}    text of the last leader, does not expire
     token          the highest fencing token that was given out
     node:{id}      text of a node, expires after NODE_MS
+    places:{client}:{feed}  hash: by node, how many sessions the client has there on the feed; the counts of nodes
+                   without a key count nothing. Expires PLACES_MS after a node has last written its count
 
-The commands are those of `ACL`. Redis 5 or newer and Valkey have them; a Redis Cluster is refused, since one script
-uses keys of several hash slots.
+The commands are those of `ACL`. Redis 5 or newer and Valkey have them; a Redis Cluster is refused, since scripts use
+keys of several hash slots.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +45,7 @@ ADDRESS_SECONDS = 0.25  # each address of a host, so that a dead IPv6 route leav
 SENTINEL_SECONDS = 0.2  # each Sentinel, so that a dead one leaves time for the next
 LEASE_MS = 1000
 NODE_MS = 5000
+PLACES_MS = 300_000
 SCAN_COUNT = 1000  # keys that Redis looks at in one step of SCAN
 SHOWN = 200  # characters of an unexpected error of Redis
 REDIS_PORT, SENTINEL_PORT = 6379, 26379
@@ -52,7 +55,10 @@ NAME = "alpaca-proxy"
 # The rule of an ACL user that may do what a node does, and nothing else: `ACL SETUSER node on >PASSWORD` and this.
 # SELECT is needed if the URL names a database other than 0. With another name of the cluster the pattern of keys is
 # another one. A user of Sentinel needs `+sentinel|get-master-addr-by-name` only.
-ACL = f"resetkeys ~{NAME}:* resetchannels -@all +del +eval +evalsha +exists +get +mget +scan +select +set +time"
+ACL = (
+    f"resetkeys ~{NAME}:* resetchannels -@all"
+    " +del +eval +evalsha +exists +get +hdel +hgetall +hset +mget +pexpire +scan +select +set +time"
+)
 
 T = TypeVar("T")
 
@@ -95,6 +101,49 @@ local token = string.format('%.0f', math.max(last + 1, time[1] * 1000000 + time[
 redis.call('SET', KEYS[1], token)
 return token
 """)
+
+# A node without a key would be taken for dead by the next script of another one, so its key is set if it has none yet.
+# A count is a number of up to five digits; anything else, which no node has written, is none.
+_PLACES = _Script(f"""\
+local node, prefix = ARGV[1], ARGV[2]
+redis.call('SET', prefix .. node, '', 'PX', {NODE_MS}, 'NX')
+local lives, answers = {{}}, {{}}
+for n, key in ipairs(KEYS) do
+  local own, asked, limit = tonumber(ARGV[3 * n]), tonumber(ARGV[3 * n + 1]), tonumber(ARGV[3 * n + 2])
+  local before, others = 0, 0
+  local counts = redis.call('HGETALL', key)
+  for i = 1, #counts, 2 do
+    local other, count = counts[i], tonumber(string.match(counts[i + 1], '^%d%d?%d?%d?%d?$') or 0)
+    if lives[other] == nil then lives[other] = redis.call('EXISTS', prefix .. other) end
+    if other == node then
+      before = count
+    elseif lives[other] == 1 then
+      others = others + count
+    else
+      redis.call('HDEL', key, other)
+    end
+  end
+  local granted = math.max(0, math.min(asked, limit - others - own))
+  if own + granted > 0 then
+    redis.call('HSET', key, node, own + granted)
+    redis.call('PEXPIRE', key, {PLACES_MS})
+  else
+    redis.call('HDEL', key, node)
+  end
+  answers[n] = {{granted, before, others}}
+end
+return answers
+""")
+
+
+class Places(NamedTuple):
+    """A node's sessions of a client on a feed: `own` are open, `asked` more are wanted; all nodes may have `limit`."""
+
+    client: str
+    feed: str
+    own: int
+    asked: int
+    limit: int
 
 
 class Registry:
@@ -152,6 +201,18 @@ class Registry:
     def nodes(self) -> dict[str, str]:
         """Return the values of all nodes by their ids."""
         return self._call(self._nodes)
+
+    def places(self, node: str, wanted: Sequence[Places]) -> list[tuple[int, int, int]]:
+        """Set the counts of a node, and grant as many of the places that it asks for as are free.
+
+        Return for each the number that was granted, the node's count as it was found, and that of all other nodes.
+        The node counts as living from now on, for NODE_MS at least.
+        """
+        keys = tuple(self._key("places", places.client, places.feed) for places in wanted)
+        numbers = [str(number) for places in wanted for number in (places.own, places.asked, places.limit)]
+        arguments = (node, self._key("node", ""), *numbers)
+        answers = self._call(lambda redis: redis.run(_PLACES, keys, *arguments))
+        return [(granted, before, others) for granted, before, others in answers]
 
     def close(self) -> None:
         """Close the connections; one that is in use is closed when its call ends."""

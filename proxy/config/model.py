@@ -247,7 +247,8 @@ class ClientEntry(Section):
     allow: Allow = {}
     """The data that it may receive, by feed and channel: symbols, PREFIX* or "*". Nothing by default."""
     max_connections: Annotated[int, BeforeValidator(values.whole(1, 10_000))] = 16
-    """Its largest number of sessions per feed at the same time; more are refused with 406."""
+    """Its largest number of sessions per feed at the same time, over all nodes of a cluster; more are refused with
+    406."""
     when_slow: Literal["disconnect", "conflate"] = "disconnect"
     """The treatment of a session that reads too slowly: disconnect, with 407, once its outbox is full; or conflate,
     once 64 KiB wait: of quotes, updated bars and daily bars only the newest of each symbol is kept, of an order book's

@@ -172,6 +172,10 @@ class ClientSession(BaseSession):
         yield
         self._slice_began = self._budget.reserve()
 
+    def waited(self, seconds: float) -> None:
+        """Do not charge the time of a wait of the host to the budget."""
+        self._slice_began += seconds
+
     def _message(self, payload: bytes) -> None:
         for outcome in self.protocol.receive(payload):
             self._pace()

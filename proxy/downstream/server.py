@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Protocol
 
 from proxy.alpaca.endpoints import endpoint, feed_of_path
 from proxy.alpaca.order_events import Window, is_order_events
@@ -63,12 +64,28 @@ _EVENT_REFUSALS = {402: "401 Unauthorized", 409: "403 Forbidden", 406: "429 Too 
 _REFUSED_CODE = "proxy.refused_code"  # in a WSGI environ: that code
 
 
+class SharedPlaces(Protocol):
+    """The places of clients (`max_connections`) that the sessions of other proxies take as well."""
+
+    def take(self, client: str, feed: str, limit: int) -> bool:
+        """Take a place for a log-in; return False if all are taken. This may wait, for half a second at most.
+
+        The place is this log-in's until another greenlet runs; then it belongs to the sessions that are open.
+        """
+
+    def changed(self, client: str, feed: str) -> None:
+        """Give a place back, since a session has ended."""
+
+    def elsewhere(self, client: str, feed: str) -> int:
+        """Return how many places other proxies held when a log-in was last refused."""
+
+
 class Server:
     """The server of the client port, and the host of its sessions (`ClientHost`, `EventHost`).
 
     `find_upstream` returns the connection that serves a client's feed, `find_history` the order updates of its account,
-    `conceal` how an account's key or secret may be shown (None for any other text). `start` raises OSError if the
-    address cannot be bound.
+    `conceal` how an account's key or secret may be shown (None for any other text). `places`: those that other proxies
+    share. `start` raises OSError if the address cannot be bound.
     """
 
     def __init__(
@@ -81,6 +98,7 @@ class Server:
         conceal: Callable[[str], str | None],
         clock: Callable[[], float],
         tls: ssl.SSLContext | None = None,
+        places: SharedPlaces | None = None,
     ) -> None:
         self.outboxes = outboxes
         self.clock = clock
@@ -93,6 +111,7 @@ class Server:
         self._log = Log("listener")
         self._budgets: dict[str, HubBudget] = {}
         self._find_upstream = find_upstream
+        self._places = places
         self.order_history = find_history
         self._opening_rates: defaultdict[str, OpeningRate] = defaultdict(OpeningRate)  # of event streams, by client
         self._environs: dict[BaseSession, Environ] = {}
@@ -179,29 +198,55 @@ class Server:
                 now[key] = max(pending, now.get(key, 0))
         return now
 
+    def held(self, client: str, feed: str) -> int:
+        """Return the number of a client's open sessions on a feed."""
+        return len(self._open_sessions(client, feed))
+
+    def held_now(self) -> dict[tuple[str, str], int]:
+        """Return the numbers of open sessions by client and feed."""
+        return {key: number for key in self._by_client if (number := self.held(*key))}
+
+    def _open_sessions(self, client: str, feed: str) -> list[BaseSession]:
+        return [session for session in self._by_client.get((client, feed), ()) if session.outbox.closing is None]
+
     # ClientHost and EventHost
 
     def identify(self, session: ClientSession, key: str, secret: str) -> Client | int:
-        client = self._admissible(session.feed, session.permits, key, secret)
+        client = self._admissible(session.feed, session.permits, key, secret, session.waited)
         if not isinstance(client, int):
             self._admit(session, client)
         return client
 
-    def _admissible(self, feed: str, permits: Callable[[Client], bool], key: str, secret: str) -> Client | int:
+    def _admissible(
+        self,
+        feed: str,
+        permits: Callable[[Client], bool],
+        key: str,
+        secret: str,
+        waited: Callable[[float], None] = lambda seconds: None,
+    ) -> Client | int:
         """Return the client that may open one more session, or the code of the refusal.
 
-        At `max_connections`, a session of the client gives way if it has left a ping unanswered for long.
+        At `max_connections`, a session of the client gives way if it has left a ping unanswered for long; only one of
+        this proxy, if others share the places. `waited` is told for how long they were asked.
         """
-        client = self.directory.authenticate(key, secret)
+        directory = self.directory
+        client = directory.authenticate(key, secret)
         if client is None:
             return 402
         if not permits(client):
             return 409
-        sessions = self._by_client[client.name, feed]
         limit = client.max_connections
-        if len(sessions) >= limit:
-            open_sessions = [other for other in sessions if other.outbox.closing is None]
-            if len(open_sessions) >= limit and not self._replace_one(open_sessions):
+        free = True
+        if self._places is not None:
+            began = self.clock()
+            free = self._places.take(client.name, feed, limit)
+            waited(self.clock() - began)
+            if self.directory is not directory:  # a reload meanwhile may have changed everything
+                return self._admissible(feed, permits, key, secret, waited)
+        if not free or len(self._by_client[client.name, feed]) >= limit:
+            open_sessions = self._open_sessions(client.name, feed)
+            if (not free or len(open_sessions) >= limit) and not self._replace_one(open_sessions):
                 return 406
         return client
 
@@ -217,8 +262,8 @@ class Server:
     def _replace_one(self, sessions: list[BaseSession]) -> bool:
         """Close the session that has left a ping unanswered the longest; return False if none has for long."""
         now = self.clock()
-        silent = max(sessions, key=lambda session: session.unresponsive(now))
-        if not silent.unresponsive(now):
+        silent = max(sessions, key=lambda session: session.unresponsive(now), default=None)
+        if silent is None or not silent.unresponsive(now):
             return False
         silent.close(frames.POLICY, "replaced by a newer connection")
         return True
@@ -242,7 +287,13 @@ class Server:
         return host
 
     def refused_login(self, session: BaseSession, key: str, code: int) -> Fields:
-        return self.refusals.login(self.directory, code, feed=session.feed, key=key)
+        return self._refused_login(session.feed, key, code)
+
+    def _refused_login(self, feed: str, key: str, code: int) -> Fields:
+        fields = self.refusals.login(self.directory, code, feed=feed, key=key)
+        if code == 406 and self._places is not None:
+            fields["held_on_other_nodes"] = self._places.elsewhere(fields.get("client", ""), feed) or None
+        return fields
 
     def refused_request(self, session: ClientSession, code: int, feed: str, topics: Collection[Topic]) -> Fields:
         return self.refusals.request(session.client, code, feed=feed, topics=topics)
@@ -300,7 +351,7 @@ class Server:
         key, _ = header_credentials(environ, bearer=events) or ("", "")
         feed = event_stream.FEED if events else feed_of_path(path, self.default_feed) or ""
         if (code := environ.get(_REFUSED_CODE)) is not None:
-            fields = self.refusals.login(self.directory, code, feed=feed, key=key)
+            fields = self._refused_login(feed, key, code)
             fields = {**fields, "code": int(status[:3]), "feed": feed, "path": path, "hint": ""}
         else:
             origin = environ.get("HTTP_ORIGIN", "")
@@ -339,4 +390,6 @@ class Server:
             if session.client is not None:
                 self._last_seen[session.name] = time.time()
                 self._by_client[session.name, session.feed].discard(session)
+                if self._places is not None:
+                    self._places.changed(session.name, session.feed)
                 session.count(self.totals[session.name, session.feed])

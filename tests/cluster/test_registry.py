@@ -16,7 +16,7 @@ import gevent
 import pytest
 from gevent.server import StreamServer
 
-from proxy.cluster.registry import ACL, CALL_SECONDS, Registry, RegistryError
+from proxy.cluster.registry import ACL, CALL_SECONDS, Places, Registry, RegistryError
 from tests.cluster.redis_server import Certificates, RedisServer, sentinel
 
 SLOT = "0123abcd:iex"
@@ -89,6 +89,8 @@ def calls(registry: Registry) -> list[Callable[[], object]]:
         lambda: registry.announce("n1", "value"),
         registry.nodes,
         lambda: registry.withdraw("n1"),
+        lambda: registry.places("n1", [Places("algo", "iex", 1, 1, 3)]),
+        lambda: registry.places("n1", [Places("algo", "iex", 0, 0, 0)]),
     ]
 
 
@@ -419,7 +421,7 @@ def test_the_rule_for_an_acl_user_is_exactly_enough() -> None:
 
         assert lacking() == set()
         commands = [word[1:] for word in ACL.split() if word.startswith("+")]
-        assert len(commands) == 10
+        assert len(commands) == 14
         for command in commands:
             server.cli("ACL", "SETUSER", "node", f"-{command}")
             reasons = lacking()
