@@ -231,11 +231,11 @@ class Wire:
         self.socket.settimeout(SECONDS)
         if buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-        self.socket.connect(address)
-        if trust is not None:
-            self.socket = trust.wrap_socket(self.socket, server_hostname="localhost")
         self._data = b""
         try:
+            self.socket.connect(address)
+            if trust is not None:
+                self.socket = trust.wrap_socket(self.socket, server_hostname="localhost")
             self._upgrade(path, headers)
         except BaseException:
             self.socket.close()

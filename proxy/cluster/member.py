@@ -17,7 +17,7 @@ from typing import Protocol
 import gevent
 from gevent.event import Event
 
-from proxy.alpaca.client_protocol import Backoff, FeedEvent, Ignored, Phase, Refused
+from proxy.alpaca.client_protocol import HINTS, Backoff, FeedEvent, Ignored, Phase, Refused
 from proxy.alpaca.codec import Malformed, Raw
 from proxy.alpaca.endpoints import Endpoint
 from proxy.alpaca.topics import Topic
@@ -303,8 +303,9 @@ class Member:
         if lease is not None and lease.live and lease.owner != self._leader:
             self.changes += bool(self._leader)
             self._leader = lease.owner
-        if lease is not None and lease.live and self._source is None:  # it waits to try Alpaca, which others reach
-            self.supervisor.host_is_live()
+        other = lease is not None and lease.live and lease.owner != self.election.owner
+        if other and self._source is None:  # it waits to try Alpaca, which the other one has reached
+            self.supervisor.dial_now()
             self.supervisor.try_again()
 
     def _perform(self, registry: Registry | None) -> None:
@@ -427,13 +428,15 @@ class Member:
                 self._log_in(connection)
                 break
             except LoginRefused as error:
-                refusal = error.code
+                refusal, reason = error.code, str(error)
             except UpgradeRefused as error:
-                refusal = error.status
-            except ConnectionLost:
-                pass
+                refusal, reason = error.status, str(error)
+            except ConnectionLost as error:
+                reason = str(error)
             connection.close()
-            gevent.sleep(backoff.next(refusal))
+            wait = backoff.next(refusal)
+            self._log.warning("not_live_yet", reason=reason, hint=HINTS.get(refusal or 0), retry_in=wait)
+            gevent.sleep(wait)
         self._attempt = None
         if self._source is not None:
             self._source.redirect("this node leads the feed")

@@ -287,6 +287,10 @@ class FeedSupervisor:
         if self._wakes_with_host:
             self._wake.set()
 
+    def dial_now(self) -> None:
+        """Dial again now, whatever the wait is for: the next connection is not to Alpaca."""
+        self._wake.set()
+
     def stop(self) -> None:
         """End the connection and its greenlet for good; block until that is done.
 
