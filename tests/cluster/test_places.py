@@ -239,6 +239,7 @@ def test_an_internal_error_costs_no_log_in(
         wait_until(lambda: redis.cli("HGETALL", HASH).split() == ["a", "1"], 1)
 
 
+@pytest.mark.slow
 def test_no_log_in_waits_for_a_redis_that_hangs(wait_until: Wait) -> None:
     with RedisServer() as redis, nodes(redis, "a") as [node]:
         node.log_in()
@@ -290,6 +291,7 @@ CLIENTS = """
 """
 
 
+@pytest.mark.slow
 def test_only_a_session_of_the_same_node_gives_way(
     start: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -433,6 +435,7 @@ def until_free(client: Client, seconds: float) -> float:
     return time.monotonic() - began
 
 
+@pytest.mark.slow
 def test_the_limit_is_that_of_all_nodes(cluster: Cluster) -> None:
     """A fourth session is refused by either node; one that ends makes room on the other node within a second."""
     first, _, third = cluster.log_in(0), cluster.log_in(0), cluster.log_in(1)
@@ -453,6 +456,7 @@ def test_the_limit_is_that_of_all_nodes(cluster: Cluster) -> None:
     assert code(waiting[0]) == 0
 
 
+@pytest.mark.slow
 def test_log_ins_at_both_nodes_at_once(cluster: Cluster) -> None:
     clients = [cluster.dial(number % 2) for number in range(20)]
     for turn in range(3):
@@ -466,6 +470,7 @@ def test_log_ins_at_both_nodes_at_once(cluster: Cluster) -> None:
         wait_for(lambda: cluster.redis.cli("EXISTS", HASH) == "0", seconds=1)
 
 
+@pytest.mark.slow
 def test_event_streams_count_as_well(cluster: Cluster) -> None:
     def stream(number: int) -> http.client.HTTPResponse:
         connection = http.client.HTTPConnection("127.0.0.1", int(cluster._variables[number]["LISTEN"]), timeout=20)
@@ -489,6 +494,7 @@ def test_event_streams_count_as_well(cluster: Cluster) -> None:
             connection.close()
 
 
+@pytest.mark.slow
 def test_places_of_a_killed_node_are_free_when_its_key_expires(cluster: Cluster) -> None:
     for _ in range(3):
         cluster.log_in(0)
@@ -502,6 +508,7 @@ def test_places_of_a_killed_node_are_free_when_its_key_expires(cluster: Cluster)
     assert len(cluster.redis.cli("HKEYS", HASH).split()) == 1
 
 
+@pytest.mark.slow
 def test_places_of_a_node_that_ends_are_free_at_once(cluster: Cluster) -> None:
     for _ in range(3):
         cluster.log_in(0)
@@ -512,6 +519,7 @@ def test_places_of_a_node_that_ends_are_free_at_once(cluster: Cluster) -> None:
     assert cluster.code(1) == 406
 
 
+@pytest.mark.slow
 def test_redis_is_away_and_comes_back_empty(cluster: Cluster) -> None:
     """Each node counts its own sessions; when Redis is back, all count."""
     held = [cluster.log_in(0), cluster.log_in(1)]
@@ -529,6 +537,7 @@ def test_redis_is_away_and_comes_back_empty(cluster: Cluster) -> None:
     assert cluster.code(0) == 406
 
 
+@pytest.mark.slow
 def test_redis_hangs(cluster: Cluster) -> None:
     """A log-in waits for half a second at most, and most wait for no time; when Redis answers again, all count."""
     cluster.log_in(0, "many")
