@@ -329,10 +329,14 @@ class Gateway:
         record, client = self.config.record, self.config.recorder
         if record is None or client is None:
             return None
+        from proxy.recording.files import node_name
         from proxy.recording.recorder import Recorder  # loads the compression, which a proxy without it does not need
         from proxy.recording.writer import Folder
 
-        recorder = Recorder(client, Folder(record.folder, record.keep, record.max, record.min_free), self.upstream)
+        folder = Folder(record.folder, record.keep, record.max, record.min_free)
+        if self._node is not None:
+            folder = replace(folder, node=node_name(self._node.url))
+        recorder = Recorder(client, folder, self.upstream, self._node)
         recorder.start()
         return recorder
 
@@ -397,7 +401,7 @@ class Gateway:
         )
 
     def _make_source(self, feed_endpoint: Endpoint, settings: FeedSettings) -> FeedSource:
-        if self._node is not None and feed_endpoint.dialect is Dialect.MARKET:
+        if self._node is not None and self._node.shares(feed_endpoint):
             return self._node.make_source(feed_endpoint, settings)
         return AlpacaConnection(feed_endpoint, settings, self._clock)
 
@@ -444,17 +448,24 @@ class Gateway:
         )
 
     def _feed_is_live(self, live: FeedSupervisor) -> None:
-        """Let the feeds that wait for the same host try again; tell the nodes that follow this one."""
+        """Let feeds that wait for the same host try again; tell the recorder, and the nodes that follow this one."""
         if self._node is not None:
             self._node.feed_is_live(live)
+            if self._recorder is not None:
+                self._recorder.feed_is_live(live)
         for upstream in self.upstreams.values():
             if upstream.host == live.host:
                 upstream.host_is_live()
 
     def _feed_was_lost(self, upstream: FeedSupervisor) -> None:
-        """Close the sessions whose client is configured so, once for this loss; tell the nodes that follow this one."""
+        """Close the sessions whose client is configured so, once for this loss.
+
+        The recorder and the nodes that follow this one are told.
+        """
         if self._node is not None:
             self._node.feed_was_lost(upstream)
+            if self._recorder is not None:
+                self._recorder.feed_was_lost(upstream, self._node.silence(upstream))
         reason = f"the connection to {upstream.endpoint.feed} was lost"
         if sessions := [session for session in self.server.sessions if session.ends_with(upstream)]:
             gevent.spawn(self._close_sessions, sessions, frames.SERVICE_RESTART, reason)

@@ -58,6 +58,7 @@ def recording(**more: Any) -> RecordingState:
     default = RecordingState(
         folder="recordings",
         feeds=("iex",),
+        active=frozenset(["iex"]),
         messages={"iex": 90},
         bytes={"iex": 2_000},
         dropped={("iex", "queue_full"): 3, ("iex", "disk_error"): 0},

@@ -116,6 +116,8 @@ def _recording(recording: StatusJson, style: Style, width: int | None) -> str:
     text += f", {size(sum(feed['bytes'] for feed in feeds))} in {recording['folder']}{free}"
     if dropped:
         text += f", {dropped:,} messages dropped"
+    if others := [feed["feed"] for feed in feeds if not feed.get("active", True)]:
+        text += f"; not by this node: {' '.join(others)}"
     if recording["problem"]:
         text += f"; it cannot write: {recording['problem']}"
     colour = Color.BAD if recording["problem"] else Color.WARNING if dropped else None

@@ -190,7 +190,12 @@ class LeaderLink(SourceConnection):
         """Return whether nothing has arrived for MUTE_SECONDS, although pings were sent and this process ran."""
         if self._connection is None or self.cause or now - self._ticked_at >= STALL_SECONDS:
             return False
-        return now - max(self._heard_at, self.received_at) >= MUTE_SECONDS
+        return now - self.heard_at >= MUTE_SECONDS
+
+    @property
+    def heard_at(self) -> float:
+        """The time of the leader's last sign of life, a pong for one."""
+        return max(self._heard_at, self.received_at)
 
     # The log-in
 

@@ -82,6 +82,7 @@ class Member:
         self.supervisor = supervisor
         self.election = Election(f"{host.node}/{settings.login.account}")
         self.changes = 0
+        self.heard_at = host.clock()  # of the last connection that has ended: the other side's last sign of life
         self.slot = self._slot_of(host.secret, settings)
         self._host = host
         self._source: ClusterSource | None = None
@@ -113,6 +114,12 @@ class Member:
     def live(self) -> bool:
         """Whether this node leads the feed and is connected to Alpaca."""
         return self.leads and self.election.live
+
+    @property
+    def receives(self) -> bool:
+        """Whether the feed's messages come over this node's own connection to Alpaca now."""
+        source = self._source
+        return source is not None and source.live and isinstance(source.inner, AlpacaConnection)
 
     def state(self, links: int) -> ClusterFeed:
         """Return the feed's part of the snapshot; `links` is the number of nodes that follow this one."""
@@ -193,6 +200,7 @@ class Member:
         """Record that a source is closed. A leader whose link has ended is tried again first."""
         if source is not self._source:
             return
+        self.heard_at = source.heard_at
         self._source = None
         self.election.live = False
         self._set_link(Link.NONE)
@@ -268,7 +276,7 @@ class Member:
         """Tell the election how things are."""
         election, supervisor = self.election, self.supervisor
         election.wanted = self._source is not None or (election.role is Role.LEADING and supervisor.needed)
-        election.sessions = supervisor.reconciler.has_clients
+        election.sessions = supervisor.needed_here
         election.heard_at = self._host.heard_at(supervisor)
         link = self._link
         if link is None:
@@ -499,6 +507,11 @@ class ClusterSource:
     @property
     def received_at(self) -> float:
         return self._received_at if self.inner is None else self.inner.received_at
+
+    @property
+    def heard_at(self) -> float:
+        """The time of the other side's last sign of life."""
+        return self.inner.heard_at if isinstance(self.inner, LeaderLink) else self.received_at
 
     @property
     def retry_at_once(self) -> bool:

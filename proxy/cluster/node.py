@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import gevent
 from gevent.event import Event
 
-from proxy.alpaca.endpoints import Endpoint
+from proxy.alpaca.endpoints import Dialect, Endpoint
 from proxy.cluster.member import ClusterSource, Member
 from proxy.cluster.node_server import NodeServer
 from proxy.cluster.places import ClusterPlaces, SessionCounts
@@ -122,6 +122,26 @@ class Node:
             member.state(self._server.links(member.supervisor)) for _, member in sorted(self._members.items())
         )
         return ClusterState(self.node, self.url, self._redis, self._problem, self._nodes, feeds, self._server.refused)
+
+    def shares(self, endpoint: Endpoint) -> bool:
+        """Return whether all nodes share one connection to this feed; else each has its own."""
+        return endpoint.dialect is Dialect.MARKET
+
+    def records(self, account: str, endpoint: Endpoint) -> bool:
+        """Return whether this node is the one that records a feed now: its messages come over its own connection.
+
+        Where each node has a connection, it is the first of all nodes by name. When that changes, what comes within a
+        few seconds may be recorded twice or not at all.
+        """
+        if not self.shares(endpoint):
+            return min((node.name for node in self._nodes), default="") == self.node
+        member = self._members.get((account, endpoint.feed))
+        return member is not None and member.receives
+
+    def silence(self, supervisor: FeedSupervisor) -> float:
+        """Return for how many seconds nothing was heard over a connection that was lost a moment ago."""
+        member = self._member_of(supervisor)
+        return 0.0 if member is None else max(0.0, self.clock() - member.heard_at)
 
     def drain(self) -> None:
         """Give back the places and the leases, close the connections to Alpaca, and end the links of other nodes."""

@@ -197,7 +197,7 @@ class NodeSession(BaseSession):
         self._host.admit(self)
         self._log.info("linked", node=self.name)
         self._send(dialect.authenticated(leader))
-        feed.supervisor.hold(self)
+        feed.supervisor.hold(self, remote=True)
         if feed.live:
             self.come_live(feed.token)
         else:

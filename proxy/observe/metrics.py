@@ -207,6 +207,8 @@ def _recording(recording: RecordingState | None) -> Iterator[Metric]:
     def each(read: Callable[[RecordingState, str], float]) -> Samples:
         return [([feed], read(state, feed)) for state in states for feed in state.feeds]
 
+    active = each(lambda state, feed: feed in state.active)
+    yield _gauge("recording_active", "Whether this proxy records the feed, and not another node.", ["feed"], active)
     messages = each(lambda state, feed: state.messages.get(feed, 0))
     yield _counter("recording_messages", "Messages written to files.", ["feed"], messages)
     sizes = each(lambda state, feed: state.bytes.get(feed, 0))

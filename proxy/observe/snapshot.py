@@ -185,6 +185,8 @@ class ReloadState:
 class RecordingState:
     """The recording: `messages` and `bytes` written by feed, and messages `dropped` by feed and reason.
 
+    `active` are the feeds that this proxy records now; the others are recorded by another node, or by none while the
+    feed is not live.
     `pending` bytes of at most `limit` wait for the disk. `newest` is the name of the newest file, `last_at` the time of
     the last write in seconds since 1970. `free` is the free space of the disk, in bytes. None: not known yet.
     `problem` is the reason why nothing can be written now, if so.
@@ -192,6 +194,7 @@ class RecordingState:
 
     folder: str
     feeds: tuple[str, ...]
+    active: frozenset[str]
     messages: Mapping[str, int]
     bytes: Mapping[str, int]
     dropped: Mapping[tuple[str, str], int]

@@ -14,7 +14,7 @@ added. Times are seconds since 1970, durations are seconds, sizes are bytes; a n
                             delivered conflated lost slow}]}]
     configured  [{client connected last_seen}] of every configured client
     recording   {folder newest last free min_free pending limit problem
-                 feeds: [{feed messages bytes dropped: {REASON: messages}}]}, or null if nothing is recorded
+                 feeds: [{feed active messages bytes dropped: {REASON: messages}}]}, or null if nothing is recorded
     cluster     {name url redis redis_problem refused nodes: [{name url version feeds}]
                  feeds: [{account feed role leader live token link round_trip links changes}]}, or null without one
     events    [{time level event fields: {NAME: text}}], the newest last
@@ -218,6 +218,7 @@ def _recording(recording: RecordingState | None) -> dict[str, Any] | None:
         "feeds": [
             {
                 "feed": feed,
+                "active": feed in recording.active,
                 "messages": recording.messages.get(feed, 0),
                 "bytes": recording.bytes.get(feed, 0),
                 "dropped": {reason: count for (of, reason), count in recording.dropped.items() if of == feed and count},

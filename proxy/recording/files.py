@@ -3,6 +3,7 @@
     iex-2026-11-28T14Z.jsonl.zst          sealed: nothing is added any more
     iex-2026-11-28T14Z.2.jsonl.zst        the second one of that hour, after a restart
     iex-2026-11-28T15Z.jsonl.zst.part     being written, or left by a process that was killed
+    iex-2026-11-28T14Z@10.0.0.1_8767.2.jsonl.zst    in a cluster: the second one of this node in that hour
 
 Each write is one frame with a checksum, so a file that was torn at any byte is readable up to its last whole frame.
 """
@@ -18,6 +19,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from proxy.recording import lines
 from proxy.recording.zstd import ZstdDecompressor, ZstdError, frame
@@ -29,7 +31,11 @@ READ_BYTES = 256 * 1024
 ENTRIES = 50  # of a folder, between two pauses
 MAX_FRAME = 64 * 1024 * 1024  # of lines; the recorder's are far smaller
 
-_NAME = re.compile(r"[a-z0-9_-]+-(\d{4}-\d\d-\d\dT\d\d)Z(?:\.(\d{1,6}))?\.jsonl\.zst(\.part)?")
+_NAME = re.compile(
+    r"[a-z0-9_-]+-(\d{4}-\d\d-\d\dT\d\d)Z(?:@([A-Za-z0-9._-]+_\d{1,5}))?(?:\.(\d{1,6}))?\.jsonl\.zst(\.part)?"
+)
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
+_MAX_HOST = 128  # characters
 
 
 class NotARecording(Exception):
@@ -37,12 +43,24 @@ class NotARecording(Exception):
 
 
 class Entry(NamedTuple):
-    """A file in the folder, by the start of its hour in nanoseconds since 1970."""
+    """A file in the folder, by the start of its hour in nanoseconds since 1970; `node` is empty without a cluster."""
 
     hour: int
     number: int
     path: Path
     size: int
+    node: str = ""
+
+    @property
+    def unsealed(self) -> bool:
+        return self.path.name.endswith(UNSEALED)
+
+
+def node_name(url: str) -> str:
+    """Return the host and port of a node's URL as a part of file names: `10.0.0.1_8767`."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "wss" else 80)
+    return f"{_UNSAFE.sub('-', parts.hostname or '')[:_MAX_HOST]}_{port}"
 
 
 def entries(folder: Path, pause: Callable[[], None] | None = None) -> list[Entry]:
@@ -56,9 +74,9 @@ def entries(folder: Path, pause: Callable[[], None] | None = None) -> list[Entry
             if (match := _NAME.fullmatch(entry.name)) is not None and entry.is_file(follow_symlinks=False):
                 # The first: a date that does not exist. The second: a file that was sealed or deleted a moment ago.
                 with suppress(ValueError, FileNotFoundError):
-                    hour, number = _nanoseconds(match[1]), int(match[2] or 1)
+                    hour, node, number = _nanoseconds(match[1]), match[2] or "", int(match[3] or 1)
                     size = entry.stat(follow_symlinks=False).st_size
-                    found.append((hour, number, entry.name, Entry(hour, number, Path(entry.path), size)))
+                    found.append((hour, number, entry.name, Entry(hour, number, Path(entry.path), size, node)))
             if pause is not None and count % ENTRIES == 0:
                 pause()
     return [one[-1] for one in sorted(found)]
@@ -72,14 +90,16 @@ def _nanoseconds(hour: str) -> int:
 class OpenFile:
     """A file that is being written. Every method may raise OSError.
 
-    `torn`: it ends with a part of a frame, after which no other could be read.
+    `node` is in its name: the `node_name` of the node that writes it. `torn`: it ends with a part of a frame, after
+    which no other could be read.
     """
 
-    def __init__(self, folder: Path, feed: str, hour: int) -> None:
+    def __init__(self, folder: Path, feed: str, hour: int, node: str = "") -> None:
         self.hour = hour
         self.size = 0
         self.torn = False
-        self._stem = folder / f"{feed}-{time.strftime('%Y-%m-%dT%HZ', time.gmtime(hour // 10**9))}"
+        of_node = f"@{node}" if node else ""
+        self._stem = folder / f"{feed}-{time.strftime('%Y-%m-%dT%HZ', time.gmtime(hour // 10**9))}{of_node}"
         self._number = 0
         while True:
             self._take_next_number()

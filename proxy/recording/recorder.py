@@ -3,6 +3,10 @@
 It holds topics as a session does, so its requests, refusals and reconnects are those of every session; in the router it
 is one more member, whose codec makes lines. `tick` and the feeds call it from the hub. It never waits: over QUEUE_BYTES
 that wait for the disk, messages are dropped and counted.
+
+In a cluster every node has a recorder, and one of them records each feed: the node whose own connection to Alpaca the
+messages come over, so that none is recorded twice. The others keep the feed connected, so that some node leads it, and
+want no topics. A node begins a file when it becomes that one, and seals it when another node is.
 """
 
 from __future__ import annotations
@@ -45,6 +49,20 @@ class RecordedFeed(Feed, Protocol):
 
     def books(self, subscriber: Subscriber) -> Iterator[tuple[bytes, int]]: ...
 
+    def hold(self, holder: object) -> None: ...
+
+    def let_go(self, holder: object) -> None: ...
+
+
+class Cluster(Protocol):
+    """The part of a `cluster.node.Node` that the recorder uses."""
+
+    def shares(self, endpoint: Endpoint) -> bool:
+        """Return whether all nodes share one connection to this feed; else each has its own."""
+
+    def records(self, account: str, endpoint: Endpoint) -> bool:
+        """Return whether this node is the one that records a feed now."""
+
 
 def topics_of(allow: Allowlist, feed: Endpoint) -> Subscription:
     """Return the topics that the entries of a feed name. On the trading feed, they name orders of a stream."""
@@ -60,10 +78,17 @@ def topics_of(allow: Allowlist, feed: Endpoint) -> Subscription:
 class Recorder:
     """All recorded feeds, and their writer. `client` has the account and the topics; it never logs in."""
 
-    def __init__(self, client: Client, folder: Folder, find_feed: Callable[[Client, str], RecordedFeed]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        folder: Folder,
+        find_feed: Callable[[Client, str], RecordedFeed],
+        cluster: Cluster | None = None,
+    ) -> None:
         self._client = client
         self._folder = folder
         self._find_feed = find_feed
+        self._cluster = cluster
         self._topics: dict[str, Subscription] = {}
         for name in client.allow.feeds():
             found = endpoint(name)
@@ -87,7 +112,8 @@ class Recorder:
         self._thread = self._pool.spawn(self._writer.run)
         try:
             for name, topics in self._topics.items():
-                feed = FeedRecorder(self._client, self._find_feed(self._client, name), topics, self._writer)
+                found = self._find_feed(self._client, name)
+                feed = FeedRecorder(self._client, found, topics, self._writer, self._cluster)
                 self._feeds.append(feed)
                 feed.start()
         except BaseException:
@@ -138,6 +164,21 @@ class Recorder:
             feed.tick(now)
         self._report()
 
+    def feed_is_live(self, live: RecordedFeed) -> None:
+        """Begin or cease to record a feed that has come live, before its first message."""
+        for feed in self._feeds:
+            if feed.reads(live):
+                try:
+                    feed.take_turn()
+                except Exception:  # it must not cost the connection
+                    self._log.error("internal_error", part=repr(feed))
+
+    def feed_was_lost(self, lost: RecordedFeed, silence: float) -> None:
+        """Record that a feed is lost, which was silent for so many seconds before."""
+        for feed in self._feeds:
+            if feed.reads(lost):
+                feed.was_lost(silence)
+
     def state(self) -> RecordingState:
         """Return the recording's part of the snapshot."""
         written = self._writer.written
@@ -147,6 +188,7 @@ class Recorder:
         return RecordingState(
             folder=str(self._folder.path),
             feeds=tuple(self._topics),
+            active=frozenset(feed.name for feed in self._feeds if feed.active),
             messages=dict(written.messages),
             bytes=dict(written.bytes),
             dropped=dropped,
@@ -179,19 +221,32 @@ class Recorder:
 
 
 class FeedRecorder:
-    """One recorded feed: the session that holds its topics, and the chunk of lines that is not handed over yet."""
+    """One recorded feed: the session that holds its topics, and the chunk of lines that is not handed over yet.
 
-    def __init__(self, client: Client, feed: RecordedFeed, topics: Subscription, writer: Writer) -> None:
+    `active`: this proxy records it, and not another node of the cluster.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        feed: RecordedFeed,
+        topics: Subscription,
+        writer: Writer,
+        cluster: Cluster | None = None,
+    ) -> None:
         self.name = feed.endpoint.feed
+        self.active = False
         self.dropped = 0  # messages, since the queue was full
         self.no_objects = 0  # messages that cannot be a line
         self.pending = 0  # bytes in the chunk
         self._reported = 0, 0  # of the dropped messages, and of those that cannot be a line
         self._report_at = 0.0
         self._hour = 0  # since 1970, of the newest message
+        self._client = client
         self._feed = feed
         self._topics = topics
         self._writer = writer
+        self._cluster = cluster
         self._chunk: list[bytes] = []
         self._messages = 0
         self._began = 0  # the time of the chunk's first line
@@ -205,23 +260,71 @@ class FeedRecorder:
         self._failed_at = -RETRY_SECONDS
         self._book_greenlet = gevent.Greenlet()  # appends order books
         self._log = Log("recording", feed=self.name)
-        queue: Queue = deque()
-        self._subscriber = Subscriber(
-            self,
-            feed,
-            queue,
-            name=client.name,
-            codec=JSON if feed.endpoint.dialect is Dialect.TRADING else LINES,
-            put=self._put,
-            accepts_unknown=client.allow.accepts_unknown(self.name),
-        )
+        self._subscriber = self._make_subscriber()
 
     def __repr__(self) -> str:
         return f"<FeedRecorder {self.name} {len(self._topics)} topics, {self.pending} bytes>"
 
+    def _make_subscriber(self) -> Subscriber:
+        queue: Queue = deque()
+        return Subscriber(
+            self,
+            self._feed,
+            queue,
+            name=self._client.name,
+            codec=JSON if self._feed.endpoint.dialect is Dialect.TRADING else LINES,
+            put=self._put,
+            accepts_unknown=self._client.allow.accepts_unknown(self.name),
+        )
+
     def start(self) -> None:
-        """Ask for the topics."""
+        """Ask for the topics; in a cluster, once this node is to record the feed."""
+        if self._cluster is None:
+            self._begin()
+            return
+        if self._cluster.shares(self._feed.endpoint):
+            self._feed.hold(self)
+        self.take_turn()
+
+    def reads(self, feed: RecordedFeed) -> bool:
+        """Whether it records from this feed."""
+        return self._feed is feed
+
+    def take_turn(self) -> None:
+        """Begin to record if this node is the one that is to do so, or cease if another one is.
+
+        While the feed is not live nobody knows which, and the file is left open.
+        """
+        if self._cluster is None:
+            return
+        if self._cluster.records(self._client.account(self.name), self._feed.endpoint):
+            if not self.active:
+                self._log.info("begins")
+                self._begin()
+        elif self._feed.live:
+            if self.active:
+                self._cease(time.time_ns())
+                self._log.info("ceases", reason="another node records the feed")
+            self._away_since = None
+
+    def was_lost(self, silence: float) -> None:
+        """Record since when messages may be missing, in case this node goes on from another one."""
+        if not self.active and self._away_since is None:
+            self._away_since = time.time_ns() - int(silence * 1e9)
+
+    def _begin(self) -> None:
+        self.active = True
         self._adopt(self._topics)
+
+    def _cease(self, at: int) -> None:
+        """Give the topics up, and let the file end."""
+        self._note_outage(at)
+        self._end()
+        self._writer.finish(self.name)
+        self.active, self._failed = False, False
+        self._retry_at = self._check_at = None
+        self._missing = NO_TOPICS
+        self._subscriber, self._outages = self._make_subscriber(), 0
 
     def _adopt(self, topics: Subscription) -> None:
         """Hold topics; Alpaca is asked for them."""
@@ -244,6 +347,10 @@ class FeedRecorder:
 
     def stop(self) -> None:
         """Leave the feed, and hand over what waits."""
+        self._end()
+        self._feed.let_go(self)
+
+    def _end(self) -> None:
         self._book_greenlet.kill(block=False)
         self._subscriber.left = True
         self._feed.leave(self._subscriber)
@@ -253,14 +360,18 @@ class FeedRecorder:
 
     def tick(self, now: float) -> None:
         at = time.time_ns()
-        self._note_outage(at)
-        if self._away_since is not None and self._feed.live:
-            self._note_return(at)
+        self.take_turn()
+        if self.active:
+            self._note_outage(at)
+            if self._away_since is not None and self._feed.live:
+                self._note_return(at)
         if self._chunk and not 0 <= at - self._began < FLUSH_SECONDS * 1e9:  # below 0: the clock was set back
             self._flush()
         if now >= self._report_at and self._reported != (self.dropped, self.no_objects):
             self._report_dropped()
             self._report_at = now + REPORT_SECONDS
+        if not self.active:
+            return
         if self._failed:
             self._leave(now, at)
         elif self._retry_at is None:

@@ -31,6 +31,7 @@ QUEUE_BYTES = 32 * 1024 * 1024
 IDLE_SECONDS = 1.0  # after which the thread looks for files to seal and to delete, if no chunk comes
 CLEAN_SECONDS = 60.0  # between two looks at all files of the folder
 PAUSE_SECONDS = 0.0005  # in which the hub gets the interpreter's lock, in long work
+OTHERS_HOURS = 2 * HOUR  # from its start on, in which another node may still write to a file
 FULL = errno.ENOSPC, errno.EDQUOT  # after these errors the same file can go on
 # The reasons for which a message is not recorded.
 REASONS = QUEUE_FULL, DISK_ERROR, MIN_FREE, NO_OBJECT = "queue_full", "disk_error", "min_free", "no_object"
@@ -65,12 +66,16 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """The folder of the files and its limits: `keep` in seconds, `max` and `min_free` in bytes."""
+    """The folder of the files and its limits: `keep` in seconds, `max` and `min_free` in bytes.
+
+    `node` is in the names of the files that are written: the `files.node_name` of this node; empty without a cluster.
+    """
 
     path: Path
     keep: float
     max: int
     min_free: int
+    node: str = ""
 
 
 @dataclass(slots=True)
@@ -124,6 +129,10 @@ class Writer:
         self._put_bytes += chunk.size
         self._queue.put(chunk)
 
+    def finish(self, feed: str) -> None:
+        """Have the file of a feed sealed, after what was handed over before."""
+        self._queue.put(feed)
+
     def end(self) -> None:
         """Let the thread end once it has written what is in the queue."""
         self._queue.put(None)
@@ -134,7 +143,7 @@ class Writer:
         gaps: dict[str, Gap] = {}
         with suppress(Empty):
             while True:
-                if (chunk := self._queue.get_nowait()) is not None:
+                if isinstance(chunk := self._queue.get_nowait(), Chunk):
                     self._put_bytes -= chunk.size
                     last[chunk.feed] = chunk
                     gaps.setdefault(chunk.feed, Gap(chunk.at, QUEUE_FULL)).messages += chunk.messages
@@ -156,8 +165,11 @@ class Writer:
             else:
                 if chunk is None:
                     break
-                self._write(chunk)
-                self._taken_bytes += chunk.size
+                if isinstance(chunk, str):
+                    self._guarded(partial(self._seal, chunk))
+                else:
+                    self._write(chunk)
+                    self._taken_bytes += chunk.size
             self._guarded(self._tidy)
         self._guarded(self._write_gaps)
         for feed in [*self._open]:
@@ -219,13 +231,15 @@ class Writer:
         if feed in self._open and self._open[feed].hour != chunk.hour:
             self._seal(feed)
         if feed not in self._open:
-            self._open[feed] = OpenFile(self._folder.path, feed, chunk.hour)
+            self._open[feed] = OpenFile(self._folder.path, feed, chunk.hour, self._folder.node)
         file = self._open[feed]
         parts = chunk.lines
         if (gap := self._gaps.get(feed)) is not None:
             parts = [gap.line(chunk.at), *parts]
         if not file.size:
-            start = lines.own(lines.START, chunk.at, format=lines.FORMAT, feed=feed, topics=self._header(feed))
+            of_node = {"node": self._folder.node} if self._folder.node else {}
+            topics = self._header(feed)
+            start = lines.own(lines.START, chunk.at, format=lines.FORMAT, feed=feed, **of_node, topics=topics)
             parts = [start, *parts]
         try:
             self.written.bytes[feed] += file.write(b"".join(parts)[1:] + b"\n")
@@ -244,9 +258,14 @@ class Writer:
         return self._headers[feed]
 
     def _seal(self, feed: str) -> None:
-        """Seal a file. A failure costs no message: what was written can be read without."""
+        """Seal the file of a feed, if one is open.
+
+        A failure costs no message: what was written can be read without.
+        """
+        file = self._open.pop(feed, None)
         try:
-            self._open.pop(feed).seal()
+            if file is not None:
+                file.seal()
         except OSError as error:
             self.written.tidy_problem = _words(error)
 
@@ -263,7 +282,8 @@ class Writer:
     def _delete(self, now: int) -> None:
         """Delete the files that are older than `keep`, and the oldest ones until all are within `max`.
 
-        The age counts up to the newest of these files, so that a clock that was set ahead deletes nothing.
+        The age counts up to the newest of these files, so that a clock that was set ahead deletes nothing. In a cluster
+        other nodes may write to the folder, and delete from it.
         """
         problem = ""
         try:
@@ -275,6 +295,8 @@ class Writer:
         being_written = {file.path.name for file in self._open.values()}
 
         def finished(entry: files.Entry) -> bool:
+            if entry.unsealed and entry.node != self._folder.node and now < entry.hour + OTHERS_HOURS:
+                return False  # another node's, which may be writing to it
             return entry.path.name.removesuffix(files.UNSEALED) not in being_written
 
         newest = min(now, next((entry.hour + HOUR for entry in reversed(entries) if finished(entry)), now))
@@ -286,6 +308,8 @@ class Writer:
                 continue
             try:
                 entry.path.unlink()
+            except FileNotFoundError:  # another node has deleted or sealed it a moment ago
+                size -= entry.size
             except OSError as error:  # the others can still be deleted
                 problem = _words(error)
             else:

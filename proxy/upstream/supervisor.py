@@ -107,7 +107,7 @@ class FeedSupervisor:
         self._next_attempt_at: float | None = None
         self._wakes_with_host = False  # the current wait ends when another feed of the host is live
         self._wanted_at = self._phase_began
-        self._holders: set[object] = set()
+        self._holders: dict[object, bool] = {}  # each with whether it is of another node
         self._refused_at = 0.0
         self._stopped = False
         self._error: _UnexplainedError | None = None
@@ -188,18 +188,26 @@ class FeedSupervisor:
 
     # Calls of the gateway
 
-    def hold(self, holder: object) -> None:
-        """Keep the feed connected until `let_go`, although the holder wants topics only once it is live."""
-        self._holders.add(holder)
+    def hold(self, holder: object, *, remote: bool = False) -> None:
+        """Keep the feed connected until `let_go`, although the holder wants topics only once it is live.
+
+        `remote`: it is another node.
+        """
+        self._holders[holder] = remote
         self._reconcile()
 
     def let_go(self, holder: object) -> None:
-        self._holders.discard(holder)
+        self._holders.pop(holder, None)
 
     @property
     def needed(self) -> bool:
         """Whether a session wants a topic of the feed, or a holder may."""
         return not self.reconciler.idle or bool(self._holders)
+
+    @property
+    def needed_here(self) -> bool:
+        """Whether this node needs the feed itself, and not only other nodes."""
+        return self.reconciler.has_clients or not all(self._holders.values())
 
     def tick(self, now: float) -> None:
         """Do what is due: provisional acknowledgements, pings, time limits, silence."""

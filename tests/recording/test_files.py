@@ -41,6 +41,24 @@ def test_a_file_has_the_name_of_its_feed_and_hour_once_it_is_sealed(tmp_path: Pa
     assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
 
 
+def test_in_a_cluster_a_file_has_the_name_of_its_node(tmp_path: Path) -> None:
+    urls = ("wss://10.0.0.1:8767", "ws://proxy_1.internal:80", "wss://[2001:db8::1]:8767/", "wss://node-2.example/")
+    names = [files.node_name(url) for url in urls]
+    assert names == ["10.0.0.1_8767", "proxy_1.internal_80", "2001-db8--1_8767", "node-2.example_443"]
+    for number in (1, 2):
+        for name in ["", *names]:
+            file = OpenFile(tmp_path, "iex", AT_14, name)
+            file.write(b"{}\n")
+            if number == 1:
+                file.seal()
+    found = files.entries(tmp_path)
+    assert [entry.number for entry in found] == [1] * 5 + [2] * 5
+    assert {entry.node for entry in found if entry.unsealed} == {"", *names}
+    assert {entry.node for entry in found if not entry.unsealed} == {"", *names}
+    assert (tmp_path / "iex-2026-11-27T14Z@10.0.0.1_8767.jsonl.zst").exists()
+    assert (tmp_path / "iex-2026-11-27T14Z@10.0.0.1_8767.2.jsonl.zst.part").exists()
+
+
 def test_other_files_in_the_folder_are_none_of_the_recorders(tmp_path: Path) -> None:
     for name in ("notes.txt", "iex-2026-11-27.jsonl.zst", "iex-2026-11-27T14Z.jsonl.zst.bak", "iex.jsonl.zst"):
         (tmp_path / name).touch()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,12 +20,14 @@ import pytest
 from gevent.monkey import get_original
 
 from proxy import gateway
+from proxy.alpaca.endpoints import Endpoint
 from proxy.cli.startup import announce
 from proxy.config import model as configuration
 from proxy.config.recording import disk_warnings
 from proxy.recording import recorder as recording
 from proxy.recording.files import HOUR, OpenFile, entries
-from proxy.recording.recorder import FeedRecorder
+from proxy.recording.recorder import FeedRecorder, Recorder
+from proxy.recording.writer import Folder
 from proxy.simulator import AccountPlan, Simulator
 from proxy.transport import frames
 from tests.harness import ACCOUNT, CONFIG, ROOT, Harness, trade, wait_for
@@ -334,6 +337,68 @@ def test_topics_are_compared_once_a_minute_or_after_a_report(recording_proxy: Ca
     assert recording.CHECK_SECONDS == 60
     feed.report(None)
     wait_for(lambda: feed._check_at is not None and feed._check_at > due)
+
+
+class Turns:
+    """A cluster in which this node records while `mine` is true."""
+
+    def __init__(self) -> None:
+        self.mine = False
+
+    def shares(self, _feed: Endpoint) -> bool:
+        return True
+
+    def records(self, account: str, _feed: Endpoint) -> bool:
+        assert account == "main"
+        return self.mine
+
+
+def test_a_node_of_a_cluster_records_while_it_is_its_turn(start: Start, tmp_path: Path) -> None:
+    """Each turn has a file of its own; what comes between them is neither recorded nor counted as lost."""
+    proxy = start(CLIENTS, config={"more": record(tmp_path / "rec")})
+    config, turns = proxy.gateway.config, Turns()
+    assert config.recorder is not None
+    proxy.gateway.reload(reloaded(proxy, ""))
+    folder = Folder(tmp_path / "rec", 1e6, 10**9, 0, "node_1")
+    recorder = Recorder(config.recorder, folder, proxy.gateway.upstream, turns)
+    recorder.start()
+    feed, supervisor = recorder._feeds[0], proxy.upstream()
+    alpha = proxy.client("alpha")
+    alpha.subscribe(trades=["AAPL"])
+    for turn in range(3):
+        turns.mine = False
+        recorder.feed_is_live(supervisor)
+        assert not supervisor.reconciler.wanted - {("trades", "AAPL")}
+        proxy.publish("iex", "AAPL", 1)
+        alpha.gather(3 * turn + 1)
+        turns.mine = True
+        recorder.feed_was_lost(supervisor, 0.5)
+        recorder.tick(time.monotonic())
+        assert feed.active
+        wait_for(lambda: feed._topics <= supervisor.acked, "not asked for")
+        proxy.publish("iex", "AAPL", 2)
+        alpha.gather(3 * turn + 3)
+        feed._subscriber.outages += 1
+    turns.mine = False
+    assert feed.active
+    recorder.tick(time.monotonic())
+    assert recorder.state().active == frozenset()
+    wait_for(lambda: not supervisor.reconciler.wanted - {("trades", "AAPL")}, "not given up")
+    wait_for(lambda: not any(path.name.endswith(".part") for path in files(tmp_path)), "not sealed")
+    assert not any(recorder.state().dropped.values())
+    recorder.stop()
+    recorder.join(5)
+    names = [re.sub(r"\d\d\d\d-\d\d-\d\dT\d\dZ", "H", path.name) for path in files(tmp_path)]
+    assert names == ["iex-H@node_1.jsonl.zst", "iex-H@node_1.2.jsonl.zst", "iex-H@node_1.3.jsonl.zst"]
+    for path in files(tmp_path):
+        assert len(messages_of(path)) == 2
+        first, last = own_lines(path)
+        assert (first["recording"], last["recording"]) == ("resumed", "outage")
+        assert 0.5e9 <= first["at"] - first["since"] < 5e9
+        assert json.loads(text_of(path).splitlines()[0])["node"] == "node_1"
+    assert supervisor.needed_here
+    alpha.unsubscribe(trades=["AAPL"])
+    wait_for(lambda: not supervisor.needed_here, "held after the end")
 
 
 def reloaded(proxy: Harness, more: str) -> configuration.Config:

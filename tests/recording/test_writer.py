@@ -218,6 +218,57 @@ def test_the_oldest_files_are_deleted_above_max_but_never_the_one_that_is_writte
         assert recorded_numbers(tmp_path) == ["iex-2026-11-27T14Z.jsonl.zst.part"]
 
 
+def test_a_file_that_another_node_may_be_writing_is_not_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that a node of this name has left is, and one of an hour that is long over."""
+    monkeypatch.setattr(writer, "CLEAN_SECONDS", 0.0)
+    for hour in (HOUR_14 - 2 * HOUR, HOUR_14 - HOUR, HOUR_14):
+        for node in ("a_1", "b_2", ""):
+            OpenFile(tmp_path, "iex", hour, node).write(b"{}\n")
+    sealed = OpenFile(tmp_path, "iex", HOUR_14, "b_2")
+    sealed.write(b"{}\n")
+    sealed.seal()
+    with running(tmp_path, max=0, node="a_1") as one:
+        one.put(chunk(1))
+        written(one, 1)
+        wait_for(lambda: len(one.written.deleted) == 6, f"{one.written.deleted}")
+        names = {f"iex-2026-11-27T1{hour}Z{node}.jsonl.zst.part" for hour in (3, 4) for node in ("", "@b_2")}
+        assert set(recorded_numbers(tmp_path)) == {*names, "iex-2026-11-27T14Z@a_1.2.jsonl.zst.part"}
+        assert one.written.tidy_problem == ""
+
+
+def test_a_file_that_another_node_has_deleted_is_no_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = hourly(tmp_path, 3)
+    real = Path.unlink
+
+    def unlink(path: Path) -> None:
+        real(path)
+        if path == paths[0]:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with running(tmp_path, max=paths[2].stat().st_size, node="a_1") as one:
+        wait_for(lambda: one.written.deleted)
+        assert [*one.written.deleted] == [paths[1].name]
+        assert recorded_numbers(tmp_path) == [paths[2].name]
+        assert one.written.tidy_problem == ""
+
+
+def test_a_file_is_sealed_on_request(tmp_path: Path) -> None:
+    """What was handed over before is in it, and what comes then is in another one; without a file nothing happens."""
+    with running(tmp_path, node="a_1") as one:
+        one.finish("iex")
+        one.put(chunk(1))
+        one.finish("iex")
+        one.finish("iex")
+        one.put(chunk(2))
+        written(one, 2)
+        names = ["iex-2026-11-27T14Z@a_1.jsonl.zst", "iex-2026-11-27T14Z@a_1.2.jsonl.zst.part"]
+        assert recorded_numbers(tmp_path) == names
+    assert [len(messages_of(entry.path)) for entry in entries(tmp_path)] == [1, 1]
+
+
 def test_an_entry_that_cannot_be_deleted_or_is_no_file_keeps_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

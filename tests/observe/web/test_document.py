@@ -138,7 +138,9 @@ def test_configured_clients_connected_or_not() -> None:
 def test_the_recording_by_feed_or_null() -> None:
     state = rendered()["recording"]
     assert (state["newest"], state["free"], state["problem"]) == ("iex-2023-11-14T22Z.jsonl.zst", 5_000_000_000, "")
-    assert state["feeds"] == [{"feed": "iex", "messages": 90, "bytes": 2000, "dropped": {"queue_full": 3}}]
+    assert state["feeds"] == [
+        {"feed": "iex", "active": True, "messages": 90, "bytes": 2000, "dropped": {"queue_full": 3}}
+    ]
     assert rendered(recording=None)["recording"] is None
 
 
