@@ -1,6 +1,6 @@
-"""nginx and Caddy in front of the proxy.
+"""nginx and Caddy in front of the proxy, or in front of the nodes of a cluster.
 
-They are configured as in config/, except for port and certificate.
+They are configured as in config/, except for addresses and certificate.
 """
 
 from __future__ import annotations
@@ -11,13 +11,26 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CADDY = ROOT / "config" / "caddy" / "Caddyfile"
+CADDY_CLUSTER = ROOT / "config" / "caddy" / "Caddyfile.cluster"
 NGINX = ROOT / "config" / "nginx" / "alpaca-proxy.conf"
+NGINX_CLUSTER = ROOT / "config" / "nginx" / "alpaca-proxy-cluster.conf"
 SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The addresses of two nodes: hosts of their own, the same ports. `token` is that of the admin port."""
+
+    hosts: tuple[str, str]
+    port: int
+    admin_port: int
+    token: str
 
 
 def program(name: str) -> str | None:
@@ -32,17 +45,27 @@ def needed(name: str) -> str:
     return path
 
 
-@contextmanager
-def nginx(folder: Path, behind: tuple[str, int], cert: Path, key: Path) -> Iterator[int]:
+def nginx(folder: Path, behind: tuple[str, int], cert: Path, key: Path) -> AbstractContextManager[int]:
     """nginx in front of the proxy at `behind`; its port on 127.0.0.1."""
+    return _nginx(folder, NGINX, {"http://127.0.0.1:8765": "http://{}:{}".format(*behind)}, cert, key)
+
+
+def nginx_cluster(folder: Path, nodes: Nodes, cert: Path, key: Path) -> AbstractContextManager[int]:
+    """nginx in front of two nodes; its port on 127.0.0.1."""
+    changes = {f"10.0.0.{n}:8765": f"{host}:{nodes.port}" for n, host in enumerate(nodes.hosts, 1)}
+    return _nginx(folder, NGINX_CLUSTER, changes, cert, key)
+
+
+@contextmanager
+def _nginx(folder: Path, site: Path, changes: Mapping[str, str], cert: Path, key: Path) -> Iterator[int]:
     port = free_port()
-    text = NGINX.read_text("utf-8").replace("    listen [::]:443 ssl;\n", "")
+    text = site.read_text("utf-8").replace("    listen [::]:443 ssl;\n", "")
     changes = {
+        **changes,
         "443 ssl": f"127.0.0.1:{port} ssl",
         "proxy.example.com;": "localhost;",
         "/etc/letsencrypt/live/proxy.example.com/fullchain.pem": str(cert),
         "/etc/letsencrypt/live/proxy.example.com/privkey.pem": str(key),
-        "http://127.0.0.1:8765": "http://{}:{}".format(*behind),
     }
     (folder / "site.conf").write_text(changed(text, changes), "utf-8")
     temp_paths = "".join(
@@ -60,18 +83,32 @@ def nginx(folder: Path, behind: tuple[str, int], cert: Path, key: Path) -> Itera
         yield port
 
 
-@contextmanager
-def caddy(folder: Path, behind: tuple[str, int], cert: Path, key: Path) -> Iterator[int]:
+def caddy(folder: Path, behind: tuple[str, int], cert: Path, key: Path) -> AbstractContextManager[int]:
     """Caddy in front of the proxy at `behind`; its port on 127.0.0.1."""
-    port = free_port()
+    changes = {"reverse_proxy 127.0.0.1:8765": "reverse_proxy {}:{}".format(*behind)}
+    return _caddy(folder, CADDY, changes, cert, key)
+
+
+def caddy_cluster(folder: Path, nodes: Nodes, cert: Path, key: Path) -> AbstractContextManager[int]:
+    """Caddy in front of two nodes, whose health it checks; its port on 127.0.0.1."""
+    behind = " ".join(f"{host}:{nodes.port}" for host in nodes.hosts)
     changes = {
-        "\nproxy.example.com {": f"\nhttps://localhost:{port} {{\n\tbind 127.0.0.1\n\ttls {cert} {key}",
-        "reverse_proxy 127.0.0.1:8765": "reverse_proxy {}:{}".format(*behind),
+        "reverse_proxy 10.0.0.1:8765 10.0.0.2:8765": f"reverse_proxy {behind}",
+        "health_port 8766": f"health_port {nodes.admin_port}",
     }
-    text = changed(CADDY.read_text("utf-8"), changes)
+    return _caddy(folder, CADDY_CLUSTER, changes, cert, key, ALPACA_PROXY_ADMIN_TOKEN=nodes.token)
+
+
+@contextmanager
+def _caddy(
+    folder: Path, site: Path, changes: Mapping[str, str], cert: Path, key: Path, **variables: str
+) -> Iterator[int]:
+    port = free_port()
+    start = f"\nhttps://localhost:{port} {{\n\tbind 127.0.0.1\n\ttls {cert} {key}"
+    text = changed(site.read_text("utf-8"), {"\nproxy.example.com {": start, **changes})
     (folder / "Caddyfile").write_text("{\n\tadmin off\n\tauto_https disable_redirects\n}\n" + text, "utf-8")
     command = [needed("caddy"), "run", "--adapter", "caddyfile", "--config", str(folder / "Caddyfile")]
-    with _running(command, port, HOME=str(folder)):
+    with _running(command, port, HOME=str(folder), **variables):
         yield port
 
 
