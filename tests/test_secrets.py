@@ -1,8 +1,8 @@
 """No secret is disclosed.
 
-Canaries stand for every secret: the accounts' keys and secrets, the clients' secrets, the admin token, and the
-credentials that unauthenticated clients try. Everything that the proxy logs, serves, sends or prints is searched for
-them.
+Canaries stand for every secret: the accounts' keys and secrets, the clients' secrets, the admin token, the cluster's
+secret and the password of its Redis, and the credentials that unauthenticated clients try. Everything that the proxy
+logs, serves, sends, prints or writes to Redis is searched for them.
 """
 
 from __future__ import annotations
@@ -13,20 +13,27 @@ import http.client
 import io
 import json
 import signal
+import socket
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import gevent
+import msgpack
 import pytest
 
 from proxy.alpaca.market import AuthRequest
 from proxy.alpaca.server_protocol import Authenticate
 from proxy.cli import main
+from proxy.cluster import dialect
+from proxy.cluster.registry import ACL
 from proxy.config.errors import ConfigError
 from proxy.observe import logs
 from proxy.simulator import Simulator
+from tests.cluster.redis_server import RedisServer
+from tests.fronts import free_port
 from tests.harness import Harness, Process, Wire, dial, wait_for
 
 ACCOUNT_KEY = "PKCANARY0000WXYZ"  # its last four characters may be shown
@@ -48,6 +55,13 @@ clients:
   alpha: {key: alpha, secret: canary-client-literal, account: literal, allow: {iex: "*", trading: "*", crypto: "*"}}
   beta: {key: beta, secret: "${CANARY_CLIENT}", account: elsewhere, allow: {iex: "*"}}
 """
+CLUSTER = """\
+cluster:
+  redis: redis://node:canary-redis-password@127.0.0.1:${REDIS:-1}/0
+  listen: 127.0.0.1:${LINKS:-8767}
+  url: ws://127.0.0.1:${LINKS:-8767}
+  secret: canary-cluster-secret
+"""
 SECRETS = {"alpha": "canary-client-literal", "beta": "canary-client-environ"}
 ENVIRON = {"CANARY_KEY": ACCOUNT_KEY + "2", "CANARY_CLIENT": "canary-client-environ"}
 KEYS = {ACCOUNT_KEY: "canary-account-literal", ACCOUNT_KEY + "2": "canary-account-file"}
@@ -66,6 +80,13 @@ def file(tmp_path: Path, alpaca: Simulator) -> Path:
     path = tmp_path / "proxy.yaml"
     path.write_text(CONFIG.replace("URL", alpaca.url).replace("ACCOUNT_KEY", ACCOUNT_KEY))
     return path
+
+
+@pytest.fixture
+def node_file(file: Path) -> Path:
+    """The same, as the configuration of a node of a cluster."""
+    file.write_text(file.read_text() + CLUSTER)
+    return file
 
 
 def clean(text: str) -> bool:
@@ -154,13 +175,93 @@ def test_output_of_a_running_process(file: Path, alpaca: Simulator) -> None:
         assert "upstream.failed" in process.text
 
 
+LINKS_REFUSED: list[tuple[dict[str, str], bytes]] = [
+    ({"Authorization": "Bearer canary-bearer"}, b""),
+    ({dialect.HEADER: "canary-version"}, b""),
+    ({dialect.HEADER: "1", "Content-Type": "application/canary"}, b""),
+    ({dialect.HEADER: "1", "Content-Type": "application/msgpack"}, b"canary, and no msgpack"),
+    (
+        {dialect.HEADER: "1", "Content-Type": "application/msgpack"},
+        msgpack.packb(
+            {"action": "auth", "version": 1, "node": "n", "account": "a", "nonce": "0" * 32, "proof": "0" * 64}
+            | {"secret": "canary-cluster-secret"}
+        ),
+    ),
+]
+
+
+@pytest.mark.slow
+def test_output_of_two_nodes(node_file: Path, alpaca: Simulator) -> None:
+    """Run two linked nodes with log level debug; strangers call the port for nodes, and Redis refuses the password.
+
+    What is in Redis, and what the port for nodes answers, is searched as well.
+    """
+    users = {"node": f"on >canary-redis-password {ACL}"}
+    with RedisServer(acl=users) as redis, ExitStack() as stack:
+
+        def node() -> Process:
+            environ = {**ENVIRON, "LINKS": str(free_port()), "REDIS": str(redis.port)}
+            return stack.enter_context(Process("-c", str(node_file), folder=node_file.parent, environ=environ))
+
+        nodes = [node(), node()]
+        for process in nodes:  # the first one leads the feed
+            client = stack.enter_context(dial(process.address()))
+            client.receive()
+            client.log_in("alpha", SECRETS["alpha"]).subscribe(trades=["AAPL"])
+        wait_for(lambda: "node.linked" in nodes[0].text)
+        stored = {key: redis.cli("GET", key) for key in redis.cli("KEYS", "*").splitlines()}
+        assert {key.split(":")[1] for key in stored} == {"lease", "last", "node", "token"}
+        assert clean(str(stored))
+        port = int(next(key for key in stored if ":node:" in key).partition("#")[0].rpartition(":")[2])
+        for headers, message in LINKS_REFUSED:
+            assert clean(_call_links(port, headers, message))
+        redis.cli("ACL", "SETUSER", "node", "<canary-redis-password", ">canary-another")
+        redis.cli("CLIENT", "KILL", "USER", "node")
+        for process in nodes:
+            wait_for(lambda text=process: "cluster.redis_away" in text.text)  # type: ignore[misc]
+            for path in ("/", "/status.json", "/metrics", "/readyz"):
+                assert clean(fetch(process.address("proxy.admin"), path, TOKEN))
+        for process in nodes:
+            process.popen.send_signal(signal.SIGTERM)
+        for process in nodes:
+            assert process.end(seconds=20) == 0
+            assert clean(process.text)
+        text = "".join(process.text for process in nodes)
+        assert "refuses the user or the password" in text
+        assert "auth failed" in text
+
+
+def _call_links(port: int, headers: dict[str, str], message: bytes) -> str:
+    """Return all that the port for nodes answers to this request."""
+    with socket.create_connection(("127.0.0.1", port), 10) as sock:
+        upgrade = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+        fields = {"Host": f"127.0.0.1:{port}", "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==", **upgrade, **headers}
+        lines = ["GET /v2/iex HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+        sock.sendall("\r\n".join(lines).encode())
+        answer = sock.recv(65536)
+        if message and b" 101 " in answer:
+            sock.sendall(Wire.frame(2, message))
+        while data := sock.recv(65536):
+            answer += data
+        return answer.decode("utf-8", "replace")
+
+
 @pytest.mark.parametrize(
-    "verb", [["check"], ["explain", "alpha", "iex", "trades", "AAPL"], ["status"], ["healthcheck"], ["reload"]]
+    "verb",
+    [
+        ["check"],
+        ["check", "--online"],
+        ["explain", "alpha", "iex", "trades", "AAPL"],
+        ["status"],
+        ["healthcheck"],
+        ["reload"],
+    ],
 )
 @pytest.mark.parametrize("broken", [False, True])
 def test_output_of_the_verbs(
-    file: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: list[str], broken: bool
+    node_file: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: list[str], broken: bool
 ) -> None:
+    file = node_file
     for name, value in ENVIRON.items():
         monkeypatch.setenv(name, value)
     if broken:
@@ -187,16 +288,26 @@ def test_output_of_the_verbs(
         ("level: debug", 'level: "${CANARY_CLIENT}"'),
         ("clients:", "clients: canary-clients\nclients:"),
         ("account: elsewhere", 'account: "${CANARY_CLIENT}"'),
+        ("secret: canary-cluster-secret", "secret: {canary-mapping: 1}"),
+        ("secret: canary-cluster-secret", "secret: canary-short"),
+        ("secret: canary-cluster-secret", "secret: sha256:canary"),
+        ("redis: redis://", "redis: http://"),
+        ("redis: redis://node:", "redis: redis://node/"),
+        ("canary-redis-password@127.0.0.1", "canary-redis#password@127.0.0.1"),
+        ("${REDIS:-1}/0", "${CANARY_CLIENT}/0"),
+        ("listen: 127.0.0.1:${LINKS:-8767}", "listen: ${CANARY_CLIENT}"),
+        ("url: ws://127.0.0.1:${LINKS:-8767}", "url: https://${CANARY_CLIENT}:1"),
+        ("cluster:\n", "cluster:\n  ca: ${CANARY_CLIENT}\n"),
     ],
     ids=lambda damage: damage[1].split("\n")[0],
 )
-def test_configuration_errors(file: Path, monkeypatch: pytest.MonkeyPatch, damage: tuple[str, str]) -> None:
+def test_configuration_errors(node_file: Path, monkeypatch: pytest.MonkeyPatch, damage: tuple[str, str]) -> None:
     """The error, its causes and contexts, problems and traceback hold no secret."""
     from proxy.config import model as config
 
-    text = file.read_text().replace(*damage)
+    text = node_file.read_text().replace(*damage)
     with pytest.raises(ConfigError) as refused:
-        config.parse(text, "proxy.yaml", ENVIRON, file.parent)
+        config.parse(text, "proxy.yaml", ENVIRON, node_file.parent)
     chain: list[BaseException | None] = [refused.value]
     while (last := chain[-1]) is not None:
         chain.append(last.__cause__ or last.__context__)
@@ -206,14 +317,19 @@ def test_configuration_errors(file: Path, monkeypatch: pytest.MonkeyPatch, damag
     assert clean(shown.replace("CANARY_KEY", "").replace("CANARY_CLIENT", "").replace("canary-mapping", ""))
 
 
-def test_the_repr_of_every_object(start: Callable[..., Harness], file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cluster", ["", CLUSTER], ids=["alone", "node"])  # the node's Redis is not there
+def test_the_repr_of_every_object(
+    start: Callable[..., Harness], file: Path, monkeypatch: pytest.MonkeyPatch, cluster: str
+) -> None:
     """No object's repr and no log of an internal error at level debug holds a secret."""
     log = io.StringIO()
     logs.set_up("json", "debug", log)
     accounts = f"  main: {{{{key: {ACCOUNT_KEY}, secret: canary-account, data_url: '{{url}}'}}}}"
     clients = "  alpha: {key: alpha, secret: canary-client, allow: {iex: '*'}}"
     admin = "token: canary-admin-token"
-    proxy = start(clients, config={"accounts": accounts, "admin": admin}, keys={ACCOUNT_KEY: "canary-account"})
+    more = cluster.replace("${LINKS:-8767}", str(free_port()))
+    settings = {"accounts": accounts, "admin": admin, "more": more}
+    proxy = start(clients, config=settings, keys={ACCOUNT_KEY: "canary-account"})
     client = proxy.dial()
     client.receive()
     client.log_in("alpha", "canary-client").subscribe(trades=["AAPL"])
