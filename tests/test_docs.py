@@ -141,7 +141,7 @@ def test_commands_are_valid_command_lines(page: Path) -> None:
 
 @each_page
 def test_files_that_are_named_exist(page: Path) -> None:
-    names = re.findall(rf"(?<![\w/.-])((?:{'|'.join(FOLDERS)})/[\w./-]*\w)", page.read_text("utf-8"))
+    names = re.findall(rf"(?<![\w/.-])((?:{'|'.join(FOLDERS)})/[\w./@-]*\w)", page.read_text("utf-8"))
     generated = {"config/alpaca-proxy.schema.json"}  # by the command that the page shows beside it
     names = [name for name in names if name not in generated and not (ROOT / "tests" / name).exists()]
     assert [name for name in names if not (ROOT / name).exists()] == []

@@ -209,8 +209,10 @@ def test_output_of_two_nodes(node_file: Path, alpaca: Simulator) -> None:
             client.receive()
             client.log_in("alpha", SECRETS["alpha"]).subscribe(trades=["AAPL"])
         wait_for(lambda: "node.linked" in nodes[0].text)
-        stored = {key: redis.cli("GET", key) for key in redis.cli("KEYS", "*").splitlines()}
-        assert {key.split(":")[1] for key in stored} == {"lease", "last", "node", "token"}
+        keys = redis.cli("KEYS", "*").splitlines()
+        stored = {key: redis.cli("HGETALL" if ":places:" in key else "GET", key) for key in keys}
+        assert {key.split(":")[1] for key in stored} == {"lease", "last", "node", "places", "token"}
+        assert not any("WRONGTYPE" in value for value in stored.values())
         assert clean(str(stored))
         port = int(next(key for key in stored if ":node:" in key).partition("#")[0].rpartition(":")[2])
         for headers, message in LINKS_REFUSED:
