@@ -16,8 +16,12 @@ data; the edge's messages are objects, as toward Alpaca.
     leader  success away: reason, leading, blamed, …   the link ends
 
 Both sides prove that they know the cluster's secret, which never travels. Pure: challenge and nonce are parameters.
-What a peer sends is checked by type and bounded; anything else raises Malformed. Unknown messages and fields are
-ignored.
+What a peer sends is checked by type and bounded; anything else raises Malformed. Unknown fields are ignored, and so are
+unknown messages of the leader's.
+
+To change it: a further field, or message of the leader's, that the other side may ignore needs no version. For all else
+put n before the others in VERSIONS, keep n-1 and drop n-2; each side reads and writes by the version of the greeting
+(`Connected.version`, `NodeSession._version`). tests/cluster/test_upgrade.py runs the commit before as the other node.
 """
 
 from __future__ import annotations
