@@ -35,7 +35,7 @@ class Lease:
     def decode(cls, secret: bytes, slot: str, text: str) -> Lease | None:
         """Return the lease in a text, or None if a node of this cluster has not signed it for this slot."""
         signature, _, body = text[:MAX_TEXT].partition(" ")
-        if not hmac.compare_digest(signature.encode(), _signature(secret, slot, body).encode()):
+        if not hmac.compare_digest(_bytes(signature), _bytes(_signature(secret, slot, body))):
             return None
         try:
             values: dict[str, Any] = json.loads(body)
@@ -57,4 +57,9 @@ def account_hash(secret: bytes, key: str, account_secret: str) -> str:
 
 
 def _signature(secret: bytes, slot: str, text: str) -> str:
-    return hmac.digest(secret, f"lease\0{slot}\0{text}".encode(), "sha256").hex()
+    return hmac.digest(secret, _bytes(f"lease\0{slot}\0{text}"), "sha256").hex()
+
+
+def _bytes(text: str) -> bytes:
+    """Return the bytes of a text from Redis, which need not be UTF-8."""
+    return text.encode("utf-8", "surrogateescape")

@@ -350,7 +350,7 @@ class Member:
             self._text, election.token = text, token
             if election.role is not Role.LEADING:
                 self._lead("" if over is None else f"the lease of {over.owner} is void")
-        else:
+        elif election.registered.lease is not None:  # another node was faster
             self._host.wake()
 
     def _own_text(self, token: int) -> str:

@@ -206,6 +206,8 @@ class Node:
                     member.step(self._registry)
             except RegistryError as error:
                 problem = str(error)
+            except Exception:  # an internal error of one feed must not cost the leases of the others
+                self._log.error("internal_error", part=repr(member))
             if problem:
                 member.registry_failed()
         if not problem and self.clock() - self._announced_at >= ANNOUNCE_SECONDS:

@@ -48,6 +48,11 @@ def cut_off(made: Election, last: Lease | None = None, seconds: float = 0.1) -> 
     return made
 
 
+def test_a_lease_that_is_not_utf_8_is_no_lease() -> None:
+    for text in ("\udcff", "\udcff x", "x \udcff"):
+        assert Lease.decode(b"secret", "slot", text) is None
+
+
 def test_a_free_lease_is_claimed() -> None:
     assert knowing(election(), None).decide(NOW) == Claim(None)
 

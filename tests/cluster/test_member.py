@@ -1,0 +1,52 @@
+"""What happens to a feed of one node when the election, its link and its sessions change at an awkward moment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import gevent
+
+from proxy.alpaca.codec import CODECS
+from proxy.cluster.lease import Lease
+from proxy.cluster.node_server import NodeServer
+from proxy.cluster.registry import Registry
+from proxy.gateway import Gateway
+from proxy.transport.clock import Clock
+from proxy.upstream.alpaca_connection import AlpacaConnection
+from tests.cluster.gathered import Gathered, cluster_of, leads, member_of
+from tests.cluster.linked import Forwarder
+from tests.fronts import free_port
+from tests.harness import wait_for
+
+SECRET = b"a secret of all nodes, and long"
+OTHER = "other: {{key: other, secret: other, data_url: '{alpaca}', trading_url: '{alpaca}'}}"
+
+
+def slot_of(node: Gateway) -> str:
+    return member_of(node).slot
+
+
+def source_of(node: Gateway) -> Any:
+    return member_of(node)._source
+
+
+def test_what_others_write_into_a_lease_costs_no_more_than_elections() -> None:
+    with Gathered() as stand:
+        node = stand.add()
+        stand.client(node).subscribe(quotes=["A"])
+        slot = slot_of(node)
+        member = member_of(node)
+        for text in ("x", "\udcff", "\udcff x"):
+            stand.redis.cli("SET", f"alpaca-proxy:lease:{slot}", text)
+            gevent.sleep(0.7)
+            before = int(stand.redis.cli("INFO", "stats").partition("total_commands_processed:")[2].split()[0])
+            gevent.sleep(2)
+            after = int(stand.redis.cli("INFO", "stats").partition("total_commands_processed:")[2].split()[0])
+            print(repr(text), after - before)
+            assert after - before < 120
+        stand.redis.cli("DEL", f"alpaca-proxy:lease:{slot}")
+        wait_for(lambda: member._text and member._read == member._text, "no lease", 4)
