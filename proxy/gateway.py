@@ -396,7 +396,7 @@ class Gateway:
         return Node(
             self.config.cluster,
             self._clock,
-            lambda account, feed: self.upstreams[account, feed],
+            lambda account, feed: self.upstreams.get((account, feed)),
             lambda: self.server,
         )
 

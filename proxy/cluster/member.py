@@ -265,6 +265,11 @@ class Member:
             self._set_link(Link.WORKING)
         self._host.wake()
 
+    def retire(self, registry: Registry) -> None:
+        """End all that belongs to a feed that this node does not have any more. Raises RegistryError."""
+        self._stop_leading("the account was removed")
+        self._release(registry)
+
     def drain(self, registry: Registry) -> None:
         """Give the lease back, after the supervisor was stopped, and stand no more. Raises RegistryError."""
         self.election.draining = True

@@ -11,6 +11,7 @@ import json
 import secrets
 import ssl
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import gevent
@@ -34,11 +35,11 @@ MAX_NODES = 256  # that are shown
 MAX_ANNOUNCEMENT, MAX_NAME = 1024, 128  # characters
 STOP_SECONDS = 2.0  # for which a drain waits until the connections to Alpaca are closed
 
-FindSupervisor = Callable[[str, str], FeedSupervisor]
+FindSupervisor = Callable[[str, str], FeedSupervisor | None]
 
 
 class Node:
-    """One proxy of a cluster. `find_supervisor` returns that of an account and feed, which exists.
+    """One proxy of a cluster. `find_supervisor` returns that of an account and feed; None for no more.
 
     `counts` returns the numbers of sessions of this node; `places` are those that all nodes share. `start` raises
     OSError if the address for the other nodes cannot be bound.
@@ -63,6 +64,7 @@ class Node:
         self._registry = Registry(config.redis.reveal(), config.name, config.ca)
         self.places = ClusterPlaces(self._registry, self.node, counts, clock)
         self._members: dict[tuple[str, str], Member] = {}
+        self._retired: list[Member] = []  # of accounts that were removed
         self._tls = _server_tls(config.tls)
         self._server = NodeServer(config.listen, self, clock=clock, tls=self._tls)
         self._wake = Event()
@@ -95,8 +97,12 @@ class Node:
         """Return the next connection of a feed."""
         key = settings.login.account, endpoint.feed
         member = self._members.get(key)
-        if member is None or member.supervisor is not self._find_supervisor(*key):
-            member = self._members[key] = Member(self, endpoint, settings, self._find_supervisor(*key))
+        supervisor = self._find_supervisor(*key)
+        assert supervisor is not None
+        if member is None or member.supervisor is not supervisor:
+            if member is not None:
+                self._retired.append(member)
+            member = self._members[key] = Member(self, endpoint, settings, supervisor)
         return member.make_source(settings)
 
     def feed_is_live(self, supervisor: FeedSupervisor) -> None:
@@ -200,6 +206,7 @@ class Node:
     def _round(self) -> None:
         """Take the next step of each feed, and announce this node."""
         problem = ""
+        self._retire()
         for member in [*self._members.values()]:
             try:
                 if not problem:
@@ -226,6 +233,16 @@ class Node:
             else:
                 self._log.info("redis_back")
         self._problem = problem
+
+    def _retire(self) -> None:
+        """End the members of accounts that were removed."""
+        for key, member in [*self._members.items()]:
+            if self._find_supervisor(*key) is not member.supervisor:
+                self._retired.append(self._members.pop(key))
+        while self._retired:
+            member = self._retired.pop()
+            with suppress(RegistryError):  # the lease expires
+                member.retire(self._registry)
 
     def _announcement(self) -> dict[str, object]:
         feeds = sum(member.election.sessions for member in self._members.values())

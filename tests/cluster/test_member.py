@@ -34,6 +34,19 @@ def source_of(node: Gateway) -> Any:
     return member_of(node)._source
 
 
+def test_an_account_that_the_leader_loses_is_led_by_another_node() -> None:
+    with Gathered() as stand:
+        first, second = stand.add(), stand.add()
+        stand.client(first).subscribe(quotes=["A"])
+        wait_for(lambda: leads(first), "no leader")
+        assert stand.client(second).subscribe(quotes=["A"]) == {"quotes": ["A"]}
+        assert first.config.cluster is not None
+        plan = first.reload(stand.config(port=first.config.cluster.listen[1], accounts=OTHER))
+        assert not plan.restart
+        wait_for(lambda: leads(second), "the other node does not lead", 5)
+        assert ("main", "iex") not in cluster_of(first)._members
+
+
 def test_what_others_write_into_a_lease_costs_no_more_than_elections() -> None:
     with Gathered() as stand:
         node = stand.add()
