@@ -284,7 +284,7 @@ class Member:
         election.sessions = supervisor.needed_here
         election.heard_at = self._host.heard_at(supervisor)
         link = self._link
-        if link is None:
+        if link is None or link.ended:
             self._set_link(Link.NONE)
         elif not link.live:
             self._set_link(Link.WAITING)
@@ -372,6 +372,8 @@ class Member:
             self._attempt = gevent.spawn(self._log_in_beside)
         else:
             election.leader = None
+            if self._source is not None and self._link is not None:  # it waits for a leader that is not live
+                self._source.redirect("this node leads the feed")
             self._changed.set()
 
     def _follow(self, leader: Lease) -> None:

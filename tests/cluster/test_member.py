@@ -47,6 +47,66 @@ def test_an_account_that_the_leader_loses_is_led_by_another_node() -> None:
         assert ("main", "iex") not in cluster_of(first)._members
 
 
+class WaitingLeader:
+    """A leader that never gets a connection to Alpaca, and does not renew its lease."""
+
+    node, secret = "stopped", SECRET
+
+    def __init__(self, stand: Gathered) -> None:
+        self.supervisor = SimpleNamespace(
+            codec=CODECS["msgpack"],
+            hold=lambda _: None,
+            let_go=lambda _: None,
+            leave=lambda _: None,
+            last_error="",
+            reconciler=SimpleNamespace(refusal=None),
+        )
+        self.live, self.token = False, 5
+        self.server = NodeServer(("127.0.0.1", 0), self, clock=Clock())  # type: ignore[arg-type]
+        self.server.start()
+        self.registry = Registry(stand.redis.url)
+
+    def leading(self, account: str, feed: str) -> Any:
+        return self
+
+    def keep(self, slot: str) -> bool:
+        """Renew the lease."""
+        url = f"ws://127.0.0.1:{self.server.address[1]}"
+        text = Lease("stopped/main", url, self.live, 2**52).encode(SECRET, slot)
+        self.registry.exchange(slot, self.registry.exchange(slot, "", "")[0], text)
+        return True
+
+    def claim(self, slot: str, live: bool = False) -> None:
+        url = f"ws://127.0.0.1:{self.server.address[1]}"
+        self.registry.exchange(slot, "", Lease("stopped/main", url, live, self.registry.token()).encode(SECRET, slot))
+
+
+@contextmanager
+def waiting_leader(stand: Gathered) -> Iterator[WaitingLeader]:
+    leader = WaitingLeader(stand)
+    try:
+        yield leader
+    finally:
+        leader.server.stop()
+        leader.registry.close()
+
+
+def test_a_leader_that_hangs_before_it_is_live_is_replaced() -> None:
+    with Gathered() as stand, waiting_leader(stand) as leader:
+        node = stand.add()
+        stand.client(node).subscribe(quotes=["A"])
+        slot = slot_of(node)
+        node.stop(0.1)
+        wait_for(lambda: not leader.registry.exchange(slot, "", "")[0], "the lease was not given back")
+        stand.redis.cli("DEL", f"alpaca-proxy:last:{slot}")
+        node = stand.add()
+        client = stand.client(node)
+        leader.claim(slot)
+        client.send_json({"action": "subscribe", "quotes": ["A"]})
+        wait_for(lambda: leader.server.sessions, "no link", 2)
+        wait_for(lambda: leads(node), "no node leads", 5)
+
+
 def test_what_others_write_into_a_lease_costs_no_more_than_elections() -> None:
     with Gathered() as stand:
         node = stand.add()
