@@ -175,6 +175,9 @@ class Member:
                 connection, self._attempted = self._attempted, None
                 return connection
             if election.role is Role.LEADING and election.link is not Link.MUTE:
+                if self._attempted is not None:  # beside a link that has ended since
+                    self.end_attempt()
+                    continue
                 return self._alpaca()
             if election.role is Role.FOLLOWING and election.leader is not None:
                 leader, (last, at) = election.leader, self._linked
@@ -392,7 +395,7 @@ class Member:
     def _stop_leading(self, reason: str) -> None:
         """End the links of other nodes, and the attempt beside a mute link."""
         election = self.election
-        self._end_attempt()
+        self.end_attempt()
         if election.role is Role.LEADING:
             election.role = Role.FOLLOWING if election.link is not Link.NONE else Role.NONE
             self._log.info("leads_no_more", reason=reason)
@@ -472,7 +475,8 @@ class Member:
                         case Refused(code, msg):
                             raise LoginRefused(code, msg)
 
-    def _end_attempt(self) -> None:
+    def end_attempt(self) -> None:
+        """End the attempt beside a mute link; block until that is done."""
         if self._attempt is not None:
             self._attempt.kill()
             self._attempt = None

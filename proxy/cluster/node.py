@@ -155,7 +155,9 @@ class Node:
         for member in self._members.values():
             member.election.draining = True
         leading = [member.supervisor for member in self._members.values() if member.leads]
-        gevent.joinall([gevent.spawn(supervisor.stop) for supervisor in leading], timeout=STOP_SECONDS)
+        ends = [gevent.spawn(supervisor.stop) for supervisor in leading]
+        ends += [gevent.spawn(member.end_attempt) for member in self._members.values()]
+        gevent.joinall(ends, timeout=STOP_SECONDS)
         self.places.join()  # it would enter this node again
         try:
             for member in self._members.values():

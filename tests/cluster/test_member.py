@@ -107,6 +107,33 @@ def test_a_leader_that_hangs_before_it_is_live_is_replaced() -> None:
         wait_for(lambda: leads(node), "no node leads", 5)
 
 
+def test_an_attempt_beside_a_link_ends_with_the_link() -> None:
+    with Gathered() as stand:
+        port = free_port()
+        forwarder = Forwarder(("127.0.0.1", port))
+        forwarder.start()
+        first = Gateway(stand.config(port=port, url=forwarder.url))
+        first.start()
+        try:
+            stand.client(first).subscribe(quotes=["A"])
+            wait_for(lambda: leads(first), "no leader")
+            second = stand.add()
+            stand.client(second).subscribe(quotes=["A"])
+            forwarder.freeze()
+            cluster_of(first)._greenlet.kill()  # type: ignore[union-attr]
+            member = member_of(second)
+            wait_for(lambda: member._attempt is not None, "no attempt beside the link", 8)
+            forwarder.thaw()
+            forwarder.cut()
+            wait_for(
+                lambda: isinstance(getattr(source_of(second), "inner", None), AlpacaConnection), "no connection", 5
+            )
+            assert member._attempt is None
+        finally:
+            first.stop(0.2)
+            forwarder.stop()
+
+
 def test_what_others_write_into_a_lease_costs_no_more_than_elections() -> None:
     with Gathered() as stand:
         node = stand.add()
