@@ -235,7 +235,7 @@ class Member:
         if self._gives_way:
             self._gives_way = False
             if election.role is Role.LEADING:
-                self._stop_leading("Alpaca cannot be reached from this node")
+                self._end("Alpaca cannot be reached from this node")
             self._release(registry)
         expected = new = last = ""
         if election.role is Role.LEADING and self._text:
@@ -264,6 +264,7 @@ class Member:
         election = self.election
         if election.role is Role.LEADING and self._link is None:
             election.live, election.slot_taken = True, False
+            self._gives_way = False
         elif self._link is not None:
             self._set_link(Link.WORKING)
         self._host.wake()

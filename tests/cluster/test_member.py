@@ -134,6 +134,34 @@ def test_an_attempt_beside_a_link_ends_with_the_link() -> None:
             forwarder.stop()
 
 
+def test_a_leader_that_reaches_alpaca_again_does_not_give_way() -> None:
+    with Gathered() as stand:
+        host, port = stand.simulator.url.rpartition("/")[2].split(":")
+        forwarder = Forwarder((host, int(port)))
+        forwarder.start()
+        try:
+            node = stand.add(alpaca=forwarder.url)
+            stand.client(node, "/v1beta3/crypto/us").subscribe(quotes=["A/USD"])
+            stand.client(node).subscribe(quotes=["A"])
+            wait_for(lambda: leads(node) and leads(node, "crypto"), "not live")
+            stand.redis.kill()
+            wait_for(lambda: cluster_of(node)._problem, "Redis is not missed")
+            forwarder.target = host, free_port()
+            forwarder.cut()
+            wait_for(lambda: member_of(node)._gives_way, "Alpaca was not tried", 15)
+            forwarder.target = host, int(port)
+            wait_for(lambda: leads(node), "not live again", 15)
+            opened = stand.simulator.opened("iex")
+            stand.redis.start()
+            wait_for(lambda: not cluster_of(node)._problem, "Redis is not back")
+            wait_for(lambda: member_of(node)._text, "no lease", 10)
+            gevent.sleep(1)
+            assert leads(node)
+            assert stand.simulator.opened("iex") == opened
+        finally:
+            forwarder.stop()
+
+
 def test_what_others_write_into_a_lease_costs_no_more_than_elections() -> None:
     with Gathered() as stand:
         node = stand.add()
