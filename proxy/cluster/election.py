@@ -130,6 +130,7 @@ class Election:
     slot_taken: bool = False  # Alpaca has refused the last log-in with 406
     registered: Registered = field(default_factory=Registered)
     _void: set[int] = field(default_factory=set)  # tokens of leases whose owner does not lead
+    _denied: set[str] = field(default_factory=set)  # owners that were found not to lead since a link to them worked
     _unreachable: dict[str, float] = field(default_factory=dict)  # by owner: when it could not be reached
 
     def decide(self, now: float) -> Step:
@@ -147,11 +148,19 @@ class Election:
         return self._without_link(now)
 
     def gone(self, leader: Lease, now: float, *, denied: bool) -> None:
-        """Record that a leader could not be reached; `denied`: nothing listens there, or it does not lead."""
+        """Record that a leader could not be reached; `denied`: nothing listens there, or it does not lead.
+
+        One that has a live lease again after that does lead, at an address that is wrong or that this node cannot
+        reach: its lease is not void.
+        """
         known = self.registered
-        self._void &= {lease.token for lease in (known.lease, known.last) if lease is not None}
-        if denied:
+        named = [lease for lease in (known.lease, known.last, leader) if lease is not None]
+        self._void &= {lease.token for lease in named}
+        self._denied &= {lease.owner for lease in named}
+        if denied and not (leader.live and leader.owner in self._denied):
             self._void.add(leader.token)
+        if denied:
+            self._denied.add(leader.owner)
         self._unreachable = {leader.owner: now}
 
     # The rules, by the state of this node
@@ -168,6 +177,8 @@ class Election:
             if self.slot_taken and not self.live and (last := self._last(now)) is not None:
                 return Follow(last)
             return Claim(lease)
+        if lease.token in self._void:
+            return Claim(lease)
         if not self.live:
             return Follow(lease)
         if lease.live and lease.token > self.token:
@@ -175,6 +186,8 @@ class Election:
         return Claim(lease)
 
     def _with_link(self) -> Step:
+        if self.leader is not None:
+            self._denied.discard(self.leader.owner)
         if self.role is Role.LEADING:  # the leader has come back before this node was live
             return Release()
         return self._follow_live() or Wait()
@@ -197,8 +210,8 @@ class Election:
             return Follow(lease)
         if (last := self._last(now)) is not None and lease is None:
             return Follow(last)
-        if known.since is None:
-            return Lead() if now - known.failing_since >= ALONE_SECONDS else Wait()
+        if known.since is None:  # a leader without clients of its own would yield
+            return Lead() if self.sessions and now - known.failing_since >= ALONE_SECONDS else Wait()
         if self._is_free(lease, now):
             return Claim(lease)
         return Wait()

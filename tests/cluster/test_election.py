@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from proxy.cluster.election import (
@@ -64,6 +66,36 @@ def test_a_feed_that_is_not_wanted_needs_no_leader() -> None:
 
 def test_another_leader_is_followed() -> None:
     assert knowing(election(), OTHER).decide(NOW) == Follow(OTHER)
+
+
+def test_a_leader_that_others_cannot_reach_is_not_void_for_ever() -> None:
+    made = knowing(election(), OTHER_LIVE)
+    made.gone(OTHER_LIVE, NOW, denied=True)
+    assert made.decide(NOW) == Claim(OTHER_LIVE)
+    again = replace(OTHER_LIVE, token=8)
+    knowing(made, again).gone(again, NOW, denied=True)
+    assert made.decide(NOW) == Follow(again)
+    made.leader, made.link = again, Link.WORKING
+    made.decide(NOW)
+    made.leader, made.link = None, Link.NONE
+    made.gone(again, NOW, denied=True)
+    assert made.decide(NOW) == Claim(again)
+
+
+def test_a_live_leader_does_not_follow_a_lease_that_is_void() -> None:
+    made = knowing(election(role=Role.LEADING, live=True, token=5), OTHER_LIVE)
+    assert made.decide(NOW) == Follow(OTHER_LIVE)
+    made.gone(OTHER_LIVE, NOW, denied=True)
+    assert made.decide(NOW) == Claim(OTHER_LIVE)
+
+
+def test_a_leader_that_has_yielded_without_redis_does_not_lead_again() -> None:
+    made = cut_off(election(role=Role.LEADING, live=True, sessions=False), seconds=ALONE_SECONDS)
+    assert isinstance(made.decide(NOW), Yield)
+    made.role, made.live = Role.NONE, False
+    assert made.decide(NOW) == Wait()
+    made.sessions = True
+    assert made.decide(NOW) == Lead()
 
 
 def test_a_leader_renews_its_lease() -> None:

@@ -178,3 +178,18 @@ def test_what_others_write_into_a_lease_costs_no_more_than_elections() -> None:
             assert after - before < 120
         stand.redis.cli("DEL", f"alpaca-proxy:lease:{slot}")
         wait_for(lambda: member._text and member._read == member._text, "no lease", 4)
+
+
+def test_a_leader_that_others_cannot_reach_costs_few_attempts() -> None:
+    with Gathered() as stand:
+        first = stand.add(url=f"ws://127.0.0.1:{free_port()}")
+        stand.client(first).subscribe(quotes=["A"])
+        wait_for(lambda: leads(first), "no leader")
+        second = stand.add()
+        stand.client(second).send_json({"action": "subscribe", "quotes": ["A"]})
+        gevent.sleep(3)
+        token = member_of(first).token
+        gevent.sleep(3)
+        assert leads(first)
+        assert member_of(first).token == token
+        assert not leads(second)
