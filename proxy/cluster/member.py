@@ -231,7 +231,8 @@ class Member:
         election = self.election
         if not election.wanted and not self._text and election.role is not Role.LEADING:
             election.role, election.leader = Role.NONE, None
-            return
+            if not self.supervisor.needed and not self.supervisor.reconciler.closed:
+                return
         if self._gives_way:
             self._gives_way = False
             if election.role is Role.LEADING:

@@ -162,6 +162,21 @@ def test_a_leader_that_reaches_alpaca_again_does_not_give_way() -> None:
             forwarder.stop()
 
 
+def test_a_feed_that_alpaca_refused_is_asked_for_again_when_the_leader_is_live() -> None:
+    with Gathered() as stand, waiting_leader(stand) as leader:
+        node = stand.add()
+        client = stand.client(node)
+        leader.supervisor.reconciler.refusal = 409, "insufficient subscription"
+        client.send_json({"action": "subscribe", "quotes": ["A"]})
+        wait_for(lambda: ("main", "iex") in cluster_of(node)._members, "not wanted")
+        slot = slot_of(node)
+        leader.claim(slot)
+        upstream = node.upstreams["main", "iex"]
+        wait_for(lambda: leader.keep(slot) and upstream.reconciler.closed, "not refused", 3)
+        leader.supervisor.reconciler.refusal, leader.live = None, True
+        wait_for(lambda: leader.keep(slot) and any(s.live for s in leader.server.sessions), "no link", 5)
+
+
 def test_what_others_write_into_a_lease_costs_no_more_than_elections() -> None:
     with Gathered() as stand:
         node = stand.add()
