@@ -31,6 +31,7 @@ from proxy.upstream.supervisor import FeedSupervisor
 
 RENEW_SECONDS = 0.3
 ANNOUNCE_SECONDS = 1.0
+LIST_SECONDS = 5.0
 MAX_NODES = 256  # that are shown
 MAX_ANNOUNCEMENT, MAX_NAME = 1024, 128  # characters
 STOP_SECONDS = 2.0  # for which a drain waits until the connections to Alpaca are closed
@@ -69,6 +70,9 @@ class Node:
         self._server = NodeServer(config.listen, self, clock=clock, tls=self._tls)
         self._wake = Event()
         self._announced_at = -ANNOUNCE_SECONDS
+        self._away = False  # Redis, when it was used last
+        self._listed_at = -LIST_SECONDS
+        self._lister: gevent.Greenlet | None = None
         self._greenlet: gevent.Greenlet | None = None
         self._log = Log("cluster")
 
@@ -171,6 +175,8 @@ class Node:
         """End everything."""
         if self._greenlet is not None:
             self._greenlet.kill()
+        if self._lister is not None:
+            self._lister.kill()
         self.places.stop()
         self._server.stop()
         self._registry.close()
@@ -219,13 +225,14 @@ class Node:
                 self._log.error("internal_error", part=repr(member))
             if problem:
                 member.registry_failed()
-        if not problem and self.clock() - self._announced_at >= ANNOUNCE_SECONDS:
+        if not problem and (self._away or self.clock() - self._announced_at >= ANNOUNCE_SECONDS):
             self._announced_at = self.clock()
             try:
                 self._registry.announce(self.node, json.dumps(self._announcement()))
-                self._nodes = tuple(_announced(self._registry.nodes()))
             except RegistryError as error:
                 problem = str(error)
+        self._away = bool(problem)
+        self._list_nodes()
         if problem:
             self.places.redis_failed(problem)
         problem = problem or self.places.problem
@@ -245,6 +252,19 @@ class Node:
             member = self._retired.pop()
             with suppress(RegistryError):  # the lease expires
                 member.retire(self._registry)
+
+    def _list_nodes(self) -> None:
+        """Read who has announced itself, in a greenlet: on a Redis with many other keys that takes long, or fails."""
+        idle = self._lister is None or self._lister.ready()
+        if idle and not self._away and self.clock() - self._listed_at >= LIST_SECONDS:
+            self._listed_at = self.clock()
+            self._lister = gevent.spawn(self._read_nodes)
+
+    def _read_nodes(self) -> None:
+        try:
+            self._nodes = tuple(_announced(self._registry.nodes()))
+        except RegistryError as error:
+            self._log.warning("nodes_unknown", reason=str(error), result="leases are not affected")
 
     def _announcement(self) -> dict[str, object]:
         feeds = sum(member.election.sessions for member in self._members.values())

@@ -46,6 +46,7 @@ SENTINEL_SECONDS = 0.2  # each Sentinel, so that a dead one leaves time for the 
 LEASE_MS = 1000
 NODE_MS = 5000
 PLACES_MS = 300_000
+MAX_NODES = 1000  # that are read, and as many as one more step of SCAN finds
 SCAN_COUNT = 1000  # keys that Redis looks at in one step of SCAN
 SHOWN = 200  # characters of an unexpected error of Redis
 REDIS_PORT, SENTINEL_PORT = 6379, 26379
@@ -230,7 +231,7 @@ class Registry:
         while True:
             cursor, found = redis.ask("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
             keys.update(found)
-            if cursor == "0":
+            if cursor == "0" or len(keys) >= MAX_NODES:
                 break
         names = sorted(keys)
         values = redis.ask("MGET", *names) if names else []

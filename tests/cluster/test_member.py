@@ -177,6 +177,31 @@ def test_a_feed_that_alpaca_refused_is_asked_for_again_when_the_leader_is_live()
         wait_for(lambda: leader.keep(slot) and any(s.live for s in leader.server.sessions), "no link", 5)
 
 
+def test_redis_is_not_back_before_it_answers() -> None:
+    with Gathered() as stand:
+        node = stand.add()
+        stand.redis.kill()
+        wait_for(lambda: cluster_of(node)._problem, "Redis is not missed")
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            assert cluster_of(node)._problem
+            gevent.sleep(0.01)
+        stand.redis.start()
+        wait_for(lambda: not cluster_of(node)._problem, "Redis is not back", 3)
+
+
+def test_a_list_of_nodes_that_cannot_be_read_is_no_outage_of_redis() -> None:
+    with Gathered() as stand:
+        stand.redis.cli("ACL", "SETUSER", "default", "-scan")  # it takes too long where there are many other keys
+        node = stand.add()
+        stand.client(node).subscribe(quotes=["A"])
+        wait_for(lambda: leads(node), "no leader")
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            assert not cluster_of(node)._problem
+            gevent.sleep(0.01)
+
+
 def test_what_others_write_into_a_lease_costs_no_more_than_elections() -> None:
     with Gathered() as stand:
         node = stand.add()
