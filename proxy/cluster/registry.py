@@ -185,7 +185,7 @@ class Registry:
 
         It is at least Redis' time in microseconds, so that a Redis that lost its data gives out no old one.
         """
-        return self._call(lambda redis: int(redis.run(_TOKEN, (self._key("token"),))))
+        return self._call(self._token)
 
     def knows_tokens(self) -> bool:
         """Return whether a token was ever given out; False for a Redis that lost its data."""
@@ -222,6 +222,12 @@ class Registry:
 
     def _key(self, *parts: str) -> str:
         return ":".join((self._name, *parts))
+
+    def _token(self, redis: _Connection) -> int:
+        token = int(redis.run(_TOKEN, (self._key("token"),)))
+        if not 0 < token < 2**53:  # written by something else
+            raise ValueError("no token")
+        return token
 
     def _nodes(self, redis: _Connection) -> dict[str, str]:
         prefix = self._key("node", "")

@@ -213,6 +213,15 @@ def test_names_separate_clusters(redis: RedisServer) -> None:
         assert (star.knows_tokens(), other.knows_tokens()) == (True, False)
 
 
+@pytest.mark.parametrize("written", ["inf", "1e300", "9007199254740993"])
+def test_a_counter_that_another_program_has_written_gives_no_token(redis: RedisServer, written: str) -> None:
+    redis.cli("SET", "alpaca-proxy:token", written)
+    registry = Registry(redis.url)
+    with pytest.raises(RegistryError, match="cannot be read"):
+        registry.token()
+    registry.close()
+
+
 def test_tokens_rise_also_above_the_clock(redis: RedisServer) -> None:
     with opened(redis.url) as registry:
         assert not registry.knows_tokens()
