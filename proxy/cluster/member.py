@@ -242,7 +242,10 @@ class Member:
         if election.role is Role.LEADING and self._text:
             expected, new = self._text, self._own_text(election.token)
             last = new if election.live else ""
-        self._answered(registry, *registry.exchange(self.slot, expected, new, last))
+        current, former = registry.exchange(self.slot, expected, new, last)
+        if self.election is not election:  # meanwhile a reload has changed the account's key
+            return
+        self._answered(registry, current, former)
         if new and self._read == new:
             self._text = new
         self._perform(registry)
@@ -352,9 +355,13 @@ class Member:
         if over is not None and over.owner == election.owner and self._read == self._text:
             return  # it was renewed when it was read
         token = registry.token()
+        if self.election is not election:
+            return
         text = self._own_text(token)
         expected = "" if over is None else self._read
         current, last = registry.exchange(self.slot, expected, text, text if election.live else "")
+        if self.election is not election:
+            return
         self._answered(registry, current, last)
         if current == text:
             self._text, election.token = text, token
