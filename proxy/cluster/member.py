@@ -577,7 +577,7 @@ class ClusterSource:
         try:
             return self.inner.receive()
         except LeaderGone as error:
-            if error.cause in _DENIED:
+            if error.cause in _DENIED and not self.cause:  # otherwise it was left for another leader
                 self._member.unreachable(error)
             raise
 
