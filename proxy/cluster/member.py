@@ -475,6 +475,8 @@ class Member:
                 try:
                     bodies = self.settings.codec.split(frame.payload)[0]
                 except Malformed:
+                    if (error := connection.foreign_error(frame.payload)) is not None:
+                        raise LoginRefused(error.code, error.msg) from None
                     continue
                 for body in bodies:
                     match connection.handle(body):

@@ -31,7 +31,7 @@ from proxy.upstream.supervisor import FeedSupervisor
 
 RENEW_SECONDS = 0.3
 ANNOUNCE_SECONDS = 1.0
-LIST_SECONDS = 5.0
+LIST_SECONDS = 2.0
 MAX_NODES = 256  # that are shown
 MAX_ANNOUNCEMENT, MAX_NAME = 1024, 128  # characters
 STOP_SECONDS = 2.0  # for which a drain waits until the connections to Alpaca are closed

@@ -55,7 +55,7 @@ class WaitingLeader:
     def __init__(self, stand: Gathered) -> None:
         self.supervisor = SimpleNamespace(
             codec=CODECS["msgpack"],
-            hold=lambda _: None,
+            hold=lambda *_, **__: None,
             let_go=lambda _: None,
             leave=lambda _: None,
             last_error="",
