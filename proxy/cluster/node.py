@@ -279,7 +279,9 @@ def _announced(nodes: Mapping[str, str]) -> Iterator[ClusterNode]:
             url, version, feeds = said["url"], said["version"], said["feeds"]
         except (ValueError, KeyError, TypeError):  # written by another program
             continue
-        if isinstance(url, str) and isinstance(version, str) and type(feeds) is int:
+        if type(feeds) is not int or not 0 <= feeds < 2**31:
+            continue
+        if all(isinstance(each, str) and each.isprintable() for each in (name, url, version)):
             yield ClusterNode(name[:MAX_NAME], url[:MAX_NAME], version[:MAX_NAME], feeds)
 
 

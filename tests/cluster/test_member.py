@@ -190,6 +190,15 @@ def test_redis_is_not_back_before_it_answers() -> None:
         wait_for(lambda: not cluster_of(node)._problem, "Redis is not back", 3)
 
 
+def test_what_others_write_into_the_list_of_nodes_does_not_cost_the_status_page() -> None:
+    with Gathered() as stand:
+        for name, url, feeds in (("\udcff", "x", 1), ("a", "\udcff", 1), ("b", "\\ud800", 1), ("c", "x", 10**99)):
+            stand.redis.cli("SET", f"alpaca-proxy:node:{name}", f'{{"url":"{url}","version":"1","feeds":{feeds}}}')
+        node = stand.add()
+        wait_for(lambda: cluster_of(node)._nodes, "no list of nodes")
+        assert [each.name for each in cluster_of(node)._nodes] == [cluster_of(node).node]
+
+
 def test_a_list_of_nodes_that_cannot_be_read_is_no_outage_of_redis() -> None:
     with Gathered() as stand:
         stand.redis.cli("ACL", "SETUSER", "default", "-scan")  # it takes too long where there are many other keys
