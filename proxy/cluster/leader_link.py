@@ -83,6 +83,7 @@ class LeaderLink(SourceConnection):
         on_state: Callable[[], None],
     ) -> None:
         super().__init__(clock)
+        self.finds_silence = True  # a mute link is kept, also when it is mute for longer
         self.url = url
         self.leader = ""  # the name of its node
         self.reason = ""

@@ -545,6 +545,10 @@ class ClusterSource:
         return self.inner is not None and self.inner.others_confirmed
 
     @property
+    def finds_silence(self) -> bool:
+        return self.inner is not None and self.inner.finds_silence
+
+    @property
     def ended(self) -> bool:
         return bool(self.cause) or (self.inner is not None and self.inner.ended)
 

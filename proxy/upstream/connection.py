@@ -31,7 +31,7 @@ class SourceConnection:
         self.phase = Phase.CONNECTING
         self.request: UpstreamRequest | None = None
         self.cause = ""
-        self.deliberate = self.retry_at_once = self.others_confirmed = False
+        self.deliberate = self.retry_at_once = self.others_confirmed = self.finds_silence = False
         self._clock = clock
         # Bounded in effect: one request is under way at a time, and at most one ping and one pong are queued.
         self._outgoing: Queue[tuple[int, bytes]] = Queue()

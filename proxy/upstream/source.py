@@ -45,6 +45,7 @@ class FeedSource(Protocol):
     `request` is the request under way, `received_at` the time at which the last frames arrived. `deliberate`: the proxy
     ended the connection for a reason of its own. `retry_at_once`: the next connection need not wait after this one.
     `others_confirmed`: when the connection ended, the other side had confirmed topics of others than this proxy.
+    `finds_silence`: the other side itself connects anew when the feed has fallen silent.
     """
 
     @property
@@ -64,6 +65,9 @@ class FeedSource(Protocol):
 
     @property
     def others_confirmed(self) -> bool: ...
+
+    @property
+    def finds_silence(self) -> bool: ...
 
     @property
     def ended(self) -> bool:

@@ -226,7 +226,7 @@ class FeedSupervisor:
             source.tick(now)
             if self._doubtful is not None and now - self._doubtful[1] >= DOUBT_SECONDS:
                 self._answer(self._doubtful[0])
-            if source.live and self._silence.tick(self.router.received, now):
+            if source.live and not source.finds_silence and self._silence.tick(self.router.received, now):
                 self.silences += 1
                 self._log.warning("silent", seconds=self.settings.silence, result="connecting anew")
                 source.end(f"no message for {self.settings.silence:.0f} s on a feed that was busy")

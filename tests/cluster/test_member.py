@@ -199,6 +199,21 @@ def test_what_others_write_into_the_list_of_nodes_does_not_cost_the_status_page(
         assert [each.name for each in cluster_of(node)._nodes] == [cluster_of(node).node]
 
 
+def test_a_silent_feed_is_connected_anew_by_its_leader_alone() -> None:
+    with Gathered() as stand:
+        first, second = stand.add(), stand.add()
+        for node in (first, second):
+            stand.client(node).subscribe(quotes=["A"])
+        wait_for(lambda: leads(first), "no leader")
+        source = source_of(second)
+        second.upstreams["main", "iex"]._silence.tick = lambda *_: True  # type: ignore[method-assign]
+        gevent.sleep(1)
+        assert source_of(second) is source
+        first.upstreams["main", "iex"]._silence.tick = lambda *_: True  # type: ignore[method-assign]
+        wait_for(lambda: first.upstreams["main", "iex"].silences, "the leader does not notice")
+        assert second.upstreams["main", "iex"].silences == 0
+
+
 def test_a_list_of_nodes_that_cannot_be_read_is_no_outage_of_redis() -> None:
     with Gathered() as stand:
         stand.redis.cli("ACL", "SETUSER", "default", "-scan")  # it takes too long where there are many other keys
