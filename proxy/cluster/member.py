@@ -619,6 +619,7 @@ class ClusterSource:
             self.inner.end(reason, deliberate=True)
 
     def end(self, reason: str, deliberate: bool = False) -> None:
+        self._redirected = False  # it does not go on with another role
         self.cause = self.cause or reason
         self.deliberate = self.deliberate or deliberate
         if self.inner is not None:

@@ -226,6 +226,46 @@ def test_a_list_of_nodes_that_cannot_be_read_is_no_outage_of_redis() -> None:
             gevent.sleep(0.01)
 
 
+def test_a_drain_ends_the_attempt_beside_a_link() -> None:
+    with Gathered() as stand:
+        port = free_port()
+        forwarder = Forwarder(("127.0.0.1", port))
+        forwarder.start()
+        first = Gateway(stand.config(port=port, url=forwarder.url))
+        first.start()
+        try:
+            stand.client(first).subscribe(quotes=["A"])
+            wait_for(lambda: leads(first), "no leader")
+            second = stand.add()
+            stand.client(second).subscribe(quotes=["A"])
+            forwarder.freeze()
+            cluster_of(first)._greenlet.kill()  # type: ignore[union-attr]
+            member = member_of(second)
+            wait_for(lambda: member._attempt is not None, "no attempt beside the link", 8)
+            second.stop(0.2)
+            assert member._attempt is None
+            assert member._attempted is None
+        finally:
+            first.stop(0.2)
+            forwarder.stop()
+
+
+def test_a_source_that_is_ended_after_a_redirect_does_not_go_on() -> None:
+    with Gathered() as stand, waiting_leader(stand) as leader:
+        node = stand.add()
+        client = stand.client(node)
+        client.send_json({"action": "subscribe", "quotes": ["A"]})
+        wait_for(lambda: ("main", "iex") in cluster_of(node)._members, "not wanted")
+        slot = slot_of(node)
+        leader.claim(slot)
+        wait_for(lambda: leader.keep(slot) and leader.server.sessions, "no link", 3)
+        source = source_of(node)
+        source.redirect("the role has changed")
+        source.end("the account's configuration changed", deliberate=True)
+        wait_for(lambda: leader.keep(slot) and source_of(node) not in (source, None), "it goes on", 3)
+        assert source.ended
+
+
 def test_what_others_write_into_a_lease_costs_no_more_than_elections() -> None:
     with Gathered() as stand:
         node = stand.add()
