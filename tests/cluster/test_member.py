@@ -9,14 +9,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import gevent
+import pytest
 
+from proxy.alpaca.client_protocol import Login
 from proxy.alpaca.codec import CODECS
+from proxy.alpaca.endpoints import endpoint
+from proxy.cluster.election import Role
+from proxy.cluster.leader_link import Gone, LeaderGone
 from proxy.cluster.lease import Lease
+from proxy.cluster.member import Member
 from proxy.cluster.node_server import NodeServer
 from proxy.cluster.registry import Registry
 from proxy.gateway import Gateway
 from proxy.transport.clock import Clock
 from proxy.upstream.alpaca_connection import AlpacaConnection
+from proxy.upstream.source import FeedSettings
 from tests.cluster.gathered import Gathered, cluster_of, leads, member_of
 from tests.cluster.linked import Forwarder
 from tests.fronts import free_port
@@ -224,6 +231,62 @@ def test_a_list_of_nodes_that_cannot_be_read_is_no_outage_of_redis() -> None:
         while time.monotonic() < deadline:
             assert not cluster_of(node)._problem
             gevent.sleep(0.01)
+
+
+def alone() -> Member:
+    """A member without a node around it."""
+    host = SimpleNamespace(
+        node="me", url="ws://me", secret=SECRET, link_tls=None, clock=Clock(),
+        wake=lambda: None, stop_leading=lambda *_: None, heard_at=lambda _: 0.0,
+    )  # fmt: skip
+    supervisor = SimpleNamespace(needed=True, needed_here=True, reconciler=SimpleNamespace(closed=False))
+    iex = endpoint("iex")
+    assert iex is not None
+    return Member(host, iex, settings("key"), supervisor)  # type: ignore[arg-type]
+
+
+def settings(key: str) -> FeedSettings:
+    return FeedSettings(Login("main", "ws://127.0.0.1:1", key, "secret"), CODECS["json"])
+
+
+def test_a_reload_in_the_middle_of_a_claim_does_not_give_the_role_to_another_account() -> None:
+    member = alone()
+
+    class Slow:
+        """A Redis that answers after a reload has changed the account's key."""
+
+        def token(self) -> int:
+            return 5
+
+        def knows_tokens(self) -> bool:
+            return True
+
+        def exchange(self, slot: str, expected: str, new: str, last: str = "") -> tuple[str, str]:
+            if new:
+                member.make_source(settings("another key"))
+            return new, ""
+
+    member.make_source(settings("key"))
+    member.step(Slow())  # type: ignore[arg-type]
+    assert member.election.role is Role.NONE
+    assert not member._text
+
+
+def test_a_leader_that_drains_after_it_was_left_does_not_make_the_next_one_void() -> None:
+    member = alone()
+    source = member.make_source(settings("key"))
+    election = member.election
+    election.role, election.leader = Role.FOLLOWING, Lease("next", "ws://next", True, 9)
+
+    def receive() -> None:
+        raise LeaderGone(Gone.NOT_LEADING, "closed with 1001")
+
+    source.inner = SimpleNamespace(receive=receive, end=lambda *_, **__: None)  # type: ignore[assignment]
+    source.redirect("next leads the feed")
+    with pytest.raises(LeaderGone):
+        source.receive()
+    assert election.role is Role.FOLLOWING
+    assert not election._void
 
 
 def test_a_drain_ends_the_attempt_beside_a_link() -> None:
