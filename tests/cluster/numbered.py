@@ -89,8 +89,15 @@ class Alpaca(Simulator):
 
     def port_of_connection(self) -> int | None:
         """The client's port of the only connection of the feed; None without one."""
-        ports: list[int] = [peer._connection._raw.getpeername()[1] for peer in self.connections(FEED)]
-        return ports[0] if len(ports) == 1 else None
+        peers = self.connections(FEED)
+        try:
+            return int(peers[0]._connection._raw.getpeername()[1]) if len(peers) == 1 else None
+        except OSError:  # it has just ended
+            return None
+
+    def untaken(self) -> int:
+        """The number of messages so far that no connection was subscribed to."""
+        return sum(sum(taker == NOBODY for taker in takers) for takers in self.taker.values())
 
     def _report(self, peer: Peer, outcome: Outcome) -> None:
         super()._report(peer, outcome)

@@ -168,11 +168,11 @@ def test_chaos(tmp_path: Path) -> None:
         steady = [*stand.clients]
         restless = [stand.client(at, SYMBOLS[:at]) for at in range(len(stand.nodes))]
         settled(stand.clients)
-        chaos, began = Chaos(stand, seed), time.monotonic()
+        chaos, began, untaken = Chaos(stand, seed), time.monotonic(), stand.alpaca.untaken()
         chaos.run(CHAOS_SECONDS, restless)
         calm = time.monotonic()
         stand.alpaca.slot_outlives(0)
-        report(stand, steady, chaos, began)
+        report(stand, steady, chaos, began, stand.alpaca.untaken() - untaken)
         all_is_well(stand)
         print(f"calm after {time.monotonic() - calm:.1f} s")
         stand.judge()
@@ -193,15 +193,15 @@ def all_is_well(stand: Stand) -> None:
         wait_for(node.ready, f"{node} is not ready")
 
 
-def report(stand: Stand, steady: list[Client], chaos: Chaos, began: float) -> None:
+def report(stand: Stand, steady: list[Client], chaos: Chaos, began: float, untaken: int) -> None:
     print(", ".join(f"{kind} {count}" for kind, count in sorted(chaos.done.items())))
     account = sum((client.account() for client in stand.clients), Account())
     joined = sum((client.joined_account() for client in stand.clients), Account())
     sent = sum(len(times) for times in stand.alpaca.sent.values())
     missed = [sum(len(client.missing(symbol)) for symbol in SYMBOLS) for client in steady]
     print(
-        f"sent {sent}; steady clients missed {missed}, longest silence"
-        f" {max(client.silence(began) for client in steady):.1f} s; twice {account.twice}, out of order"
+        f"sent {sent}, {untaken} of them while no connection was subscribed; steady clients missed {missed}, longest"
+        f" silence {max(client.silence(began) for client in steady):.1f} s; twice {account.twice}, out of order"
         f" {account.out_of_order} (across reconnects {joined.twice}, {joined.out_of_order}); log-ins at Alpaca"
         f" {stand.alpaca.opened(FEED)}, refused {dict(stand.alpaca.slots.refused)}; most connections"
         f" {dict(stand.alpaca.most)}"
