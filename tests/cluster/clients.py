@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import gevent
 
-from tests.cluster.numbered import NOBODY, SYMBOLS, Alpaca
+from tests.cluster.numbered import SYMBOLS, Alpaca
 from tests.harness import CLOSE, PING, PONG, TEXT, Wire, wait_for
 
 OPEN_SECONDS = 3.0  # for which a node may let a client wait for its log-in
@@ -136,13 +136,14 @@ class Client:
             joined.extend(run.times.get(symbol, ()))
         return joined
 
-    def missing(self, symbol: str, since: float = 0.0, alpaca: Alpaca | None = None) -> list[int]:
-        """The numbers between the first and the last that it has received that it has not; of those sent since then."""
-        got = set(self.sequence(symbol))
-        if not got:
-            return []
-        gone = [number for number in range(min(got), max(got)) if number not in got]
-        return gone if alpaca is None else [number for number in gone if alpaca.sent[symbol][number] >= since]
+    def missing(self, symbol: str) -> list[int]:
+        """The numbers between the first and the last that it has received that it has not."""
+        return _missing(self.sequence(symbol))
+
+    def missed(self, symbol: str, alpaca: Alpaca, since: float) -> list[float]:
+        """When the messages were sent, since then, that its present connection has missed."""
+        numbers = _missing(self.runs[-1].numbers[symbol])
+        return [sent for number in numbers if (sent := alpaca.sent[symbol][number]) >= since]
 
     def silence(self, since: float) -> float:
         """The longest time without a message of one of its symbols, from then until now."""
@@ -231,13 +232,9 @@ def judge(numbers: Sequence[int]) -> Account:
     return Account(twice, late)
 
 
-def lost(client: Client, alpaca: Alpaca, gone: set[int], since: float) -> dict[str, list[int]]:
-    """What Alpaca has sent to a connection, `gone` ones aside, and the client has not received."""
-    found = {
-        symbol: [n for n in client.missing(symbol, since, alpaca) if alpaca.taker[symbol][n] not in {NOBODY, *gone}]
-        for symbol in client.wanted
-    }
-    return {symbol: numbers for symbol, numbers in found.items() if numbers}
+def _missing(numbers: Sequence[int]) -> list[int]:
+    got = set(numbers)
+    return [number for number in range(min(got), max(got)) if number not in got] if got else []
 
 
 def _longest(times: Sequence[float], since: float, until: float) -> float:

@@ -23,9 +23,9 @@ from types import TracebackType
 from typing import Any
 from urllib.error import HTTPError
 
-from tests.cluster.clients import Account, Client, lost, settled
+from tests.cluster.clients import Account, Client, settled
 from tests.cluster.forwarder import Forwarder
-from tests.cluster.numbered import FEED, SYMBOLS, Alpaca
+from tests.cluster.numbered import SYMBOLS, Alpaca
 from tests.cluster.redis_server import RedisServer
 from tests.fronts import free_port
 from tests.harness import Process, wait_for
@@ -295,11 +295,6 @@ class Stand:
     def clients_at(self, node: Node) -> list[Client]:
         return [client for client in self.clients if client.node == node.number]
 
-    def gone(self) -> set[int]:
-        """The numbers of the connections to Alpaca that have ended."""
-        present = {peer.number for peer in self.alpaca.connections(FEED)}
-        return set(range(1, self.alpaca._connection_count + 1)) - present
-
     def judge(self, *, joined: bool = False) -> None:
         """No message twice, none out of order, and never two connections of one account and feed.
 
@@ -313,18 +308,24 @@ class Stand:
             assert "internal_error" not in node.text, node.text[-6000:]
             assert "Traceback" not in node.text, node.text[-6000:]
 
-    def lost(self, client: Client, since: float = 0.0) -> dict[str, list[int]]:
-        """What the present connection to Alpaca has been sent since then and the client has not received."""
-        return lost(client, self.alpaca, self.gone(), since)
-
 
 class Outage:
-    """What these clients notice of a fault that begins now."""
+    """What these clients notice of a fault that begins now.
+
+    What was sent after `in_flight` may have been on its way: IN_FLIGHT_SECONDS, or longer on a busy machine.
+    """
 
     def __init__(self, clients: Iterable[Client], alpaca: Alpaca) -> None:
         self._clients = [*clients]
         self._alpaca = alpaca
         self.began = time.monotonic()
+        received = [
+            alpaca.sent[symbol][client.last(symbol)]
+            for client in self._clients
+            for symbol in client.wanted
+            if client.last(symbol) >= 0
+        ]
+        self.in_flight = min([self.began - IN_FLIGHT_SECONDS, *received])
 
     def over(self, seconds: float = 20.0) -> float:
         """Wait until all receive what is sent now, and not only what is on its way; return the longest silence."""
@@ -340,7 +341,7 @@ class Outage:
     def missed(self) -> int:
         """The largest number of messages sent since then, or shortly before, that one of the clients has missed."""
         return max(
-            sum(len(client.missing(symbol, self.began - CALM_SECONDS, self._alpaca)) for symbol in client.wanted)
+            sum(len(client.missed(symbol, self._alpaca, self.began - CALM_SECONDS)) for symbol in client.wanted)
             for client in self._clients
         )
 

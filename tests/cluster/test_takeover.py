@@ -19,7 +19,6 @@ from tests.cluster.numbered import FEED, SYMBOLS, Alpaca
 from tests.cluster.redis_server import RedisServer
 from tests.cluster.stand import (
     CALM_SECONDS,
-    IN_FLIGHT_SECONDS,
     Node,
     Outage,
     Stand,
@@ -41,9 +40,11 @@ slow = pytest.mark.slow
 def missing_only(client: Client, alpaca: Alpaca, since: float, until: float) -> None:
     """Nothing is missing but messages that were sent between these times."""
     for symbol in client.wanted:
-        times = [alpaca.sent[symbol][number] for number in client.missing(symbol, since - CALM_SECONDS, alpaca)]
+        times = client.missed(symbol, alpaca, since - CALM_SECONDS)
         outside = [round(at - since, 3) for at in times if not since <= at <= until]
-        assert not outside, f"{client}: missing {symbol}, sent so many seconds after the fault: {outside[:10]}"
+        assert not outside, (
+            f"{client}: missing {symbol}, sent so many seconds after the first in flight: {outside[:10]}"
+        )
 
 
 def nothing_missing(clients: list[Client]) -> None:
@@ -63,7 +64,7 @@ def takes_over(stand: Stand, leader: Node, end: Callable[[], None], allowed: flo
     flowing = time.monotonic()
     assert silence < allowed
     for witness in witnesses:
-        missing_only(witness, stand.alpaca, outage.began - IN_FLIGHT_SECONDS, flowing)
+        missing_only(witness, stand.alpaca, outage.in_flight, flowing)
     settled(stand.clients)
     return silence
 
