@@ -57,6 +57,7 @@ from proxy.upstream.supervisor import FeedSupervisor
 from proxy.upstream.websocket import tls_context
 
 if TYPE_CHECKING:
+    from proxy.cluster.leader_history import LeaderHistory
     from proxy.cluster.node import Node
     from proxy.recording.recorder import Recorder
 
@@ -103,6 +104,7 @@ class Gateway:
         self._outboxes = Outboxes(config.limits.outboxes)
         self._order_routers: dict[str, OrderRouter] = {}  # by account; kept when the account is reconfigured
         self._order_readers: dict[str, OrderReader] = {}  # likewise
+        self._leader_histories: dict[str, LeaderHistory] = {}  # likewise
         self._tls = _tls(config)
         self._node = self._make_node()
         self.server = Server(
@@ -226,6 +228,8 @@ class Gateway:
             upstream.stop()
         for reader in self._order_readers.values():
             reader.stop()
+        for history in self._leader_histories.values():
+            history.stop()
         if self._ticker is not None:
             self._ticker.kill()
         if self._node is not None:
@@ -300,6 +304,8 @@ class Gateway:
             if account not in new.accounts:
                 reader.stop()
                 del self._order_readers[account], self._order_routers[account]
+                if (history := self._leader_histories.pop(account, None)) is not None:
+                    history.stop()
             elif account in plan.accounts:
                 reader.configure(self._feed_settings(account, "trading").login)
         if "record" in plan.settings or self._recorder_failed:
@@ -397,11 +403,22 @@ class Gateway:
             self.config.cluster,
             self._clock,
             lambda account, feed: self.upstreams.get((account, feed)),
+            self._leader_history,
             lambda: self.server,
         )
 
+    def _leader_history(self, account: str) -> LeaderHistory:
+        """Return what an account's router of order updates reads on a node of a cluster, by its role."""
+        from proxy.cluster.leader_history import LeaderHistory
+
+        router = self._order_router(account)
+        history = self._leader_histories.get(account)
+        if history is None:
+            history = self._leader_histories[account] = LeaderHistory(router, self._order_readers[account])
+        return history
+
     def _make_source(self, feed_endpoint: Endpoint, settings: FeedSettings) -> FeedSource:
-        if self._node is not None and self._node.shares(feed_endpoint):
+        if self._node is not None:
             return self._node.make_source(feed_endpoint, settings)
         return AlpacaConnection(feed_endpoint, settings, self._clock)
 
@@ -428,13 +445,22 @@ class Gateway:
             router = self._order_routers[account] = OrderRouter(feed_endpoint, orders, self._clock, history)
             login = self._feed_settings(account, "trading").login
             router.reader = self._order_readers[account] = OrderReader(
-                router, login, self._clock, lambda: self._send_orders(account), self._close_incomplete
+                router,
+                login,
+                self._clock,
+                lambda: self._send_orders(account),
+                self._close_incomplete,
+                lambda complete: self._recovery_ended(account, complete),
             )
         return router
 
     def _send_orders(self, account: str) -> None:
         if (upstream := self.upstreams.get((account, "trading"))) is not None:
             upstream.flush()
+
+    def _recovery_ended(self, account: str, complete: bool) -> None:
+        if self._node is not None and (upstream := self.upstreams.get((account, "trading"))) is not None:
+            self._node.recovery_ended(upstream, complete)
 
     def _close_incomplete(self, recovery: Recovery) -> None:
         """Close the sessions that may have missed order updates in an outage."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 from proxy.alpaca import timestamps
@@ -46,7 +47,15 @@ def event(body: bytes) -> bytes:
     return b"data: %b\n\n" % body
 
 
-def stamped(update: Raw | bytes, arrived: int, earliest: int) -> tuple[int, bytes] | None:
+class Stamped(NamedTuple):
+    """The time of an update, and its body with that time as `at`; `added`: Alpaca had sent none."""
+
+    at: int
+    body: bytes
+    added: bool
+
+
+def stamped(update: Raw | bytes, arrived: int, earliest: int) -> Stamped | None:
     """Return an update's time and its body on one line, which has the time as `at`.
 
     `update` is the `data` of a message, `arrived` its time of arrival, in nanoseconds since 1970 like the result. The
@@ -59,7 +68,13 @@ def stamped(update: Raw | bytes, arrived: int, earliest: int) -> tuple[int, byte
     named = _time(JSON.text_of(fields.get("at")))
     at = max(arrived if named is None else named, earliest)
     body = bytes(update) if at == named else JSON.encode({**fields, "at": timestamps.rfc3339(at)})
-    return at, body.translate(_ONE_LINE)
+    return Stamped(at, body.translate(_ONE_LINE), "at" not in fields)
+
+
+def without_time(body: bytes, at: int) -> bytes:
+    """Return a body to which `stamped` has added this time as it was before, but for spaces between its values."""
+    added = b'"at":%b}' % JSON.encode(timestamps.rfc3339(at))
+    return body if not body.endswith(added) else body[: -len(added)].removesuffix(b",") + b"}"
 
 
 def time_of(body: bytes) -> int:

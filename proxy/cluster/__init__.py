@@ -11,7 +11,9 @@ lease         the permission to lead a feed, as a signed text (pure)
 registry      access to Redis: leases, fencing tokens, the list of nodes, places of clients
 places        `max_connections` of clients over all nodes
 leader_link   the edge's end of a link: a source of its feed
+leader_history  what the router of order updates reads on an edge
 node_session  the leader's end of a link: a session of another node
+order_replay  the older entries of the history of order updates, for an edge
 node_server   the port for nodes
 dialect       the messages between nodes (pure)
 

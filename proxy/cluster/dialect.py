@@ -15,6 +15,12 @@ data; the edge's messages are objects, as toward Alpaca.
     leader  subscription: channels, error              the state has changed without a request
     leader  success away: reason, leading, blamed, …   the link ends
 
+On the path of the trading feed, a subscribe to the order updates names what the edge has of the leader's history, and
+the updates are entries of that (`routing.order_entries`).
+
+    edge    subscribe: id, term, at, since, channels   the entries after that one are sent first
+    leader  success caught up: term, from, complete    the edge has all entries; or updates may be missing, `since`
+
 Both sides prove that they know the cluster's secret, which never travels. Pure: challenge and nonce are parameters.
 What a peer sends is checked by type and bounded; anything else raises Malformed. Unknown fields are ignored, and so are
 unknown messages of the leader's.
@@ -39,6 +45,7 @@ from proxy.alpaca.cooperative import Steps
 from proxy.alpaca.endpoints import FOLLOWERS
 from proxy.alpaca.market import ControlFrame, change
 from proxy.alpaca.topics import Subscription, Topic, by_channel, symbol_of
+from proxy.routing.order_entries import Claim
 
 VERSIONS = (1,)  # that this program speaks, newest first
 HEADER = "Alpaca-Proxy-Node"  # of the upgrade request: the versions that the edge speaks
@@ -130,11 +137,24 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class CaughtUp:
+    """The edge has all entries of the history that it has asked for.
+
+    `term` is the leader's, `complete_from` the time since which its history is complete, in nanoseconds since 1970.
+    Unless it is `complete`, updates may be missing since the time that the edge has named.
+    """
+
+    term: str
+    complete_from: int
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Unknown:
     """A message that this version does not have."""
 
 
-LeaderMessage = Connected | Authenticated | Live | Waiting | Away | State | Failure | Unknown
+LeaderMessage = Connected | Authenticated | Live | Waiting | Away | State | Failure | CaughtUp | Unknown
 
 
 # What the edge says
@@ -155,12 +175,14 @@ class Auth:
 class Request:
     """A subscribe or an unsubscribe; `fields` are for `market.request`.
 
-    `alone`: it is not to be merged with topics of others, since it has failed before.
+    `alone`: it is not to be merged with topics of others, since it has failed before. `claim`: what the edge has of the
+    history of order updates.
     """
 
     id: int
     alone: bool
     fields: Mapping[str, Raw]
+    claim: Claim | None = None
 
 
 EdgeMessage = Auth | Request
@@ -228,6 +250,11 @@ def _refused(refused: tuple[int, str] | None) -> dict[str, Any]:
     return {} if refused is None else {"refused": [refused[0], refused[1][:MAX_TEXT]]}
 
 
+def caught_up(message: CaughtUp) -> ControlFrame:
+    told = {"term": message.term, "from": message.complete_from, "complete": message.complete}
+    return [{"T": "success", "msg": "caught up", **told}]
+
+
 def failure(code: int, msg: str, request: int | None = None) -> ControlFrame:
     identity = {} if request is None else {"id": request}
     return [{"T": "error", **identity, "code": code, "msg": msg[:MAX_TEXT]}]
@@ -279,6 +306,9 @@ def leader_message(codec: Codec, body: Raw | bytes) -> LeaderMessage:
         return Authenticated(_text(codec, fields, "proof", _PROOF))
     if msg == "live":
         return Live(_integer(codec, fields.get("token")))
+    if msg == "caught up":
+        term = _text(codec, fields, "term", _NAME)
+        return CaughtUp(term, _integer(codec, fields.get("from")), _flag(fields, "complete"))
     reason = (codec.text_of(fields.get("reason")) or "")[:MAX_TEXT]
     refused = _error(codec, fields.get("refused"))
     if msg == "waiting":
@@ -307,15 +337,20 @@ def auth(message: Auth) -> dict[str, Any]:
     }
 
 
-def request(number: int, add: bool, topics: Iterable[Topic], alone: bool = False) -> dict[str, Any]:
-    return {"id": number, **({"alone": True} if alone else {}), **change(add, topics)}
+def request(
+    number: int, add: bool, topics: Iterable[Topic], alone: bool = False, claim: Claim | None = None
+) -> dict[str, Any]:
+    named: dict[str, Any] = {"alone": True} if alone else {}
+    if claim is not None:
+        named |= {"term": claim.term, "at": claim.at, **({} if claim.since is None else {"since": claim.since})}
+    return {"id": number, **named, **change(add, topics)}
 
 
 def edge_message(codec: Codec, payload: bytes) -> EdgeMessage:
     """Parse a message of the edge. Raises Malformed."""
     fields = codec.fields(payload)
     if codec.text_of(fields.get("action")) != "auth":
-        return Request(_integer(codec, fields.get("id")), _flag(fields, "alone"), fields)
+        return Request(_integer(codec, fields.get("id")), _flag(fields, "alone"), fields, _claim(codec, fields))
     return Auth(
         _integer(codec, fields.get("version")),
         _text(codec, fields, "node", _NAME),
@@ -340,6 +375,14 @@ def _integer(codec: Codec, value: Raw | bytes | None) -> int:
     if number is None or not 0 <= number <= MAX_INTEGER:
         raise Malformed("no valid number")
     return number
+
+
+def _claim(codec: Codec, fields: Mapping[str, Raw]) -> Claim | None:
+    if "at" not in fields:
+        return None
+    term = codec.text_of(fields.get("term")) or ""
+    since = _integer(codec, fields["since"]) if "since" in fields else None
+    return Claim(term[:MAX_TEXT], _integer(codec, fields["at"]), since)
 
 
 def _identity(codec: Codec, fields: Mapping[str, Raw]) -> int | None:

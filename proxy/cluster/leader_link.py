@@ -20,6 +20,9 @@ from proxy.alpaca.codec import Malformed, Raw
 from proxy.alpaca.endpoints import Endpoint
 from proxy.alpaca.topics import Topic
 from proxy.cluster import dialect
+from proxy.cluster.leader_history import LinkedOrders
+from proxy.routing.order_entries import Claim
+from proxy.routing.order_router import ORDERS_TOPIC
 from proxy.routing.request_builder import UpstreamRequest
 from proxy.transport import frames
 from proxy.transport.connection import outlast_cuts
@@ -63,10 +66,10 @@ class _TooSlow(Exception):
 class LeaderLink(SourceConnection):
     """A `FeedSource` that reads from the node that leads the feed.
 
-    `node` is the name of this node, `account` the hash of the account, `url` the leader's. `on_state` is called when
-    the phase or the reason has changed; it may not block. `reason` is what the leader waits for while the phase is
-    AUTHENTICATING, `token` that of its lease once it is LIVE; `gone` is set when the link has ended, and `round_trip`
-    the seconds from the last ping to its pong.
+    `node` is the name of this node, `account` the hash of the account, `url` the leader's, `orders` the history of
+    order updates on the trading feed. `on_state` is called when the phase or the reason has changed; it may not block.
+    `reason` is what the leader waits for while the phase is AUTHENTICATING, `token` that of its lease once it is LIVE;
+    `gone` is set when the link has ended, and `round_trip` the seconds from the last ping to its pong.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class LeaderLink(SourceConnection):
         url: str,
         tls: ssl.SSLContext | None,
         on_state: Callable[[], None],
+        orders: LinkedOrders | None = None,
     ) -> None:
         super().__init__(clock)
         self.finds_silence = True  # a mute link is kept, also when it is mute for longer
@@ -98,6 +102,8 @@ class LeaderLink(SourceConnection):
         self._account = account
         self._tls = tls
         self._on_state = on_state
+        self._orders = orders
+        self._claim: Claim | None = None
         self._unread: deque[Frame] = deque()  # received while it was not live
         self._id = 0  # of the last request
         self._blamed: tuple[int, ...] = ()
@@ -149,6 +155,8 @@ class LeaderLink(SourceConnection):
                 return replace(stated, answers=True)
             case dialect.Failure(number, code, msg) if self.request is not None and number == self._id:
                 return Refused(code, msg, answers=True)
+            case dialect.CaughtUp() if self._orders is not None and self._claim is not None:
+                self._orders.caught_up(self._claim, message)
             case dialect.Away():
                 self._leave(message)
         return Ignored()
@@ -159,7 +167,11 @@ class LeaderLink(SourceConnection):
     def send_request(self, request: UpstreamRequest, acked: Iterable[Topic]) -> None:
         self.request = request
         self._id += 1
-        message = dialect.request(self._id, request.add, request.topics, alone=request.sole is not None)
+        claim: Claim | None = None
+        if self._orders is not None and request.add and ORDERS_TOPIC in request.topics:
+            claim = self._claim = self._orders.claim()
+        alone = request.sole is not None
+        message = dialect.request(self._id, request.add, request.topics, alone=alone, claim=claim)
         self._queue(self._opcode, self._codec.encode(message))
 
     def take_request(self) -> UpstreamRequest | None:

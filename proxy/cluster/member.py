@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import gevent
@@ -19,7 +19,7 @@ from gevent.event import Event
 
 from proxy.alpaca.client_protocol import HINTS, Backoff, FeedEvent, Ignored, Phase, Refused
 from proxy.alpaca.codec import Malformed, Raw
-from proxy.alpaca.endpoints import Endpoint
+from proxy.alpaca.endpoints import Dialect, Endpoint
 from proxy.alpaca.topics import Topic
 from proxy.cluster.election import (
     RETRY_SECONDS,
@@ -34,6 +34,7 @@ from proxy.cluster.election import (
     Wait,
     Yield,
 )
+from proxy.cluster.leader_history import LeaderHistory
 from proxy.cluster.leader_link import Gone, LeaderGone, LeaderLink
 from proxy.cluster.lease import Lease, account_hash, slot_of
 from proxy.cluster.registry import Registry
@@ -74,9 +75,19 @@ class Host(Protocol):
 
 
 class Member:
-    """One feed of one account on this node. `changes` counts the changes of its leader."""
+    """One feed of one account on this node. `changes` counts the changes of its leader.
 
-    def __init__(self, host: Host, endpoint: Endpoint, settings: FeedSettings, supervisor: FeedSupervisor) -> None:
+    `orders`: what the router of order updates reads, by the role of this node.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        endpoint: Endpoint,
+        settings: FeedSettings,
+        supervisor: FeedSupervisor,
+        orders: LeaderHistory | None = None,
+    ) -> None:
         self.endpoint = endpoint
         self.settings = settings
         self.supervisor = supervisor
@@ -85,6 +96,7 @@ class Member:
         self.heard_at = host.clock()  # of the last connection that has ended: the other side's last sign of life
         self.slot = self._slot_of(host.secret, settings)
         self._host = host
+        self._orders = orders
         self._source: ClusterSource | None = None
         self._text = ""  # of the own lease, as it was last written
         self._read = ""  # of the lease, as it was last read
@@ -173,11 +185,15 @@ class Member:
             election = self.election
             if self._attempted is not None and self._attempted.live:
                 connection, self._attempted = self._attempted, None
+                if self._orders is not None:
+                    self._orders.lead()
                 return connection
             if election.role is Role.LEADING and election.link is not Link.MUTE:
                 if self._attempted is not None:  # beside a link that has ended since
                     self.end_attempt()
                     continue
+                if self._orders is not None:
+                    self._orders.lead()
                 return self._alpaca()
             if election.role is Role.FOLLOWING and election.leader is not None:
                 leader, (last, at) = election.leader, self._linked
@@ -185,6 +201,8 @@ class Member:
                     gevent.sleep(wait)
                     continue
                 self._linked = leader.token, self._host.clock()
+                if self._orders is not None:
+                    self._orders.follow()
                 return self._link_to(leader)
             self._changed.wait()
 
@@ -442,6 +460,7 @@ class Member:
             url=leader.url,
             tls=host.link_tls,
             on_state=host.wake,
+            orders=self._orders,
         )
 
     def _log_in_beside(self) -> None:
@@ -473,7 +492,7 @@ class Member:
         while not connection.live:
             for frame in connection.receive():
                 try:
-                    bodies = self.settings.codec.split(frame.payload)[0]
+                    bodies = self._bodies(frame.payload)
                 except Malformed:
                     if (error := connection.foreign_error(frame.payload)) is not None:
                         raise LoginRefused(error.code, error.msg) from None
@@ -485,6 +504,11 @@ class Member:
                             connection.log_in_again()
                         case Refused(code, msg):
                             raise LoginRefused(code, msg)
+
+    def _bodies(self, payload: bytes) -> Sequence[Raw | bytes]:
+        if self.endpoint.dialect is Dialect.TRADING and not self.settings.codec.is_array(payload.lstrip()):
+            return [payload]
+        return self.settings.codec.split(payload)[0]
 
     def end_attempt(self) -> None:
         """End the attempt beside a mute link; block until that is done."""

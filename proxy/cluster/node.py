@@ -18,6 +18,7 @@ import gevent
 from gevent.event import Event
 
 from proxy.alpaca.endpoints import Dialect, Endpoint
+from proxy.cluster.leader_history import LeaderHistory
 from proxy.cluster.member import ClusterSource, Member
 from proxy.cluster.node_server import NodeServer
 from proxy.cluster.places import ClusterPlaces, SessionCounts
@@ -42,8 +43,9 @@ FindSupervisor = Callable[[str, str], FeedSupervisor | None]
 class Node:
     """One proxy of a cluster. `find_supervisor` returns that of an account and feed; None for no more.
 
-    `counts` returns the numbers of sessions of this node; `places` are those that all nodes share. `start` raises
-    OSError if the address for the other nodes cannot be bound.
+    `find_orders` returns what an account's router of order updates reads on the nodes that do not lead, `counts` the
+    numbers of sessions of this node; `places` are those that all nodes share. `start` raises OSError if the address for
+    the other nodes cannot be bound.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Node:
         config: Cluster,
         clock: Callable[[], float],
         find_supervisor: FindSupervisor,
+        find_orders: Callable[[str], LeaderHistory],
         counts: Callable[[], SessionCounts],
     ) -> None:
         self.url = config.url
@@ -62,6 +65,7 @@ class Node:
         self._nodes: tuple[ClusterNode, ...] = ()
         self._redis = config.redis.shown
         self._find_supervisor = find_supervisor
+        self._find_orders = find_orders
         self._registry = Registry(config.redis.reveal(), config.name, config.ca)
         self.places = ClusterPlaces(self._registry, self.node, counts, clock)
         self._members: dict[tuple[str, str], Member] = {}
@@ -106,7 +110,8 @@ class Node:
         if member is None or member.supervisor is not supervisor:
             if member is not None:
                 self._retired.append(member)
-            member = self._members[key] = Member(self, endpoint, settings, supervisor)
+            orders = self._find_orders(key[0]) if endpoint.dialect is Dialect.TRADING else None
+            member = self._members[key] = Member(self, endpoint, settings, supervisor, orders)
         return member.make_source(settings)
 
     def feed_is_live(self, supervisor: FeedSupervisor) -> None:
@@ -119,6 +124,10 @@ class Node:
     def feed_was_lost(self, supervisor: FeedSupervisor) -> None:
         """Tell the nodes that follow this one that the connection to Alpaca is lost."""
         self._server.feed_was_lost(supervisor, f"the leader has lost Alpaca: {supervisor.last_error}")
+
+    def recovery_ended(self, supervisor: FeedSupervisor, complete: bool) -> None:
+        """Tell the nodes that follow this one that a recovery of order updates has ended."""
+        self._server.recovery_ended(supervisor, complete)
 
     def tick(self, now: float) -> None:
         """Do what is due: pings and time limits of links, and what the leader's links are told."""
@@ -133,19 +142,9 @@ class Node:
         )
         return ClusterState(self.node, self.url, self._redis, self._problem, self._nodes, feeds, self._server.refused)
 
-    def shares(self, endpoint: Endpoint) -> bool:
-        """Return whether all nodes share one connection to this feed; else each has its own."""
-        return endpoint.dialect is Dialect.MARKET
-
-    def records(self, account: str, endpoint: Endpoint) -> bool:
-        """Return whether this node is the one that records a feed now: its messages come over its own connection.
-
-        Where each node has a connection, it is the first of all nodes by name. When that changes, what comes within a
-        few seconds may be recorded twice or not at all.
-        """
-        if not self.shares(endpoint):
-            return min((node.name for node in self._nodes), default="") == self.node
-        member = self._members.get((account, endpoint.feed))
+    def records(self, account: str, feed: str) -> bool:
+        """Return whether this node is the one that records a feed now: its messages come over its own connection."""
+        member = self._members.get((account, feed))
         return member is not None and member.receives
 
     def silence(self, supervisor: FeedSupervisor) -> float:

@@ -14,7 +14,7 @@ from math import inf
 from typing import Protocol
 
 from proxy.alpaca.codec import CODECS
-from proxy.alpaca.endpoints import Dialect, Endpoint, endpoint, feed_of_path
+from proxy.alpaca.endpoints import Endpoint, endpoint, feed_of_path
 from proxy.cluster import dialect
 from proxy.cluster.node_session import OUTBOX_BYTES, LeadingFeed, NodeSession
 from proxy.downstream.auth_throttle import AuthThrottle
@@ -150,6 +150,11 @@ class NodeServer:
         for session in self._sessions_of(supervisor):
             session.go_away(reason, leading=False, code=frames.SERVICE_RESTART)
 
+    def recovery_ended(self, supervisor: FeedSupervisor, complete: bool) -> None:
+        """Tell the nodes that have asked for order updates that what was missed has been sent, or cannot be read."""
+        for session in self._sessions_of(supervisor):
+            session.recovery_ended(complete)
+
     def heard_at(self, supervisor: FeedSupervisor) -> float:
         """Return the time of the last sign of life of a node that reads the feed; minus infinity for none."""
         return max((session.received_at for session in self._sessions_of(supervisor)), default=-inf)
@@ -223,10 +228,9 @@ class NodeServer:
 
 
 def _endpoint_of(environ: Environ) -> Endpoint | None:
-    """Return the endpoint whose path, without an alias, is that of the request; only market data has links."""
+    """Return the endpoint whose path, without an alias, is that of the request."""
     served = endpoint(feed_of_path(environ["PATH_INFO"], "") or "")
-    is_own = served is not None and served.path == environ["PATH_INFO"] and served.dialect is Dialect.MARKET
-    return served if is_own else None
+    return served if served is not None and served.path == environ["PATH_INFO"] else None
 
 
 def _codec_of(environ: Environ) -> str:

@@ -19,12 +19,15 @@ from proxy.alpaca.endpoints import WILDCARD, Endpoint
 from proxy.alpaca.market import ERRORS, ControlFrame
 from proxy.alpaca.topics import NO_TOPICS, channel_of
 from proxy.cluster import dialect
+from proxy.cluster.order_replay import OrderReplay
 from proxy.downstream.client_session import LARGE_STATE, UNAUTHENTICATED_OUTBOX_BYTES
 from proxy.downstream.hub_budget import SLICE_SECONDS
 from proxy.downstream.outbox import Outbox
 from proxy.downstream.session import BaseSession, SessionHost
 from proxy.observe.logs import Log
 from proxy.routing.allowlists import Client, SymbolPatterns
+from proxy.routing.order_entries import Claim
+from proxy.routing.order_router import ORDERS_TOPIC, OrderRouter
 from proxy.routing.subscriber import Error, PendingRequest, RequestState, Subscriber
 from proxy.transport import frames
 from proxy.transport.connection import GONE_SECONDS, ClientConnection
@@ -91,6 +94,7 @@ class NodeSession(BaseSession):
         self._slice_began = self.received_at = self.opened
         self._subscriber: Subscriber | None = None
         self._request_id = 0
+        self._replay: OrderReplay | None = None
         self._channels = dict.fromkeys(endpoint.channels)  # that each state has, also without a topic
         self._told: tuple[str, Error | None] | None = None  # what it was told last to be waiting for
         self._log = Log("node", feed=self.feed, address=connection.address)
@@ -274,6 +278,8 @@ class NodeSession(BaseSession):
         add, remove = (request.topics, NO_TOPICS) if request.add else (NO_TOPICS, request.topics)
         pending = PendingRequest(subscriber, add, remove, began, alone=message.alone)
         self.requests.append(pending)
+        if message.claim is not None and ORDERS_TOPIC in add:
+            self._claim(subscriber, message.claim)
         for _ in subscriber.feed.request(pending):
             self._pace()
         self.answer()
@@ -294,10 +300,27 @@ class NodeSession(BaseSession):
             self._send_state(self._request_id)
             for frame, messages in first.subscriber.feed.install(first.subscriber):
                 self.outbox.put(frame, messages)
+            if self._replay is not None and ORDERS_TOPIC in first.subscriber.held:
+                self._replay.begin()
 
     def report(self, error: Error | None) -> None:
         self._send_state(None, error)
         self.answer()
+
+    def _claim(self, subscriber: Subscriber, claim: Claim) -> None:
+        """Let the node have the history of order updates, once it is subscribed to them."""
+        router = None if self.supervisor is None else self.supervisor.router
+        if isinstance(router, OrderRouter):
+            if self._replay is not None:
+                self._replay.stop()
+            self._replay = OrderReplay(
+                router, subscriber, self.outbox, claim, lambda caught_up: self._send(dialect.caught_up(caught_up))
+            )
+
+    def recovery_ended(self, complete: bool) -> None:
+        """Record that a recovery of order updates has ended."""
+        if self._replay is not None:
+            self._replay.recovery_ended(complete)
 
     def _send_state(self, request: int | None, error: Error | None = None) -> None:
         held = self._held()
@@ -314,6 +337,9 @@ class NodeSession(BaseSession):
         self.outbox.reply(self.codec.encode(message))
 
     def _leave_feeds(self) -> None:
+        if self._replay is not None:
+            self._replay.stop()
+            self._replay = None
         super()._leave_feeds()
         self._subscriber = None
 

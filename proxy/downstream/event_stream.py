@@ -43,6 +43,7 @@ HEARTBEAT_SECONDS = 15.0
 UNTIL_SECONDS = 2.0  # by which an update may arrive later than its `at`
 REPLAY_PENDING_BYTES = 64 * 1024  # with more in the outbox, no older updates are added
 REPLAY_POLL_SECONDS = 0.01
+BEHIND_SECONDS = 11.0  # for which older updates may come from another node of a cluster
 RETURN_SECONDS = 10.0  # for which a stream stays subscribed after its end
 OPENING_SECONDS = 0.25
 MAX_OPENING_SECONDS = 2.5
@@ -207,11 +208,15 @@ class EventStream(BaseSession):
         if self._window.since is None:
             self._live = True
         else:
-            self._sender = gevent.spawn(self._send_missed, self._history.position(self._window.since))
+            self._sender = gevent.spawn(self._send_missed, self._window.since)
 
-    def _send_missed(self, position: int) -> None:
-        """Send the updates from a position of the history on, then switch to those that arrive."""
+    def _send_missed(self, since: int) -> None:
+        """Send the updates of the history since a time, then switch to those that arrive."""
         try:
+            until = self._clock() + BEHIND_SECONDS
+            while self._history.is_behind and self._clock() < until:
+                gevent.sleep(REPLAY_POLL_SECONDS)
+            position = self._history.position(since)
             while position < self._history.end and self.outbox.closing is None:
                 began = self._budget.reserve()
                 updates, position = self._history.read(self.name, position, self._clock())

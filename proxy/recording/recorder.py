@@ -57,10 +57,7 @@ class RecordedFeed(Feed, Protocol):
 class Cluster(Protocol):
     """The part of a `cluster.node.Node` that the recorder uses."""
 
-    def shares(self, endpoint: Endpoint) -> bool:
-        """Return whether all nodes share one connection to this feed; else each has its own."""
-
-    def records(self, account: str, endpoint: Endpoint) -> bool:
+    def records(self, account: str, feed: str) -> bool:
         """Return whether this node is the one that records a feed now."""
 
 
@@ -282,8 +279,7 @@ class FeedRecorder:
         if self._cluster is None:
             self._begin()
             return
-        if self._cluster.shares(self._feed.endpoint):
-            self._feed.hold(self)
+        self._feed.hold(self)
         self.take_turn()
 
     def reads(self, feed: RecordedFeed) -> bool:
@@ -297,7 +293,7 @@ class FeedRecorder:
         """
         if self._cluster is None:
             return
-        if self._cluster.records(self._client.account(self.name), self._feed.endpoint):
+        if self._cluster.records(self._client.account(self.name), self.name):
             if not self.active:
                 self._log.info("begins")
                 self._begin()

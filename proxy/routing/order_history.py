@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection
+from enum import Enum
 from itertools import islice
 from typing import NamedTuple
 
@@ -26,10 +27,24 @@ READ_BYTES = 64 * 1024  # after which it looks at no further one
 NO_CLIENTS: frozenset[str] = frozenset()
 
 
+class Part(Enum):
+    """The receivers of an update at the moment at which it is recorded.
+
+    While the owner of its order is looked up, those that are permitted every update are the FIRST; the REST receives it
+    when the look-up has ended. A REPEAT was recovered before, and concerns those alone that have not received that.
+    """
+
+    WHOLE = ""
+    FIRST = "first"
+    REST = "rest"
+    REPEAT = "repeat"
+
+
 class Update(NamedTuple):
     """An update: its `at` in nanoseconds since 1970, its body, and when it was recorded in monotonic seconds.
 
     `only`: the clients that received it at that moment, None for all; `without`: those that received it before.
+    `stamped`: the `at` in the body is not Alpaca's.
     """
 
     at: int
@@ -37,6 +52,13 @@ class Update(NamedTuple):
     recorded_at: float
     only: frozenset[str] | None
     without: frozenset[str]
+    stamped: bool
+    part: Part
+
+    @property
+    def data(self) -> bytes:
+        """The update without an `at` that is not Alpaca's."""
+        return order_events.without_time(self.body, self.at) if self.stamped else self.body
 
 
 class Forgotten(Exception):
@@ -48,6 +70,8 @@ class OrderHistory:
 
     A position is the number of updates recorded before, since the start. `owners(update, now)` returns the names of the
     clients that may receive an update, `wall_clock` nanoseconds since 1970; `now` is always monotonic, in seconds.
+    `last_at` is the `at` of the newest update, `forgotten_at` that of the newest one that is not kept any more, 0 for
+    none. `is_behind`: older updates than the newest are still to come, from another node.
     """
 
     def __init__(self, owners: Callable[[bytes, float], Collection[str]], wall_clock: Callable[[], int]) -> None:
@@ -55,7 +79,8 @@ class OrderHistory:
         self.size = 0  # bytes
         self._owners = owners
         self._wall_clock = wall_clock
-        self._last_at = 0
+        self.last_at = self.forgotten_at = 0
+        self.is_behind = False
         self._updates: deque[Update] = deque()
 
     def __repr__(self) -> str:
@@ -70,18 +95,30 @@ class OrderHistory:
         return self.end - len(self._updates)
 
     def record(
-        self, update: Raw | bytes, now: float, only: frozenset[str] | None = None, without: frozenset[str] = NO_CLIENTS
+        self,
+        update: Raw | bytes,
+        now: float,
+        only: frozenset[str] | None = None,
+        without: frozenset[str] = NO_CLIENTS,
+        *,
+        part: Part = Part.WHOLE,
+        at: int | None = None,
     ) -> bytes | None:
         """Add an update, the `data` of a message; return its body for event streams, which has an `at`.
 
-        It is for all clients that may receive it, or for those in `only`, or those that are not in `without`. None for
-        one that is not an object, which is not kept.
+        It is for all clients that may receive it, or for those in `only`, or those that are not in `without`. Its time
+        is `at` if another node has named it, unless that is not later than all before. None for one that is not an
+        object, which is not kept.
         """
-        stamped = order_events.stamped(update, self._wall_clock(), self._last_at + 1)
+        earliest = self.last_at + 1
+        if at is None:
+            stamped = order_events.stamped(update, self._wall_clock(), earliest)
+        else:
+            stamped = order_events.stamped(update, at, max(at, earliest))
         if stamped is None:
             return None
-        self._last_at, body = stamped
-        self._updates.append(Update(self._last_at, body, now, only, without))
+        self.last_at, body, added = stamped
+        self._updates.append(Update(self.last_at, body, now, only, without, added, part))
         self.end += 1
         self.size += len(body) + UPDATE_BYTES
         self._prune(now)
@@ -101,25 +138,36 @@ class OrderHistory:
 
         Raises Forgotten.
         """
+        updates = self.read_all(position, now)
+        mine = [
+            update
+            for update in updates
+            if client not in update.without
+            and (update.only is None or client in update.only)
+            and client in self._owners(update.body, now)
+        ]
+        return mine, position + len(updates)
+
+    def read_all(self, position: int, now: float) -> list[Update]:
+        """Return the next few updates, whoever may receive them. Raises Forgotten."""
         self._prune(now)
         if position < self.begin:
             raise Forgotten
-        mine: list[Update] = []
+        updates: list[Update] = []
         size = 0
         start = position - self.begin
         for update in islice(self._updates, start, start + READ_UPDATES):
-            position += 1
+            updates.append(update)
             size += len(update.body)
-            is_addressed = client not in update.without and (update.only is None or client in update.only)
-            if is_addressed and client in self._owners(update.body, now):
-                mine.append(update)
             if size >= READ_BYTES:
                 break
-        return mine, position
+        return updates
 
     def _prune(self, now: float) -> None:
         updates = self._updates
         while updates and (
             len(updates) > KEEP_UPDATES or self.size > KEEP_BYTES or now - updates[0].recorded_at >= KEEP_SECONDS
         ):
-            self.size -= len(updates.popleft().body) + UPDATE_BYTES
+            forgotten = updates.popleft()
+            self.forgotten_at = forgotten.at
+            self.size -= len(forgotten.body) + UPDATE_BYTES

@@ -111,6 +111,18 @@ class Orders:
         named = [each._replace(certain=not each.is_open) for each in islice(self._relatives(order, 0), MAX_FAMILY)]
         return self._learn(named, self._clients(), now)
 
+    def relate(self, order_id: str, matches: Iterable[Match], now: float) -> None:
+        """Keep what another node knows of an order: the client_order_ids and symbols of its family."""
+        self._prune(now)
+        named = [NamedOrder(order_id, match, True, False) for match in islice(matches, MAX_FAMILY)]
+        if named:
+            self._learn(named, self._clients(), now)
+
+    def matches_of(self, order_id: str) -> Sequence[Match]:
+        """Return what the owners of an order are decided by, for `relate` on another node."""
+        family = self._family_of(order_id)
+        return () if family is None else [*family.matches]
+
     def open_before(self, time: float) -> Iterator[str]:
         """Yield the orders that are known to be open and were last named before a time."""
         for order_id, (_, named_at) in [*self._open.items()]:

@@ -9,13 +9,17 @@ An update waits in two cases, so that nothing newer of its order is sent before 
 
 The records are read elsewhere (`upstream.order_reader`): this module decides what waits, is sent and is left out. Times
 are nanoseconds since 1970 by Alpaca's clock, unless they are called local.
+
+In a cluster one node leads the feed. Its history is a log that the others follow (`order_entries`): a node that follows
+keeps the leader's entries, and sends each to its own sessions by its own allowlists. It looks nothing up, and recovers
+what it has missed from the leader's log. What no log has, the leader recovers from Alpaca's records.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import NamedTuple, Protocol
 
@@ -27,7 +31,9 @@ from proxy.alpaca.order_events import EVENTS
 from proxy.alpaca.order_records import Fields, RecordedUpdate, UpdateKey
 from proxy.alpaca.topics import NO_TOPICS, Subscription, Topic
 from proxy.alpaca.transcode import msgpack_of
-from proxy.routing.order_history import OrderHistory
+from proxy.routing import order_entries
+from proxy.routing.order_entries import Claim
+from proxy.routing.order_history import OrderHistory, Part
 from proxy.routing.order_ownership import MAX_ID, ORDERS, Orders
 from proxy.routing.router import ALL, Delivery, Member, Taken
 
@@ -52,7 +58,9 @@ class OrderUpdate(NamedTuple):
     """An order update on its way: the body as Alpaca sent it, its `data`, and what it is about.
 
     `only`: the members that may receive it, None for all; `besides`: those that have received it in another form.
-    `is_sent`: it has been sent to the clients that are permitted every update.
+    `is_sent`: it has been sent to the clients that are permitted every update. `is_recorded`: it was made from Alpaca's
+    records. `entry`: it comes from the leader's log, and is in the own one, for these receivers; `event` is the form
+    that event streams get.
     """
 
     body: bytes
@@ -63,6 +71,9 @@ class OrderUpdate(NamedTuple):
     only: frozenset[Member] | None = None
     besides: frozenset[Member] = _NO_MEMBERS
     is_sent: bool = False
+    is_recorded: bool = False
+    entry: Part | None = None
+    event: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +132,11 @@ class OrderRouter:
     The counterpart of `router.Router`; each frame holds one object. Updates of the account (`account_updates`) are sent
     to every member that listens to that stream. Each order update is recorded in the `history`, from which members with
     the codec EVENTS have their form of it. `reader` is set before the first frame.
+
+    In a cluster: `term` names the time for which this node leads the feed, or that of the leader that it follows; it is
+    empty without one. `complete_from`: since then the history has all updates, if it has not begun after an outage that
+    is not recovered; None if nothing is known. `needs_records`: the recovery is for members or other nodes, and not
+    only the time for which these may ask for one.
     """
 
     reader: RecordReader
@@ -133,6 +149,10 @@ class OrderRouter:
         self.recovered = 0  # updates that were sent after an outage, from Alpaca's records
         self.recovery: Recovery | None = None
         self.is_up = False
+        self.follows = False
+        self.term = ""
+        self.complete_from: int | None = None
+        self.needs_records = False
         self.orders = orders
         self.history = history
         self._oversized = 0
@@ -144,6 +164,13 @@ class OrderRouter:
         self._up_at = self._started_at = 0
         self._last_time = 0  # of the newest update since the last return
         self._lost_since: int | None = None  # the start of an outage in which a member misses updates
+        self._gap_since = 0  # the start of the last outage, whether a member misses updates or not
+        self._heard = self._owed = Claim()  # the last entry of a leader's log; the one at the start of the outage
+        self._looks_up_again = False  # what waits for the look-ups of a former leader
+        self._owes_log = False  # members are owed all entries after that one
+        self._term_begin = 0  # the position in the history at which the own term began
+        self._followers: dict[Member, bool] = {}  # other nodes, and whether they get entries as they are made
+        self._claims: list[Claim] = []  # of other nodes, while the stream is not up
         self._awaiting_owner: dict[str, list[OrderUpdate]] = {}  # by the order that is looked up, with related ones
         self._awaiting_recovery: deque[OrderUpdate] = deque()  # in the order in which they are sent
         self._waiting_bytes = self._waiting_for_owner = 0
@@ -175,7 +202,8 @@ class OrderRouter:
             self.remove(member)
             return []
         self._members[member] = subscription
-        if not self.is_up and self._lost_since is None and ORDERS_TOPIC in subscription:
+        is_owed = ORDERS_TOPIC in subscription and member not in self._followers
+        if not self.is_up and self._lost_since is None and is_owed:
             self._lost_since = self._alpaca_time()  # it was told that it listens, and Alpaca is away
         return []
 
@@ -187,6 +215,7 @@ class OrderRouter:
     def remove(self, member: Member) -> None:
         """Remove a member."""
         self._members.pop(member, None)
+        self._followers.pop(member, None)
 
     def subscription_of(self, member: Member) -> Subscription:
         """Return the streams that the member receives."""
@@ -221,21 +250,35 @@ class OrderRouter:
             return
         self.is_up = is_up
         self._new_orders.clear()
-        listeners = frozenset(self._listeners())
+        listeners = frozenset(self._listeners()) - self._followers.keys()
         if not is_up:
-            self._lost_since = (self._last_time or self._up_at + self.reader.clock_offset()) if listeners else None
+            self._gap_since = self._last_time or self._up_at + self.reader.clock_offset()
+            self._lost_since = self._gap_since if listeners else None
+            self._owes_log = bool(listeners)
+            if self.recovery is None:
+                self._owed = self.heard
             return
         lost_since, self._lost_since, self._last_time = self._lost_since, None, 0
         self._up_at = self.reader.local_time()
-        if lost_since is None or not listeners:
-            self._started_at = self._up_at
+        if lost_since is not None and listeners:
+            self._begin_recovery(lost_since, listeners)
+        elif self.term and not self.follows:
+            self._begin_gathering()
         else:
-            returns = [(self._alpaca_time(), listeners)]
-            if self.recovery is not None:
-                lost_since = min(lost_since, self.recovery.since)
-                returns = [*self.recovery.returns, *returns][-MAX_RETURNS:]
-            self.recovery = Recovery(lost_since, self._read_since(lost_since), tuple(returns))
+            self._started_at = self._up_at
         self.reader.stream_is_up(self.recovery)
+        if self.term and not self.follows:
+            self._answer_claims()
+            self._look_up_again()
+
+    def _begin_recovery(self, lost_since: int, listeners: frozenset[Member]) -> None:
+        self.needs_records = True
+        returns = [(self._alpaca_time(), listeners)]
+        if self.recovery is not None:
+            lost_since = min(lost_since, self.recovery.since)
+            returns = [*self.recovery.returns, *returns][-MAX_RETURNS:]
+        read_since = 0 if self.follows and self._owes_log else self._read_since(lost_since)
+        self.recovery = Recovery(lost_since, read_since, tuple(returns))
 
     def _read_since(self, since: int) -> int:
         """Return the time from which on records are read: a little before, but not before the stream's start.
@@ -265,15 +308,21 @@ class OrderRouter:
         waiting.extend(ordered)
         while waiting and self.recovery is recovery:
             update = waiting.popleft()
-            self._waiting_bytes -= len(update.body) if update.only is None else 0
+            self._waiting_bytes -= 0 if update.is_recorded else len(update.body)
             self._route(update)
             yield
         if self.recovery is recovery:
             self.recovery = None
             self._is_overflowing = False
             self._new_orders.clear()
-            if records is None:
+            is_complete = records is not None and self.needs_records
+            self.needs_records = False
+            if not is_complete:
                 self._started_at = self._up_at
+            if not self.follows:
+                since = recovery.since if is_complete else self._up_at + self.reader.clock_offset()
+                known = self.complete_from if is_complete else None
+                self.complete_from = since if known is None else min(known, since)
 
     def was_sent(self, key: UpdateKey, time: int) -> bool:
         """Return whether what the key says has been sent, or waits to be sent; `time` is that of its record."""
@@ -292,7 +341,7 @@ class OrderRouter:
             self._repeats = {key: each for key, each in self._repeats.items() if now - each[0] < REPEAT_SECONDS}
         self._repeats[record.key] = now, members
         body = b'{"stream":"%b","data":%b}' % (ORDERS.encode(), record.data)
-        return OrderUpdate(body, record.data, record.key[0], record.key, record.time, members)
+        return OrderUpdate(body, record.data, record.key[0], record.key, record.time, members, is_recorded=True)
 
     def looked_up(self, order_id: str) -> None:
         """Send the updates of an order whose owner was looked up."""
@@ -300,6 +349,231 @@ class OrderRouter:
             self._waiting_bytes -= len(update.body)
             self._waiting_for_owner -= 1
             self._send(update, self.orders.owners(update.data, self._clock()))
+
+    # The leader of a cluster, and those that follow it
+
+    @property
+    def heard(self) -> Claim:
+        """The last entry of the log of the leader that is followed, or of the own log."""
+        return self._heard if self.follows else Claim(self.term, self.history.last_at)
+
+    @property
+    def awaited(self) -> list[str]:
+        """The orders whose look-up is awaited."""
+        return [*self._awaiting_owner]
+
+    def lead(self, term: str) -> None:
+        """Read from Alpaca, and keep the log that other nodes follow, in a new term unless this node led before.
+
+        Call it while the stream is not up.
+        """
+        if self.term and not self.follows:
+            return
+        self.follows, self.term, self._term_begin = False, term, self.history.end
+        self.history.is_behind = False
+        self._looks_up_again = bool(self._awaiting_owner)
+
+    def follow_leader(self) -> None:
+        """Read from the leader's log. Call it while the stream is not up."""
+        if not self.follows:
+            self._heard = self.heard
+            self.follows = True
+        self.history.is_behind = True
+
+    def claim(self) -> Claim:
+        """Return what the leader that is followed is to be asked for."""
+        recovery = () if self.recovery is None else (self.recovery.since,)
+        lost = () if self._lost_since is None else (self._lost_since,)
+        return replace(self._owed if recovery else self._heard, since=min((*recovery, *lost), default=None))
+
+    def caught_up(self, asked: Claim, term: str, complete_from: int) -> None:
+        """Note that all entries that were asked for have come, and what the leader says of its log."""
+        known = self.complete_from
+        self._heard = replace(self._heard, term=term)
+        self.term = term
+        self.complete_from = known if known is not None and asked.at >= complete_from else complete_from
+        self.history.is_behind = False
+
+    def add_follower(self, member: Member, claim: Claim) -> bool:
+        """Let a node follow, before its subscription; return False if the history has forgotten what it asks for."""
+        self._followers[member] = False
+        if claim.since is None:
+            return True
+        if max(claim.at, claim.since) < self.history.forgotten_at:
+            return False
+        if self.is_up:
+            self._answer_claim(claim)
+        else:
+            self._claims.append(claim)
+        return True
+
+    def begin_of(self, claim: Claim) -> int:
+        """Return the position in the history of the first entry that a node may not have."""
+        position = self.history.position(claim.at + 1)
+        return position if claim.term == self.term else min(position, max(self._term_begin, self.history.begin))
+
+    def replay(self, position: int, claim: Claim) -> tuple[list[bytes], int]:
+        """Return the messages of the next few entries from a position on, and the position after them.
+
+        Raises Forgotten.
+        """
+        updates = self.history.read_all(position, self._clock())
+        entries = [
+            order_entries.encode(each.data, each.at, each.part, self._matches_of(each.data), is_replay=True)
+            for number, each in enumerate(updates, position)
+            if each.part is not Part.REPEAT and (each.at > claim.at or number >= self._term_begin)
+        ]
+        return entries, position + len(updates)
+
+    def serve_live(self, member: Member) -> None:
+        """Send entries to a node as they are made from now on: it has all before."""
+        if member in self._followers:
+            self._followers[member] = True
+
+    def _matches_of(self, data: bytes) -> Sequence[tuple[str, str]]:
+        order = JSON.fields_of((JSON.fields_of(data) or {}).get("order")) or {}
+        return self.orders.matches_of(JSON.text_of(order.get("id")) or "")
+
+    def _look_up_again(self) -> None:
+        """Look up what a former leader was looking up."""
+        if self._looks_up_again:
+            self._looks_up_again = False
+            for order_id in self.awaited:
+                if not self.reader.look_up(order_id):
+                    self.looked_up(order_id)
+
+    def _begin_gathering(self) -> None:
+        """Begin a recovery that ends at once unless another node asks for one."""
+        if self.recovery is None:
+            self.needs_records = False
+            now = self._alpaca_time()
+            since = self._gap_since or now
+            self.recovery = Recovery(since, max(since - OVERLAP, 0), ((now, _NO_MEMBERS),))
+
+    def _answer_claims(self) -> None:
+        claims, self._claims = self._claims, []
+        for claim in claims:
+            self._answer_claim(claim)
+
+    def _answer_claim(self, claim: Claim) -> None:
+        """Begin or extend a recovery if the history lacks what a node has asked for."""
+        assert claim.since is not None
+        is_known = self.complete_from is not None and max(claim.at, claim.since) >= self.complete_from
+        recovery = self.recovery
+        if recovery is not None:
+            is_covered = is_known or claim.since >= recovery.since
+            if is_covered and self.needs_records:
+                return
+            since, returns = recovery.since if is_covered else claim.since, recovery.returns
+        elif is_known:
+            return
+        else:
+            since, returns = claim.since, ((self._up_at + self.reader.clock_offset(), _NO_MEMBERS),)
+        self.needs_records = True
+        self.recovery = Recovery(since, max(since - OVERLAP, 0), returns)
+        self.reader.stream_is_up(self.recovery)
+
+    def _take_entry(self, body: bytes) -> None:
+        """Record an entry of the leader's log, and send it, or have it wait for the end of the recovery."""
+        entry = order_entries.parse(body)
+        message = b'{"stream":"%b","data":%b}' % (ORDERS.encode(), entry.data)
+        update, fields = self._parsed(message, entry.data, entry.at)
+        order_id, key = update.order_id, update.key
+        self._heard = replace(self._heard, at=entry.at)
+        if order_id:
+            self.orders.relate(order_id, entry.matches, self._clock())
+        is_recovered = bytes(fields.get("recovered", b"")) == b"true"
+        only: frozenset[Member] | None = None
+        if entry.is_replay or is_recovered:
+            if entry.part is not Part.REST and self._has_sent(update, is_recovered):
+                if entry.part is Part.WHOLE:  # the leader knows the owner, who may wait for it here
+                    self.looked_up(order_id)
+                if is_recovered and key is not None:
+                    self._repeats[key] = self._clock(), frozenset(self._members)
+                return
+            only = self._owed_members(update)
+        elif key is not None and (members := self._received_by(key)) is not None:
+            repeat, receivers = update._replace(besides=members), self._receivers(update)
+            self._deliver(repeat, receivers, only=frozenset(), part=Part.REPEAT, at=entry.at)
+            return
+        if entry.part is Part.REST and not self._rest_waits(update):
+            return  # it has been sent
+        if key is not None:
+            self._note_sent(key, update.time)
+            if is_recovered:
+                self._repeats[key] = self._clock(), only or _NO_MEMBERS
+        update = self._logged(update._replace(only=only, entry=entry.part), entry)
+        order = JSON.fields_of(fields.get("order")) or {}
+        event = JSON.text_of(fields.get("event"))
+        is_new = only is None and self._is_new_order(order_id, event, order)
+        if self.recovery is None or not order_id or only == _NO_MEMBERS or is_new:
+            self._route(update)
+        else:
+            self._await_recovery(update)
+
+    def _has_sent(self, update: OrderUpdate, is_recovered: bool) -> bool:
+        """Return whether an update that comes once more, from the log of a leader, has been sent."""
+        if update.key is None or not self.was_sent(update.key, update.time):
+            return False
+        is_fill = not isinstance(update.key[1], str)
+        return is_fill or is_recovered or update.key in self._repeats or self._sent[update.key] == update.time
+
+    def _owed_members(self, update: OrderUpdate) -> frozenset[Member]:
+        """Return the members that were listening when an update was missed."""
+        recovery = self.recovery
+        if recovery is None or update.time < recovery.read_since:
+            return _NO_MEMBERS
+        return recovery.members_at(update.time)
+
+    def _logged(self, update: OrderUpdate, entry: order_entries.Entry) -> OrderUpdate:
+        """Record an entry as the leader has, by the own allowlists."""
+        everything = self.orders.permitted_all() if entry.part is not Part.WHOLE else frozenset[str]()
+        only = everything if entry.part is Part.FIRST else None
+        without = everything if entry.part is Part.REST else frozenset[str]()
+        event = self.history.record(update.data, self._clock(), only, without, part=entry.part, at=entry.at)
+        return update._replace(event=event)
+
+    def _route_entry(self, update: OrderUpdate) -> None:
+        """Send an entry to its receivers. What the rest waits for comes in an entry of its own, but for an outage."""
+        owners = self.orders.owners(update.data, self._clock())
+        if update.entry is Part.WHOLE:
+            self._send(update, owners)
+        elif update.entry is Part.FIRST:
+            everything = self.orders.permitted_all()
+            self._deliver(update, everything, only=everything)
+            self._await_rest(update)
+        elif self._end_wait(update):
+            self._send(update._replace(is_sent=True), owners)
+
+    def _await_rest(self, update: OrderUpdate) -> None:
+        order_id, update = update.order_id, update._replace(is_sent=True, entry=None, event=None)
+        if order_id not in self._awaiting_owner and not self.reader.look_up(order_id):
+            self._send(update, self.orders.owners(update.data, self._clock()))
+            return
+        self._awaiting_owner.setdefault(order_id, []).append(update)
+        self._waiting_for_owner += 1
+        self._waiting_bytes += len(update.body)
+        if self._is_full():
+            self.looked_up(order_id)
+
+    def _rest_waits(self, update: OrderUpdate) -> bool:
+        """Return whether the first part of an entry has come, and the rest has not."""
+        waiting = self._awaiting_owner.get(update.order_id, [])
+        held = (each for each in self._awaiting_recovery if each.entry is Part.FIRST)
+        return any((each.order_id, each.key) == (update.order_id, update.key) for each in (*waiting, *held))
+
+    def _end_wait(self, update: OrderUpdate) -> bool:
+        """Return whether the rest has waited for this update, which ends with that."""
+        waiting = self._awaiting_owner.get(update.order_id, [])
+        for each in waiting:
+            if each.key == update.key:
+                waiting.remove(each)
+                self._waiting_for_owner -= 1
+                self._waiting_bytes -= len(each.body)
+                if not waiting:
+                    del self._awaiting_owner[update.order_id]
+                return True
+        return False
 
     # Updates
 
@@ -332,7 +606,9 @@ class OrderRouter:
         if stream not in self.endpoint.channels:
             return False
         self.received += 1
-        if stream == ORDERS:
+        if stream == ORDERS and self.follows:
+            self._take_entry(bytes(body))
+        elif stream == ORDERS:
             self._take_order_update(bytes(body), message.data)
         elif members := self._listeners((stream, WILDCARD)):
             self._gather(bytes(body), None, members)
@@ -342,27 +618,32 @@ class OrderRouter:
 
     def _take_order_update(self, body: bytes, data: Raw) -> None:
         """Send an update, or have it wait for the end of the recovery."""
-        fields = JSON.fields_of(data) or {}
-        order = JSON.fields_of(fields.get("order")) or {}
-        event = JSON.text_of(fields.get("event"))
-        order_id = JSON.text_of(order.get("id")) or ""
-        if len(order_id) > MAX_ID:
-            order_id = ""
-        key = order_records.key_of(event, order) if order_id else None
-        arrived_at = self._alpaca_time()
-        times = (order_records.time_of(fields.get(name)) for name in ("timestamp", "at"))
-        time = next((time for time in times if time is not None), arrived_at)
-        self._last_time = max(self._last_time, min(time, arrived_at))
-        update = OrderUpdate(body, data, order_id, key, time)
+        update, fields = self._parsed(body, data, self._alpaca_time())
+        order_id, key, time = update.order_id, update.key, update.time
         if key is not None:
             if (members := self._received_by(key)) is not None:
-                self._deliver(update._replace(besides=members), self._receivers(update), only=frozenset())
+                repeat = update._replace(besides=members)
+                self._deliver(repeat, self._receivers(update), only=frozenset(), part=Part.REPEAT)
                 return
             self._note_sent(key, time)
+        event, order = JSON.text_of(fields.get("event")), JSON.fields_of(fields.get("order")) or {}
         if self.recovery is None or not order_id or self._is_new_order(order_id, event, order):
             self._route(update)
         else:
             self._await_recovery(update)
+
+    def _parsed(self, body: bytes, data: Raw, arrived_at: int) -> tuple[OrderUpdate, Fields]:
+        """Return an update that has arrived, and the fields of its `data`."""
+        fields = JSON.fields_of(data) or {}
+        order = JSON.fields_of(fields.get("order")) or {}
+        order_id = JSON.text_of(order.get("id")) or ""
+        if len(order_id) > MAX_ID:
+            order_id = ""
+        key = order_records.key_of(JSON.text_of(fields.get("event")), order) if order_id else None
+        times = (order_records.time_of(fields.get(name)) for name in ("timestamp", "at"))
+        time = next((time for time in times if time is not None), arrived_at)
+        self._last_time = max(self._last_time, min(time, arrived_at))
+        return OrderUpdate(body, data, order_id, key, time), fields
 
     def _received_by(self, key: UpdateKey) -> frozenset[Member] | None:
         """Return the members that received the same lately, from the records; None if it was not recovered."""
@@ -393,6 +674,9 @@ class OrderRouter:
 
     def _route(self, update: OrderUpdate) -> None:
         """Send an update to its receivers; those that are not permitted every update wait while it is looked up."""
+        if update.entry is not None:
+            self._route_entry(update)
+            return
         owners = self.orders.owners(update.data, self._clock())
         if owners - self.orders.observers:
             for order_id in [each for each in self._awaiting_owner if self.orders.owners_of(each)]:
@@ -421,7 +705,7 @@ class OrderRouter:
 
     def _await_owner(self, update: OrderUpdate, look_up: str) -> None:
         everything = self.orders.permitted_all()
-        self._deliver(update, everything, only=everything)
+        self._deliver(update, everything, only=everything, part=Part.FIRST)
         self._awaiting_owner.setdefault(look_up, []).append(update._replace(is_sent=True))
         self._waiting_for_owner += 1
         self._waiting_bytes += len(update.body)
@@ -433,7 +717,7 @@ class OrderRouter:
         self.unowned += not owners - self.orders.observers
         everything = self.orders.permitted_all()
         if update.is_sent:
-            self._deliver(update, owners - everything, without=everything)
+            self._deliver(update, owners - everything, without=everything, part=Part.REST)
         elif not self._deliver(update, owners | everything) and update.only is None:
             self.unrouted += 1
 
@@ -444,6 +728,8 @@ class OrderRouter:
         *,
         only: frozenset[str] | None = None,
         without: frozenset[str] = frozenset(),
+        part: Part = Part.WHOLE,
+        at: int | None = None,
     ) -> bool:
         """Gather an update for the members of these clients, and return whether there is any.
 
@@ -456,11 +742,22 @@ class OrderRouter:
             and (update.only is None or member in update.only)
             and member not in update.besides
         ]
-        event = self.history.record(update.data, self._clock(), only, without)
+        event = update.event
+        if update.entry is None:
+            event = self.history.record(update.data, self._clock(), only, without, part=part, at=at)
+            if self._followers and event is not None:
+                self._gather_entry(update, part)
         if members:
             self.recovered += update.only is not None
             self._gather(update.body, event, members)
         return bool(members)
+
+    def _gather_entry(self, update: OrderUpdate, part: Part) -> None:
+        """Gather the newest entry of the history for the nodes that follow."""
+        if nodes := [member for member in self._listeners() if self._followers.get(member)]:
+            matches = self.orders.matches_of(update.order_id)
+            entry = order_entries.encode(update.data, self.history.last_at, part, matches)
+            self._deliveries.append(Delivery(nodes, False, entry, 1))
 
     def _gather(self, frame: bytes, event: bytes | None, members: list[Member]) -> None:
         """Gather an update for these members, in the codec of each; `event` is what event streams get."""
@@ -494,7 +791,7 @@ def _by_time(updates: list[OrderUpdate]) -> Steps[list[OrderUpdate]]:
     latest: dict[str, int] = {}
     keys = []
     for number, update in enumerate(updates):
-        time, has_arrived = update.time, update.only is None
+        time, has_arrived = update.time, not update.is_recorded
         if has_arrived:
             latest[update.order_id] = time = max(time, latest.get(update.order_id, 0))
         keys.append((time, has_arrived, number))

@@ -31,6 +31,7 @@ from proxy.routing.order_router import OrderRouter, Recovery
 from proxy.transport.time_slice import TimeSlice
 from proxy.upstream.trading_rest import NOT_FOUND, RestError, TradingRest
 
+GATHER_SECONDS = 0.3  # for which other nodes of a cluster may ask for what they have missed, before it is read
 RECOVERY_SECONDS = 10.0  # for the reading of what was missed, from the stream's return
 LEARNING_SECONDS = 60.0  # for the reading of the lists when nothing was missed
 RETRY_SECONDS, MAX_RETRY_SECONDS = 60.0, 900.0  # between two attempts to read the lists
@@ -83,7 +84,8 @@ class CallBudget:
 class OrderReader:
     """The reader of one account's records.
 
-    `send` has the router's gathered updates sent, `close` ends the sessions of a recovery's members; it must not block.
+    `send` has the router's gathered updates sent, `close` ends the sessions of a recovery's members, and `ended` is
+    called with whether a recovery was complete; they must not block.
     """
 
     def __init__(
@@ -93,11 +95,13 @@ class OrderReader:
         clock: Callable[[], float],
         send: Callable[[], None],
         close: Callable[[Recovery], None],
+        ended: Callable[[bool], None] = lambda complete: None,
     ) -> None:
         self._router = router
         self._clock = clock
         self._send = send
         self._close = close
+        self._ended = ended
         self._budget = CallBudget(clock)
         self._rest = TradingRest(login)
         self._reading: gevent.Greenlet | None = None
@@ -115,8 +119,11 @@ class OrderReader:
         self._rest = TradingRest(login, self._rest.clock_offset)
 
     def stop(self) -> None:
-        """End all reading."""
-        gevent.killall([*self._lookups, *([self._reading] if self._reading is not None else [])])
+        """End all reading; what waits for it goes on to wait."""
+        lookups, self._lookups = self._lookups, set()
+        gevent.killall([*lookups, *([self._reading] if self._reading is not None else [])], block=False)
+        self._reading = None
+        self._lists_read.set()
 
     # Calls of the router; these never block
 
@@ -148,6 +155,11 @@ class OrderReader:
 
     def _read(self, recovery: Recovery | None, failure: RestError | None) -> None:
         """Read the lists until that has succeeded; the first time with what was missed, unless that has failed."""
+        if recovery is not None and failure is None and self._router.term:
+            gevent.sleep(GATHER_SECONDS)
+            if not self._router.needs_records:
+                self._end(recovery, [])
+                recovery = None
         unlisted = self._read_once(recovery, failure)
         wait = RETRY_SECONDS
         while unlisted is None:
@@ -184,7 +196,7 @@ class OrderReader:
         if failure is not None:
             self._log_failure(failure, recovery)
         if recovery is not None:
-            self._end(recovery, records)
+            self.end_recovery(recovery, records)
         return unlisted
 
     def _log_failure(self, error: RestError, recovery: Recovery | None) -> None:
@@ -199,9 +211,24 @@ class OrderReader:
             result = "updates may be missing; the sessions that listened are closed"
             self._log.warning("incomplete", reason=str(error), result=result, **_span(recovery))
 
-    def _end(self, recovery: Recovery, records: list[RecordedUpdate] | None) -> None:
-        """Send what was missed and what has waited; close the sessions that may have missed updates."""
-        before, is_complete = self._router.recovered, False
+    def send_looked_up(self, order_id: str) -> None:
+        """Let the updates go on that wait for the owner of an order."""
+        self._router.looked_up(order_id)
+        self._send()
+
+    def end_recovery(self, recovery: Recovery, records: Iterable[RecordedUpdate] | None) -> None:
+        """Send what was missed and what has waited; close the sessions that may have missed updates.
+
+        It may yield.
+        """
+        before = self._router.recovered
+        if self._end(recovery, records):
+            self._log.info("recovered", updates=self._router.recovered - before, **_span(recovery))
+        else:
+            self._close(recovery)
+
+    def _end(self, recovery: Recovery, records: Iterable[RecordedUpdate] | None) -> bool:
+        is_complete = False
         try:
             for _ in _with_pauses(self._router.recover(recovery, records), self._send):
                 pass
@@ -210,10 +237,9 @@ class OrderReader:
             self._log.error("internal_error")
         finally:
             self._send()
-        if is_complete:
-            self._log.info("recovered", updates=self._router.recovered - before, **_span(recovery))
-        else:
-            self._close(recovery)
+        if self._router.recovery is None:
+            self._ended(is_complete)
+        return is_complete
 
     def _records(self, recovery: Recovery | None) -> tuple[list[RecordedUpdate], list[str]]:
         """Return what has happened since the recovery's start, and the open orders that were not read."""
@@ -335,9 +361,9 @@ class OrderReader:
         except Exception:
             self._log.error("internal_error")
         finally:
-            self._lookups.discard(gevent.getcurrent())
-            self._router.looked_up(order_id)
-            self._send()
+            if gevent.getcurrent() in self._lookups:  # else it was stopped
+                self._lookups.discard(gevent.getcurrent())
+                self.send_looked_up(order_id)
 
     def _read_relatives(self, order_id: str) -> None:
         """Read an order, the ones that it replaces, and those of its symbol, until an owner is known."""

@@ -226,7 +226,7 @@ def events(data: bytes) -> None:
         assert window.until is None or window.since is not None
     stamped = order_events.stamped(update, 1_700_000_000_000_000_000, 1_600_000_000_000_000_000)
     if stamped is not None:
-        at, body = stamped
+        at, body, _ = stamped
         assert at >= 1_600_000_000_000_000_000
         assert order_events.time_of(body) == at
         assert order_events.event(body).count(b"\n") == 2
