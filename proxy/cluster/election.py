@@ -111,9 +111,9 @@ class Election:
 
     `owner` is the node's own name in leases. These are kept by the caller: `role`, `live` (its own connection to
     Alpaca), `token` (of its own lease; 0 for none), `link` (in this state since `link_since`) and `leader`, whom it
-    follows; a node that leads keeps a mute link until its own connection is live. `wanted`: it has a source, which
-    waits for a role or has one, or leads for its sessions. `draining`: the caller gives the lease back. `sessions`: it
-    has clients of its own for the feed; `heard_at`: the last sign of life of a node that follows it.
+    follows; a node that leads keeps a mute link until its own connection is live. `asks`: it has a source, which waits
+    for a role or has one; `wanted`: it has one, or leads for its sessions. `draining`: the caller gives the lease back.
+    `sessions`: it has clients of its own for the feed; `heard_at`: the last sign of life of a node that follows it.
     """
 
     owner: str
@@ -125,6 +125,7 @@ class Election:
     leader: Lease | None = None
     draining: bool = False
     wanted: bool = False
+    asks: bool = False
     sessions: bool = False
     heard_at: float = -inf
     slot_taken: bool = False  # Alpaca has refused the last log-in with 406
@@ -174,7 +175,7 @@ class Election:
             return Wait()
         lease = known.lease
         if lease is None or lease.owner == self.owner:
-            if self.slot_taken and not self.live and (last := self._last(now)) is not None:
+            if self.slot_taken and not self.live and self.asks and (last := self._last(now)) is not None:
                 return Follow(last)
             return Claim(lease)
         if lease.token in self._void:

@@ -49,6 +49,9 @@ from proxy.upstream.websocket import Frame
 
 SLOT_TAKEN = 406
 LINK_SECONDS = 0.1  # between two links to the same leader
+# Alpaca keeps the slot of a connection that died without a close for up to 90 s. For so long after a change of leader
+# it is tried again after SLOT_RETRY_SECONDS at most, so that data come as soon as it is free.
+SLOT_SECONDS, SLOT_RETRY_SECONDS = 100.0, 3.0
 _DENIED = (Gone.REFUSED, Gone.NOT_LEADING)
 _HINTS = {Gone.REJECTED: "give all nodes the same cluster.secret and codec, and versions that follow each other"}
 
@@ -102,6 +105,7 @@ class Member:
         self._read = ""  # of the lease, as it was last read
         self._leader = ""  # the owner of the last lease that counted as a leader's
         self._led_since = 0.0
+        self._closed_at = 0.0  # the last source
         self._linked = (0, 0.0)  # the token of the leader that was linked to last, and the time
         self._gives_way = False  # Alpaca cannot be reached from here: another node may try
         self._attempt: gevent.Greenlet | None = None
@@ -223,6 +227,7 @@ class Member:
             return
         self.heard_at = source.heard_at
         self._source = None
+        self._closed_at = self._host.clock()
         self.election.live = False
         self._set_link(Link.NONE)
         self._gives_way = source.unopened
@@ -277,9 +282,12 @@ class Member:
             self._perform(None)
 
     def tick(self, now: float) -> None:
-        """Do what is due for an attempt beside a mute link."""
+        """Do what is due for an attempt beside a mute link, and try again whether a dead leader's slot is free."""
         if self._attempted is not None:
             self._attempted.tick(now)
+        waits = self.leads and self.election.slot_taken and self._source is None
+        if waits and now - self._led_since < SLOT_SECONDS and now - self._closed_at >= SLOT_RETRY_SECONDS:
+            self.supervisor.dial_now()
 
     def became_live(self) -> None:
         """Record that the supervisor's connection is live."""
@@ -307,6 +315,7 @@ class Member:
         """Tell the election how things are."""
         election, supervisor = self.election, self.supervisor
         election.wanted = self._source is not None or (election.role is Role.LEADING and supervisor.needed)
+        election.asks = self._source is not None
         election.sessions = supervisor.needed_here
         election.heard_at = self._host.heard_at(supervisor)
         link = self._link
@@ -397,7 +406,7 @@ class Member:
         election.role = Role.LEADING
         if not election.slot_taken:
             self._led_since = self._host.clock()
-        self._log.info("leads", token=election.token, reason=reason or None)
+        self._log.info("leads", reason=reason or None)
         if election.link is Link.MUTE:  # kept, since the leader may come back with what it has received
             self._attempt = gevent.spawn(self._log_in_beside)
         else:
@@ -491,19 +500,20 @@ class Member:
         """Read until the log-in is accepted. Raises LoginRefused or ConnectionLost."""
         while not connection.live:
             for frame in connection.receive():
-                try:
-                    bodies = self._bodies(frame.payload)
-                except Malformed:
-                    if (error := connection.foreign_error(frame.payload)) is not None:
-                        raise LoginRefused(error.code, error.msg) from None
-                    continue
-                for body in bodies:
-                    match connection.handle(body):
+                for event in self._events(connection, frame.payload):
+                    match event:
                         case Refused(code) if code == SLOT_TAKEN and self.keeps_trying():
                             gevent.sleep(RETRY_SECONDS)
                             connection.log_in_again()
                         case Refused(code, msg):
                             raise LoginRefused(code, msg)
+
+    def _events(self, connection: AlpacaConnection, payload: bytes) -> list[FeedEvent]:
+        try:
+            return [connection.handle(body) for body in self._bodies(payload)]
+        except Malformed:
+            error = connection.foreign_error(payload)
+            return [] if error is None else [error]
 
     def _bodies(self, payload: bytes) -> Sequence[Raw | bytes]:
         if self.endpoint.dialect is Dialect.TRADING and not self.settings.codec.is_array(payload.lstrip()):
@@ -614,15 +624,21 @@ class ClusterSource:
     def handle(self, body: Raw | bytes) -> FeedEvent:
         assert self.inner is not None
         event = self.inner.handle(body)
-        if isinstance(event, Refused) and event.code == SLOT_TAKEN and self.phase is not Phase.LIVE:
-            if isinstance(self.inner, AlpacaConnection) and self._member.keeps_trying():
-                gevent.spawn_later(RETRY_SECONDS, self.inner.log_in_again)
-                return Ignored()
-            self._member.slot_is_taken()
-        return event
+        return self._patient(event) if isinstance(event, Refused) else event
 
-    def foreign_error(self, payload: bytes) -> Refused | None:
-        return None if self.inner is None else self.inner.foreign_error(payload)
+    def foreign_error(self, payload: bytes) -> FeedEvent | None:
+        error = None if self.inner is None else self.inner.foreign_error(payload)
+        return None if error is None else self._patient(error)
+
+    def _patient(self, error: Refused) -> FeedEvent:
+        """Return an error; or, if it says that the slot is taken, log in again for a while."""
+        if error.code != SLOT_TAKEN or self.phase is Phase.LIVE:
+            return error
+        if isinstance(self.inner, AlpacaConnection) and self._member.keeps_trying():
+            gevent.spawn_later(RETRY_SECONDS, self.inner.log_in_again)
+            return Ignored()
+        self._member.slot_is_taken()
+        return error
 
     def send_request(self, request: UpstreamRequest, acked: Iterable[Topic]) -> None:
         assert self.inner is not None

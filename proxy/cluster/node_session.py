@@ -223,6 +223,7 @@ class NodeSession(BaseSession):
             self.go_away("the account's codec has changed", leading=True, code=frames.SERVICE_RESTART)
             return
         self.live = True
+        supervisor.let_go(self)  # from now on, its topics keep the feed connected
         self._subscriber = Subscriber(
             self,
             supervisor,

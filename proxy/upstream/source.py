@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from proxy.alpaca.client_protocol import FeedEvent, Login, Phase, Refused
+from proxy.alpaca.client_protocol import FeedEvent, Login, Phase
 from proxy.alpaca.codec import Codec, Raw
 from proxy.alpaca.endpoints import Endpoint
 from proxy.alpaca.topics import Topic
@@ -89,8 +89,8 @@ class FeedSource(Protocol):
     def handle(self, body: Raw | bytes) -> FeedEvent:
         """Return the event of a control message; what belongs to the log-in is done."""
 
-    def foreign_error(self, payload: bytes) -> Refused | None:
-        """Return the error in a frame of another codec, None for anything else."""
+    def foreign_error(self, payload: bytes) -> FeedEvent | None:
+        """Return the event of an error in a frame of another codec, None for anything else."""
 
     def send_request(self, request: UpstreamRequest, acked: Iterable[Topic]) -> None:
         """Send a request, which is under way from now on; never block."""

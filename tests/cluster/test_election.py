@@ -31,7 +31,7 @@ THIRD_LIVE = Lease("third", "ws://third", True, 9)
 
 def election(**values: object) -> Election:
     """A node that wants the feed."""
-    made = Election("me", wanted=True, sessions=True)
+    made = Election("me", wanted=True, asks=True, sessions=True)
     for name, value in values.items():
         setattr(made, name, value)
     return made
@@ -158,7 +158,9 @@ def test_6_a_draining_node_stands_no_more() -> None:
 
 
 def test_7_while_the_slot_is_taken_the_last_leader_is_followed_if_it_can_be_reached() -> None:
-    made = knowing(election(role=Role.LEADING, slot_taken=True, token=5), MINE, last=OTHER_LIVE)
+    made = knowing(election(role=Role.LEADING, slot_taken=True, token=5, asks=False), MINE, last=OTHER_LIVE)
+    assert made.decide(NOW) == Claim(MINE)  # no source could link to it
+    made.asks = True
     assert made.decide(NOW) == Follow(OTHER_LIVE)
     made.gone(OTHER_LIVE, NOW, denied=False)
     assert made.decide(NOW) == Claim(MINE)

@@ -31,7 +31,7 @@ from tests.harness import wait_for
 KILL_SECONDS = 2.0  # without data after a kill of the leader, where its death is noticed at once
 TERM_SECONDS = 1.0
 BACK_SECONDS = 3.0  # after the leader, or the way to it, is back
-SLOT_SECONDS = 17.0  # from when Alpaca frees a slot to the next attempt: the back-off of 10 s of refusals
+SLOT_SECONDS = 5.0  # from when Alpaca frees a slot to data: it is tried every 3 s
 ALONE_SECONDS = 5.0  # after which a node without Redis and without a leader tries Alpaca itself
 
 slow = pytest.mark.slow
