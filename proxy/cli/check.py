@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from proxy.cli.config_file import config_path, report_config_error
 from proxy.cli.terminal import Exit, print_err, table, warn
@@ -35,8 +35,8 @@ def run(options: argparse.Namespace) -> Exit:
     for warning in configuration.warnings(config, path):
         warn(warning)
     if options.online:
-        accepted = _online(config)
-        if not (config.cluster is None or _leaders(config, config.cluster)) or not accepted:
+        good, led = (True, set[tuple[str, str]]()) if config.cluster is None else _leaders(config, config.cluster)
+        if not _online(config, led) or not good:
             return Exit.FAILED
     print(f"{path}: {style.paint('good', Color.GOOD)}")
     return Exit.GOOD
@@ -95,8 +95,11 @@ def _access_rows(client: Client) -> Iterator[tuple[str, ...]]:
                 yield "", "", "", "", " ".join(entries[at : at + SYMBOLS])
 
 
-def _online(config: Config) -> bool:
-    """Log in to each account that clients use; return whether all logins succeeded."""
+def _online(config: Config, led: Collection[tuple[str, str]]) -> bool:
+    """Log in to each account that clients use; return whether all logins succeeded.
+
+    Of the feeds that are `led`, a node of the cluster has the only connection that Alpaca admits.
+    """
     from proxy.cli.online import log_in  # loads the network libraries, which `check` alone does not need
 
     accepted = True
@@ -105,6 +108,9 @@ def _online(config: Config) -> bool:
         if not feeds:
             continue
         feed = next((feed for feed in feeds if feed != TRADING), feeds[0])  # plans limit market data only
+        if (name, feed) in led:
+            print(f"{name}: Alpaca has accepted the key and secret of the node that leads {feed}", flush=True)
+            continue
         print_err(
             f"{name}: logging in to {feed} at {account.url(feed)}; this takes the account's connection slot there "
             "for a moment (for half a minute if Alpaca does not answer)"
@@ -115,13 +121,18 @@ def _online(config: Config) -> bool:
     return accepted
 
 
-def _leaders(config: Config, cluster: Cluster) -> bool:
-    """Print which node leads each feed of market data; return whether Redis answers and all leases are valid."""
+def _leaders(config: Config, cluster: Cluster) -> tuple[bool, set[tuple[str, str]]]:
+    """Print which node leads each feed.
+
+    Return whether Redis answers and all leases are valid, and the feeds whose leader is connected to Alpaca.
+    """
     from proxy.cli.leaders import find_leaders  # loads the network libraries
 
-    feeds = [(name, feed) for name in config.accounts for feed in feeds_of(config, name) if feed != TRADING]
-    good = True
+    feeds = [(name, feed) for name in config.accounts for feed in feeds_of(config, name)]
+    good, led = True, set()
     for line in find_leaders(cluster, config.accounts, feeds):
         print(line.text, flush=True)
         good = good and line.good
-    return good
+        if line.led is not None:
+            led.add(line.led)
+    return good, led

@@ -13,10 +13,14 @@ from proxy.config.model import Account, Cluster
 
 
 class Line(NamedTuple):
-    """A line of the report; `good` is False for a problem."""
+    """A line of the report; `good` is False for a problem.
+
+    `led` is the account and feed whose leader is connected to Alpaca, if it is about one.
+    """
 
     good: bool
     text: str
+    led: tuple[str, str] | None = None
 
 
 def find_leaders(cluster: Cluster, accounts: Mapping[str, Account], feeds: Sequence[tuple[str, str]]) -> Iterator[Line]:
@@ -31,16 +35,19 @@ def find_leaders(cluster: Cluster, accounts: Mapping[str, Account], feeds: Seque
                 account = accounts[name]
                 slot = slot_of(account_hash(secret, account.key.reveal(), account.secret.reveal()), feed)
                 text, _ = registry.exchange(slot, "", "")
-                yield _leader(f"{name}/{feed}", text, Lease.decode(secret, slot, text))
+                yield _leader(name, feed, text, Lease.decode(secret, slot, text))
     except RegistryError as error:
         yield Line(False, f"cluster: {plain(str(error))}")
 
 
-def _leader(feed: str, text: str, lease: Lease | None) -> Line:
+def _leader(account: str, feed: str, text: str, lease: Lease | None) -> Line:
+    shown = f"{account}/{feed}"
     if not text:
-        return Line(True, f"{feed}: no node leads it now")
+        return Line(True, f"{shown}: no node leads it now")
     if lease is None:
         reason = "its lease is not signed with this cluster.secret"
-        return Line(False, f"{feed}: {reason}; give all nodes the same secret, and other clusters another cluster.name")
+        step = "give all nodes the same secret, and other clusters another cluster.name"
+        return Line(False, f"{shown}: {reason}; {step}")
     state = "connected to Alpaca" if lease.live else "not yet connected to Alpaca"
-    return Line(True, f"{feed}: node {plain(lease.owner)} at {plain(lease.url)} leads it, {state}")
+    led = (account, feed) if lease.live else None
+    return Line(True, f"{shown}: node {plain(lease.owner)} at {plain(lease.url)} leads it, {state}", led)

@@ -29,7 +29,7 @@ def configured(write: Write, alpaca: Simulator, redis: str) -> Path:
     return write(CONFIG.replace("URL", alpaca.url).replace("REDIS", redis))
 
 
-def test_online_names_the_leader_of_each_market_feed(write: Write, call: Call) -> None:
+def test_online_names_the_leader_of_each_feed(write: Write, call: Call) -> None:
     account = account_hash(SECRET.encode(), "key", "secret")
     slots = {feed: slot_of(account, feed) for feed in ("iex", "news")}
     with Simulator() as alpaca, RedisServer() as redis:
@@ -40,13 +40,16 @@ def test_online_names_the_leader_of_each_market_feed(write: Write, call: Call) -
             registry.exchange(slot, "", leases[feed].encode(SECRET.encode(), slot))
         found = call("check", "--online", "-c", configured(write, alpaca, redis.url))
         registry.close()
+        assert not alpaca.opened("iex")  # the leader has the only slot
     assert found.code == 0, found.out
     lines = found.out.splitlines()
-    assert lines[lines.index("main: Alpaca accepts the key and secret for iex") + 1 :][:4] == [
-        f"cluster: Redis answers at {redis.url}; it has 1 node of alpaca-proxy now",
+    begin = lines.index(f"cluster: Redis answers at {redis.url}; it has 1 node of alpaca-proxy now")
+    assert lines[begin + 1 :][:5] == [
+        "main/trading: no node leads it now",
         "main/iex: node n-iex at ws://10.0.0.1:9003 leads it, connected to Alpaca",
         "main/news: node n-news at ws://10.0.0.1:9004 leads it, not yet connected to Alpaca",
         "main/crypto: no node leads it now",
+        "main: Alpaca has accepted the key and secret of the node that leads iex",
     ]
     assert "canary" not in found.out + found.err
 
