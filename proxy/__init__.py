@@ -14,6 +14,7 @@ Rooms, from the top; imports point down only, and `upstream` and `downstream` ne
 
     cli          the verbs of the command line, the demo included
     gateway      the composition root: builds, starts, reloads, drains and stops every part
+    cluster      several proxies that share the connections to Alpaca: leases, links, takeovers
     recording    Alpaca's messages in files, and the files as data of the simulator
     simulator    a stand-in for Alpaca: a product feature, and what the tests run against
     upstream     toward Alpaca: one supervised connection for each account and feed
