@@ -1,24 +1,20 @@
-"""The cost of a cluster, each row side by side with one process in the same rounds.
+"""The cost of a cluster, each side by side with one process in the same rounds. It needs redis-server.
 
-`python benchmarks/cluster.py [--rounds N] [--seconds N]`; it needs redis-server.
-
-edge: the clients are at an edge, which reads from a leader; both processes on one core, whose time counts together.
-shared: two nodes share the clients' port by `listen.reuse_port`, each with about half of the clients, on one core.
+edge: the clients are at an edge, which reads from a leader. shared: two nodes share the clients' port by
+`listen.reuse_port`, each with about half of the clients. Both processes are on one core; their time counts together.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
 import socket
-import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 
 import websocket
 from contenders import CACHE, Bench, BenchError, Running, free_port, start
@@ -33,31 +29,24 @@ SECRET = "a secret of the benchmarks"
 WAIT_SECONDS = 10.0
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3)
-    options = parser.parse_args()
-    try:
-        bench = Bench()
-        with redis() as port:
-            alone, edge, shared = [], [], []
-            for _ in range(options.rounds):
-                alone.append(run(bench, "proxy", LOAD, options.seconds))
-                edge.append(with_edge(bench, port, options.seconds))
-                shared.append(with_shared_port(bench, port, options.seconds))
-    except BenchError as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 1
-    for name, figures in (("one process", alone), ("leader and edge", edge), ("two nodes, one port", shared)):
-        print(f"{name}: {words(figures)}")
-    for name, figures in (("leader and edge", edge), ("two nodes, one port", shared)):
-        print(f"{name} against one process: {ratio('cpu', figures, alone)} the processor time")
-    added = [b.p50 - a.p50 for a, b in zip(alone, edge, strict=True)]
-    print(
-        f"an edge adds {statistics.median(added):.0f} us ({min(added):.0f} to {max(added):.0f}) to the median latency"
-    )
-    return 0
+@dataclass
+class Costs:
+    """The figures of each round."""
+
+    alone: list[Figures] = field(default_factory=list)
+    edge: list[Figures] = field(default_factory=list)
+    shared: list[Figures] = field(default_factory=list)
+
+
+def measure_cluster(bench: Bench, rounds: int, seconds: float) -> Costs:
+    """Measure one process, a leader with an edge, and two nodes on one port. Raises BenchError."""
+    costs = Costs()
+    with redis() as port:
+        for _ in range(rounds):
+            costs.alone.append(run(bench, "proxy", LOAD, seconds))
+            costs.edge.append(with_edge(bench, port, seconds))
+            costs.shared.append(with_shared_port(bench, port, seconds))
+    return costs
 
 
 def with_edge(bench: Bench, redis_port: int, seconds: float) -> Figures:
@@ -151,23 +140,3 @@ def first_client(port: int) -> websocket.WebSocket:
     client.send(json.dumps({"action": "subscribe", "trades": ["NONE"]}))
     client.recv()
     return client
-
-
-def words(figures: Sequence[Figures]) -> str:
-    def median(name: str) -> float:
-        return statistics.median(getattr(one, name) for one in figures)
-
-    lost = sum(one.lost + one.disconnected for one in figures)
-    return (
-        f"{median('cpu'):,.0f} ns/message, core {100 * median('share'):.0f} %, "
-        f"p50 {median('p50'):.0f} p99 {median('p99'):.0f} us, {median('delivered'):,.0f} messages/s, {lost} lost"
-    )
-
-
-def ratio(name: str, figures: Sequence[Figures], others: Sequence[Figures]) -> str:
-    ratios = [getattr(a, name) / getattr(b, name) for a, b in zip(figures, others, strict=True)]
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})x"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

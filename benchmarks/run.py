@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 import report
+from cluster import measure_cluster
 from contenders import HERE, Bench, BenchError
 from growth import GROWTHS, measure_growth, spread
 from joins import measure_joins
@@ -149,6 +150,20 @@ def joins(bench: Bench, rounds: int, seconds: float) -> list[report.Line]:
     return lines
 
 
+def cluster(bench: Bench, rounds: int, seconds: float) -> list[report.Line]:
+    text = "wildcard, 50 clients, 20 messages a frame, 10,000 messages a second"
+    costs = measure_cluster(bench, rounds, seconds)
+    lines = []
+    for name, figures in (("a leader and an edge with the clients", costs.edge), ("two nodes, one port", costs.shared)):
+        times = [these.cpu / alone.cpu for these, alone in zip(figures, costs.alone, strict=True)]
+        added = [these.p50 - alone.p50 for these, alone in zip(figures, costs.alone, strict=True)]
+        words = f"{spread(times)} times the processor time of one process, p50 {spread(added)} us more"
+        lines.append(report.Line("cluster", text, f"{name}: {words}"))
+        lines.append(report.Line("cluster", text, f"{name}: {_medians(figures)}"))
+    lines.append(report.Line("cluster", text, f"one process: {_medians(costs.alone)}"))
+    return lines
+
+
 def _verdict_word(good: bool) -> str:
     return "reached" if good else "MISSED"
 
@@ -157,6 +172,7 @@ SPECIAL: dict[str, Callable[[Bench, int, float], list[report.Line]]] = {
     "joins": joins,
     "idle": idle,
     "transcode": transcode,
+    "cluster": cluster,
 }
 
 
