@@ -61,6 +61,7 @@ def test_ctrl_c_ends_a_replay(path: Path, tmp_path: Path) -> None:
         assert process.end() == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_does_not_wait_for_a_client_that_does_not_read(tmp_path: Path) -> None:
     """Two times 3 MB, a second apart: the sockets' buffers and the queue hold them, neither holds all."""
     times = [MORNING + second * SECOND + n for second in (0, 1) for n in range(150)]
@@ -190,6 +191,7 @@ def test_elsewhere_a_line_comes_every_ten_seconds() -> None:
     assert (replay.REDRAW_SECONDS, replay.LINE_SECONDS) == (0.2, 10.0)
 
 
+@pytest.mark.slow
 def test_the_demo_replays(path: Path, tmp_path: Path, wait_until: Callable[..., object]) -> None:
     with Process("demo", "--seconds", "2", "--replay", path.name, folder=tmp_path) as process:
         assert process.end() == 0

@@ -81,6 +81,7 @@ def end(stand: Stand) -> None:
             assert node.ended() == 0
 
 
+@pytest.mark.slow
 def test_the_recordings_of_the_nodes_are_one(tmp_path: Path) -> None:
     """The leader is ended, twice: nothing that a client was sent is missing, and nothing is there twice."""
     with Stand(tmp_path, 2, config=RECORDED) as stand:
@@ -115,6 +116,7 @@ def test_the_recordings_of_the_nodes_are_one(tmp_path: Path) -> None:
         stand.judge()
 
 
+@pytest.mark.slow
 def test_the_leader_is_killed(tmp_path: Path) -> None:
     """The other node's file begins; at most the last second before the kill is missing."""
     with Stand(tmp_path, 2, config=RECORDED) as stand:
@@ -146,6 +148,7 @@ def test_the_leader_is_killed(tmp_path: Path) -> None:
         stand.judge()
 
 
+@pytest.mark.slow
 def test_a_node_that_does_not_record_is_sent_nothing_for_its_recorder(tmp_path: Path) -> None:
     """Without a client, some node records all the same, and the links bring nothing."""
     with Stand(tmp_path, 3, config=RECORDED) as stand:

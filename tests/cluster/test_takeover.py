@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gevent
 import pytest
@@ -35,6 +36,11 @@ SLOT_SECONDS = 5.0  # from when Alpaca frees a slot to data: it is tried every 3
 ALONE_SECONDS = 5.0  # after which a node without Redis and without a leader tries Alpaca itself
 
 slow = pytest.mark.slow
+
+
+def long(variant: str) -> Any:
+    """Return a variant of a slow test that is run by hand."""
+    return pytest.param(variant, marks=pytest.mark.long)
 
 
 def missing_only(client: Client, alpaca: Alpaca, since: float, until: float) -> None:
@@ -89,6 +95,7 @@ def test_the_leader_is_killed(tmp_path: Path) -> None:
         assert min(silences) < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("connections", [1, 3])
 def test_the_leader_is_ended(tmp_path: Path, connections: int) -> None:
     """SIGTERM: it hands over. It does so, too, where the plan would allow both nodes a connection."""
@@ -101,6 +108,7 @@ def test_the_leader_is_ended(tmp_path: Path, connections: int) -> None:
         stand.judge()
 
 
+@pytest.mark.slow
 def test_an_edge_is_killed(tmp_path: Path) -> None:
     """Its clients move; nobody else notices."""
     with Stand(tmp_path) as stand:
@@ -114,6 +122,7 @@ def test_an_edge_is_killed(tmp_path: Path) -> None:
         stand.judge()
 
 
+@pytest.mark.slow
 def test_a_client_moves_to_another_node(tmp_path: Path) -> None:
     with Stand(tmp_path) as stand:
         leader = stand.run(0)
@@ -132,7 +141,9 @@ def test_a_client_moves_to_another_node(tmp_path: Path) -> None:
 
 @slow
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("fault", ["killed", "restarted", "emptied", "hangs", "read-only", "full", "slow", "too slow"])
+@pytest.mark.parametrize(
+    "fault", ["killed", "emptied", "hangs", "too slow", *map(long, ("restarted", "read-only", "full", "slow"))]
+)
 def test_a_fault_of_redis(tmp_path: Path, fault: str) -> None:
     """Nobody notices. Afterwards a takeover is as quick as ever."""
     with Stand(tmp_path, forwarded=fault.endswith("slow"), alpaca=Alpaca(connections=3)) as stand:
@@ -315,7 +326,7 @@ def test_the_leader_hangs(tmp_path: Path) -> None:
 
 @slow
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("what", ["one link", "all links", "all links and Redis"])
+@pytest.mark.parametrize("what", ["one link", long("all links"), "all links and Redis"])
 def test_links_freeze(tmp_path: Path, what: str) -> None:
     """For 6 s. What the leader has received meanwhile arrives then."""
     with Stand(tmp_path, forwarded=True) as stand:
@@ -440,6 +451,7 @@ def named(node: Node, text: str) -> bool:
 # Clients at an edge
 
 
+@pytest.mark.slow
 def test_refusals_at_an_edge_as_at_the_leader(tmp_path: Path) -> None:
     with Stand(tmp_path, 2) as stand:
         leader = stand.run()
@@ -483,6 +495,7 @@ def test_a_late_refusal_at_an_edge_as_at_the_leader(tmp_path: Path) -> None:
         stand.judge()
 
 
+@pytest.mark.slow
 def test_a_plan_without_the_feed(tmp_path: Path) -> None:
     with Stand(tmp_path, 2) as stand:
         stand.alpaca.fail_auth(FEED, 409)
@@ -519,7 +532,7 @@ def test_every_node_tells_the_truth_about_alpaca(tmp_path: Path) -> None:
 
 @slow
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("how", ["close", "fin", "rst"])
+@pytest.mark.parametrize("how", ["close", long("fin"), "rst"])
 def test_alpaca_drops_the_connection(tmp_path: Path, how: str) -> None:
     with Stand(tmp_path) as stand:
         leader = stand.run()
@@ -594,6 +607,7 @@ def test_a_feed_that_nobody_wants(tmp_path: Path) -> None:
 # The start
 
 
+@pytest.mark.slow
 def test_the_first_node_and_an_empty_redis(tmp_path: Path) -> None:
     with Stand(tmp_path, 1) as stand:
         began = time.monotonic()

@@ -585,6 +585,7 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 # No failure is made smaller: each attempt would wait for what does not come.
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @settings(phases=[Phase.explicit, Phase.reuse, Phase.generate], suppress_health_check=[*HealthCheck])
 @given(example=examples())
