@@ -149,6 +149,11 @@ class Orders:
         if (family := self._family_of(order_id)) is not None:
             family.looked_up = order_id
 
+    def forget_look_up(self, order_id: str) -> None:
+        """Note that Alpaca has not answered: the next update of the order is looked up again."""
+        if (family := self._family_of(order_id)) is not None:
+            family.looked_up = ""
+
     def end(self, order_id: str, now: float) -> None:
         """Note that an order is not open any more: Alpaca does not know it."""
         if (known := self._open.pop(order_id, None)) is not None:

@@ -321,7 +321,7 @@ class OrderRouter:
                 self._started_at = self._up_at
             if not self.follows:
                 since = recovery.since if is_complete else self._up_at + self.reader.clock_offset()
-                known = self.complete_from if is_complete else None
+                known = self.complete_from if is_complete and since <= self._gap_since else None
                 self.complete_from = since if known is None else min(known, since)
 
     def was_sent(self, key: UpdateKey, time: int) -> bool:

@@ -351,18 +351,23 @@ class OrderReader:
 
     def _look_up(self, order_id: str) -> None:
         """Learn to which orders this one is related, and let the updates go on that wait for it."""
+        is_answered = False
         try:
             with gevent.Timeout(LOOKUP_SECONDS, False):
                 self._lists_read.wait()
                 self._read_relatives(order_id)
+                is_answered = True
         except RestError as error:
-            if error.status != NOT_FOUND and not self._has_said_not_served:
+            is_answered = error.status == NOT_FOUND
+            if not is_answered and not self._has_said_not_served:
                 self._log.warning("not_looked_up", reason=str(error))
         except Exception:
             self._log.error("internal_error")
         finally:
             if gevent.getcurrent() in self._lookups:  # else it was stopped
                 self._lookups.discard(gevent.getcurrent())
+                if not is_answered:
+                    self._router.orders.forget_look_up(order_id)
                 self.send_looked_up(order_id)
 
     def _read_relatives(self, order_id: str) -> None:
