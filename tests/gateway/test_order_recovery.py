@@ -231,6 +231,19 @@ def test_a_look_up_without_an_answer_delays_an_update_by_two_seconds(proxy: Harn
     assert time.monotonic() - began >= 2
 
 
+def test_an_owner_is_looked_up_again_if_alpaca_has_not_answered(proxy: Harness) -> None:
+    momentum, desk = listening(proxy, "momentum", "desk")
+    proxy.simulator.place_order(order("parent", "momentum-1", status="filled"), [order("leg", status="new")])
+    proxy.simulator.fail_rest("500")
+    proxy.simulator.publish_order(update("new", order("leg")))
+    wait_for(lambda: proxy.upstream("trading").router.unowned == 1)
+    proxy.simulator.fail_rest(None)
+    proxy.simulator.publish_order(filled(order("leg"), 10, 10))
+    momentum.gather(1)
+    assert heard(momentum) == [("fill", "leg", "10")]
+    desk.gather(2)
+
+
 def test_at_most_twenty_calls_a_minute_eight_of_them_for_single_orders(proxy: Harness) -> None:
     momentum, desk = listening(proxy, "momentum", "desk")
     for number in range(30):
