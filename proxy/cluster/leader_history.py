@@ -17,9 +17,11 @@ import gevent
 from proxy.cluster.dialect import CaughtUp
 from proxy.routing.order_entries import Claim
 from proxy.routing.order_router import OrderRouter, Recovery
-from proxy.upstream.order_reader import LOOKUP_SECONDS, MAX_LOOKUPS, OrderReader
+from proxy.upstream.order_reader import MAX_LOOKUPS, OrderReader
 
-REST_SECONDS = LOOKUP_SECONDS + 0.5  # for which the rest of an entry is waited for while a leader is live
+# For which the rest of an entry is waited for: a live leader sends it within 2 s by its own clock, also when it stands
+# still for a while, and another one after its recovery. What comes later is left out.
+REST_SECONDS = 12.0
 POLL_SECONDS = 0.1  # between two looks whether one is
 MAX_REST_SECONDS = 30.0  # in all
 TERM_BYTES = 8

@@ -537,6 +537,8 @@ class OrderRouter:
         """Send an entry to its receivers. What the rest waits for comes in an entry of its own, but for an outage."""
         owners = self.orders.owners(update.data, self._clock())
         if update.entry is Part.WHOLE:
+            if owners - self.orders.observers:
+                self.looked_up(update.order_id)  # what an outage has cut off goes first
             self._send(update, owners)
         elif update.entry is Part.FIRST:
             everything = self.orders.permitted_all()

@@ -32,7 +32,7 @@ FAULTS = ("500", "away", "shape", "429", "cut")
 NODES = 3
 STEPS = 14
 SECONDS = 55.0  # of random histories, in one run
-SETTLE_SECONDS = 15.0
+SETTLE_SECONDS = 25.0  # the rest of an entry may be waited for, and the lists read anew
 LOOKUP_SECONDS = 3.0  # for which an update may wait for a look-up, and a little more
 
 Order = dict[str, Any]
