@@ -277,7 +277,12 @@ class OrderRouter:
         if self.recovery is not None:
             lost_since = min(lost_since, self.recovery.since)
             returns = [*self.recovery.returns, *returns][-MAX_RETURNS:]
-        read_since = 0 if self.follows and self._owes_log else self._read_since(lost_since)
+        if self.follows and self.recovery is not None:
+            read_since = self.recovery.read_since  # of the first loss, and so is the position that is asked for
+        elif self.follows and self._owes_log:
+            read_since = 0
+        else:
+            read_since = self._read_since(lost_since)
         self.recovery = Recovery(lost_since, read_since, tuple(returns))
 
     def _read_since(self, since: int) -> int:

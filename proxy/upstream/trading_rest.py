@@ -77,6 +77,7 @@ class TradingRest:
             raise RestError(f"{self.host}: {_reason(error)}") from error
 
     def _get(self, path: str) -> bytes:
+        asked_at = time.time()
         answer = self._pool.request(
             "GET",
             self._base + path,
@@ -90,19 +91,23 @@ class TradingRest:
         try:
             if answer.status != 200:
                 raise RestError(f"{self.host} answered with the HTTP status {answer.status}", answer.status)
-            self._note_clock(answer.headers.get("Date"))
+            self._note_clock(answer.headers.get("Date"), asked_at)
             return answer.read(decode_content=False)
         finally:
             answer.close()
 
-    def _note_clock(self, date: str | None) -> None:
-        """Take over Alpaca's clock from an answer, if it differs by more than the second to which it is known."""
+    def _note_clock(self, date: str | None, asked_at: float) -> None:
+        """Take over Alpaca's clock from an answer, if it differs by more than the second to which it is known.
+
+        Its time is some moment between the question and the answer, which may have been read late.
+        """
         try:
-            ahead = parsedate_to_datetime(date or "").timestamp() - time.time()
+            stated = parsedate_to_datetime(date or "").timestamp()
         except (ValueError, OverflowError):
             return
-        if abs(ahead) < MAX_CLOCK_OFFSET:
-            self.clock_offset = 0 if -2 < ahead < 1 else int((ahead + 0.5) * 10**9)
+        least, most = stated - time.time(), stated + 1 - asked_at
+        if abs(least) < MAX_CLOCK_OFFSET:
+            self.clock_offset = 0 if least < 1 and most > -1 else int((least + most) / 2 * 10**9)
 
 
 class _PacedReader(io.RawIOBase):

@@ -294,3 +294,19 @@ def test_a_later_request_extends_a_recovery() -> None:
         sinces.append(new.recovery.since)
     assert sinces[0] >= sinces[1]
     assert len(leader.reader.recoveries) >= 2
+
+
+def test_a_session_that_came_in_an_outage_is_not_told_the_whole_history_after_two_losses() -> None:
+    leader = Node("alpha").lead("a")
+    leader.recovered(())
+    old = {**update("alpha", 1)["data"], "timestamp": "2026-11-20T17:00:00Z"}
+    leader.take({"stream": "trade_updates", "data": old})
+    edge = Node("alpha")
+    for member in edge.members.values():
+        edge.router.set_subscription(member, LISTENING)  # it is told that it listens before there is a link
+    Link(leader, edge).cut()
+    again = Link(leader, edge)
+    assert len(again.replayed) == 1
+    again.bring(leader.take(update("alpha", 2)))
+    again.caught_up()
+    assert edge.heard == {"alpha": ["new alpha-2"]}
