@@ -253,6 +253,8 @@ class OrderRouter:
         listeners = frozenset(self._listeners()) - self._followers.keys()
         if not is_up:
             self._gap_since = self._last_time or self._up_at + self.reader.clock_offset()
+            if self.follows and self.history.is_behind:
+                self.complete_from = None
             self._lost_since = self._gap_since if listeners else None
             self._owes_log = bool(listeners)
             if self.recovery is None:
@@ -277,6 +279,8 @@ class OrderRouter:
         if self.recovery is not None:
             lost_since = min(lost_since, self.recovery.since)
             returns = [*self.recovery.returns, *returns][-MAX_RETURNS:]
+        if not self.follows and lost_since > self._gap_since:  # it is for members that came during the outage
+            self.complete_from = None
         if self.follows and self.recovery is not None:
             read_since = self.recovery.read_since  # of the first loss, and so is the position that is asked for
         elif self.follows and self._owes_log:

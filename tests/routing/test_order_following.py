@@ -312,3 +312,25 @@ def test_a_session_that_came_in_an_outage_is_not_told_the_whole_history_after_tw
     again.bring(leader.take(update("alpha", 2)))
     again.caught_up()
     assert edge.heard == {"alpha": ["new alpha-2"]}
+
+
+def test_a_new_leader_knows_that_it_was_idle_meanwhile() -> None:
+    """It followed a while ago; a session of it came in the outage, long after the other node had lost the leader."""
+    first, edge, link = started("alpha")
+    idle = Node("alpha")
+    before = Link(first, idle)
+    before.caught_up()
+    for member in idle.members.values():
+        idle.router.remove(member)
+    before.cut()
+    link.bring(first.take(update("alpha", 1)))
+    link.cut()
+    idle.reader.now = first.reader.now + 1000 * SECOND
+    for member in idle.members.values():
+        idle.router.set_subscription(member, LISTENING)
+    idle.reader.now += 10 * SECOND
+    idle.lead("b")
+    assert idle.router.needs_records
+    Link(idle, edge)
+    assert idle.router.recovery is not None
+    assert idle.router.recovery.since <= first.reader.now
