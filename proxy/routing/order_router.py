@@ -166,6 +166,7 @@ class OrderRouter:
         self._lost_since: int | None = None  # the start of an outage in which a member misses updates
         self._gap_since = 0  # the start of the last outage, whether a member misses updates or not
         self._heard = self._owed = Claim()  # the last entry of a leader's log; the one at the start of the outage
+        self._newest_at = 0  # of the entries of the present link
         self._looks_up_again = False  # what waits for the look-ups of a former leader
         self._owes_log = False  # members are owed all entries after that one
         self._term_begin = 0  # the position in the history at which the own term began
@@ -388,6 +389,7 @@ class OrderRouter:
             self._heard = self.heard
             self.follows = True
         self.history.is_behind = True
+        self._newest_at = 0
 
     def claim(self) -> Claim:
         """Return what the leader that is followed is to be asked for."""
@@ -398,8 +400,9 @@ class OrderRouter:
     def caught_up(self, asked: Claim, term: str, complete_from: int) -> None:
         """Note that all entries that were asked for have come, and what the leader says of its log."""
         known = self.complete_from
-        self._heard = replace(self._heard, term=term)
         self.term = term
+        if self._newest_at:  # else what was heard last is of a former term
+            self._heard = Claim(term, self._newest_at)
         self.complete_from = known if known is not None and asked.at >= complete_from else complete_from
         self.history.is_behind = False
 
@@ -488,7 +491,9 @@ class OrderRouter:
         message = b'{"stream":"%b","data":%b}' % (ORDERS.encode(), entry.data)
         update, fields = self._parsed(message, entry.data, entry.at)
         order_id, key = update.order_id, update.key
-        self._heard = replace(self._heard, at=entry.at)
+        self._newest_at = entry.at
+        if not self.history.is_behind:  # else all entries are asked for again if the link ends
+            self._heard = Claim(self.term, entry.at)
         if order_id:
             self.orders.relate(order_id, entry.matches, self._clock())
         is_recovered = bytes(fields.get("recovered", b"")) == b"true"

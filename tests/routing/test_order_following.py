@@ -334,3 +334,37 @@ def test_a_new_leader_knows_that_it_was_idle_meanwhile() -> None:
     Link(idle, edge)
     assert idle.router.recovery is not None
     assert idle.router.recovery.since <= first.reader.now
+
+
+def test_a_link_that_ends_early_does_not_mix_the_terms() -> None:
+    """Its entries are later than those of the former leader that have not come."""
+    first, edge, link = started("alpha")
+    link.bring(first.take(update("alpha", 1)))
+    link.cut()
+    second = Node("alpha").lead("b")
+    second.recovered(())
+    second.router.history.record(b'{"event":"new","order":{"id":"x"}}', 0.0, at=NOON + 10**15)
+    then = Link(second, edge)
+    edge.recovered(None)  # more has arrived than can wait
+    then.cut()
+    first.take(update("alpha", 2))
+    again = Link(first, edge)
+    again.caught_up()
+    assert edge.heard["alpha"] == ["new alpha-1", "new alpha-2"]
+
+
+def test_a_term_without_an_entry_is_asked_for_from_its_start() -> None:
+    """The former leader's clock was ahead."""
+    first, edge, link = started("alpha")
+    first.router.history.record(b'{"event":"new","order":{"id":"x"}}', 0.0, at=NOON + 10**15)
+    link.bring(first.take(update("alpha", 1)))
+    link.cut()
+    second = Node("alpha").lead("b")
+    then = Link(second, edge)
+    second.recovered(())
+    then.caught_up()
+    then.cut()
+    second.take(update("alpha", 2))
+    again = Link(second, edge)
+    again.caught_up()
+    assert edge.heard["alpha"] == ["new alpha-1", "new alpha-2"]
