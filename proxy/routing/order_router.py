@@ -470,7 +470,8 @@ class OrderRouter:
     def _answer_claim(self, claim: Claim) -> None:
         """Begin or extend a recovery if the history lacks what a node has asked for."""
         assert claim.since is not None
-        is_known = self.complete_from is not None and max(claim.at, claim.since) >= self.complete_from
+        heard_until = max(claim.at, claim.since) if claim.term == self.term else claim.since
+        is_known = self.complete_from is not None and heard_until >= self.complete_from
         recovery = self.recovery
         if recovery is not None:
             is_covered = is_known or claim.since >= recovery.since

@@ -368,3 +368,18 @@ def test_a_term_without_an_entry_is_asked_for_from_its_start() -> None:
     again = Link(second, edge)
     again.caught_up()
     assert edge.heard["alpha"] == ["new alpha-1", "new alpha-2"]
+
+
+def test_the_clock_of_a_former_leader_does_not_tell_what_a_new_one_lacks() -> None:
+    first, edge, link = started("alpha")
+    first.router.history.record(b'{"event":"new","order":{"id":"x"}}', 0.0, at=NOON + 10**15)
+    one = update("alpha", 1)
+    one["data"]["timestamp"] = "2026-11-27T17:00:01Z"
+    link.bring(first.take(one))
+    link.cut()
+    second = Node("alpha")
+    second.reader.now = first.reader.now + 5 * SECOND
+    second.lead("b")
+    second.recovered(())  # no node has asked
+    Link(second, edge)
+    assert second.router.needs_records
