@@ -178,6 +178,8 @@ class OrderRouter:
         self._is_overflowing = False
         self._new_orders: set[str] = set()  # orders whose first event came since the return
         self._sent: OrderedDict[UpdateKey, int] = OrderedDict()  # what was sent or waits to be sent, and its time
+        # Entries that have come from leaders: the `at`, part, order and time of each.
+        self._entries: OrderedDict[tuple[int, Part, str, int], None] = OrderedDict()
         self._repeats: dict[UpdateKey, tuple[float, frozenset[Member]]] = {}  # what was recovered: when, to whom
 
     def __repr__(self) -> str:
@@ -497,6 +499,12 @@ class OrderRouter:
             self._heard = Claim(self.term, entry.at)
         if order_id:
             self.orders.relate(order_id, entry.matches, self._clock())
+        identity = entry.at, entry.part, order_id, update.time
+        if entry.is_replay and identity in self._entries:
+            return
+        self._entries[identity] = None
+        if len(self._entries) > SENT_KEYS:
+            self._entries.popitem(last=False)
         is_recovered = bytes(fields.get("recovered", b"")) == b"true"
         only: frozenset[Member] | None = None
         if entry.is_replay or is_recovered:

@@ -383,3 +383,17 @@ def test_the_clock_of_a_former_leader_does_not_tell_what_a_new_one_lacks() -> No
     second.recovered(())  # no node has asked
     Link(second, edge)
     assert second.router.needs_records
+
+
+def test_entries_that_come_again_after_a_second_cut_are_sent_once() -> None:
+    """Two of the same name, and one that nothing identifies."""
+    leader, edge, link = started("alpha")
+    link.cut()
+    sent = [update("alpha", 1, event) for event in ("pending_cancel", "pending_cancel", "fill")]
+    for one, second in zip(sent, (1, 2, 3), strict=True):
+        one["data"]["timestamp"] = f"2026-11-27T17:00:0{second}Z"
+    leader.take(*sent)
+    Link(leader, edge).cut()
+    again = Link(leader, edge)
+    again.caught_up()
+    assert edge.heard["alpha"] == ["pending_cancel alpha-1", "pending_cancel alpha-1", "fill alpha-1"]
