@@ -174,6 +174,7 @@ class OrderRouter:
         self._claims: list[Claim] = []  # of other nodes, while the stream is not up
         self._awaiting_owner: dict[str, list[OrderUpdate]] = {}  # by the order that is looked up, with related ones
         self._awaiting_recovery: deque[OrderUpdate] = deque()  # in the order in which they are sent
+        self._orders_of_waiting: set[str] = set()  # entries that wait for the end of the recovery
         self._waiting_bytes = self._waiting_for_owner = 0
         self._is_overflowing = False
         self._new_orders: set[str] = set()  # orders whose first event came since the return
@@ -327,6 +328,7 @@ class OrderRouter:
             self.recovery = None
             self._is_overflowing = False
             self._new_orders.clear()
+            self._orders_of_waiting.clear()
             is_complete = records is not None and self.needs_records
             self.needs_records = False
             if not is_complete:
@@ -528,10 +530,13 @@ class OrderRouter:
         update = self._logged(update._replace(only=only, entry=entry.part), entry)
         order = JSON.fields_of(fields.get("order")) or {}
         event = JSON.text_of(fields.get("event"))
-        is_new = only is None and self._is_new_order(order_id, event, order)
-        if self.recovery is None or not order_id or only == _NO_MEMBERS or is_new:
+        waits = self.recovery is not None and order_id and only != _NO_MEMBERS
+        if waits and only is None and order_id not in self._orders_of_waiting:
+            waits = not self._is_new_order(order_id, event, order)
+        if not waits:
             self._route(update)
         else:
+            self._orders_of_waiting.add(order_id)
             self._await_recovery(update)
 
     def _has_sent(self, update: OrderUpdate, is_recovered: bool) -> bool:

@@ -397,3 +397,15 @@ def test_entries_that_come_again_after_a_second_cut_are_sent_once() -> None:
     again = Link(leader, edge)
     again.caught_up()
     assert edge.heard["alpha"] == ["pending_cancel alpha-1", "pending_cancel alpha-1", "fill alpha-1"]
+
+
+def test_a_node_whose_clock_is_behind_keeps_the_order_of_updates() -> None:
+    leader, edge, link = started("alpha")
+    link.cut()
+    edge.reader.now -= 10 * SECOND
+    created = {"created_at": "2026-11-27T17:00:00Z"}
+    leader.take(update("alpha", 1, "pending_new", **created), update("alpha", 1, **created))
+    again = Link(leader, edge)
+    again.bring(leader.take(update("alpha", 1, "fill", filled_qty="1", **created)))
+    again.caught_up()
+    assert edge.heard["alpha"] == ["pending_new alpha-1", "new alpha-1", "fill alpha-1"]
