@@ -514,7 +514,7 @@ class OrderRouter:
                 if entry.part is Part.WHOLE:  # the leader knows the owner, who may wait for it here
                     self.looked_up(order_id)
                 if is_recovered and key is not None:
-                    self._repeats[key] = self._clock(), frozenset(self._members)
+                    self._note_repeat(key, frozenset(self._members))
                 return
             only = self._owed_members(update)
         elif key is not None and (members := self._received_by(key)) is not None:
@@ -526,7 +526,7 @@ class OrderRouter:
         if key is not None:
             self._note_sent(key, update.time)
             if is_recovered:
-                self._repeats[key] = self._clock(), only or _NO_MEMBERS
+                self._note_repeat(key, only or _NO_MEMBERS)
         update = self._logged(update._replace(only=only, entry=entry.part), entry)
         order = JSON.fields_of(fields.get("order")) or {}
         event = JSON.text_of(fields.get("event"))
@@ -538,6 +538,12 @@ class OrderRouter:
         else:
             self._orders_of_waiting.add(order_id)
             self._await_recovery(update)
+
+    def _note_repeat(self, key: UpdateKey, members: frozenset[Member]) -> None:
+        self._repeats.pop(key, None)
+        self._repeats[key] = self._clock(), members
+        if len(self._repeats) > SENT_KEYS:
+            del self._repeats[next(iter(self._repeats))]
 
     def _has_sent(self, update: OrderUpdate, is_recovered: bool) -> bool:
         """Return whether an update that comes once more, from the log of a leader, has been sent."""

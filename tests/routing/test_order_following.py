@@ -9,7 +9,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 from proxy.alpaca.order_records import RecordedUpdate
+from proxy.routing import order_router
 from proxy.routing.order_router import OrderRouter
 from tests.routing.taking import take
 from tests.routing.test_order_router import NOON, SECOND, UPDATES, Member, Reader, make_router
@@ -409,3 +412,14 @@ def test_a_node_whose_clock_is_behind_keeps_the_order_of_updates() -> None:
     again.bring(leader.take(update("alpha", 1, "fill", filled_qty="1", **created)))
     again.caught_up()
     assert edge.heard["alpha"] == ["pending_new alpha-1", "new alpha-1", "fill alpha-1"]
+
+
+def test_what_is_remembered_of_recovered_entries_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order_router, "SENT_KEYS", 10)
+    leader, edge, link = started("alpha")
+    for number in range(100):
+        one = update("alpha", number, "canceled")
+        one["data"]["recovered"] = True
+        edge.reader.clock += 10.0
+        link.bring(leader.take(one))
+    assert len(edge.router._repeats) <= 10
