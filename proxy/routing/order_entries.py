@@ -15,6 +15,7 @@ from proxy.alpaca.codec import JSON, Malformed, Raw
 from proxy.routing.order_history import Part
 from proxy.routing.order_ownership import MAX_FAMILY, MAX_ID, ORDERS, Match
 
+ENVELOPE_BYTES = 16 * 1024  # that an entry may be larger than its update
 _PREFIX = b'{"stream":"%b","at":' % ORDERS.encode()
 _PARTS = {part.value: part for part in (Part.WHOLE, Part.FIRST, Part.REST)}
 

@@ -634,7 +634,7 @@ class OrderRouter:
 
     def _take_update(self, body: Raw | bytes) -> bool:
         """Take an update; return False for any other message. Raises Malformed."""
-        if len(body) > BODY_BYTES:
+        if len(body) > BODY_BYTES + (order_entries.ENVELOPE_BYTES if self.follows else 0):
             self._oversized += 1
             return True
         message = JSON.envelope(body)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from proxy.alpaca.codec import BODY_BYTES
 from proxy.alpaca.order_records import RecordedUpdate
 from proxy.routing import order_router
 from proxy.routing.order_router import OrderRouter
@@ -423,3 +424,11 @@ def test_what_is_remembered_of_recovered_entries_is_bounded(monkeypatch: pytest.
         edge.reader.clock += 10.0
         link.bring(leader.take(one))
     assert len(edge.router._repeats) <= 10
+
+
+def test_an_entry_of_the_largest_update_is_taken() -> None:
+    leader, edge, link = started("alpha")
+    large = update("alpha", 1, more="")
+    large["data"]["order"]["more"] = "x" * (BODY_BYTES - len(json.dumps(large)))
+    link.bring(leader.take(large))
+    assert leader.heard == edge.heard == {"alpha": ["new alpha-1"]}
