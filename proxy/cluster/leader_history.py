@@ -84,7 +84,10 @@ class LeaderHistory:
 
     def caught_up(self, asked: Claim, message: CaughtUp) -> None:
         self._router.caught_up(asked, message.term, message.complete_from)
-        self._end(is_complete=message.complete)
+        recovery = self._router.recovery
+        # A session may have begun to listen between the request and its answer, without Alpaca.
+        was_asked = recovery is None or (asked.since is not None and asked.since <= recovery.since)
+        self._end(is_complete=message.complete and was_asked)
 
     # Calls of the router
 
