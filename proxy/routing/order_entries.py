@@ -15,6 +15,7 @@ from proxy.alpaca.codec import JSON, Malformed, Raw
 from proxy.routing.order_history import Part
 from proxy.routing.order_ownership import MAX_FAMILY, MAX_ID, ORDERS, Match
 
+MAX_AT = 2**63 - 1  # nanoseconds, in the year 2262
 ENVELOPE_BYTES = 16 * 1024  # that an entry may be larger than its update
 _PREFIX = b'{"stream":"%b","at":' % ORDERS.encode()
 _PARTS = {part.value: part for part in (Part.WHOLE, Part.FIRST, Part.REST)}
@@ -64,7 +65,7 @@ def parse(body: Raw | bytes) -> Entry:
     fields = JSON.fields(body)
     at = JSON.integer_of(fields.get("at"))
     part = _PARTS.get(JSON.text_of(fields.get("part")) or "")
-    if at is None or at < 0 or part is None or "data" not in fields:
+    if at is None or not 0 <= at <= MAX_AT or part is None or "data" not in fields:
         raise Malformed("no entry of a history")
     return Entry(at, part, bytes(fields.get("replay", b"")) == b"true", _matches(fields.get("family")), fields["data"])
 

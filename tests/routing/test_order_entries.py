@@ -44,6 +44,7 @@ def test_a_repeat_is_an_entry_like_any_other() -> None:
         b"[]",
         b'{"at":1}',
         b'{"at":-1,"data":{}}',
+        b'{"at":%d,"data":{}}' % (10**30),
         b'{"at":"1","data":{}}',
         b'{"at":1,"part":"repeat","data":{}}',
         b'{"at":1,"family":[["a"]],"data":{}}',
