@@ -5,7 +5,8 @@
     Redis ◄─► registry ◄─► member ◄─► election
 
 node          this node: its members, the greenlet that speaks to Redis
-member        one feed on this node: leads or follows, as its election says, and the source of its supervisor
+member        one feed on this node: leads or follows, as its election says
+source        what the feed's supervisor reads from: Alpaca or the leader
 election      the rules: who claims a lease, who follows whom (pure)
 lease         the permission to lead a feed, as a signed text (pure)
 registry      access to Redis: leases, fencing tokens, the list of nodes, places of clients

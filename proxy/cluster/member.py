@@ -1,7 +1,7 @@
 """One feed of one account on this node: it leads the feed or follows the node that does.
 
-`Member.step` reads the lease, lets the election decide, and does what it says; `ClusterSource` is what the feed's
-supervisor reads from: this node's own connection to Alpaca, or a link to the leader.
+`Member.step` reads the lease, lets the election decide, and does what it says; `source.ClusterSource` is what the
+feed's supervisor reads from: this node's own connection to Alpaca, or a link to the leader.
 
     node's greenlet:        registry ─► Election.decide ─► claim, lead, follow, yield
     supervisor's greenlet:  ClusterSource.open ─► AlpacaConnection or LeaderLink, as the role says
@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import random
 import ssl
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import gevent
 from gevent.event import Event
 
-from proxy.alpaca.client_protocol import HINTS, Backoff, FeedEvent, Ignored, Phase, Refused
+from proxy.alpaca.client_protocol import HINTS, Backoff, FeedEvent, Refused
 from proxy.alpaca.codec import Malformed, Raw
 from proxy.alpaca.endpoints import Dialect, Endpoint
-from proxy.alpaca.topics import Topic
 from proxy.cluster.election import (
     RETRY_SECONDS,
     TAKEOVER_SECONDS,
@@ -38,21 +37,18 @@ from proxy.cluster.leader_history import LeaderHistory
 from proxy.cluster.leader_link import Gone, LeaderGone, LeaderLink
 from proxy.cluster.lease import Lease, account_hash, slot_of
 from proxy.cluster.registry import Registry
+from proxy.cluster.source import DENIED, SLOT_TAKEN, ClusterSource
 from proxy.observe.logs import Log
 from proxy.observe.snapshot import ClusterFeed
-from proxy.routing.request_builder import UpstreamRequest
 from proxy.transport.errors import ConnectionLost, UpgradeRefused
 from proxy.upstream.alpaca_connection import AlpacaConnection
 from proxy.upstream.source import FeedSettings, LoginRefused
 from proxy.upstream.supervisor import FeedSupervisor
-from proxy.upstream.websocket import Frame
 
-SLOT_TAKEN = 406
 LINK_SECONDS = 0.1  # between two links to the same leader
 # Alpaca keeps the slot of a connection that died without a close for up to 90 s. For so long after a change of leader
 # it is tried again after SLOT_RETRY_SECONDS at most, so that data come as soon as it is free.
 SLOT_SECONDS, SLOT_RETRY_SECONDS = 100.0, 3.0
-_DENIED = (Gone.REFUSED, Gone.NOT_LEADING)
 _HINTS = {Gone.REJECTED: "give all nodes the same cluster.secret and codec, and versions that follow each other"}
 
 
@@ -217,7 +213,7 @@ class Member:
             self._log.warning(
                 "unreachable", leader=election.leader.owner, reason=str(error), hint=_HINTS.get(error.cause)
             )
-            election.gone(election.leader, self._host.clock(), denied=error.cause in _DENIED)
+            election.gone(election.leader, self._host.clock(), denied=error.cause in DENIED)
             election.role, election.leader = Role.NONE, None
         self._host.wake()
 
@@ -531,143 +527,3 @@ class Member:
 
     def _slot_of(self, secret: bytes, settings: FeedSettings) -> str:
         return slot_of(account_hash(secret, settings.login.key, settings.login.secret), self.endpoint.feed)
-
-
-class ClusterSource:
-    """A `FeedSource` of a node: its own connection to Alpaca or a link to the leader, as its member's role says.
-
-    `inner` is that connection once there is one, `cause` the reason for the end of the source, `unopened`: Alpaca could
-    not be reached.
-    """
-
-    def __init__(self, member: Member, clock: Callable[[], float]) -> None:
-        self.inner: AlpacaConnection | LeaderLink | None = None
-        self.cause = ""
-        self.deliberate = False
-        self.unopened = False
-        self._member = member
-        self._redirected = False
-        self._received_at = clock()
-
-    def __repr__(self) -> str:
-        return f"<ClusterSource {self.inner}>"
-
-    @property
-    def phase(self) -> Phase:
-        return Phase.CONNECTING if self.inner is None else self.inner.phase
-
-    @property
-    def request(self) -> UpstreamRequest | None:
-        return None if self.inner is None else self.inner.request
-
-    @property
-    def received_at(self) -> float:
-        return self._received_at if self.inner is None else self.inner.received_at
-
-    @property
-    def heard_at(self) -> float:
-        """The time of the other side's last sign of life."""
-        return self.inner.heard_at if isinstance(self.inner, LeaderLink) else self.received_at
-
-    @property
-    def retry_at_once(self) -> bool:
-        """True after a link: the next source waits for a role itself."""
-        return isinstance(self.inner, LeaderLink)
-
-    @property
-    def others_confirmed(self) -> bool:
-        return self.inner is not None and self.inner.others_confirmed
-
-    @property
-    def finds_silence(self) -> bool:
-        return self.inner is not None and self.inner.finds_silence
-
-    @property
-    def ended(self) -> bool:
-        return bool(self.cause) or (self.inner is not None and self.inner.ended)
-
-    @property
-    def live(self) -> bool:
-        return not self.cause and self.inner is not None and self.inner.live
-
-    def open(self) -> None:
-        """Wait for the node's role, and connect; a leader that cannot be reached is left for the next one."""
-        while True:
-            inner = self.inner = self._member.next_connection(self)
-            if inner.live:
-                return
-            try:
-                inner.open()
-                return
-            except LeaderGone as error:
-                inner.close()
-                self.inner = None
-                if not self.cause:
-                    self._member.unreachable(error)
-                elif self._redirected:
-                    self._redirected, self.deliberate, self.cause = False, False, ""  # it goes on with the new role
-                else:
-                    raise
-            except ConnectionLost:
-                self.unopened = not self.cause
-                raise
-
-    def receive(self) -> list[Frame]:
-        assert self.inner is not None
-        try:
-            return self.inner.receive()
-        except LeaderGone as error:
-            if error.cause in _DENIED and not self.cause:  # otherwise it was left for another leader
-                self._member.unreachable(error)
-            raise
-
-    def handle(self, body: Raw | bytes) -> FeedEvent:
-        assert self.inner is not None
-        event = self.inner.handle(body)
-        return self._patient(event) if isinstance(event, Refused) else event
-
-    def foreign_error(self, payload: bytes) -> FeedEvent | None:
-        error = None if self.inner is None else self.inner.foreign_error(payload)
-        return None if error is None else self._patient(error)
-
-    def _patient(self, error: Refused) -> FeedEvent:
-        """Return an error; or, if it says that the slot is taken, log in again for a while."""
-        if error.code != SLOT_TAKEN or self.phase is Phase.LIVE:
-            return error
-        if isinstance(self.inner, AlpacaConnection) and self._member.keeps_trying():
-            gevent.spawn_later(RETRY_SECONDS, self.inner.log_in_again)
-            return Ignored()
-        self._member.slot_is_taken()
-        return error
-
-    def send_request(self, request: UpstreamRequest, acked: Iterable[Topic]) -> None:
-        assert self.inner is not None
-        self.inner.send_request(request, acked)
-
-    def take_request(self) -> UpstreamRequest | None:
-        return None if self.inner is None else self.inner.take_request()
-
-    def tick(self, now: float) -> None:
-        if self.inner is not None:
-            self.inner.tick(now)
-
-    def redirect(self, reason: str) -> None:
-        """End what it reads from, since the role has changed."""
-        if self.inner is not None and not self.cause:
-            self._redirected = self.deliberate = True
-            self.cause = reason
-            self.inner.end(reason, deliberate=True)
-
-    def end(self, reason: str, deliberate: bool = False) -> None:
-        self._redirected = False  # it does not go on with another role
-        self.cause = self.cause or reason
-        self.deliberate = self.deliberate or deliberate
-        if self.inner is not None:
-            self.inner.end(reason, deliberate)
-        self._member.changed()
-
-    def close(self) -> None:
-        self.cause = self.cause or "closed here"
-        if self.inner is not None:
-            self.inner.close()
-        self._member.closed(self)

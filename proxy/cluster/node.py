@@ -19,10 +19,11 @@ from gevent.event import Event
 
 from proxy.alpaca.endpoints import Dialect, Endpoint
 from proxy.cluster.leader_history import LeaderHistory
-from proxy.cluster.member import ClusterSource, Member
+from proxy.cluster.member import Member
 from proxy.cluster.node_server import NodeServer
 from proxy.cluster.places import ClusterPlaces, SessionCounts
 from proxy.cluster.registry import Registry, RegistryError
+from proxy.cluster.source import ClusterSource
 from proxy.config.model import Cluster, Config, Tls
 from proxy.observe.logs import Log
 from proxy.observe.snapshot import ClusterNode, ClusterState
