@@ -207,6 +207,8 @@ class OrderRouter:
             return []
         self._members[member] = subscription
         is_owed = ORDERS_TOPIC in subscription and member not in self._followers
+        if self.term and member.name in self.orders.observers:  # another node has recorded what was before
+            is_owed = False
         if not self.is_up and self._lost_since is None and is_owed:
             self._lost_since = self._alpaca_time()  # it was told that it listens, and Alpaca is away
         return []

@@ -432,3 +432,17 @@ def test_an_entry_of_the_largest_update_is_taken() -> None:
     large["data"]["order"]["more"] = "x" * (BODY_BYTES - len(json.dumps(large)))
     link.bring(leader.take(large))
     assert leader.heard == edge.heard == {"alpha": ["new alpha-1"]}
+
+
+def test_the_recorder_of_a_new_leader_records_nothing_older() -> None:
+    """The former leader's has recorded it. What is missed from then on is recovered for the recorder too."""
+    leader = Node(recorder=["*"])
+    leader.router.orders.observers = frozenset(["recorder"])
+    leader.router.lead("b")
+    leader.router.set_subscription(leader.members["recorder"], LISTENING)
+    leader.up()
+    assert not leader.router.needs_records
+    leader.recovered(())
+    leader.down()
+    leader.up()
+    assert leader.router.needs_records
