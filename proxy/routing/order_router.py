@@ -167,6 +167,7 @@ class OrderRouter:
         self._gap_since = 0  # the start of the last outage, whether a member misses updates or not
         self._heard = self._owed = Claim()  # the last entry of a leader's log; the one at the start of the outage
         self._newest_at = 0  # of the entries of the present link
+        self._is_caught_up = False  # by that
         self._looks_up_again = False  # what waits for the look-ups of a former leader
         self._owes_log = False  # members are owed all entries after that one
         self._term_begin = 0  # the position in the history at which the own term began
@@ -259,7 +260,7 @@ class OrderRouter:
         listeners = frozenset(self._listeners()) - self._followers.keys()
         if not is_up:
             self._gap_since = self._last_time or self._up_at + self.reader.clock_offset()
-            if self.follows and self.history.is_behind:
+            if self.follows and not self._is_caught_up:
                 self.complete_from = None
             self._lost_since = self._gap_since if listeners else None
             self._owes_log = bool(listeners)
@@ -331,6 +332,7 @@ class OrderRouter:
             self._is_overflowing = False
             self._new_orders.clear()
             self._orders_of_waiting.clear()
+            self.history.is_behind = self.follows and not self._is_caught_up
             is_complete = records is not None and self.needs_records
             self.needs_records = False
             if not is_complete:
@@ -386,7 +388,7 @@ class OrderRouter:
         if self.term and not self.follows:
             return
         self.follows, self.term, self._term_begin = False, term, self.history.end
-        self.history.is_behind = False
+        self.history.is_behind = bool(self._orders_of_waiting)
         self._looks_up_again = bool(self._awaiting_owner)
 
     def follow_leader(self) -> None:
@@ -395,7 +397,7 @@ class OrderRouter:
             self._heard = self.heard
             self.follows = True
         self.history.is_behind = True
-        self._newest_at = 0
+        self._newest_at, self._is_caught_up = 0, False
 
     def claim(self) -> Claim:
         """Return what the leader that is followed is to be asked for."""
@@ -410,7 +412,8 @@ class OrderRouter:
         if self._newest_at:  # else what was heard last is of a former term
             self._heard = Claim(term, self._newest_at)
         self.complete_from = known if known is not None and asked.at >= complete_from else complete_from
-        self.history.is_behind = False
+        self._is_caught_up = True
+        self.history.is_behind = self.recovery is not None  # an event stream that read now would get what waits twice
 
     def add_follower(self, member: Member, claim: Claim) -> bool:
         """Let a node follow, before its subscription; return False if the history has forgotten what it asks for."""
@@ -499,7 +502,7 @@ class OrderRouter:
         update, fields = self._parsed(message, entry.data, entry.at)
         order_id, key = update.order_id, update.key
         self._newest_at = entry.at
-        if not self.history.is_behind:  # else all entries are asked for again if the link ends
+        if self._is_caught_up:  # else all entries are asked for again if the link ends
             self._heard = Claim(self.term, entry.at)
         if order_id:
             self.orders.relate(order_id, entry.matches, self._clock())

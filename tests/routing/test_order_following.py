@@ -446,3 +446,25 @@ def test_the_recorder_of_a_new_leader_records_nothing_older() -> None:
     leader.down()
     leader.up()
     assert leader.router.needs_records
+
+
+def test_an_event_stream_waits_until_what_has_waited_is_sent() -> None:
+    """It reads from the history what it missed, and is a member as well: it would get an update twice."""
+    leader, edge, link = started("alpha")
+    link.cut()
+    leader.take(update("alpha", 1))
+    again = Link(leader, edge)
+    edge.router.caught_up(again.asked, leader.router.term, leader.router.complete_from or 0)
+    assert len(edge.router.history) == 1
+    assert edge.router.history.is_behind
+    edge.recovered(())
+    assert not edge.router.history.is_behind
+    again.cut()
+    leader.take(update("alpha", 2))
+    Link(leader, edge).cut()
+    edge.lead("b")
+    assert edge.router.history.is_behind
+    edge.recovered(())
+    assert not edge.router.history.is_behind
+    edge.flush()
+    assert edge.heard["alpha"] == ["new alpha-1", "new alpha-2"]
