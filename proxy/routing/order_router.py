@@ -172,7 +172,7 @@ class OrderRouter:
         self._owes_log = False  # members are owed all entries after that one
         self._term_begin = 0  # the position in the history at which the own term began
         self._followers: dict[Member, bool] = {}  # other nodes, and whether they get entries as they are made
-        self._claims: list[Claim] = []  # of other nodes, while the stream is not up
+        self._claims: dict[Member, Claim] = {}  # of other nodes, while the stream is not up
         self._awaiting_owner: dict[str, list[OrderUpdate]] = {}  # by the order that is looked up, with related ones
         self._awaiting_recovery: deque[OrderUpdate] = deque()  # in the order in which they are sent
         self._orders_of_waiting: set[str] = set()  # entries that wait for the end of the recovery
@@ -223,6 +223,7 @@ class OrderRouter:
         """Remove a member."""
         self._members.pop(member, None)
         self._followers.pop(member, None)
+        self._claims.pop(member, None)
 
     def subscription_of(self, member: Member) -> Subscription:
         """Return the streams that the member receives."""
@@ -425,7 +426,7 @@ class OrderRouter:
         if self.is_up:
             self._answer_claim(claim)
         else:
-            self._claims.append(claim)
+            self._claims[member] = claim
         return True
 
     def begin_of(self, claim: Claim) -> int:
@@ -472,8 +473,8 @@ class OrderRouter:
             self.recovery = Recovery(since, max(since - OVERLAP, 0), ((now, _NO_MEMBERS),))
 
     def _answer_claims(self) -> None:
-        claims, self._claims = self._claims, []
-        for claim in claims:
+        claims, self._claims = self._claims, {}
+        for claim in claims.values():
             self._answer_claim(claim)
 
     def _answer_claim(self, claim: Claim) -> None:

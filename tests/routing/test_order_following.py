@@ -468,3 +468,14 @@ def test_an_event_stream_waits_until_what_has_waited_is_sent() -> None:
     assert not edge.router.history.is_behind
     edge.flush()
     assert edge.heard["alpha"] == ["new alpha-1", "new alpha-2"]
+
+
+def test_what_a_node_has_asked_for_ends_with_its_link() -> None:
+    _, edge, link = started("alpha")
+    link.cut()
+    leader = Node()
+    leader.router.lead("b")
+    for _ in range(3):
+        Link(leader, edge).cut()
+    leader.up()
+    assert not leader.router.needs_records
