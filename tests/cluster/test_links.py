@@ -597,7 +597,7 @@ def test_upgrades_at_the_port_for_nodes(start: Start, headers: str, status: int)
         with pytest.raises((AssertionError, ConnectionError)):
             pair.wire(headers=headers)
     with pytest.raises((AssertionError, ConnectionError)):
-        pair.wire(path="/stream", headers=headers)
+        pair.wire(path="/v2/nowhere", headers=headers)
 
 
 def false_leader(script: Callable[[ServerConnection], None], stack: ExitStack) -> str:
