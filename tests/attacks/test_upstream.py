@@ -70,7 +70,7 @@ def keys_in(kind: str) -> bytes:
         "control",
         long("acknowledgement"),
         long("error"),
-        "trade",
+        long("trade"),
         long("time"),
         long("unknown kind"),
         long("message"),
@@ -119,7 +119,7 @@ def test_colliding_prices_of_an_order_book(target: Start) -> None:
     assert cost.excess <= CALM_SECONDS, repr(cost)
 
 
-@pytest.mark.parametrize("head", [long("status"), "header", "headers"])
+@pytest.mark.parametrize("head", [long("status"), long("header"), "headers"])
 def test_an_upgrade_answer_that_does_not_end(target: Start, head: str) -> None:
     """A status line or a header without a newline, and headers without an end.
 
@@ -222,14 +222,14 @@ def full_frame(kind: str) -> bytes:
     ("kind", "path", "channel", "packed"),
     [
         ("objects", "/v2/iex", "trades", False),
-        ("objects", "/v2/iex", "trades", True),
-        ("trades", "/v2/iex", "trades", False),
+        long("objects", "/v2/iex", "trades", True),
+        long("trades", "/v2/iex", "trades", False),
         long("unasked trades", "/v2/iex", "quotes", False),
         long("success", "/v2/iex", "trades", False),
         long("acknowledgement", "/v2/iex", "trades", False),
         long("conditions", "/v2/iex", "trades", False),
         long("unknown kind", "/v2/iex", "trades", False),
-        ("symbols of news", "/v1beta1/news", "news", False),
+        long("symbols of news", "/v1beta1/news", "news", False),
         ("levels", CRYPTO, "orderbooks", False),
         ("legs", TRADING, "", False),
         long("relatives", TRADING, "", False),
@@ -291,7 +291,7 @@ def test_pings_whose_pongs_are_not_read(target: Start) -> None:
     assert grown < 24
 
 
-@pytest.mark.parametrize("key", ["id", long("client_order_id"), long("replaces"), "leg"])
+@pytest.mark.parametrize("key", ["id", long("client_order_id"), long("replaces"), long("leg")])
 def test_order_ids_of_100_kilobytes(target: Start, key: str) -> None:
     """3,000 updates, whose order ids would be kept for ownership."""
 
