@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import ssl
 from collections import Counter
@@ -85,7 +86,7 @@ class Listener(WSGIServer):  # type: ignore[misc]
         self._serve = serve
         self._answer = answer
         self._delay = delay
-        self._reuse_port = reuse_port
+        self._options = [socket.SO_REUSEPORT] if reuse_port else []
         self._unauthenticated: dict[tuple[Any, ...], Any] = {}  # by address, oldest first
         self._by_host: Counter[str] = Counter()
         self._environs: dict[tuple[Any, ...], Environ] = {}  # of those whose request has been read
@@ -145,12 +146,13 @@ class Listener(WSGIServer):  # type: ignore[misc]
             self._displace(host)
 
     def get_listener(self, address: tuple[str, int], backlog: int, family: int) -> Any:
-        """Return the socket that listens, as gevent makes it, with SO_REUSEPORT if the port is shared."""
-        if not self._reuse_port:
-            return super().get_listener(address, backlog, family)
+        """Return the socket that listens, with SO_REUSEPORT if the port is shared.
+
+        gevent's own leaves a socket open whose address cannot be bound.
+        """
         sock = gevent.socket.socket(family)
         try:
-            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            for option in (*([socket.SO_REUSEADDR] if os.name == "posix" else []), *self._options):
                 sock.setsockopt(socket.SOL_SOCKET, option, 1)
             sock.bind(address)
             sock.listen(backlog)

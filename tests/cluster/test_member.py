@@ -98,6 +98,7 @@ def waiting_leader(stand: Gathered) -> Iterator[WaitingLeader]:
         leader.registry.close()
 
 
+@pytest.mark.slow
 def test_a_leader_that_hangs_before_it_is_live_is_replaced() -> None:
     with Gathered() as stand, waiting_leader(stand) as leader:
         node = stand.add()
@@ -114,6 +115,7 @@ def test_a_leader_that_hangs_before_it_is_live_is_replaced() -> None:
         wait_for(lambda: leads(node), "no node leads", 5)
 
 
+@pytest.mark.slow
 def test_an_attempt_beside_a_link_ends_with_the_link() -> None:
     with Gathered() as stand:
         port = free_port()
@@ -141,6 +143,7 @@ def test_an_attempt_beside_a_link_ends_with_the_link() -> None:
             forwarder.stop()
 
 
+@pytest.mark.slow
 def test_a_leader_that_reaches_alpaca_again_does_not_give_way() -> None:
     with Gathered() as stand:
         host, port = stand.simulator.url.rpartition("/")[2].split(":")
@@ -221,6 +224,7 @@ def test_a_silent_feed_is_connected_anew_by_its_leader_alone() -> None:
         assert second.upstreams["main", "iex"].silences == 0
 
 
+@pytest.mark.slow
 def test_a_list_of_nodes_that_cannot_be_read_is_no_outage_of_redis() -> None:
     with Gathered() as stand:
         stand.redis.cli("ACL", "SETUSER", "default", "-scan")  # it takes too long where there are many other keys
@@ -289,6 +293,7 @@ def test_a_leader_that_drains_after_it_was_left_does_not_make_the_next_one_void(
     assert not election._void
 
 
+@pytest.mark.slow
 def test_a_drain_ends_the_attempt_beside_a_link() -> None:
     with Gathered() as stand:
         port = free_port()
@@ -329,6 +334,7 @@ def test_a_source_that_is_ended_after_a_redirect_does_not_go_on() -> None:
         assert source.ended
 
 
+@pytest.mark.slow
 def test_what_others_write_into_a_lease_costs_no_more_than_elections() -> None:
     with Gathered() as stand:
         node = stand.add()
@@ -347,6 +353,7 @@ def test_what_others_write_into_a_lease_costs_no_more_than_elections() -> None:
         wait_for(lambda: member._text and member._read == member._text, "no lease", 4)
 
 
+@pytest.mark.slow
 def test_a_leader_that_others_cannot_reach_costs_few_attempts() -> None:
     with Gathered() as stand:
         first = stand.add(url=f"ws://127.0.0.1:{free_port()}")

@@ -236,6 +236,7 @@ def test_an_event_stream_is_told_what_was_missed_and_cut_if_that_is_unknown(stan
     events.close()
 
 
+@pytest.mark.slow
 def test_a_session_that_came_in_an_outage_is_owed_what_happened_in_it(stand: Stand) -> None:
     """It was told that it listens while no node had Alpaca."""
     clients = listening(stand)
@@ -278,6 +279,7 @@ def test_clients_that_want_it_are_closed_when_the_leader_is_gone() -> None:
         assert outages == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
 def test_processes(tmp_path: Path, signal_: signal.Signals) -> None:
     """Two processes; while orders fill, the leader is killed, ended, or stopped for some seconds."""

@@ -271,7 +271,7 @@ def test_orders_without_an_owner_leave_calls_for_a_recovery(proxy: Harness) -> N
 
 
 SLOW = ["hang", "slow"]
-FAULTS = ["away", "429", "500", "html", "cut", "shape", *SLOW]
+FAULTS = ["away", "429", "500", "html", "cut", "shape", *(pytest.param(each, marks=pytest.mark.slow) for each in SLOW)]
 
 
 @pytest.mark.parametrize("fault", FAULTS)

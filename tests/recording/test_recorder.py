@@ -141,7 +141,7 @@ def test_order_updates_are_recorded_only_where_they_are_named(start: Start, tmp_
     proxy.gateway.stop(0.5)
     [path] = [path for path in files(tmp_path) if path.name.startswith("trading-")]
     found = [json.loads(one)["data"]["order"]["client_order_id"] for one in messages_of(path)]
-    assert found == ["momentum-1", "momentum-3"]
+    assert sorted(found) == ["momentum-1", "momentum-3"]  # an order that the start's reading has seen waits for its end
 
 
 def test_an_outage_is_said_in_the_file(recording_proxy: Callable[..., Harness], tmp_path: Path) -> None:

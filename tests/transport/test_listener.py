@@ -861,3 +861,19 @@ def test_without_free_descriptors_clients_are_served_and_new_ones_wait(
         assert re.fullmatch(
             r"\d\d:\d\d:\d\d warning listener\.starved .*Too many open files.* hint=.*ulimit -n.*", line
         )
+
+
+def test_an_address_that_is_taken_leaves_no_socket_open() -> None:
+    """An unclosed socket would be a ResourceWarning, which fails a test."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listener = Listener(
+            taken.getsockname(),
+            serve=lambda connection, environ: None,
+            refuse=lambda environ: None,
+            answer=lambda environ: ("404 Not Found", ""),
+            log=Log("listener"),
+        )
+        with pytest.raises(OSError, match="Address already in use"):
+            listener.start()
+        del listener
+        gc.collect()
