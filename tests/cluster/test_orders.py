@@ -21,6 +21,8 @@ from tests.cluster.redis_server import RedisServer
 from tests.fronts import free_port
 from tests.harness import Client, Process, dial, wait_for
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def stand() -> Iterator[Stand]:
@@ -236,7 +238,6 @@ def test_an_event_stream_is_told_what_was_missed_and_cut_if_that_is_unknown(stan
     events.close()
 
 
-@pytest.mark.slow
 def test_a_session_that_came_in_an_outage_is_owed_what_happened_in_it(stand: Stand) -> None:
     """It was told that it listens while no node had Alpaca."""
     clients = listening(stand)
@@ -279,7 +280,6 @@ def test_clients_that_want_it_are_closed_when_the_leader_is_gone() -> None:
         assert outages == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
 def test_processes(tmp_path: Path, signal_: signal.Signals) -> None:
     """Two processes; while orders fill, the leader is killed, ended, or stopped for some seconds."""
