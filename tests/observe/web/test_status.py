@@ -298,7 +298,12 @@ def test_a_recording_and_its_problem(proxy: Harness, show: Show) -> None:
     state = {
         "folder": "recordings", "newest": "iex-2026-11-27T14Z.jsonl.zst", "last": 1.0, "free": 5 * 2**30,
         "min_free": 2 * 10**9, "pending": 0, "limit": 32 * 2**20, "problem": "",
-        "feeds": [{"feed": "iex", "messages": 1234, "bytes": 2048, "dropped": {"queue_full": 2, "disk_error": 1}}],
+        "feeds": [
+                {
+                    "feed": "iex", "active": True, "messages": 1234, "bytes": 2048,
+                    "dropped": {"queue_full": 2, "disk_error": 1},
+                }
+            ],
     }  # fmt: skip
     alter(proxy, lambda status: status.update(recording=state))
     page.wait(contains("#recording-facts", "iex-2026-11-27T14Z.jsonl.zst · recordings · 5 GiB free"))
