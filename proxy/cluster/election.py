@@ -1,4 +1,4 @@
-"""Who leads a feed: the rules, one election for each feed on each node.
+"""The rules by which a node leads a feed or follows another one, one election for each feed on each node.
 
     NONE ──a lease is free──► LEADING ──another node is live──► NONE
       └──another node leads──► FOLLOWING ──its link is mute or broken, and its lease is free──► LEADING
@@ -80,7 +80,7 @@ Step = Wait | Claim | Lead | Follow | Release | Yield
 
 @dataclass(slots=True)
 class Registered:
-    """What Redis says of a feed.
+    """The last answer of Redis about a feed.
 
     `lease` and `last` (the last live leader) are those of the last answer. `since` is the time of the first answer
     after a failure, None while Redis cannot be used; `failing_since` that of the first failure.

@@ -42,7 +42,7 @@ _NOT_LEADING_STATUS = (421, 503)  # 503: it is shutting down
 
 
 class Gone(Enum):
-    """What the end of a link says about the leader."""
+    """The reason for the end of a link, as far as it concerns the leader."""
 
     REFUSED = "refused"  # nothing listens at its address
     NOT_LEADING = "not leading"  # it runs, and does not lead the feed, or is shutting down

@@ -1,6 +1,6 @@
 """The lease of one feed of one account: which node may try to lead it.
 
-In Redis it is a signed text, so that whoever can write to Redis cannot send nodes to a server of their own.
+In Redis it is a signed text, so that an attacker who can write to Redis cannot send nodes to another server.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ _DRAINING = ("503 Service Unavailable", "The node is shutting down.")
 
 
 class NodeHost(Protocol):
-    """What a node is and leads. `secret` is the cluster's."""
+    """The node that the port belongs to. `secret` is the cluster's."""
 
     node: str
     secret: bytes

@@ -25,7 +25,7 @@ POLL_SECONDS = 0.01
 
 
 class OrderReplay:
-    """What one node has asked for. `tell` is called once, when the node has it or cannot have it."""
+    """The request of one node. `tell` is called once, when the node has it or cannot have it."""
 
     def __init__(
         self,

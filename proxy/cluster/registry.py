@@ -1,4 +1,4 @@
-"""What the nodes of a cluster share in Redis: leases, fencing tokens, the list of nodes, and places of clients.
+"""The data that nodes share in Redis: leases, fencing tokens, the list of nodes, and places of clients.
 
 redis-py has the protocol, the log-in and the errors; its `Redis` client and its pools are not used. They have no time
 limit for a whole call, and after a kill a connection to Sentinel's primary goes back to the pool with an answer still
@@ -536,7 +536,7 @@ def _parsed(url: str) -> _Url:
 
 
 class _Invalid(ValueError):
-    """What is wrong with a URL, without a part of it."""
+    """A fault of a URL; the text has no part of it."""
 
 
 def _parts(url: str) -> _Url:

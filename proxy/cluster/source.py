@@ -1,4 +1,4 @@
-"""What the supervisor of a feed reads from on a node: its own connection to Alpaca, or a link to the leader.
+"""The sources of a feed on a node of a cluster: its own connection to Alpaca, or a link to the leader.
 
 A source lasts as long as that connection. It asks its owner, the member, for one; when the role changes, it ends, and
 the supervisor opens the next.

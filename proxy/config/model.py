@@ -263,7 +263,7 @@ class ClientEntry(Section):
 
 
 class Record(Section):
-    """What is recorded, and where. The topics are held like those of a client, so the plan's limits apply."""
+    """The recording of messages in files. Its topics are held like those of a client, so the plan's limits apply."""
 
     account: Annotated[Mapping[str, str], BeforeValidator(values.accounts_by_feed)] = {}
     """The account that serves the topics, as for a client; may be left out if there is only one."""
@@ -322,7 +322,7 @@ class Config(Section):
     clients: Annotated[Mapping[Name, ClientEntry], BeforeValidator(values.some)]
     """The algorithms, by name; at least one."""
     record: Annotated[Record | None, _blank_is(None)] = None
-    """What is recorded; nothing by default."""
+    """The recording of messages in files; none by default."""
     cluster: Annotated[Cluster | None, _blank_is(None)] = None
     """The cluster that this proxy is a node of; none by default."""
 

@@ -245,7 +245,7 @@ def allow(value: object) -> dict[str, dict[str, tuple[str, ...]]]:
 
 
 def recorded(value: object) -> dict[str, dict[str, tuple[str, ...]]]:
-    """What is recorded, in the form of an allowlist; entries are topics that Alpaca can be asked for."""
+    """The recorded topics, in the form of an allowlist; entries are topics that Alpaca can be asked for."""
     if value == "":
         raise Unsuitable(Fault("should name feeds, as in iex: {trades: [AAPL]}"))
     if isinstance(value, Table):

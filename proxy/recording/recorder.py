@@ -289,7 +289,7 @@ class FeedRecorder:
     def take_turn(self) -> None:
         """Begin to record if this node is the one that is to do so, or cease if another one is.
 
-        While the feed is not live nobody knows which, and the file is left open.
+        While the feed is not live it is not known which, and the file is left open.
         """
         if self._cluster is None:
             return

@@ -37,9 +37,10 @@ Windows = Sequence[tuple[int, int]]
 
 
 class Batch(NamedTuple):
-    """What arrived at once on a feed. `wanted` is false if it lies outside of the windows: it may change books.
+    """The messages that arrived at once on a feed.
 
-    One without messages lets the reader pause.
+    `wanted` is false if they lie outside of the windows: they may change books. One without messages lets the
+    reader pause.
     """
 
     at: int

@@ -37,7 +37,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a node asks the leader for: the entries after `at`, which was the last one in this `term` of a leader.
+    """The request of a node to its leader: the entries after `at`, which was the last one in this `term` of a leader.
 
     Sessions of the node may have missed updates `since` a time; None if they have not.
     """

@@ -149,7 +149,7 @@ class OrderHistory:
         return mine, position + len(updates)
 
     def read_all(self, position: int, now: float) -> list[Update]:
-        """Return the next few updates, whoever may receive them. Raises Forgotten."""
+        """Return the next few updates of all clients. Raises Forgotten."""
         self._prune(now)
         if position < self.begin:
             raise Forgotten

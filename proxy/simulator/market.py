@@ -8,6 +8,7 @@ the `random.Random`, so that equal seeds and times make equal markets.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
@@ -124,7 +125,7 @@ class Instrument:
         self.day.add(price, size)
 
 
-class PriceTape:
+class PriceTape(ABC):
     """Tape of ticks and bars; subclasses define the messages of a tick. `rate` is ticks a second; it may be changed."""
 
     volatility = 0.0004
@@ -169,9 +170,9 @@ class PriceTape:
             messages += self._revise_bars()
         return messages
 
+    @abstractmethod
     def tick(self, instrument: Instrument, now: int) -> list[JsonObject]:
         """Return the messages of one price step of one instrument."""
-        raise NotImplementedError
 
     def late_size(self) -> float:
         """Return the size of a trade that is reported late."""

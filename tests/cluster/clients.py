@@ -27,7 +27,7 @@ Address = tuple[str, int]
 
 @dataclass
 class Run:
-    """What one connection has received, by symbol: the numbers, and the times at which they came."""
+    """The messages of one connection, by symbol: the numbers, and the times at which they came."""
 
     node: int
     numbers: dict[str, array[int]] = field(default_factory=lambda: defaultdict(lambda: array("L")))
@@ -37,7 +37,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Account:
-    """What is wrong with a sequence of numbers."""
+    """Return the faults of a sequence of numbers."""
 
     twice: int = 0
     out_of_order: int = 0
@@ -161,7 +161,7 @@ class Client:
                 self._read(wire)
             except (OSError, EOFError, AssertionError):
                 self._drop()
-                if self.node == node:  # nobody has moved it meanwhile
+                if self.node == node:  # it has not been moved meanwhile
                     self.node = (node + 1) % len(self._nodes)
             gevent.sleep(AGAIN_SECONDS)
 

@@ -72,7 +72,7 @@ class Forwarder:
             self._accepting = self._spawn(self._accept, self._listener)
 
     def down(self) -> None:
-        """Listen no more: whoever connects is refused, as by a machine without the program."""
+        """Listen no more: each connection is refused, as by a machine without the program."""
         if self._listener is not None:
             listener, self._listener = self._listener, None
             with suppress(OSError):

@@ -25,7 +25,7 @@ SYMBOLS = ("S0", "S1", "S2", "S3")
 RATE = 2000  # messages a second, of all symbols
 PAUSE_SECONDS = 0.004
 MOST = 64  # messages of a frame
-NOBODY = 0  # the number of no connection
+NO_PEER = 0  # the number of no connection
 
 
 class Slots(AccountSlots):
@@ -97,7 +97,7 @@ class Alpaca(Simulator):
 
     def untaken(self) -> int:
         """The number of messages so far that no connection was subscribed to."""
-        return sum(sum(taker == NOBODY for taker in takers) for takers in self.taker.values())
+        return sum(sum(taker == NO_PEER for taker in takers) for takers in self.taker.values())
 
     def _report(self, peer: Peer, outcome: Outcome) -> None:
         super()._report(peer, outcome)
@@ -123,7 +123,7 @@ class Alpaca(Simulator):
         for symbol in symbols:
             message = trade(symbol, len(self.sent[symbol]))
             self.sent[symbol].append(now)
-            self.taker[symbol].append(next((peer.number for peer in peers if peer.session.wants(message)), NOBODY))
+            self.taker[symbol].append(next((peer.number for peer in peers if peer.session.wants(message)), NO_PEER))
             messages.append(message)
         self._deliver(FEED, messages)
 

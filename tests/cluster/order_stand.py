@@ -218,7 +218,7 @@ class Events:
 
     @property
     def next(self) -> str:
-        """What the Go SDK asks for when it comes back."""
+        """Return the request of the Go SDK when it comes back."""
         return timestamps.rfc3339(timestamps.nanoseconds(self.data[-1]["at"]) + 1)
 
     def close(self) -> None:

@@ -67,17 +67,17 @@ class Node:
 
     @property
     def links(self) -> Forwarder:
-        """What its links from other nodes go through."""
+        """The line that its links from other nodes go through."""
         return self._lines[0]
 
     @property
     def redis(self) -> Forwarder:
-        """What its calls of Redis go through."""
+        """The line that its calls of Redis go through."""
         return self._lines[1]
 
     @property
     def alpaca(self) -> Forwarder:
-        """What its connection to Alpaca goes through."""
+        """The line that its connection to Alpaca goes through."""
         return self._lines[2]
 
     @property
@@ -310,7 +310,7 @@ class Stand:
 
 
 class Outage:
-    """What these clients notice of a fault that begins now.
+    """Measure the pause that these clients notice, of a fault that begins now.
 
     What was sent after `in_flight` may have been on its way: IN_FLIGHT_SECONDS, or longer on a busy machine.
     """

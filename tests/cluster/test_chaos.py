@@ -61,7 +61,7 @@ def test_many_kills_of_the_leader(tmp_path: Path) -> None:
 
 
 class Chaos:
-    """What happens to the nodes, to Redis and to the lines between them; `done` counts it by kind."""
+    """The faults of the nodes, of Redis and of the lines between them; `done` counts it by kind."""
 
     def __init__(self, stand: Stand, seed: int) -> None:
         self.done: Counter[str] = Counter()

@@ -88,7 +88,7 @@ class Terminal:
         return self._stack.enter_context(self.started(line))
 
     def connect(self, url: str) -> Client:
-        """What `websocat` does with a URL of the page."""
+        """Do as `websocat` does with a URL of the page."""
         found = re.fullmatch(r"ws://([\d.]+):(\d+)(/\S+)", self.here(url))
         assert found is not None
         client = self._stack.enter_context(dial((found[1], int(found[2])), found[3]))

@@ -216,7 +216,7 @@ def test_a_last_leader_without_a_lease_that_is_not_live_is_not_waited_for() -> N
 
 
 class TestLease:
-    """What is signed, and for what."""
+    """Signatures of leases."""
 
     SECRET = b"a secret of the cluster"
 

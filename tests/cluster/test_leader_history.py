@@ -1,4 +1,4 @@
-"""What a node makes of the leader's word that it has caught up; the leader and Alpaca's records are played."""
+"""The catching up of a node with the history of its leader; the leader and Alpaca's records are played."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens to a feed of one node when the election, its link and its sessions change at an awkward moment."""
+"""A feed of one node when the election, its link and its sessions change at an awkward moment."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_the_recordings_of_the_nodes_are_one(tmp_path: Path) -> None:
         for ending, heir in ((leader, other), (other, leader)):
             ending.terminate()
             assert ending.ended() == 0
-            wait_for(lambda heir=heir: is_active(heir), "nobody records")
+            wait_for(lambda heir=heir: is_active(heir), "no node records")
             settled(stand.clients)
             before = written(heir)
             wait_for(lambda heir=heir, before=before: written(heir) > before + 1000)
@@ -126,7 +126,7 @@ def test_the_leader_is_killed(tmp_path: Path) -> None:
         killed = time.monotonic()
         killed_at = time.time_ns()
         leader.kill()
-        wait_for(lambda: is_active(other), "nobody records")
+        wait_for(lambda: is_active(other), "no node records")
         settled(stand.clients)
         before = written(other)
         wait_for(lambda: written(other) > before + 1000)
@@ -152,7 +152,7 @@ def test_the_leader_is_killed(tmp_path: Path) -> None:
 def test_a_node_that_does_not_record_is_sent_nothing_for_its_recorder(tmp_path: Path) -> None:
     """Without a client, some node records all the same, and the links bring nothing."""
     with Stand(tmp_path, 3, config=RECORDED) as stand:
-        wait_for(lambda: any(written(node) > 1000 for node in stand.nodes), "nobody records")
+        wait_for(lambda: any(written(node) > 1000 for node in stand.nodes), "no node records")
         leader = stand.leader()
         assert leader is not None
         for node in stand.others(leader):
@@ -197,7 +197,7 @@ def test_a_feed_of_which_each_node_has_a_connection_is_recorded_by_one(tmp_path:
         stand.alpaca.publish_order(UPDATE)
         wait_for(lambda: written(recording) == 1, "not recorded")
         recording.kill()
-        wait_for(lambda: is_active(other), "nobody records")
+        wait_for(lambda: is_active(other), "no node records")
         wait_for(lambda: stand.alpaca.subscribed("trading"))
         stand.alpaca.publish_order(UPDATE)
         wait_for(lambda: written(other) == 1, "not recorded")

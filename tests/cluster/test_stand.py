@@ -105,7 +105,7 @@ def test_a_line_that_is_cut_or_down(line: Line) -> None:
     socket.create_connection(("127.0.0.1", forwarder.port), 5).close()
 
 
-def test_a_dark_line_answers_nobody(line: Line) -> None:
+def test_a_dark_line_does_not_answer(line: Line) -> None:
     forwarder, _, far = line
     forwarder.go_dark()
     far.close()

@@ -65,7 +65,7 @@ def takes_over(stand: Stand, leader: Node, end: Callable[[], None], allowed: flo
     witnesses = [client for client in stand.clients if client.node != leader.number]
     outage = Outage(witnesses, stand.alpaca)
     end()
-    wait_for(lambda: stand.leader() not in (leader, None), "nobody takes over")
+    wait_for(lambda: stand.leader() not in (leader, None), "no node takes over")
     silence = outage.over()
     flowing = time.monotonic()
     assert silence < allowed
@@ -110,7 +110,7 @@ def test_the_leader_is_ended(tmp_path: Path, connections: int) -> None:
 
 @pytest.mark.slow
 def test_an_edge_is_killed(tmp_path: Path) -> None:
-    """Its clients move; nobody else notices."""
+    """Its clients move; the others notice nothing."""
     with Stand(tmp_path) as stand:
         leader = stand.run()
         edge, other = stand.others(leader)
@@ -145,7 +145,7 @@ def test_a_client_moves_to_another_node(tmp_path: Path) -> None:
     "fault", ["killed", "hangs", "too slow", *map(long, ("emptied", "restarted", "read-only", "full", "slow"))]
 )
 def test_a_fault_of_redis(tmp_path: Path, fault: str) -> None:
-    """Nobody notices. Afterwards a takeover is as quick as ever."""
+    """The clients notice nothing. Afterwards a takeover is as quick as ever."""
     with Stand(tmp_path, forwarded=fault.endswith("slow"), alpaca=Alpaca(connections=3)) as stand:
         leader = stand.run()
         before = stand.alpaca.opened(FEED)
@@ -213,7 +213,7 @@ def test_the_leader_is_killed_while_redis_is_away(tmp_path: Path) -> None:
         gevent.sleep(1)
         outages = [Outage(stand.clients_at(node), stand.alpaca) for node in edges]
         leader.kill()
-        took = until(lambda: stand.leader() in edges, ALONE_SECONDS + BACK_SECONDS, "nobody takes over")
+        took = until(lambda: stand.leader() in edges, ALONE_SECONDS + BACK_SECONDS, "no node takes over")
         print(f"led again after {took:.2f} s")
         gevent.sleep(5)
         print(f"silences so far: {' '.join(f'{outage.silence():.2f}' for outage in outages)} s")
@@ -261,7 +261,7 @@ def test_the_leader_is_killed_while_alpaca_is_away(tmp_path: Path) -> None:
 @slow
 @pytest.mark.timeout(120)
 def test_all_nodes_are_killed(tmp_path: Path) -> None:
-    """The last leader is still in Redis; nobody waits for it."""
+    """The last leader is still in Redis; no node waits for it."""
     with Stand(tmp_path) as stand:
         stand.run()
         for node in stand.nodes:
@@ -281,7 +281,7 @@ def test_all_nodes_are_killed(tmp_path: Path) -> None:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("how", [long("cut"), "frozen"])
 def test_the_leader_is_cut_off_from_redis(tmp_path: Path, how: str) -> None:
-    """Nobody notices, and a node that starts then finds the leader."""
+    """The clients notice nothing, and a node that starts then finds the leader."""
     with Stand(tmp_path, forwarded=True, alpaca=Alpaca(connections=3)) as stand:
         leader = stand.run()
         if how == "cut":
@@ -435,7 +435,7 @@ def test_alpaca_keeps_the_slot_of_a_dead_leader(tmp_path: Path, power: str) -> N
             leader.redis.go_dark()
         leader.kill()
         wait_for(lambda: any(named(node, "406") and named(node, "stays taken") for node in edges), "not in the log", 9)
-        wait_for(lambda: stand.leader() in edges, "nobody takes over", seconds + SLOT_SECONDS)
+        wait_for(lambda: stand.leader() in edges, "no node takes over", seconds + SLOT_SECONDS)
         silence = outage.over()
         print(f"silence: {silence:.2f} s with a slot that is taken for {seconds} s")
         assert seconds - 1 < silence < seconds + SLOT_SECONDS
@@ -588,7 +588,7 @@ def test_another_key_of_the_account(tmp_path: Path, leader_first: bool) -> None:
 
 @slow
 @pytest.mark.timeout(120)
-def test_a_feed_that_nobody_wants(tmp_path: Path) -> None:
+def test_a_feed_that_no_session_wants(tmp_path: Path) -> None:
     """Its connection is closed and its lease given back; the next client starts it anew."""
     with Stand(tmp_path, 2) as stand:
         stand.run()

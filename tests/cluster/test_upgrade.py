@@ -48,7 +48,7 @@ def former(folder: Path) -> Path:
 
 
 def future(folder: Path) -> Path:
-    """This tree, with a version of the dialect that nobody else knows, and the one that it has."""
+    """This tree, with a version of the dialect that no other node knows, and the one that it has."""
     shutil.copytree(ROOT / "proxy", folder / "proxy")
     path = folder / "proxy" / "cluster" / "dialect.py"
     text = path.read_text("utf-8")
@@ -59,7 +59,7 @@ def future(folder: Path) -> Path:
 
 
 def incompatible(folder: Path) -> Path:
-    """This tree, with a version of the dialect that nobody else knows, and no other."""
+    """This tree, with a version of the dialect that no other node knows, and no other."""
     path = future(folder) / "proxy" / "cluster" / "dialect.py"
     path.write_text(path.read_text("utf-8").replace(f"({FUTURE}, {dialect.VERSIONS[0]})", f"({FUTURE},)"), "utf-8")
     return folder
@@ -110,7 +110,7 @@ def replace(stand: Stand, node: Node, tree: Path) -> None:
     outage = Outage(stayed, stand.alpaca)
     node.terminate()
     if leads:
-        wait_for(lambda: is_leader(stand, other), "nobody takes over")
+        wait_for(lambda: is_leader(stand, other), "no node takes over")
     outage.over()
     flowing = time.monotonic() if leads else outage.began
     assert node.ended() == 0
@@ -186,7 +186,7 @@ def test_versions_that_have_nothing_in_common_do_not_take_the_connection_from_ea
         assert stand.alpaca.opened(FEED) == 1
         leader.terminate()
         assert leader.ended() == 0
-        wait_for(lambda: is_leader(stand, node), "nobody takes over")
+        wait_for(lambda: is_leader(stand, node), "no node takes over")
         settled(stand.clients)
         stand.judge()
 

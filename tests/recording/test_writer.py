@@ -256,7 +256,7 @@ def test_a_file_that_another_node_has_deleted_is_no_problem(tmp_path: Path, monk
 
 
 def test_a_file_is_sealed_on_request(tmp_path: Path) -> None:
-    """What was handed over before is in it, and what comes then is in another one; without a file nothing happens."""
+    """Lines that were handed over before are in it, later ones in another one; without a file nothing happens."""
     with running(tmp_path, node="a_1") as one:
         one.finish("iex")
         one.put(chunk(1))

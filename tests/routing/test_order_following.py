@@ -65,7 +65,7 @@ class Node:
         return entries
 
     def take(self, *updates: dict[str, Any]) -> list[bytes]:
-        """What Alpaca sends; return the entries for other nodes."""
+        """Take a message of Alpaca; return the entries for other nodes."""
         for update in updates:
             self.reader.now += SECOND
             assert take(self.router, json.dumps(update).encode()) == []
