@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+from tests.ports import free_port  # noqa: E402
+
 if TYPE_CHECKING:
     from tests.harness import Harness
     from tests.single_file import Built, LinuxBuild
@@ -58,7 +60,7 @@ def start(quick: None) -> Iterator[Callable[..., Harness]]:
     with ExitStack() as stack:
 
         def start(clients: str, *, config: dict[str, Any] | None = None, **simulator: Any) -> Harness:
-            harness = Harness(clients, simulator=Simulator(**simulator), **(config or {}))
+            harness = Harness(clients, simulator=Simulator(**{"port": free_port(), **simulator}), **(config or {}))
             stack.callback(harness.close)
             return harness
 

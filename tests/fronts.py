@@ -15,6 +15,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).resolve().parent.parent
 CADDY = ROOT / "config" / "caddy" / "Caddyfile"
 CADDY_CLUSTER = ROOT / "config" / "caddy" / "Caddyfile.cluster"
@@ -136,13 +138,6 @@ def _running(command: list[str], port: int, **variables: str) -> Iterator[None]:
     finally:
         server.terminate()
         server.wait(20)
-
-
-def free_port() -> int:
-    """A TCP port on 127.0.0.1 that is free at this moment."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _listens(port: int) -> bool:

@@ -33,8 +33,8 @@ from proxy.config.errors import ConfigError
 from proxy.observe import logs
 from proxy.simulator import Simulator
 from tests.cluster.redis_server import RedisServer
-from tests.fronts import free_port
 from tests.harness import Harness, Process, Wire, dial, wait_for
+from tests.ports import free_port
 
 ACCOUNT_KEY = "PKCANARY0000WXYZ"  # its last four characters may be shown
 SHOWN = "WXYZ"

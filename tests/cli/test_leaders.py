@@ -9,7 +9,7 @@ from proxy.cluster.registry import Registry
 from proxy.simulator import Simulator
 from tests.cli.conftest import Call, Write
 from tests.cluster.redis_server import RedisServer
-from tests.fronts import free_port
+from tests.ports import free_port
 
 SECRET = "canary-of-the-cluster"
 CONFIG = """\

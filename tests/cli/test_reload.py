@@ -22,8 +22,8 @@ from proxy.config.model import Config
 from proxy.observe.process import start_ticks
 from tests.cli.conftest import Call, Write
 from tests.cli.test_running import answering
-from tests.fronts import free_port
 from tests.harness import ACCOUNT, CONFIG, Harness, Process, certificate
+from tests.ports import free_port
 
 Start = Callable[..., Harness]
 

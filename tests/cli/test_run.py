@@ -24,8 +24,8 @@ from proxy.config import model as configuration
 from proxy.downstream.client_session import UNRESPONSIVE_SECONDS
 from proxy.observe.version import __version__
 from proxy.simulator import AccountPlan, Simulator
-from tests.fronts import free_port
 from tests.harness import CONNECTED, Process, Wire, dial, trade, wait_for
+from tests.ports import free_port
 
 CONFIG = """\
 listen: {port: 0}
@@ -128,9 +128,7 @@ def test_a_burst_is_flushed_before_the_close(file: Path, alpaca: Simulator) -> N
 @pytest.mark.slow
 def test_the_port_can_be_reused_at_once(file: Path) -> None:
     """A second run can listen on the port of the first at once."""
-    with socket.create_server(("127.0.0.1", 0)) as holder:
-        port = holder.getsockname()[1]
-    file.write_text(file.read_text().replace("listen: {port: 0}", f"listen: {{port: {port}}}"))
+    file.write_text(file.read_text().replace("listen: {port: 0}", f"listen: {{port: {free_port()}}}"))
     for _ in range(2):
         with Process("-c", str(file), folder=file.parent) as process, dial(process.address()) as client:
             assert client.receive() == CONNECTED

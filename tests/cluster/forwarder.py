@@ -12,7 +12,7 @@ from types import TracebackType
 import gevent
 from gevent.event import Event
 
-from tests.fronts import free_port
+from tests.ports import free_port
 
 CHUNK = 1 << 16
 RST = struct.pack("ii", 1, 0)

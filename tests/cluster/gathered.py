@@ -12,8 +12,8 @@ from proxy.config import model as configuration
 from proxy.gateway import Gateway
 from proxy.simulator import Simulator
 from tests.cluster.redis_server import RedisServer
-from tests.fronts import free_port
 from tests.harness import Client, dial
+from tests.ports import free_port
 
 CONFIG = """\
 listen: {{port: 0}}

@@ -19,6 +19,7 @@ from proxy.simulator.account_plan import AccountSlots
 from proxy.simulator.outcomes import Admitted, Outcome
 from proxy.simulator.peer import Peer
 from tests.harness import trade
+from tests.ports import free_port
 
 FEED = "iex"
 SYMBOLS = ("S0", "S1", "S2", "S3")
@@ -62,7 +63,7 @@ class Alpaca(Simulator):
         connections: int = 1,
         rate: int = RATE,
     ) -> None:
-        super().__init__(keys=keys)
+        super().__init__(keys=keys, port=free_port())
         self._accounts = accounts or {}
         plan = AccountPlan(connections=connections)
         self.slots: Slots = Slots({"key": "secret"} if keys is None else keys, self._accounts, plan)

@@ -24,8 +24,8 @@ from proxy.routing.order_router import OrderRouter
 from proxy.simulator import Simulator
 from proxy.transport.errors import StartError
 from tests.cluster.redis_server import RedisServer
-from tests.fronts import free_port
 from tests.harness import Client, _internal_errors, dial, wait_for
+from tests.ports import free_port
 
 CONFIG = """\
 listen: {{port: 0}}

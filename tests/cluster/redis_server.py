@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fronts import free_port
+from tests.ports import free_port
 
 START_SECONDS = 10.0
 

@@ -27,8 +27,8 @@ from tests.cluster.clients import Account, Client, settled
 from tests.cluster.forwarder import Forwarder
 from tests.cluster.numbered import SYMBOLS, Alpaca
 from tests.cluster.redis_server import RedisServer
-from tests.fronts import free_port
 from tests.harness import Process, wait_for
+from tests.ports import free_port
 
 CONFIG = """\
 listen: {port: "${LISTEN}"}

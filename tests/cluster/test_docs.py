@@ -19,8 +19,9 @@ import pytest
 from proxy.cluster.registry import ACL, Registry
 from proxy.config import model as configuration
 from tests.cluster.redis_server import Certificates, RedisServer, program
-from tests.fronts import free_port, until
+from tests.fronts import until
 from tests.harness import CONNECTED, Client, Process, dial, wait_for
+from tests.ports import free_port
 from tests.test_docs import blocks
 
 ROOT = Path(__file__).resolve().parent.parent.parent

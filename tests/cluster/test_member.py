@@ -26,8 +26,8 @@ from proxy.upstream.alpaca_connection import AlpacaConnection
 from proxy.upstream.source import FeedSettings
 from tests.cluster.gathered import Gathered, cluster_of, leads, member_of
 from tests.cluster.linked import Forwarder
-from tests.fronts import free_port
 from tests.harness import wait_for
+from tests.ports import free_port
 
 SECRET = b"a secret of all nodes, and long"
 OTHER = "other: {{key: other, secret: other, data_url: '{alpaca}', trading_url: '{alpaca}'}}"

@@ -18,8 +18,8 @@ import pytest
 from proxy.simulator import Simulator
 from tests.cluster.order_stand import CLIENTS, CONFIG, INCOMPLETE, Events, Stand, filled, heard, order, update
 from tests.cluster.redis_server import RedisServer
-from tests.fronts import free_port
 from tests.harness import Client, Process, dial, wait_for
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -21,8 +21,8 @@ from proxy.config import model as configuration
 from proxy.downstream import client_session
 from proxy.simulator import Simulator
 from tests.cluster.redis_server import RedisServer
-from tests.fronts import free_port
 from tests.harness import AUTHENTICATED, CLOSE, Client, Harness, Process, dial, wait_for
+from tests.ports import free_port
 
 KEY = "algo", "iex"
 HASH = "alpaca-proxy:places:algo:iex"

@@ -26,8 +26,8 @@ from tests.cluster.stand import (
     leases,
     until,
 )
-from tests.fronts import free_port
 from tests.harness import wait_for
+from tests.ports import free_port
 
 KILL_SECONDS = 2.0  # without data after a kill of the leader, where its death is noticed at once
 TERM_SECONDS = 1.0

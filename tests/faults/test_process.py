@@ -18,6 +18,7 @@ import pytest
 
 from proxy.simulator import Simulator
 from tests.harness import CONNECTED, PING, Client, Process, Wire, certificate, dial, trade, wait_for
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -76,11 +77,6 @@ def undisturbed(alpaca: Simulator, address: tuple[str, int]) -> Iterator[Client]
         alpaca.publish_trades("iex", "AAPL", 1)
         last = alpaca._trade_counts["iex", "AAPL"]
         assert witness.numbers("AAPL", last) == list(range(1, last + 1))
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as holder:
-        return int(holder.getsockname()[1])
 
 
 def test_no_file_descriptors_left(start: Start, alpaca: Simulator) -> None:

@@ -22,6 +22,7 @@ from gevent.server import StreamServer
 
 from tests.attacks.rogue import Connection, frame
 from tests.harness import BINARY, CLOSE, PING, PONG, TEXT, wait_for
+from tests.ports import free_port
 
 CHANNELS = ("trades", "quotes", "bars", "updatedBars", "dailyBars", "statuses", "lulds")
 CHANNEL_OF_KIND = {"t": "trades", "q": "quotes", "b": "bars"}
@@ -173,7 +174,7 @@ class ScriptedAlpaca:
         self.peers: list[Peer] = []
         self.asked: list[Asked] = []
         self._close_seconds = close_seconds
-        self._port = 0
+        self._port = free_port()
         self._serving = 0  # connections
         self._server: StreamServer | None = None
 
@@ -192,7 +193,6 @@ class ScriptedAlpaca:
         """Listen, at the same port each time."""
         self._server = StreamServer(("127.0.0.1", self._port), self._serve)
         self._server.start()
-        self._port = self._server.server_port
 
     def stop(self) -> None:
         """Stop listening, and end all connections."""

@@ -14,7 +14,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import gevent
 
 from proxy.simulator import Simulator
+from tests.ports import free_port
 from tests.sdk.environments import ROOT
 
 START_SECONDS = 60
@@ -58,15 +58,6 @@ def wait_for(condition: Callable[[], Any], what: Callable[[], str] | str, second
     return value
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports on 127.0.0.1 that are free at this moment."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-
-
 def accepts(port: int) -> bool:
     """Whether a server listens on this port of 127.0.0.1."""
     with socket.socket() as probe:
@@ -92,7 +83,7 @@ class Proxy:
         self._file = folder / "proxy.yaml"
         self._log = folder / "proxy.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self.port, self.admin_port = free_ports(2)
+        self.port, self.admin_port = free_port(), free_port()
         tls_setting = "" if tls is None else ", tls: {{cert: {}, key: {}}}".format(*tls)
         text = CONFIG.format(
             listen=self.port, admin=self.admin_port, url=url, clients=clients, tls=tls_setting, account=account

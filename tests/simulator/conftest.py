@@ -16,6 +16,7 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 from proxy.simulator import Simulator
+from tests.ports import free_port
 
 SECONDS = 5
 MSGPACK = {"Content-Type": "application/msgpack"}
@@ -55,7 +56,7 @@ class Client:
 
 @pytest.fixture
 def simulator() -> Iterator[Simulator]:
-    with Simulator() as simulator:
+    with Simulator(port=free_port()) as simulator:
         yield simulator
 
 

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -33,6 +32,7 @@ from proxy.transport.errors import ConnectionLost
 from proxy.transport.frames import BINARY, TEXT
 from proxy.upstream.alpaca_connection import AlpacaConnection
 from proxy.upstream.source import FeedSettings
+from tests.ports import free_port
 from tests.transport.echo import echo
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,9 +137,7 @@ def test_client_listener(wstest: Path, tmp_path: Path) -> None:
 
 
 def test_alpaca_connection(wstest: Path, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
-    url = f"ws://127.0.0.1:{port}"
+    url = f"ws://127.0.0.1:{free_port()}"
     with running(wstest, "fuzzingserver", {"url": url}, tmp_path) as suite:
         [count] = _run_connection(f"{url}/getCaseCount", patient=True)
         assert int(count) == CASES
