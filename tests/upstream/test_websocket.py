@@ -26,6 +26,7 @@ from proxy.transport.errors import ConnectionLost, UpgradeRefused
 from proxy.transport.frames import BINARY, CLOSE, PING, PONG, TEXT
 from proxy.upstream import websocket
 from proxy.upstream.websocket import Frame, UpstreamConnection, dial
+from tests.ports import free_port
 
 SECONDS = 5
 HERE = "127.0.0.1"
@@ -583,10 +584,8 @@ def test_frames_right_behind_the_response_are_not_lost(serve: Callable[..., Serv
 
 
 def test_a_port_without_a_listener() -> None:
-    with socket.create_server((HERE, 0)) as listening:
-        port = listening.getsockname()[1]
     with pytest.raises(ConnectionLost, match="refused"):
-        dial(f"ws://{HERE}:{port}", {}, no_reply)
+        dial(f"ws://{HERE}:{free_port()}", {}, no_reply)
 
 
 @pytest.mark.parametrize(
