@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from proxy.alpaca.endpoints import endpoint, feed_names
+from proxy.cli import answers
 from proxy.cli.terminal import CONFIG_VARIABLE, DEFAULT_CONFIG, command
 from proxy.config import values
 from proxy.observe.version import describe
@@ -42,7 +43,7 @@ EXAMPLES = {
     "simulate": "{} simulate --drop 20 --feeds iex,trading",
     "replay": "{} replay recordings/iex-2026-11-27T14Z.jsonl.zst --speed 10",
     "keygen": "{} keygen momentum",
-    "init": "{} init my-proxy.yaml",
+    "init": "{} init my-proxy.yaml --client momentum:iex:trades:AAPL,MSFT --yes",
     "status": "{} status --watch -c config/proxy.yaml",
     "reload": "{} reload -c config/proxy.yaml",
     "healthcheck": "{} healthcheck --live -c config/proxy.yaml",
@@ -159,6 +160,15 @@ def parser(complete_files: object = None) -> argparse.ArgumentParser:
         metavar="FILE",
         help=f"the file to write; else ${CONFIG_VARIABLE}, else {DEFAULT_CONFIG}",
     )
+    init.add_argument(
+        "--client",
+        dest="clients",
+        action="append",
+        type=_setting(answers.client),
+        metavar="NAME:FEED:CHANNEL:SYMBOLS",
+        help="an algorithm and what it may see, as in momentum:iex:trades:AAPL,MSFT; may be repeated",
+    )
+    init.add_argument("--yes", action="store_true", help="ask nothing, and take the defaults")
 
     status = verb("status", "show the running proxy: feeds, clients, slow sessions", file)
     status.add_argument("--json", action="store_true", help="print /status.json, for programs")
