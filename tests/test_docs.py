@@ -9,6 +9,7 @@ import http.client
 import re
 import shlex
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -20,6 +21,7 @@ from proxy.cli import main, overview
 from proxy.cli.parser import parser
 from proxy.config import model as configuration
 from proxy.observe import metrics
+from proxy.observe.version import __version__
 from proxy.simulator.fault_settings import FaultSettings
 from tests.harness import Harness
 from tests.snapshots import feed, snapshot
@@ -114,6 +116,19 @@ def test_the_example_of_explain_prints_the_output_shown(
         monkeypatch.setenv(name, value)
     assert main(shlex.split(command)[2:]) == 1
     assert f"# {capsys.readouterr().out}" == f"{output}\n"
+
+
+# CHANGELOG
+
+
+def test_the_changelog_begins_with_this_version_and_its_date() -> None:
+    """Only a section of what is not released yet may stand above it."""
+    headings = re.findall("^## (.*)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    if headings[0] == "[Unreleased]":
+        del headings[0]
+    version, _, day = headings[0].partition(" - ")
+    assert version == f"[{__version__}]"
+    assert date.fromisoformat(day)
 
 
 # Every page

@@ -24,7 +24,9 @@ Each verb is a module of the same name with `run(options)`. It is imported when 
     overview          /status.json as tables
     online            one login to Alpaca
     leaders           the cluster's Redis, and the nodes that lead its feeds
+    answers           the answers to the questions of `init`
     starter           the file that `init` writes
+    sdk_lines         the lines that connect an SDK to the proxy
     startup           the lines that the proxy logs at its start
     service_manager   sd_notify
 """

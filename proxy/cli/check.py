@@ -23,7 +23,7 @@ ORDERS_LEGEND = "trade_updates: symbol:TEXT permits all orders of a symbol, othe
 def run(options: argparse.Namespace) -> Exit:
     path = config_path(options, os.environ)
     try:
-        config = configuration.load(path, os.environ)
+        config, document = configuration.load_with_document(path, os.environ)
     except ConfigError as error:
         return report_config_error(error, path)
     style = Style.of(sys.stdout, os.environ)
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> Exit:
         legend.append(ORDERS_LEGEND)
     cluster = [] if config.cluster is None else [cluster_line(config.cluster), ""]
     print(accounts_table(config, style), "", access_table(config, style), *legend, "", *cluster, sep="\n", flush=True)
-    for warning in configuration.warnings(config, path):
+    for warning in configuration.warnings(config, path, document):
         warn(warning)
     if options.online:
         good, led = (True, set[tuple[str, str]]()) if config.cluster is None else _leaders(config, config.cluster)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
-from proxy.cli.terminal import Exit, fail
+from proxy.cli.terminal import Exit, columns, fail, fitted
 
 
 def run(options: argparse.Namespace) -> Exit:
     market = "replay" if options.replay else "simulated market"
-    print(f"starting a {market}, the proxy and two algorithms", flush=True)
+    width = columns() if sys.stdout.isatty() else None
+    print(fitted(f"starting a {market}, the proxy and two algorithms", width), flush=True)
     from proxy.cli.demonstration import Demo, Market  # loads the whole program, which takes a while
 
     if not options.replay:

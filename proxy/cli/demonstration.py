@@ -7,6 +7,7 @@ lost a stream or received a message outside its allowlist, and no feed ever had 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import sys
@@ -23,6 +24,7 @@ from gevent.event import Event
 from proxy.alpaca.client_protocol import Phase
 from proxy.alpaca.codec import JSON
 from proxy.alpaca.endpoints import CHANNEL_OF_KIND, Dialect, endpoint
+from proxy.cli.terminal import StatusLine, fitted, wrapped
 from proxy.config import model as configuration
 from proxy.gateway import Gateway
 from proxy.observe import logs
@@ -48,31 +50,29 @@ clients:
   demo: {{key: demo, secret: demo, allow: {demo}}}
 """
 
+# It fits a terminal of 80 columns and 24 rows, with the line before it, the status below it and two rows to spare. The
+# lines to paste begin at the margin and have an empty line after `async def`, as Python's prompt requires.
 INTRODUCTION = """\
-{version}: {market}, no Alpaca account used
+{version}
+{market}, no Alpaca account used. Ctrl-C ends it.
 
-  algorithms connect to  {ws}/v2/iex, {ws}/v1beta3/crypto/us, …
-  status page            {http}/
-
-  momentum  may see {momentum}
-  meanrev   may see {meanrev}
+  momentum     may see {momentum}
+  meanrev      may see {meanrev}
+  status page  {http}/
 
 Join as a third, from another terminal, with alpaca-py (key demo, secret demo):
+from alpaca.data.live import StockDataStream
+async def show(trade): print(trade)
 
-  from alpaca.data.live import StockDataStream
-  stream = StockDataStream("demo", "demo", url_override="{ws}/v2/iex")
-  async def show(trade): print(trade)
-  stream.subscribe_trades(show, "AAPL", "TSLA")
-  stream.run()
+url = "{ws}/v2/iex"
+stream = StockDataStream("demo", "demo", url_override=url)
+stream.subscribe_trades(show, "AAPL", "TSLA")
+stream.run()
 
-or with websocat {ws}/v2/iex:
-
-  {{"action":"auth","key":"demo","secret":"demo"}}
-  {{"action":"subscribe","trades":["AAPL"],"quotes":["*"]}}
-
-Ctrl-C ends it.
+Or with websocat {ws}/v2/iex:
+{{"action":"auth","key":"demo","secret":"demo"}}
+{{"action":"subscribe","trades":["AAPL"],"quotes":["*"]}}
 """
-
 
 LISTEN = {"action": "listen", "data": {"streams": ["trade_updates"]}}
 
@@ -93,10 +93,10 @@ class Algorithm:
         """Received topics outside the allowlist."""
         return [topic for topic in self.received if topic not in self._allowed and (topic[0], "*") not in self._allowed]
 
-    def line(self) -> str:
-        """Return a short progress text."""
-        prices = "  ".join(f"{symbol} {price:,.2f}" for symbol, price in sorted(self.prices.items())[:2])
-        return f"{self.name} {self.received.total()} messages  {prices}"
+    def line(self, prices: int) -> str:
+        """Return a short progress text with at most so many prices."""
+        shown = [f"{symbol} {price:,.2f}" for symbol, price in sorted(self.prices.items())[:prices]]
+        return "  ".join([f"{self.name} {self.received.total()} messages", *shown])
 
     def follow(self, url: str, path: str) -> None:
         """Read one stream, as an SDK does, until the connection is lost."""
@@ -154,7 +154,7 @@ class Market:
         }
         trades = {(kind, symbol) for kind in "tcx" for symbol in ("AAPL", "MSFT")}
         return cls(
-            "a simulated market",
+            "A simulated market",
             Simulator(market=SimulatedMarket()),
             [
                 Algorithm("momentum", momentum, {*trades, ("b", "*"), ("order", "*")}),
@@ -193,7 +193,7 @@ class Market:
         feeds = dict.fromkeys(recording.feed for recording in recordings)
         words, allow = " and ".join(feeds), ", ".join(f'{feed}: "*"' for feed in feeds)
         return cls(
-            f"a replay of {sum(recording.messages for recording in recordings):,} messages",
+            f"A replay of {sum(recording.messages for recording in recordings):,} messages",
             Simulator(source=Replay(recordings, windows(recordings), Pace(loop=True))),
             [Algorithm(name, subscriptions, allowed) for name in ("momentum", "meanrev")],
             dict.fromkeys(("momentum", "meanrev"), words),
@@ -208,6 +208,7 @@ class Demo:
         self._market = market
         self._seconds = seconds
         self._stopped = Event()
+        self._status = StatusLine(sys.stdout, os.environ)
 
     def run(self) -> bool:
         """Run the demo; return whether its checks passed. Raises StartError."""
@@ -215,7 +216,7 @@ class Demo:
             ports = {"listen": _port_or_any(8765), "admin": _port_or_any(8766)}
             text = CONFIG.format(url=simulator.url, **ports, **self._market.allow)
             config = configuration.parse(text, "demo", {}, Path())
-            logs.set_up(config.log.format, config.log.level)
+            logs.set_up(config.log.format, config.log.level, before_line=self._status.clear)
             gateway = Gateway(config)
             gateway.start()
             try:
@@ -227,7 +228,9 @@ class Demo:
         ws = "ws://{}:{}".format(*gateway.server.address)
         http = "http://{}:{}".format(*gateway.admin.address)
         market = self._market
-        print(INTRODUCTION.format(version=describe(), market=market.name, ws=ws, http=http, **market.words), flush=True)
+        introduction = INTRODUCTION.format(version=describe(), market=market.name, ws=ws, http=http, **market.words)
+        width = self._status.width
+        print(*(fitted(line, width) for line in introduction.split("\n")), sep="\n", flush=True)
         algorithms = market.algorithms
         greenlets = [
             gevent.spawn(algorithm.follow, ws, path) for algorithm in algorithms for path in algorithm.subscriptions
@@ -237,33 +240,45 @@ class Demo:
         try:
             while not self._stopped.wait(1.0 if deadline is None else max(0.0, min(1.0, deadline - time.monotonic()))):
                 live = [up.endpoint.feed for up in gateway.upstreams.values() if up.phase is Phase.LIVE]
-                parts = [*(algorithm.line() for algorithm in algorithms), f"live: {' '.join(live)}"]
-                print(f"{time.strftime('%H:%M:%S')}  {'  |  '.join(parts)}", flush=True)
+                self._status.show(_progress(algorithms, live, self._status.width))
                 if deadline is not None and time.monotonic() >= deadline:
                     break
         finally:
             for handler in handlers:
                 handler.cancel()
             gevent.killall(greenlets)
-        if self._stopped.is_set() and sys.stdout.isatty():
-            print()  # the terminal has echoed ^C on the line
-        return _check(algorithms, simulator, gateway)
+        self._status.end()
+        failures = _failures(algorithms, simulator, gateway)
+        print(wrapped(_result(algorithms, failures), self._status.width), flush=True)
+        return not failures
 
 
-def _check(algorithms: list[Algorithm], simulator: Simulator, gateway: Gateway) -> bool:
-    """Print the last line; return whether all checks passed."""
+def _progress(algorithms: Sequence[Algorithm], live: Sequence[str], width: int | None) -> str:
+    """Return the status: with the time and two prices of each algorithm if that fits, else with less."""
+    time_of_day, feeds = time.strftime("%H:%M:%S  "), f"live: {' '.join(live)}"
+    for prices in (2, 1):
+        text = time_of_day + "  |  ".join([*(algorithm.line(prices) for algorithm in algorithms), feeds])
+        if width is None or len(text) <= width:
+            return text
+    return " | ".join([*(algorithm.line(0) for algorithm in algorithms), feeds])
+
+
+def _failures(algorithms: list[Algorithm], simulator: Simulator, gateway: Gateway) -> list[str]:
+    """Return the checks that failed."""
     failures = [f"{algorithm.name} received nothing" for algorithm in algorithms if not algorithm.received]
     failures += [f"{algorithm.name} lost {algorithm.lost}" for algorithm in algorithms if algorithm.lost]
     failures += [f"{a.name} received {kind} {symbol}" for a in algorithms for kind, symbol in a.unexpected]
     for upstream in gateway.upstreams.values():
         if (peak := simulator.peak(upstream.endpoint.feed)) != 1:
             failures.append(f"{upstream.endpoint.feed} had {peak} upstream connections")
+    return failures
+
+
+def _result(algorithms: list[Algorithm], failures: Sequence[str]) -> str:
+    """Return the last line of the output."""
     if failures:
-        print(f"demo failed: {', '.join(failures)}", flush=True)
-        return False
-    received = ", ".join(f"{algorithm.name} {algorithm.received.total()} messages" for algorithm in algorithms)
-    print(f"demo ok: {received}, 1 upstream connection per feed", flush=True)
-    return True
+        return f"demo failed: {', '.join(failures)}"
+    return f"demo ok: {', '.join(algorithm.line(0) for algorithm in algorithms)}, 1 upstream connection per feed"
 
 
 def _port_or_any(port: int) -> int:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from proxy.alpaca.endpoints import endpoint, feed_names
-from proxy.cli.terminal import CONFIG_VARIABLE, DEFAULT_CONFIG
+from proxy.cli import answers
+from proxy.cli.terminal import CONFIG_VARIABLE, DEFAULT_CONFIG, command
 from proxy.config import values
 from proxy.observe.version import describe
 
@@ -34,7 +35,26 @@ FAULTS = (
     ("symbol-limit", "N", "the plan's number of symbols for trades and quotes; more gets 405"),
 )
 
+# An example of each verb, with `{}` for the command that starts this program.
+EXAMPLES = {
+    "check": "{} check -c config/proxy.yaml",
+    "explain": "{} explain momentum iex trades AAPL -c config/proxy.yaml",
+    "demo": "{} demo --seconds 30",
+    "simulate": "{} simulate --drop 20 --feeds iex,trading",
+    "replay": "{} replay recordings/iex-2026-11-27T14Z.jsonl.zst --speed 10",
+    "keygen": "{} keygen momentum",
+    "init": "{} init my-proxy.yaml --client momentum:iex:trades:AAPL,MSFT --yes",
+    "status": "{} status --watch -c config/proxy.yaml",
+    "reload": "{} reload -c config/proxy.yaml",
+    "healthcheck": "{} healthcheck --live -c config/proxy.yaml",
+    "schema": "{} schema > config/alpaca-proxy.schema.json",
+    "completion": 'eval "$({} completion bash)"',
+}
+
 EPILOG = """\
+example:
+  {} -c config/proxy.yaml
+
 Start with `demo`, which needs no account and no files; then `init`, `check`, and run without a verb.
 Exit status: 0 good; 1 the check found problems, or a run failed; 2 usage; 78 the configuration cannot work.
 """
@@ -60,7 +80,7 @@ def parser(complete_files: object = None) -> argparse.ArgumentParser:
         prog="alpaca-proxy",
         parents=[file],
         description="Many algorithms on one Alpaca streaming connection. Without a verb: run the proxy.",
-        epilog=EPILOG,
+        epilog=EPILOG.format(command()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     root.add_argument("--version", action=_Version, help="version, commit and Python")
@@ -68,7 +88,14 @@ def parser(complete_files: object = None) -> argparse.ArgumentParser:
     verbs = root.add_subparsers(title="verbs", metavar="VERB")
 
     def verb(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        added = verbs.add_parser(name, parents=[*parents], help=text, description=f"{text[0].upper()}{text[1:]}.")
+        added = verbs.add_parser(
+            name,
+            parents=[*parents],
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=f"example:\n  {EXAMPLES[name].format(command())}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         added.set_defaults(verb=name)
         return added
 
@@ -133,6 +160,15 @@ def parser(complete_files: object = None) -> argparse.ArgumentParser:
         metavar="FILE",
         help=f"the file to write; else ${CONFIG_VARIABLE}, else {DEFAULT_CONFIG}",
     )
+    init.add_argument(
+        "--client",
+        dest="clients",
+        action="append",
+        type=_setting(answers.client),
+        metavar="NAME:FEED:CHANNEL:SYMBOLS",
+        help="an algorithm and what it may see, as in momentum:iex:trades:AAPL,MSFT; may be repeated",
+    )
+    init.add_argument("--yes", action="store_true", help="ask nothing, and take the defaults")
 
     status = verb("status", "show the running proxy: feeds, clients, slow sessions", file)
     status.add_argument("--json", action="store_true", help="print /status.json, for programs")

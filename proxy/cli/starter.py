@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from proxy.alpaca.endpoints import endpoint
+from proxy.cli.answers import Allowed, Answers
 from proxy.cli.keygen import NewClient
 from proxy.cli.terminal import command
+from proxy.routing.allowlists import TRADING
 
 SCHEMA_FILE = "alpaca-proxy.schema.json"
-CHANNELS = ("trades", "quotes", "bars", "news")
 
 START = """\
 # yaml-language-server: $schema={schema}
@@ -30,11 +30,13 @@ START = """\
 # Other settings have defaults: algorithms connect to ws://127.0.0.1:8765, the status page is at
 # http://127.0.0.1:8766/. In any value ${{NAME}} is an environment variable and ${{file:PATH}} the text of a file.
 
+# The account of market data and order updates; `trading` is paper or live. Orders do not pass through the proxy:
+# algorithms send them to Alpaca, with Alpaca's own key and secret.
 accounts:
   {trading}:
     key: ${{APCA_API_KEY_ID}}
     secret: ${{APCA_API_SECRET_KEY}}
-    trading: {trading}{remark}
+    trading: {trading}
 
 # `allow` lists what a client may see: feed, channel, symbols. A symbol is exact (AAPL), a prefix (SPY*) or "*" for all.
 # Everything else is refused. Under trading, entries are patterns of the client_order_id of its orders; symbol:TSLA (or
@@ -47,44 +49,25 @@ CLIENT = """\
     key: {key}{padding}  # what the algorithm passes as its Alpaca key; a name, not a secret
     secret: {digest}
     allow:
-      {feed}: {{{channels}}}
-      trading: {{trade_updates: ["{name}-*"]}}
+{allow}
 """
 
 _PLAIN = re.compile("[A-Za-z0-9][A-Za-z0-9./_-]*")
 
 
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """Answers to `init`; without symbols the feed's examples are used."""
-
-    trading: str = "paper"
-    feed: str = "iex"
-    algorithms: tuple[str, ...] = ("momentum",)
-    symbols: tuple[str, ...] = ()
-
-
-def symbols_of(feed: str) -> tuple[str, ...]:
-    """Return example symbols of a feed."""
-    target = endpoint(feed)
-    if target is not None and target.options:
-        return ("AAPL*",)
-    return ("BTC/USD", "ETH/USD") if feed.startswith("crypto") else ("AAPL", "MSFT")
+def allowed(name: str, given: Allowed) -> Allowed:
+    """Return what an algorithm may see; without a word on order updates, those of orders that begin with its name."""
+    return given if TRADING in given else {**given, TRADING: {"trade_updates": (f"{name}-*",)}}
 
 
 def starter(answers: Answers, clients: Sequence[NewClient], path: Path) -> str:
     """Return the text of the file at `path`."""
-    target = endpoint(answers.feed)
-    entries = ", ".join(_entry(symbol) for symbol in answers.symbols or symbols_of(answers.feed))
-    channels = [name for name in CHANNELS if target is not None and name in target.channels]
-    remark = "" if answers.trading == "live" else "       # where its orders go: paper or live"
     start = START.format(
         schema=SCHEMA_FILE,
-        schema_path=path.with_name(SCHEMA_FILE),
+        schema_path=shlex.quote(str(path.with_name(SCHEMA_FILE))),
         command=command(),
-        calls=_commands(path),
+        calls=_commands(shlex.quote(str(path))),
         trading=answers.trading,
-        remark=remark,
     )
     return start + "\n".join(
         CLIENT.format(
@@ -92,14 +75,18 @@ def starter(answers: Answers, clients: Sequence[NewClient], path: Path) -> str:
             key=client.key,
             padding=" " * max(0, 15 - len(client.key)),
             digest=client.digest,
-            feed=answers.feed,
-            channels=", ".join(f"{channel}: [{entries}]" for channel in channels),
+            allow="\n".join(_feed_line(*item) for item in allowed(client.name, answers.clients[client.name]).items()),
         )
         for client in clients
     )
 
 
-def _commands(path: Path) -> str:
+def _feed_line(feed: str, channels: Mapping[str, Sequence[str]]) -> str:
+    listed = (f"{_entry(channel)}: [{', '.join(map(_entry, entries))}]" for channel, entries in channels.items())
+    return f"      {feed}: {{{', '.join(listed)}}}"
+
+
+def _commands(path: str) -> str:
     """Return the commands for the file, one comment line each."""
     commands = {
         f"check -c {path}": "validate this file and show what each client may see",

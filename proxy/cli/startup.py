@@ -10,7 +10,6 @@ from pathlib import Path
 
 from proxy.cli.running import authority
 from proxy.config import model as configuration
-from proxy.config import recording
 from proxy.config.model import Config
 from proxy.observe.logs import Log
 from proxy.observe.version import describe
@@ -23,10 +22,7 @@ def announce(config: Config, path: Path, *, listening: tuple[str, int], admin: t
     """Log the summary; the addresses are those that the listeners are bound to."""
     log = Log("proxy")
     log.info("started", version=describe(), config=path)
-    # Without the look at the disk: one that hangs would hold up the proxy. The recorder's thread reports its problems.
-    warnings = configuration.warnings(config.model_copy(update={"record": None}), path)
-    if config.record is not None:
-        warnings += [f"{path}: {warning}" for warning in recording.plan_warnings(config.record.topics)]
+    warnings = configuration.warnings(config, path, disk=False)  # the recorder's thread reports problems of the disk
     for warning in warnings[:WARNINGS]:
         log.warning("config", warning=warning)
     if len(warnings) > WARNINGS:

@@ -12,7 +12,7 @@ import time
 from proxy.cli.config_file import config_path, report_config_error
 from proxy.cli.overview import overview
 from proxy.cli.running import NO_HISTORY, NotRunning, Running, not_this_version, running
-from proxy.cli.terminal import Exit, fail, plain, wrapped
+from proxy.cli.terminal import Exit, columns, fail, plain, wrapped
 from proxy.config.errors import ConfigError
 from proxy.observe.style import Style
 
@@ -28,18 +28,10 @@ def run(options: argparse.Namespace) -> Exit:
     if options.watch:
         return _watch(proxy, as_json=options.json)
     try:
-        print(_fetch(proxy, as_json=options.json, width=_columns() if sys.stdout.isatty() else None))
+        print(_fetch(proxy, as_json=options.json, width=columns() if sys.stdout.isatty() else None))
     except NotRunning as error:
         return fail(str(error))
     return Exit.GOOD
-
-
-def _columns() -> int:
-    """Return the terminal's width (without a terminal 80, unless COLUMNS is set) but for its last column.
-
-    After a character there, the sequence that clears the rest of the line would erase it.
-    """
-    return shutil.get_terminal_size().columns - 1
 
 
 def _fetch(proxy: Running, *, as_json: bool, width: int | None) -> str:
@@ -63,12 +55,12 @@ def _watch(proxy: Running, *, as_json: bool) -> Exit:
     try:
         while True:
             try:
-                text = _fetch(proxy, as_json=as_json, width=_columns())
+                text = _fetch(proxy, as_json=as_json, width=columns())
             except NotRunning as error:
                 if not overwrite:
                     return fail(str(error))
                 again = f"(trying again every {WATCH_SECONDS:.0f} s; Ctrl-C stops)"
-                text = f"{wrapped(plain(str(error)), _columns())}\n{again}"
+                text = f"{wrapped(plain(str(error)), columns())}\n{again}"
             print(_in_place(text) if overwrite else text if as_json else f"{text}\n", end="" if overwrite else "\n")
             sys.stdout.flush()
             time.sleep(WATCH_SECONDS)

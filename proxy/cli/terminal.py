@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
+from typing import TextIO
 
 from proxy.observe.style import Color, Style
 
@@ -59,6 +61,51 @@ def wrapped(text: str, width: int | None, indent: str = "  ") -> str:
     return textwrap.fill(text, width, subsequent_indent=indent, break_on_hyphens=False)
 
 
+def fitted(line: str, width: int | None) -> str:
+    """Return a line cut to at most `width` characters; unchanged without a width."""
+    return line if width is None or len(line) <= width else f"{line[: width - 1]}…"
+
+
+def columns() -> int:
+    """Return the terminal's width (without a terminal 80, unless COLUMNS is set) but for its last column.
+
+    After a character there, the sequence that clears the rest of the line would erase it.
+    """
+    return shutil.get_terminal_size().columns - 1
+
+
+class StatusLine:
+    """A status that is redrawn in place on the last line of a terminal; elsewhere each one is a line of its own."""
+
+    def __init__(self, stream: TextIO, environ: Mapping[str, str]) -> None:
+        self._stream = stream
+        self._in_place = stream.isatty() and environ.get("TERM") != "dumb"
+        self._drawn = False
+
+    @property
+    def width(self) -> int | None:
+        """The present width of the terminal; None elsewhere."""
+        return columns() if self._in_place else None
+
+    def show(self, text: str) -> None:
+        """Replace the status."""
+        start, end = ("\r\x1b[K", "") if self._in_place else ("", "\n")
+        self._drawn = self._in_place
+        print(f"{start}{fitted(text, self.width)}", end=end, file=self._stream, flush=True)
+
+    def clear(self) -> None:
+        """Make room for another line, such as one of the log."""
+        if self._drawn:
+            self._drawn = False
+            print("\r\x1b[K", end="", file=self._stream, flush=True)
+
+    def end(self) -> None:
+        """Keep the last status, and let output go on below it."""
+        if self._drawn:
+            self._drawn = False
+            print(file=self._stream, flush=True)
+
+
 LEAST_COLUMN = 4  # characters of a column that is cut
 
 Cell = str | tuple[str, Color | None]
@@ -96,7 +143,7 @@ def table(
         "  ".join(
             style.paint(shown, colour) + " " * (size - len(shown))
             for (text, colour), size in zip(line, widths, strict=True)
-            for shown in [text if width is None or len(text) <= size else f"{text[: size - 1]}…"]
+            for shown in [fitted(text, None if width is None else size)]
         ).rstrip()
         for line in lines
     )

@@ -7,8 +7,9 @@ which takes half of the program's start-up time; commands that need only a part 
     references    `${…}` in values, resolved after parsing
     values        decoders for single settings
     addresses     decoders for addresses, origins and URLs
+    symbols       symbols that cannot be meant
     secret        secrets, and the settings that hold one
-    certificates  the certificate file, for the plan of a reload
+    certificates  the certificate file, for the plan of a reload and for warnings
     model         the sections, and the loading of a file
     consistency   checks that involve several settings
     recording     warnings about the section `record`

@@ -1,4 +1,4 @@
-"""Read of a certificate's PEM file what a reload needs: whether it has changed, and until when it is valid.
+"""Read of a certificate's PEM file whether it has changed, for a reload, and until when it is valid.
 
 Python's ssl module shows the fields of a peer's certificate only, so the one field is read from the DER encoding here
 (RFC 5280 §4.1, X.690).
@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import ssl
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
+
+RENEW_BEFORE = timedelta(days=30)
 
 _SEQUENCE, _VERSION, _UTC_TIME, _GENERALIZED_TIME = 0x30, 0xA0, 0x17, 0x18  # DER tags
 _VALIDITY = 4  # the fourth field: serial number, signature algorithm, issuer, validity
@@ -35,10 +37,16 @@ def read(pem: str) -> Certificate:
     return Certificate(hashlib.sha256(pem.encode()).digest(), valid_until)
 
 
-def has_expired(certificate: Certificate) -> bool:
-    """Whether its validity has ended; False if its end is unknown."""
-    until = certificate.valid_until
-    return until is not None and until < datetime.now(timezone.utc)
+def warning(certificate: Certificate) -> str | None:
+    """Why a certificate should be renewed, and the next step; None if it need not, or if its end is unknown."""
+    if certificate.valid_until is None:
+        return None
+    left = certificate.valid_until - datetime.now(timezone.utc)
+    if left < timedelta():
+        return f"was {validity(certificate)}; renew it and run `reload`, or peers refuse it"
+    if left < RENEW_BEFORE:
+        return f"is {validity(certificate)}, less than {RENEW_BEFORE.days} days from now; renew it and run `reload`"
+    return None
 
 
 def validity(certificate: Certificate) -> str:

@@ -186,22 +186,24 @@ def authorities(path: Path) -> Path:
     return path
 
 
-def warnings(redis: RedisUrl, listen: Address, url: str, secret: Secret) -> Iterator[str]:
-    """Yield sentences about settings that work but are unsafe, or probably not meant."""
+def warnings(redis: RedisUrl, listen: Address, url: str, secret: Secret) -> Iterator[Fault]:
+    """Yield the settings that work but are unsafe, or probably not meant."""
     plain = "in plain text; use ${ENV} or ${file:PATH}"
     remote = [host for host in redis.hosts if not addresses.is_loopback(host)]
     if redis.has_password and redis.literal:
-        yield f"cluster.redis holds its password {plain}"
+        yield Fault(f"holds its password {plain}", None, ("cluster", "redis"))
     if redis.has_password and remote and redis.scheme != "rediss":
         step = "use rediss://" if redis.scheme == "redis" else "keep that network private"
-        yield f"cluster.redis sends its password unencrypted; {step}"
+        yield Fault(f"sends its password unencrypted; {step}", None, ("cluster", "redis"))
     if secret.literal:
-        yield f"cluster.secret is {plain}"
+        yield Fault(f"is {plain}", None, ("cluster", "secret"))
     host = urlsplit(url).hostname or ""
     if url.startswith("ws://") and not _is_private(host):
-        yield "cluster.url: frames travel unencrypted between the nodes; use wss:// with cluster.tls"
+        reason = "frames travel unencrypted between the nodes; use wss:// with cluster.tls"
+        yield Fault(reason, None, ("cluster", "url"))
     if not listen.port:
-        yield "cluster.listen takes any free port, so the other nodes reach it only if something forwards cluster.url"
+        reason = "takes any free port, so the other nodes reach it only if something forwards cluster.url"
+        yield Fault(reason, None, ("cluster", "listen"))
 
 
 def _is_private(host: str) -> bool:

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from proxy.transport.errors import ProxyError
 
 
+def with_hint(reason: str, hint: str | None) -> str:
+    """Return a reason with the question after what may be meant, if there is a hint."""
+    return reason + (f'; did you mean "{hint}"?' if hint else "")
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One error in a configuration, and its place.
@@ -27,7 +32,7 @@ class Problem:
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
         prefix = f"{place}: {self.path}" if self.path else place
-        return f"{prefix}: {self.reason}" + (f'; did you mean "{self.hint}"?' if self.hint else "")
+        return f"{prefix}: {with_hint(self.reason, self.hint)}"
 
 
 class ConfigError(ProxyError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,6 +38,7 @@ from proxy.config import (
     recording,
     references,
     secret,
+    symbols,
     values,
     yamlfile,
 )
@@ -361,7 +363,30 @@ class Config(Section):
 
 def load(path: Path, environ: Mapping[str, str]) -> Config:
     """Load a configuration file. Raises ConfigError with all its errors."""
-    return parse(yamlfile.read(path), str(path), environ, path.parent)
+    return load_with_document(path, environ)[0]
+
+
+def load_with_document(path: Path, environ: Mapping[str, str]) -> tuple[Config, YamlDocument]:
+    """Load a configuration file, and the document with the places of its settings. Raises as `load` does."""
+    document = _document(path, environ)
+    return _typed(document, path.parent), document
+
+
+def load_allowlists(path: Path, environ: Mapping[str, str]) -> tuple[Mapping[str, Allowlist], YamlDocument]:
+    """Load the allowlists of the clients, and the document with the places of their entries.
+
+    References of keys and secrets need not be resolvable. Raises ConfigError with all other errors.
+    """
+    document = _document(path, environ)
+    _, problems = _validated(document, path.parent)
+    if found := [problem for problem in problems if not (problem in document.problems and _of_a_secret(problem))]:
+        raise ConfigError(found)
+    clients = document.find(("clients",))
+    allowlists = {}
+    for name in clients if isinstance(clients, Table) else ():
+        allowed = document.find(("clients", name, "allow"))
+        allowlists[name] = Allowlist({} if allowed is None else values.allow(allowed))
+    return allowlists, document
 
 
 def parse(text: str, name: str, environ: Mapping[str, str], folder: Path) -> Config:
@@ -369,14 +394,22 @@ def parse(text: str, name: str, environ: Mapping[str, str], folder: Path) -> Con
     return _typed(yamlfile.parse(text, name=name, environ=environ, folder=folder), folder)
 
 
-def explain(path: Path, environ: Mapping[str, str], client: str, feed: str, channel: str, symbol: str) -> str | None:
-    """The line that allows a topic to a client, as `FILE:LINE:COL: PATH: ENTRY`; None if no line does.
+def _document(path: Path, environ: Mapping[str, str]) -> YamlDocument:
+    return yamlfile.parse(yamlfile.read(path), name=str(path), environ=environ, folder=path.parent)
 
-    Raises ConfigError for an invalid file, LookupError for an unknown client.
-    """
-    document = yamlfile.parse(yamlfile.read(path), name=str(path), environ=environ, folder=path.parent)
-    entry = _typed(document, path.parent).clients[client]
-    granted = Allowlist(entry.allow).granted_by(feed, channel, symbol)
+
+def _of_a_secret(problem: Problem) -> bool:
+    """Whether a problem is in a setting whose value is a key, a secret, or may contain one."""
+    return bool(
+        re.fullmatch(r"(accounts|clients)\b.*\.(key|secret)|admin\.token|cluster\.(secret|redis)", problem.path)
+    )
+
+
+def explain(
+    document: YamlDocument, allowlist: Allowlist, client: str, feed: str, channel: str, symbol: str
+) -> str | None:
+    """The line that allows a topic to a client, as `FILE:LINE:COL: PATH: ENTRY`; None if no line does."""
+    granted = allowlist.granted_by(feed, channel, symbol)
     if granted is None:
         return None
     listed_channel, pattern = granted
@@ -388,36 +421,62 @@ def explain(path: Path, environ: Mapping[str, str], client: str, feed: str, chan
     return str(document.problem(setting, pattern))
 
 
-def warnings(config: Config, path: Path) -> list[str]:
-    """Sentences about settings that work but are unsafe; none contains a secret."""
-    found = []
+def warnings(config: Config, path: Path, document: YamlDocument | None = None, *, disk: bool = True) -> list[str]:
+    """Sentences about settings that work but are unsafe, or probably not meant; none contains a secret.
+
+    With the document that the configuration was made from, each has its line and column. The space for recordings is
+    looked at only with `disk`, since a disk that hangs would hold up the caller.
+    """
+    found: list[Problem | None] = []
     try:
         mode = path.stat().st_mode & 0o777
     except OSError:
         mode = 0
     if mode & 0o077:
-        found.append(f"other users of this machine can open it (mode {mode:04o}); chmod 600 {path}")
+        reason = f"other users of this machine can open it (mode {mode:04o}); chmod 600 {path}"
+        found.append(Problem(str(path), 0, 0, "", reason))
+    for fault in _doubtful(config, disk):
+        if document is not None:
+            found.append(document.problem(fault.path, fault.reason, fault.hint))
+        else:
+            found.append(Problem(str(path), 0, 0, yamlfile.dotted(fault.path), fault.reason, fault.hint))
+    return [str(problem) for problem in found if problem is not None]
+
+
+def _doubtful(config: Config, disk: bool) -> Iterator[Fault]:
+    """Yield the settings that work but are unsafe, or probably not meant."""
     plain = "is in plain text; use ${ENV} or ${file:PATH}"
     for name, account in config.accounts.items():
         if account.secret.literal:
-            found.append(f"accounts.{name}.secret {plain}")
+            yield Fault(plain, None, ("accounts", name, "secret"))
         for setting, url in (("data_url", account.data_url), ("trading_url", account.trading_url or "")):
             if url.startswith("ws://") and not addresses.is_loopback(urlsplit(url).hostname or ""):
-                found.append(f"accounts.{name}.{setting} sends the account's secret unencrypted; use wss://")
+                yield Fault("sends the account's secret unencrypted; use wss://", None, ("accounts", name, setting))
     for name, entry in config.clients.items():
         if entry.secret.literal and not entry.secret.is_digest():
-            found.append(f"clients.{name}.secret {plain}, or the sha256:… that `keygen` prints")
+            yield Fault(f"{plain}, or the sha256:… that `keygen` prints", None, ("clients", name, "secret"))
+        yield from _unlikely(("clients", name, "allow"), entry.allow)
     if config.admin.token is not None and config.admin.token.literal:
-        found.append(f"admin.token {plain}")
+        yield Fault(plain, None, ("admin", "token"))
     for setting, tls in certified(config):
-        if tls is not None and tls.certificate is not None and certificates.has_expired(tls.certificate):
-            found.append(f"{setting}.cert was {certificates.validity(tls.certificate)}; renew it, or peers refuse it")
+        if tls is not None and tls.certificate is not None and (reason := certificates.warning(tls.certificate)):
+            yield Fault(reason, None, (*setting.split("."), "cert"))
     if (node := config.cluster) is not None:
-        found += cluster.warnings(node.redis, node.listen, node.url, node.secret)
+        yield from cluster.warnings(node.redis, node.listen, node.url, node.secret)
     if (record := config.record) is not None:
-        found += recording.plan_warnings(record.topics)
-        found += recording.disk_warnings(record.folder, record.max, record.min_free)
-    return [f"{path}: {warning}" for warning in found]
+        yield from _unlikely(("record", "topics"), record.topics)
+        yield from recording.plan_warnings(record.topics)
+        if disk:
+            yield from recording.disk_warnings(record.folder, record.max, record.min_free)
+
+
+def _unlikely(path: tuple[Step, ...], entries: Entries) -> Iterator[Fault]:
+    """Yield the entries that no symbol of their feed can match."""
+    for feed, channels in entries.items():
+        for channel, listed in channels.items():
+            for index, entry in enumerate(listed):
+                if (fault := symbols.unlikely(feed, entry)) is not None:
+                    yield replace(fault, path=(*path, feed, channel, index))
 
 
 def certified(config: Config) -> Iterator[tuple[str, Tls | None]]:
@@ -461,6 +520,15 @@ _REASONS = {
 
 
 def _typed(document: YamlDocument, folder: Path) -> Config:
+    config, problems = _validated(document, folder)
+    # Raised outside of an `except` block: pydantic's error contains values, so it must not become this one's context.
+    if config is None or problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _validated(document: YamlDocument, folder: Path) -> tuple[Config | None, list[Problem]]:
+    """The configuration, if every setting by itself is valid, and all problems in the order of the file."""
     config = None
     problems: list[Problem | None] = [*document.problems]
     try:
@@ -470,10 +538,7 @@ def _typed(document: YamlDocument, folder: Path) -> Config:
             problems.extend(_problems(document, details))
     problems.extend(consistency.check(document))
     found = [problem for problem in problems if problem is not None]
-    # Raised outside the `except` block: pydantic's error contains values, so it must not become this one's context.
-    if config is None or found:
-        raise ConfigError(sorted(found, key=lambda problem: (problem.line, problem.column)))
-    return config
+    return config, sorted(found, key=lambda problem: (problem.line, problem.column))
 
 
 def _problems(document: YamlDocument, details: ErrorDetails) -> Iterator[Problem | None]:

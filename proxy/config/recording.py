@@ -8,14 +8,17 @@ from contextlib import suppress
 from pathlib import Path
 
 from proxy.alpaca.endpoints import WILDCARD, Dialect, endpoint
+from proxy.config.values import Fault
 
 # Of Alpaca's Basic plan, by feed: symbols of these channels together, and quotes of options.
 COUNTED = ("trades", "quotes", "orderbooks", WILDCARD)
 BASIC_SYMBOLS = 30
 BASIC_OPTION_QUOTES = 200
 
+FOLDER = ("record", "folder")
 
-def plan_warnings(topics: Mapping[str, Mapping[str, tuple[str, ...]]]) -> Iterator[str]:
+
+def plan_warnings(topics: Mapping[str, Mapping[str, tuple[str, ...]]]) -> Iterator[Fault]:
     """Yield the feeds whose topics are more than Alpaca's Basic plan has."""
     for name, channels in topics.items():
         feed = endpoint(name)
@@ -25,10 +28,11 @@ def plan_warnings(topics: Mapping[str, Mapping[str, tuple[str, ...]]]) -> Iterat
         listed = [entry for channel, entries in channels.items() if channel in counted for entry in entries]
         if WILDCARD in listed or len(listed) > limit:
             what = "quotes" if feed.options else "symbols of trades and quotes"
-            yield f"record.topics.{name} is more than Alpaca's Basic plan has ({limit} {what}); the rest gets 405"
+            reason = f"is more than Alpaca's Basic plan has ({limit} {what}); the rest gets 405"
+            yield Fault(reason, None, ("record", "topics", name))
 
 
-def disk_warnings(folder: Path, most: int, min_free: int) -> Iterator[str]:
+def disk_warnings(folder: Path, most: int, min_free: int) -> Iterator[Fault]:
     """Yield whether the disk is too small for all that may be recorded, or its folder cannot be made."""
     place = folder.parent
     try:
@@ -36,13 +40,16 @@ def disk_warnings(folder: Path, most: int, min_free: int) -> Iterator[str]:
             place = folder
         free = shutil.disk_usage(place).free
     except OSError as error:
-        yield f"record.folder: {place}: {error.strerror or error}; nothing is recorded until it is there"
+        reason = f"{place}: {error.strerror or error}; nothing is recorded until it is there"
+        yield Fault(reason, None, FOLDER)
         return
     recorded = _recorded_bytes(folder)
     if free < min_free:
-        yield f"record.folder: the disk has {free / 1e9:.1f} GB free, less than record.min_free: nothing is recorded"
+        reason = f"the disk has {free / 1e9:.1f} GB free, less than record.min_free: nothing is recorded"
+        yield Fault(reason, None, FOLDER)
     elif free + recorded < most + min_free:
-        yield f"record.folder: the disk has {free / 1e9:.1f} GB free, less than record.max and record.min_free together"
+        reason = f"the disk has {free / 1e9:.1f} GB free, less than record.max and record.min_free together"
+        yield Fault(reason, None, FOLDER)
 
 
 def _recorded_bytes(folder: Path) -> int:

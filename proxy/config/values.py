@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from proxy.alpaca.endpoints import FOLLOWERS, WILDCARD, Dialect, endpoint, feed_names
-from proxy.config.yamlfile import Items, Step, Table, quoted
+from proxy.config.errors import with_hint
+from proxy.config.yamlfile import SHOWN, Items, Step, Table, quoted
 from proxy.routing.allowlists import DEFAULT, SYMBOL, TRADING, without_slashes
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
@@ -50,12 +51,15 @@ class Fault:
     path: tuple[Step, ...] = ()
     name: bool = False
 
+    def __str__(self) -> str:
+        return with_hint(self.reason, self.hint)
+
 
 class Unsuitable(ValueError):
     """A value that a setting cannot have; `faults` are all its errors."""
 
     def __init__(self, *faults: Fault) -> None:
-        super().__init__(*(fault.reason for fault in faults))
+        super().__init__("; ".join(map(str, faults)))
         self.faults = faults
 
 
@@ -184,7 +188,10 @@ def name(value: object) -> str:
     """The name of an account or a client, as it appears in setting paths, logs and metrics."""
     written = text(value)
     if not _NAME.fullmatch(written):
-        raise Unsuitable(Fault("cannot be a name; use letters, digits, dots, dashes and underscores, 64 at most"))
+        # A longer text may be a secret in the wrong place, which `quoted` does not show either.
+        proposal = re.sub("[^A-Za-z0-9_.-]+", "-", written).strip("-.") if len(written) <= SHOWN else ""
+        reason = "cannot be a name; use letters, digits, dots, dashes and underscores, 64 at most"
+        raise Unsuitable(Fault(reason, proposal or None))
     return written
 
 

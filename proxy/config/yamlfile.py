@@ -24,6 +24,7 @@ from proxy.config.errors import ConfigError, Problem
 
 MAX_FILE = 2 * 1024 * 1024
 MAX_DEPTH = 32
+SHOWN = 32  # characters of a value that a message shows; a longer one may be a secret in the wrong place
 
 # libyaml is about 30 times faster: without it, a reload of 10,000 symbols delays market data by a third of a second.
 _LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
@@ -82,7 +83,7 @@ def dotted(path: tuple[Step, ...]) -> str:
     return text
 
 
-def quoted(value: str, longest: int = 32) -> str:
+def quoted(value: str, longest: int = SHOWN) -> str:
     """Quote a value for a message: short, one line, as written in the file (`${…}` may resolve to a secret)."""
     text = value.written if isinstance(value, Text) else value
     if len(text) > longest:

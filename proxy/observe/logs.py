@@ -205,10 +205,11 @@ def _printable(text: str) -> str:
 class _Output(logging.Handler):
     """Writes events through a RepeatFilter. A timer writes the counts; it runs while the filter holds any."""
 
-    def __init__(self, stream: TextIO, formatter: logging.Formatter) -> None:
+    def __init__(self, stream: TextIO, formatter: logging.Formatter, before_line: Callable[[], object]) -> None:
         super().__init__()
         self.setFormatter(formatter)
         self._stream = stream
+        self._before_line = before_line
         self._repeats = RepeatFilter(time.monotonic)
         self._timer: gevent.Greenlet | None = None
         self._lost = 0  # events
@@ -241,6 +242,7 @@ class _Output(logging.Handler):
 
     def _write_line(self, line: str) -> bool:
         """Whether the whole line could be written without blocking."""
+        self._before_line()
         text = ("\n" if self._unfinished else "") + line + "\n"
         for start in range(0, len(text), CHUNK_SIZE):
             if not _writable(self._stream):
@@ -285,10 +287,12 @@ def _lost(count: int) -> logging.LogRecord:
     return logging.makeLogRecord({"levelno": level, "levelname": "WARNING", "msg": "log.lost", "fields": fields})
 
 
-def set_up(style: str, level: str, stream: TextIO | None = None) -> None:
+def set_up(
+    style: str, level: str, stream: TextIO | None = None, before_line: Callable[[], object] = lambda: None
+) -> None:
     """Send the proxy's events to `stream` (default: standard error).
 
-    `style` is human, json, or auto: human on a terminal, otherwise json.
+    `style` is human, json, or auto: human on a terminal, otherwise json. `before_line` is called before each line.
     """
     out = stream or sys.stderr
     human = style == "human" or (style == "auto" and out.isatty())
@@ -298,7 +302,7 @@ def set_up(style: str, level: str, stream: TextIO | None = None) -> None:
             root.removeHandler(handler)
             handler.close()
     ascii_only = (getattr(out, "encoding", None) or "utf-8").lower().replace("-", "") != "utf8"
-    output = _Output(out, _Human(Style.of(out, os.environ)) if human else _Json(ascii_only))
+    output = _Output(out, _Human(Style.of(out, os.environ)) if human else _Json(ascii_only), before_line)
     output.setLevel(level.upper())
     root.addHandler(output)
     # The status page shows events from level info up, whatever the level of the log.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,62 @@ def test_warnings_do_not_fail_the_check(write: Write, call: Call) -> None:
     assert result.code == 0
     assert f"warning: {path}: other users of this machine can open it (mode 0640); chmod 600 {path}" in result.err
     assert "canary" not in result.out + result.err
+
+
+def test_symbols_of_another_form_are_warned_of_with_their_place(write: Write, call: Call, tmp_path: Path) -> None:
+    text = f"""\
+accounts: {{main: {{key: key, secret: canary}}}}
+clients:
+  one:
+    key: one
+    secret: sha256:{"0" * 64}
+    allow:
+      iex: {{trades: [AAPL, msft, BTC/USD, "*"], bars: [spy*]}}
+      crypto: {{quotes: [BTC/USD, BTCUSD, ETH*]}}
+      opra: {{trades: [AAPL, TSLA*]}}
+      trading: {{trade_updates: ["one-*", "symbol:tsla"]}}
+record: {{folder: {tmp_path}, topics: {{sip: {{trades: [ETH/USD]}}}}, max: 1MiB, min_free: 0}}
+"""
+    path = write(text)
+    result = call("check", "-c", path)
+    assert result.code == 0
+    lower_case = "is in lower case, and symbols are in upper case; did you mean"
+    warned = {
+        ("msft", "clients.one.allow.iex.trades[1]"): f'"msft" {lower_case} "MSFT"?',
+        ("BTC/USD", "clients.one.allow.iex.trades[2]"): '"BTC/USD" is a pair of crypto; list it under crypto',
+        ("spy*", "clients.one.allow.iex.bars[0]"): f'"spy*" {lower_case} "SPY*"?',
+        ("BTCUSD", "clients.one.allow.crypto.quotes[1]"): (
+            '"BTCUSD" is no pair, such as BTC/USD; did you mean "BTC/USD"?'
+        ),
+        ("AAPL, TSLA", "clients.one.allow.opra.trades[0]"): (
+            '"AAPL" is no contract, such as AAPL241220C00300000; did you mean "AAPL*"?'
+        ),
+        ('"symbol:tsla"', "clients.one.allow.trading.trade_updates[1]"): f'"tsla" {lower_case} "symbol:TSLA"?',
+        ("ETH/USD", "record.topics.sip.trades[0]"): '"ETH/USD" is a pair of crypto; list it under crypto',
+    }
+    expected = []
+    for (written, setting), sentence in warned.items():
+        before = text.partition(written)[0]
+        line, column = before.count("\n") + 1, len(before.rpartition("\n")[2]) + 1
+        expected.append(f"warning: {path}:{line}:{column}: {setting}: {sentence}")
+    assert [line for line in result.err.splitlines() if "plain text" not in line] == expected
+
+
+def test_a_certificate_that_ends_soon_is_warned_of_with_its_place(
+    write: Write, call: Call, certificate: tuple[Path, Path]
+) -> None:
+    """The certificate of the tests is valid for two days."""
+    cert, key = certificate
+    path = write(f"{CONFIG}listen:\n  tls:\n    cert: {cert}\n    key: {key}\n")
+    result = call("check", "-c", path)
+    line = len(CONFIG.splitlines()) + 3
+    assert result.code == 0
+    assert re.search(
+        rf"^warning: {path}:{line}:11: listen\.tls\.cert: is valid until \d{{4}}-\d\d-\d\d \d\d:\d\d UTC, "
+        "less than 30 days from now; renew it and run `reload`$",
+        result.err,
+        re.MULTILINE,
+    )
 
 
 def test_missing_file(tmp_path: Path, call: Call) -> None:
@@ -219,7 +276,7 @@ def test_topics_beyond_the_basic_plan_are_warned_of(call: Call, write: Write, tm
     found = call("check", "-c", write(recording(tmp_path, topics)))
     plan = "is more than Alpaca's Basic plan has (30 symbols of trades and quotes); the rest gets 405"
     for feed in ("sip", "iex"):
-        assert f"record.topics.{feed} {plan}" in found.err
+        assert f"record.topics.{feed}: {plan}" in found.err
     assert "record.topics.crypto" not in found.err
     assert "record.topics.trading" not in found.err
 
@@ -252,8 +309,8 @@ def test_the_cluster_is_one_line_without_secrets(write: Write, call: Call) -> No
         "and uses Redis at redis://10.0.0.9:6379/1"
     )
     assert line in found.out.splitlines()
-    assert "cluster.redis holds its password in plain text" in found.err
-    assert "cluster.redis sends its password unencrypted; use rediss://" in found.err
-    assert "cluster.secret is in plain text" in found.err
+    assert "cluster.redis: holds its password in plain text" in found.err
+    assert "cluster.redis: sends its password unencrypted; use rediss://" in found.err
+    assert "cluster.secret: is in plain text" in found.err
     assert "canary" not in found.out + found.err
     assert "Cluster" not in call("check", "-c", write(CONFIG)).out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -74,6 +76,40 @@ def test_not_allowed_names_the_line_to_extend(write: Write, call: Call, question
     path = write(CONFIG)
     result = call("explain", *question.split(), "-c", path)
     assert (result.code, result.out, result.err) == (1, f"not allowed: {path}:{answer}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("question", "missing", "meant"),
+    [
+        ("iex trades aapl", "8:9: clients.momentum.allow.iex.trades: ", "AAPL"),
+        ("iex trades brk.b", "8:9: clients.momentum.allow.iex.trades: ", "BRK.B"),
+        ("news news aapl", "12:7: clients.momentum.allow.news: ", "AAPL"),
+        ("trading trade_updates MOMENTUM-7", "13:17: clients.momentum.allow.trading.trade_updates: ", "momentum-7"),
+        ("trading trade_updates symbol:tsla", "13:17: clients.momentum.allow.trading.trade_updates: ", "symbol:TSLA"),
+        ("crypto-us-1 trades btcusd", "14:7: clients.momentum.allow.crypto-us-1: ", "BTC/USD"),
+    ],
+)
+def test_a_near_miss_names_the_symbol_that_is_allowed(
+    write: Write, call: Call, question: str, missing: str, meant: str
+) -> None:
+    path = write(CONFIG.replace("  idle:", '      crypto-us-1: {"*": [BTC/USD]}\n  idle:'))
+    result = call("explain", "momentum", *question.split(), "-c", path)
+    symbol = question.split()[-1]
+    answer = f'{path}:{missing}has no entry for "{symbol}"; did you mean "{meant}"?'
+    assert (result.code, result.out, result.err) == (1, f"not allowed: {answer}\n", "")
+
+
+def test_it_needs_no_secrets(write: Write, call: Call) -> None:
+    """An unset variable of a key or a secret is an error of `check`, and not of this verb."""
+    text = re.sub(r"(key|secret): [^,}\n]+", r"\1: '${UNSET}'", CONFIG)
+    assert text.count("${UNSET}") == 6
+    path = write(text)
+    assert call("check", "-c", path).code == 1
+    result = call("explain", "momentum", "iex", "trades", "AAPL", "-c", path)
+    assert (result.code, result.err) == (0, "")
+    result = call("explain", "momentum", "iex", "trades", "AAPL", "-c", write(text.replace("[AAPL]", "['${UNSET}']")))
+    assert (result.code, result.out) == (1, "")
+    assert result.err.endswith("clients.momentum.allow.news.*[0]: the environment variable UNSET is not set\n")
 
 
 @pytest.mark.parametrize(

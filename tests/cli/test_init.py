@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import io
 import os
-import pty
 import re
-import select
-import subprocess
+import shlex
 import sys
-import time
 from collections.abc import Iterator
 from itertools import chain, repeat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.alpaca.endpoints import Dialect, endpoint, feed_names
+from proxy.alpaca.endpoints import Dialect, endpoint, feed_names, feed_of_path
+from proxy.cli.answers import Answers, examples, market
 from proxy.cli.init import ask
 from proxy.cli.keygen import NewClient
-from proxy.cli.starter import SCHEMA_FILE, Answers, starter
+from proxy.cli.starter import SCHEMA_FILE, starter
 from proxy.config import model as configuration
 from proxy.config import values as rules
 from tests.cli.conftest import Call
+from tests.harness import CONNECTED, Process, dial
+from tests.terminal import Terminal
 
-ROOT = Path(__file__).parent.parent.parent
 ENVIRON = {"APCA_API_KEY_ID": "PKAAAABBBB1111", "APCA_API_SECRET_KEY": "canary"}
+ALPACA_PY = {  # the classes that the printed lines import, by module
+    "alpaca.data.live": ("StockDataStream", "CryptoDataStream", "OptionDataStream", "NewsDataStream"),
+    "alpaca.trading.stream": ("TradingStream",),
+}
 MARKET = [feed for feed in feed_names() if (known := endpoint(feed)) and known.dialect is Dialect.MARKET]
 
 
@@ -41,8 +45,8 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_written_configuration_is_valid(working_directory: Path, call: Call) -> None:
-    result = call("init")
-    path = working_directory / "config" / "proxy.yaml"
+    result = call("init", "my proxy.yaml")
+    path = working_directory / "my proxy.yaml"
     assert result.code == 0
     assert result.err == ""
     assert path.stat().st_mode & 0o777 == 0o600
@@ -51,11 +55,14 @@ def test_the_written_configuration_is_valid(working_directory: Path, call: Call)
     assert config.accounts["paper"].trading == "paper"
 
 
+def printed_clients(output: str) -> list[tuple[str, str, str]]:
+    """The names, keys and secrets that `init` prints."""
+    return re.findall(r'^# (\S+)$.*?^KEY = "(\S+)"$\s^SECRET = "(\S+)"$', output, re.MULTILINE | re.DOTALL)
+
+
 def test_the_secret_is_printed_and_stored_as_a_digest(working_directory: Path, call: Call) -> None:
     result = call("init", "proxy.yaml")
-    match = re.search(r"key (\S+) +secret (\S+)", result.out)
-    assert match is not None
-    key, secret = match.groups()
+    [(_, key, secret)] = printed_clients(result.out)
     assert secret not in Path("proxy.yaml").read_text()
     directory = configuration.load(Path("proxy.yaml"), ENVIRON).directory
     assert directory.authenticate(key, secret) is not None
@@ -63,13 +70,103 @@ def test_the_secret_is_printed_and_stored_as_a_digest(working_directory: Path, c
     assert configuration.load(Path("second.yaml"), ENVIRON).directory.authenticate(key, secret) is None
 
 
-def test_output_names_the_next_commands(working_directory: Path, call: Call) -> None:
-    """The output has the commands for the written file."""
-    result = call("init", "some/where.yaml")
-    for arguments in ("check -c some/where.yaml", "-c some/where.yaml", f"schema > some/{SCHEMA_FILE}"):
+@pytest.mark.parametrize("name", ["where.yaml", "some where.yaml"])
+def test_output_names_the_next_commands(working_directory: Path, call: Call, name: str) -> None:
+    """The output and the file have the commands for the written file."""
+    (working_directory / "some").mkdir()
+    result = call("init", f"some/{name}")
+    quoted = shlex.quote(f"some/{name}")
+    for arguments in (f"check -c {quoted}", f"-c {quoted}", f"schema > some/{SCHEMA_FILE}"):
         assert f"  python3 -m proxy {arguments}\n" in f"{result.out}\n"
-    first = Path("some/where.yaml").read_text().splitlines()[0]
+        assert f"#   python3 -m proxy {arguments} " in Path("some", name).read_text()
+    first = Path("some", name).read_text().splitlines()[0]
     assert first == f"# yaml-language-server: $schema={SCHEMA_FILE}"
+
+
+def test_no_folder_is_created_without_a_question(working_directory: Path, call: Call) -> None:
+    for arguments in ([], ["--yes"]):
+        result = call("init", *arguments)
+        assert (result.code, result.out) == (1, "")
+        sentence = "there is no folder config; create it, or name a file elsewhere, as in `init my-proxy.yaml`\n"
+        assert result.err == sentence
+    assert not (working_directory / "config").exists()
+
+
+def test_clients_for_scripts(working_directory: Path, call: Call) -> None:
+    """The same name adds to what it may see; order updates are those of its own orders, unless they are given."""
+    given = ["one:iex:trades:AAPL,MSFT", "two:crypto:*:BTC/USD", "one:iex:trades:TSLA,AAPL", "one:opra:trades:SPY*",
+             "two:trading:trade_updates:x-*,symbol:BTCUSD"]  # fmt: skip
+    result = call("init", "proxy.yaml", "--yes", *(word for value in given for word in ("--client", value)))
+    assert (result.code, result.err) == (0, "")
+    clients = configuration.load(Path("proxy.yaml"), ENVIRON).clients
+    assert {name: entry.allow for name, entry in clients.items()} == {
+        "one": {
+            "iex": {"trades": ("AAPL", "MSFT", "TSLA")},
+            "opra": {"trades": ("SPY*",)},
+            "trading": {"trade_updates": ("one-*",)},
+        },
+        "two": {"crypto": {"*": ("BTC/USD",)}, "trading": {"trade_updates": ("x-*", "symbol:BTCUSD")}},
+    }
+    assert [name for name, _, _ in printed_clients(result.out)] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("one", "should be NAME:FEED:CHANNEL:SYMBOLS, as in momentum:iex:trades:AAPL,MSFT"),
+        ("my algo:iex:trades:AAPL", "cannot be a name; use letters, digits, dots, dashes and underscores, 64 at most; "
+         'did you mean "my-algo"?'),
+        ("one:iexx:trades:AAPL", 'unknown feed; did you mean "iex"?'),
+        ("one:iex:trade:AAPL", 'unknown channel of iex; did you mean "trades"?'),
+        ("one:iex:trades:", "should be one symbol at least"),
+        ("one:iex:trades:aapl,X", '"aapl" is in lower case, and symbols are in upper case; did you mean "AAPL X"?'),
+        ("one:crypto:trades:BTCUSD", '"BTCUSD" is no pair, such as BTC/USD; did you mean "BTC/USD"?'),
+        ("one:sip:trades:BTC/USD", '"BTC/USD" is a pair of crypto; list it under crypto'),
+    ],
+)  # fmt: skip
+def test_impossible_clients_are_usage_errors(working_directory: Path, call: Call, value: str, sentence: str) -> None:
+    result = call("init", "proxy.yaml", "--client", value)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.splitlines()[-1] == f"alpaca-proxy init: error: argument --client: {sentence}"
+    assert not Path("proxy.yaml").exists()
+
+
+def test_the_printed_lines_connect_to_a_proxy_that_runs_the_file(
+    working_directory: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`check` accepts the file, and each stream of alpaca-py would log in at its URL."""
+    clients = [f"one:{feed}:*:*" for feed in MARKET if feed != "opra"] + ["two:opra:trades:*"]
+    out = call("init", "proxy.yaml", "--yes", *(word for value in clients for word in ("--client", value))).out
+    for name, value in ENVIRON.items():
+        monkeypatch.setenv(name, value)
+    assert call("check", "-c", "proxy.yaml").code == 0
+    with Path("proxy.yaml").open("a") as file:
+        file.write("listen: {port: 0}\nadmin: {port: 0}\n")
+    streams: list[tuple[str, str, str, str]] = []
+    for module, classes in ALPACA_PY.items():
+        constructors = {
+            name: lambda key, secret, url_override, name=name: streams.append((name, key, secret, url_override))
+            for name in classes
+        }
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(**constructors))
+    exec(out.partition("not shown again:\n")[2].partition("\nWith other SDKs")[0])
+    with Process("-c", "proxy.yaml", folder=working_directory) as proxy:
+        address = proxy.address()
+        feeds = []
+        for name, key, secret, url in streams:
+            assert url.startswith("ws://127.0.0.1:8765/")
+            path = url.removeprefix("ws://127.0.0.1:8765")
+            feed = feed_of_path(path, "iex")
+            assert feed is not None
+            feeds.append(feed)
+            kinds = {"opra": "Option", "indicative": "Option", "news": "News", "trading": "Trading"}
+            kind = kinds.get(feed, "Crypto" if "crypto" in feed else "Stock")
+            assert name.startswith(kind)
+            with dial(address, path, codec="msgpack" if kind == "Option" else "json") as client:
+                if kind != "Trading":
+                    assert client.receive() == CONNECTED
+                client.log_in(key, secret)
+    assert sorted(feeds) == sorted([*MARKET, "trading", "trading"])
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
@@ -90,13 +187,14 @@ def test_existing_paths_are_never_overwritten(working_directory: Path, call: Cal
     assert kind != "file" or path.read_text() == "mine"
 
 
-def test_unwritable_path(working_directory: Path, call: Call) -> None:
+def test_unwritable_paths(working_directory: Path, call: Call) -> None:
     (working_directory / "file").write_text("")
-    result = call("init", "file/proxy.yaml")
-    assert result.code == 1
-    assert (
-        result.err == "cannot write file/proxy.yaml: Not a directory; name another file, as in `init my-proxy.yaml`\n"
-    )
+    for path, reason in {
+        "file/proxy.yaml": "there is no folder file; create it, or name a file elsewhere",
+        "a" * 300: f"cannot write {'a' * 300}: File name too long; name another file",
+    }.items():
+        result = call("init", path)
+        assert (result.code, result.err) == (1, f"{reason}, as in `init my-proxy.yaml`\n")
 
 
 def test_path_from_the_environment(working_directory: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,29 +222,45 @@ def typed(*lines: str) -> Answers:
 
 
 def test_empty_lines_take_the_defaults() -> None:
-    assert typed("", "", "", "") == Answers(symbols=("AAPL", "MSFT"))
+    assert typed("", "", "", "") == Answers()
     assert typed() == typed("", "", "", "")
 
 
-def test_answers() -> None:
-    assert typed("LIVE", "crypto", "one, two two", "BTC/USD,ETH/*") == Answers(
-        "live", "crypto", ("one", "two"), ("BTC/USD", "ETH/*")
+def test_each_algorithm_has_its_own_feed_and_symbols() -> None:
+    """An empty line takes the answer for the algorithm before it, or the examples of another feed."""
+    lines = ["LIVE", "one, two,two,three , four", "crypto", "BTC/USD,ETH/*", "", "*", "", "", "opra", ""]
+    assert typed(*lines) == Answers(
+        "live",
+        {
+            "one": market("crypto", ("BTC/USD", "ETH/*")),
+            "two": market("crypto", ("*",)),
+            "three": market("crypto", ("*",)),
+            "four": market("opra", ("AAPL*",)),
+        },
     )
 
 
-def test_example_symbols_depend_on_the_feed() -> None:
-    assert typed("", "crypto").symbols == ("BTC/USD", "ETH/USD")
-    assert typed("", "opra").symbols == ("AAPL*",)
-
-
-def test_invalid_answers_are_explained_and_repeated(capsys: pytest.CaptureFixture[str]) -> None:
-    answers = typed("sandbox", "paper", "iexx", "sip", "é", "one", "A*B", "A", "")
-    assert answers == Answers("paper", "sip", ("one",), ("A",))
-    output = capsys.readouterr().err
-    assert 'should be "paper" or "live"' in output
-    assert 'unknown feed "iexx"; did you mean "iex"?' in output
-    assert "cannot be a name" in output
-    assert '"A*B" has a "*" elsewhere than at its end' in output
+def test_invalid_answers_are_explained_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    """The answer is asked for again; Enter takes the proposal."""
+    answers = typed("sandbox", "paper", "é", ",", "my algo, other one", "", "iexx", "sip", "A*B", "BTC/USD",
+                    "aapl msft", "", "crypto", "BTCUSD", "")  # fmt: skip
+    assert answers == Answers(
+        "paper", {"my-algo": market("sip", ("AAPL", "MSFT")), "other-one": market("crypto", ("BTC/USD",))}
+    )
+    refusals = [line for line in capsys.readouterr().err.splitlines() if "] " in line]
+    sentences = [line.partition("]   ")[2] for line in refusals]
+    name = "cannot be a name; use letters, digits, dots, dashes and underscores, 64 at most"
+    assert [sentence for sentence in sentences if sentence] == [
+        'should be "paper" or "live"',
+        f'"é" {name}',
+        "should be one name at least",
+        f'"my algo" {name}; did you mean "my-algo, other-one"?',
+        'unknown feed "iexx"; did you mean "iex"?',
+        '"A*B" has a "*" elsewhere than at its end',
+        '"BTC/USD" is a pair of crypto; list it under crypto',
+        '"aapl" is in lower case, and symbols are in upper case; did you mean "AAPL MSFT"?',
+        '"BTCUSD" is no pair, such as BTC/USD; did you mean "BTC/USD"?',
+    ]
 
 
 # Written file
@@ -156,7 +270,11 @@ def test_invalid_answers_are_explained_and_repeated(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize("trading", ["paper", "live"])
 def test_every_feed_makes_a_valid_file(feed: str, trading: str) -> None:
     clients = [NewClient("one"), NewClient("a-rather-long-name.2")]
-    text = starter(Answers(trading, feed, ("one", "a-rather-long-name.2")), clients, Path("config/proxy.yaml"))
+    text = starter(
+        Answers(trading, {client.name: market(feed, examples(feed)) for client in clients}),
+        clients,
+        Path("config/proxy.yaml"),
+    )
     config = configuration.parse(text, "proxy.yaml", ENVIRON, Path())
     assert config.accounts[trading].trading == trading
     assert all(feed in entry.allow for entry in config.clients.values())
@@ -169,7 +287,7 @@ symbols = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_cha
 @given(st.lists(st.one_of(symbols, symbols.map("{}*".format), st.just("*")), min_size=1, max_size=5, unique=True))
 def test_symbols_survive_yaml(entries: list[str]) -> None:
     """Also symbols that are special in YAML: `on`, `1e5`, `{`, `- `, `#`."""
-    text = starter(Answers(symbols=tuple(entries)), [NewClient("one")], Path("proxy.yaml"))
+    text = starter(Answers(clients={"one": market("iex", tuple(entries))}), [NewClient("one")], Path("proxy.yaml"))
     assert yaml.safe_load(text)
     allow = configuration.parse(text, "proxy.yaml", ENVIRON, Path()).clients["one"].allow
     assert allow["iex"]["trades"] == tuple(entries)
@@ -180,39 +298,41 @@ names = st.from_regex(rules._NAME, fullmatch=True)
 
 @given(st.lists(names, min_size=1, max_size=4, unique=True))
 def test_names_survive_yaml(algorithms: list[str]) -> None:
-    text = starter(Answers(algorithms=tuple(algorithms)), [NewClient(name) for name in algorithms], Path("proxy.yaml"))
+    clients = {name: market("iex", ("AAPL",)) for name in algorithms}
+    text = starter(Answers(clients=clients), [NewClient(name) for name in algorithms], Path("proxy.yaml"))
     assert list(configuration.parse(text, "proxy.yaml", ENVIRON, Path()).clients) == algorithms
 
 
 def test_questions_on_a_terminal(tmp_path: Path) -> None:
-    """The questions go to standard error, the result to standard output."""
-    master, slave = pty.openpty()
-    command = [sys.executable, "-m", "proxy", "init", "proxy.yaml"]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environ, stdin=slave, stderr=slave, stdout=subprocess.PIPE)
-    os.close(slave)
-    try:
-        seen = b""
-        for question, answer in ((b"paper or live? [paper] ", b""), (b"[iex] ", b"crypto"), (b"[momentum] ", b"a b"),
-                                 (b"[BTC/USD ETH/USD] ", b"*")):  # fmt: skip
-            seen = _read_until(master, question, seen)
-            os.write(master, answer + b"\n")
-        out = process.communicate(timeout=20)[0].decode()
-    finally:
-        process.kill()
-        process.wait()
-        os.close(master)
-    assert process.returncode == 0
-    assert len(re.findall("^  key [ab]-[0-9a-f]{8} +secret ", out, re.MULTILINE)) == 2
-    config = configuration.load(tmp_path / "proxy.yaml", ENVIRON)
-    assert list(config.clients) == ["a", "b"]
-    assert config.clients["b"].allow["crypto"]["trades"] == ("*",)
+    """The folder is created after a question."""
+    with Terminal("init", folder=tmp_path) as terminal:
+        for question, answer in (
+            ("There is no folder config; create it? [yes]", ""),
+            ("paper or live? [paper]", ""),
+            ("with commas between them? [momentum]", "a b"),
+            ("with commas between them? [a-b]", ""),
+            ("for a-b (iex, sip, crypto, …)? [iex]", "crypto"),
+            ("Symbols that a-b may see (* for all)? [BTC/USD ETH/USD]", "*"),
+        ):
+            terminal.wait_for(lambda question=question: "".join(terminal.printed[-1:]).endswith(question), question)
+            terminal.write(f"{answer}\n")
+        assert terminal.end() == 0
+        [(name, _, _)] = printed_clients("\n".join(terminal.printed))
+    assert name == "a-b"
+    config = configuration.load(tmp_path / "config" / "proxy.yaml", ENVIRON)
+    assert config.clients["a-b"].allow["crypto"]["trades"] == ("*",)
 
 
-def _read_until(terminal: int, wanted: bytes, seen: bytes) -> bytes:
-    """Read a terminal up to `wanted`; return what follows it."""
-    deadline = time.monotonic() + 20
-    while wanted not in seen:
-        assert select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))[0], f"never saw {wanted!r}"
-        seen += os.read(terminal, 4096)
-    return seen.partition(wanted)[2]
+def test_a_folder_that_is_not_wanted(tmp_path: Path) -> None:
+    with Terminal("init", "new/proxy.yaml", folder=tmp_path) as terminal:
+        terminal.wait_for(lambda: "".join(terminal.printed[-1:]).endswith("create it? [yes]"), "asked")
+        terminal.write("no\n")
+        assert terminal.end() == 1
+        assert terminal.printed[-1].startswith("there is no folder new; create it, or name a file elsewhere")
+    assert not (tmp_path / "new").exists()
+
+
+def test_yes_asks_nothing_on_a_terminal(tmp_path: Path) -> None:
+    with Terminal("init", "proxy.yaml", "--yes", folder=tmp_path) as terminal:
+        assert terminal.end() == 0
+        assert terminal.printed[0] == "Wrote proxy.yaml, readable by you alone (mode 0600)."

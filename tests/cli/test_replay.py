@@ -195,5 +195,5 @@ def test_elsewhere_a_line_comes_every_ten_seconds() -> None:
 def test_the_demo_replays(path: Path, tmp_path: Path, wait_until: Callable[..., object]) -> None:
     with Process("demo", "--seconds", "2", "--replay", path.name, folder=tmp_path) as process:
         assert process.end() == 0
-        assert "a replay of 20 messages" in process.text
+        assert "A replay of 20 messages" in process.text
         assert re.fullmatch(r"demo ok: momentum \d messages, meanrev \d messages, .*", process.lines[-1])

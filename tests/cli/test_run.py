@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import yaml
@@ -24,7 +25,7 @@ from proxy.config import model as configuration
 from proxy.downstream.client_session import UNRESPONSIVE_SECONDS
 from proxy.observe.version import __version__
 from proxy.simulator import AccountPlan, Simulator
-from tests.harness import CONNECTED, Process, Wire, dial, trade, wait_for
+from tests.harness import CONNECTED, Harness, Process, Wire, dial, trade, wait_for
 from tests.ports import free_port
 
 CONFIG = """\
@@ -313,10 +314,18 @@ def test_path_of_the_configuration(file: Path, call: Call, monkeypatch: pytest.M
     assert "config/proxy.yaml: does not exist" in call("check").err
 
 
-def test_version(call: Call) -> None:
+def test_version(call: Call, start: Callable[..., Harness]) -> None:
+    """It is the same in `--version`, in the document of the status page and in the metrics."""
     result = call("--version")
     assert result.code == 0
     assert result.out.startswith(f"alpaca-proxy {__version__} (commit ")
+    admin = "http://{}:{}".format(*start("  one: {key: one, secret: one}").gateway.admin.address)
+    with urlopen(f"{admin}/status.json", timeout=5) as answer:
+        assert json.load(answer)["proxy"] == __version__
+    with urlopen(f"{admin}/", timeout=5) as answer:
+        assert "state.status.proxy" in answer.read().decode()
+    with urlopen(f"{admin}/metrics", timeout=5) as answer:
+        assert f'alpaca_proxy_build_info{{version="{__version__}"}} 1.0' in answer.read().decode()
 
 
 @pytest.mark.slow

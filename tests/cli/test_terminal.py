@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.cli.terminal import Cell, command, plain, table, warn
+from proxy.cli.terminal import Cell, StatusLine, command, plain, table, warn
 from proxy.observe.style import Color, Style
 
 
@@ -32,6 +32,16 @@ def test_warnings_are_coloured_on_a_terminal(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr("sys.stderr", stream)
         warn("two\x1b[2J words")
         assert stream.getvalue() == f"{label} two\ufffd[2J words\n"
+
+
+def test_a_dumb_terminal_gets_a_line_for_each_status() -> None:
+    terminal = Terminal()
+    status = StatusLine(terminal, {"TERM": "dumb"})
+    status.show("one")
+    status.clear()
+    status.show("two")
+    status.end()
+    assert (terminal.getvalue(), status.width) == ("one\ntwo\n", None)
 
 
 def test_paint() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from importlib import import_module
@@ -46,6 +48,43 @@ def test_the_help_names_the_verbs_and_the_exit_codes(call: Call) -> None:
     result = call("--help")
     for word in (*VERBS, "-c FILE", "ALPACA_PROXY_CONFIG", "Exit status: 0 good; 1 ", "; 78 "):
         assert word in result.out
+
+
+CONFIG = """\
+accounts: {main: {key: PKAAAABBBB1111, secret: s}}
+clients: {momentum: {key: one, secret: s, allow: {iex: {trades: [AAPL]}}}}
+"""
+ENDING = {"check", "completion", "explain", "init", "keygen", "schema"}  # by themselves, at once, without a proxy
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_example_of_a_verb_works_as_it_is_printed(call: Call, verb: str, tmp_path: Path) -> None:
+    """It is no usage error, and does not fail where there is `config/proxy.yaml`."""
+    shown = call(verb, "--help").out.partition("\nexample:\n")[2]
+    [arguments] = re.findall(r"python3 -m proxy ([^>)]+)", shown)
+    assert parser().parse_args(shlex.split(arguments)).verb == verb
+    if verb in ENDING:
+        (tmp_path / "config").mkdir()
+        (tmp_path / "config" / "proxy.yaml").write_text(CONFIG)
+        environ = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{python_folder(tmp_path)}:{os.environ['PATH']}"}
+        command = ["bash", "-ec", shown]
+        done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stderr
+
+
+def python_folder(tmp_path: Path) -> Path:
+    """Return a new folder in which `python3` is the Python of the tests."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    script = folder / "python3"
+    script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    script.chmod(0o755)
+    return folder
+
+
+def test_the_example_of_the_proxy_is_a_run_of_it(call: Call) -> None:
+    [arguments] = re.findall(r"\nexample:\n  python3 -m proxy (.+)\n", call("--help").out)
+    assert parser().parse_args(shlex.split(arguments)).verb == "run"
 
 
 def test_schema(call: Call) -> None:

@@ -229,18 +229,18 @@ PASSWORD = "rediss://:hunter2-hunter2@10.0.0.9"
     ("settings", "expected"),
     [
         ({}, []),
-        ({"secret": "hunter2-hunter2-hunter2"}, ["cluster.secret is in plain text; use ${ENV} or ${file:PATH}"]),
-        ({"redis": PASSWORD}, ["cluster.redis holds its password in plain text; use ${ENV} or ${file:PATH}"]),
+        ({"secret": "hunter2-hunter2-hunter2"}, ["cluster.secret: is in plain text; use ${ENV} or ${file:PATH}"]),
+        ({"redis": PASSWORD}, ["cluster.redis: holds its password in plain text; use ${ENV} or ${file:PATH}"]),
         ({"redis": "rediss://:${X}@10.0.0.9"}, []),
-        ({"redis": "redis://:${X}@10.0.0.9"}, ["cluster.redis sends its password unencrypted; use rediss://"]),
-        ({"redis": "redis://:${X}@redis"}, ["cluster.redis sends its password unencrypted; use rediss://"]),
+        ({"redis": "redis://:${X}@10.0.0.9"}, ["cluster.redis: sends its password unencrypted; use rediss://"]),
+        ({"redis": "redis://:${X}@redis"}, ["cluster.redis: sends its password unencrypted; use rediss://"]),
         ({"redis": "redis://:${X}@127.0.0.1"}, []),
         ({"redis": "redis://:${X}@localhost:6379"}, []),
         ({"redis": "redis://10.0.0.9"}, []),
         ({"redis": "unix://:${X}@/run/redis.sock"}, []),
         (
             {"redis": "redis+sentinel://:${X}@127.0.0.1:1,10.0.0.9:1/main"},
-            ["cluster.redis sends its password unencrypted; keep that network private"],
+            ["cluster.redis: sends its password unencrypted; keep that network private"],
         ),
         *(
             ({"url": f"ws://{host}:8767"}, [])
@@ -264,7 +264,7 @@ PASSWORD = "rediss://:hunter2-hunter2@10.0.0.9"
         ({"url": "wss://8.8.8.8:8767", "tls": TLS}, []),
         (
             {"listen": "0.0.0.0:0"},
-            ["cluster.listen takes any free port, so the other nodes reach it only if something forwards cluster.url"],
+            ["cluster.listen: takes any free port, so the other nodes reach it only if something forwards cluster.url"],
         ),
     ],
 )
@@ -282,8 +282,8 @@ def test_an_expired_certificate_is_warned_of(tmp_path: Path, monkeypatch: pytest
     path = tmp_path / "proxy.yaml"
     assert model.warnings(config, path) == []
     monkeypatch.setattr(certificates, "datetime", Later)
-    until = "was valid until 2126-10-31 02:35 UTC; renew it, or peers refuse it"
-    assert model.warnings(config, path) == [f"{path}: listen.tls.cert {until}", f"{path}: cluster.tls.cert {until}"]
+    until = "was valid until 2126-10-31 02:35 UTC; renew it and run `reload`, or peers refuse it"
+    assert model.warnings(config, path) == [f"{path}: listen.tls.cert: {until}", f"{path}: cluster.tls.cert: {until}"]
 
 
 def test_secrets_are_not_shown(tmp_path: Path) -> None:

@@ -540,10 +540,10 @@ def test_warnings(tmp_path: Path) -> None:
     plain = "is in plain text; use ${ENV} or ${file:PATH}"
     expected = [
         f"{path}: other users of this machine can open it (mode 0640); chmod 600 {path}",
-        f"{path}: accounts.one.secret {plain}",
-        f"{path}: accounts.one.data_url sends the account's secret unencrypted; use wss://",
-        f"{path}: clients.one.secret {plain}, or the sha256:… that `keygen` prints",
-        f"{path}: admin.token {plain}",
+        f"{path}: accounts.one.secret: {plain}",
+        f"{path}: accounts.one.data_url: sends the account's secret unencrypted; use wss://",
+        f"{path}: clients.one.secret: {plain}, or the sha256:… that `keygen` prints",
+        f"{path}: admin.token: {plain}",
     ]
     environ = {"X": "hunter2", "Y": "hunter2"}
     assert config.warnings(config.load(path, environ), path) == expected
@@ -560,8 +560,10 @@ def test_explain_returns_the_line_that_allows_a_topic(tmp_path: Path) -> None:
         "      iex:\n        trades: [AAPL, 'SPY*']\n        '*': ['*']\n      sip: '*'\n      otc: {bars: '*'}\n"
     )
 
+    allowlists, document = config.load_allowlists(path, {})
+
     def explained(*topic: str) -> str | None:
-        found = config.explain(path, {}, "c", *topic)
+        found = config.explain(document, allowlists["c"], "c", *topic)
         return found and found.removeprefix(f"{path}:")
 
     assert explained("iex", "trades", "AAPL") == "8:18: clients.c.allow.iex.trades[0]: AAPL"
@@ -571,8 +573,35 @@ def test_explain_returns_the_line_that_allows_a_topic(tmp_path: Path) -> None:
     assert explained("otc", "bars", "X") == "11:19: clients.c.allow.otc.bars: *"
     assert explained("otc", "trades", "X") is None
     assert explained("crypto", "trades", "X") is None
-    with pytest.raises(LookupError):
-        config.explain(path, {}, "nobody", "iex", "trades", "AAPL")
+
+
+def test_allowlists_need_no_keys_and_secrets_but_everything_else(tmp_path: Path) -> None:
+    path = tmp_path / "proxy.yaml"
+    text = (
+        "accounts:\n  a: {key: '${A}', secret: '${B}'}\n  b: {key: '${A}', secret: '${file:none}'}\n"
+        "clients:\n  a.b: {key: '${C}', secret: '${D}', account: a, allow: {iex: {trades: [AAPL]}}}\n"
+        "  c: {key: '${C}', secret: '${D}', account: a}\n  d: {key: d, secret: d, account: b, allow: ''}\n"
+        "admin: {token: '${E}'}\n"
+        "cluster: {redis: '${F}', listen: '127.0.0.1:1', url: 'ws://127.0.0.1:1', secret: '${G}'}\n"
+    )
+    path.write_text(text)
+    allowlists, _ = config.load_allowlists(path, {})
+    assert {name: allowlist.feeds() for name, allowlist in allowlists.items()} == {"a.b": ("iex",), "c": (), "d": ()}
+    assert allowlists["a.b"].permits("iex", "trades", "AAPL")
+    for setting, problem in {
+        "log: {level: '${H}'}": "log.level: the environment variable H is not set",
+        "listen: {tls: {key: '${H}', cert: x}}": "listen.tls.key: the environment variable H is not set",
+        "limits: {secret: x}": "limits.secret: unknown key",
+    }.items():
+        path.write_text(f"{text}{setting}\n")
+        with pytest.raises(ConfigError, match=f": {problem}"):
+            config.load_allowlists(path, {})
+    path.write_text(text.replace("[AAPL]", "['${H}']").replace("secret: d", "secret: 'sha256:0'"))
+    with pytest.raises(ConfigError) as caught:
+        config.load_allowlists(path, {})
+    assert [problem.path for problem in caught.value.problems] == [
+        'clients["a.b"].allow.iex.trades[0]', "clients.d.secret"
+    ]  # fmt: skip
 
 
 def test_schema_describes_every_setting_and_allows_references() -> None:

@@ -524,15 +524,15 @@ def test_the_start_does_not_look_at_the_disk(
     config = configuration.parse(text, "proxy.yaml", os.environ, Path())
     announce(config, Path("proxy.yaml"), listening=("127.0.0.1", 1), admin=("127.0.0.1", 2))
     warnings = [fields["warning"] for name, fields in events if name == "proxy.config"]
-    assert [one.partition(" is more")[0] for one in warnings if "record" in one] == ["proxy.yaml: record.topics.iex"]
+    assert [one.partition(": is more")[0] for one in warnings if "record" in one] == ["proxy.yaml: record.topics.iex"]
 
 
 def test_a_look_at_the_disk_survives_links_to_nowhere(tmp_path: Path) -> None:
     (tmp_path / "iex-2026-11-27T14Z.jsonl.zst").symlink_to("nowhere")
     assert [*disk_warnings(tmp_path, 0, 0)] == []
-    assert [*disk_warnings(tmp_path / "none" / "rec", 0, 0)] == [
-        f"record.folder: {tmp_path / 'none'}: No such file or directory; nothing is recorded until it is there"
-    ]
+    [fault] = disk_warnings(tmp_path / "none" / "rec", 0, 0)
+    assert fault.path == ("record", "folder")
+    assert fault.reason == f"{tmp_path / 'none'}: No such file or directory; nothing is recorded until it is there"
 
 
 def test_a_reload_begins_to_record(start: Start, tmp_path: Path) -> None:
