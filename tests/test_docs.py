@@ -16,22 +16,25 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from docs import make_configuration
-from proxy.cli import main, overview
+from proxy.cli import demonstration, main, overview
 from proxy.cli.parser import parser
 from proxy.config import model as configuration
 from proxy.observe import metrics
 from proxy.simulator.fault_settings import FaultSettings
 from tests.harness import Harness
+from tests.sdk.replays.peers import CSHARP, GO
+from tests.sdk.sdks import SDKS, WEBSOCAT
 from tests.snapshots import feed, snapshot
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+EXAMPLES = ROOT / "examples"
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), EXAMPLES / "README.md"])
 FIRST = "python3 build_zipapp.py && python3 alpaca-proxy.pyz demo"
 TESTS = "python3 -m venv .venv && .venv/bin/pip install -r tests/requirements.txt && .venv/bin/pytest"
 ENVIRON = {"APCA_API_KEY_ID": "PKAAAABBBB1111", "APCA_API_SECRET_KEY": "canary", "MOMENTUM_SECRET": "canary"}
-FOLDERS = ("proxy", "tests", "config", "docs", "benchmarks", r"\.ci")
+FOLDERS = ("proxy", "tests", "config", "docs", "benchmarks", "examples", r"\.ci")
 
-each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -175,6 +178,54 @@ def test_the_faults_of_every_page_are_those_of_the_simulator() -> None:
     settings = FaultSettings().changed({name: value for _, _, name, value in rows})
     defaults = FaultSettings().document()
     assert all(value != defaults[name] for name, value in settings.document().items())
+
+
+# Examples
+
+
+def test_the_examples_are_those_that_their_page_lists() -> None:
+    files = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*") if path.is_file()}
+    listed = re.findall(r"^\| \[([^]]+)\]\(\1\) \|", (EXAMPLES / "README.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted([*listed, "README.md", "tls.yaml"]) == sorted(files)
+
+
+def test_the_examples_install_the_releases_that_the_tests_run() -> None:
+    """Those that tests/sdk installs; of Go and .NET, those whose sessions tests/sdk/replays plays."""
+    python = next(sdk.version for sdk in SDKS if sdk.name == "alpaca-py")
+    older = next(sdk.version for sdk in SDKS if sdk.name == "alpaca-trade-api")
+    javascript = {sdk.version[0]: sdk.version for sdk in SDKS if sdk.name == "javascript"}
+    installed = {
+        "alpaca_py.py": f"alpaca-py=={python}",
+        "trade_api.py": f"alpaca-trade-api=={older}",
+        "javascript-4.js": f"@alpacahq/alpaca-trade-api@{javascript['4']}",
+        "javascript-3.js": f"@alpacahq/alpaca-trade-api@{javascript['3']}",
+        "websocat.sh": WEBSOCAT.requirements[0],
+        "go/main.go": f"v3@v{GO.partition('APCA-GO/')[2].split()[0]}",
+        "csharp/Program.cs": f"--version {CSHARP.partition('dotNET-SDK/')[2].split()[0]}.0",
+    }
+    page = (EXAMPLES / "README.md").read_text("utf-8")
+    for name, requirement in installed.items():
+        line = rf"Install: .*{re.escape(requirement)}(?![.\d]*\d)"
+        assert re.search(line, (EXAMPLES / name).read_text("utf-8")), name
+        version = re.split(r"[@= ]v?", requirement)[-1]
+        assert re.search(rf"\]\({re.escape(name)}\) \| [^|]*\b{re.escape(version)}\b", page), name
+
+
+def test_the_examples_have_the_address_and_a_client_of_the_demo() -> None:
+    assert "momentum: {{key: momentum, secret: momentum," in demonstration.CONFIG
+    for name in re.findall(r"^\| \[([^]]+)\]", (EXAMPLES / "README.md").read_text("utf-8"), re.MULTILINE):
+        program = (EXAMPLES / name).read_text("utf-8")
+        for setting, default in (
+            ("URL", r"(ws|http)://127\.0\.0\.1:8765"),
+            ("KEY", "momentum"),
+            ("SECRET", "momentum"),
+        ):
+            assert re.search(rf'ALPACA_PROXY_{setting}\b"?(\)? \?\? "|, "|:-){default}["}}]', program), (name, setting)
+
+
+def test_the_examples_page_has_readmes_command_for_a_certificate() -> None:
+    [command] = [block for block in blocks(ROOT / "README.md", "sh") if block.startswith("openssl")]
+    assert command in (EXAMPLES / "README.md").read_text("utf-8")
 
 
 # Reference and operations
