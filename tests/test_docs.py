@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from docs import make_configuration
@@ -175,6 +176,8 @@ def test_the_faults_of_every_page_are_those_of_the_simulator() -> None:
         r"^\| `--([a-z-]+) ?([^`]*)` \| `([a-z-]+)=([^`]+)` \|", (ROOT / "docs/rehearse.md").read_text(), re.M
     )
     assert [(name, value or "on") for name, value, _, _ in rows] == [(name, value) for _, _, name, value in rows]
+    for name, value, _, _ in rows:
+        assert is_valid(["simulate", f"--{name}", *value.split()]), name
     settings = FaultSettings().changed({name: value for _, _, name, value in rows})
     defaults = FaultSettings().document()
     assert all(value != defaults[name] for name, value in settings.document().items())
@@ -226,6 +229,21 @@ def test_the_examples_have_the_address_and_a_client_of_the_demo() -> None:
 def test_the_examples_page_has_readmes_command_for_a_certificate() -> None:
     [command] = [block for block in blocks(ROOT / "README.md", "sh") if block.startswith("openssl")]
     assert command in (EXAMPLES / "README.md").read_text("utf-8")
+
+
+# The checks before a commit
+
+
+def test_the_hooks_before_a_commit_run_the_static_checks_of_ci() -> None:
+    """With the tools of .venv, so that no version is written down a second time."""
+    [section] = re.findall(
+        r"^say 'format, lint, .*\n((?:\.venv.*\n)+)", (ROOT / ".ci" / "run").read_text("utf-8"), re.M
+    )
+    [repo] = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))["repos"]
+    assert repo["repo"] == "local"
+    assert [hook["entry"] for hook in repo["hooks"]] == section.splitlines()
+    for hook in repo["hooks"]:
+        assert (hook["language"], hook["always_run"], hook["pass_filenames"]) == ("system", True, False)
 
 
 # Reference and operations
