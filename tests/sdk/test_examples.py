@@ -54,7 +54,7 @@ ORDER = r"order (new|fill|partial_fill|canceled|replaced|held) momentum-\w+"
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address that a running demo shows."""
     with Process("demo", folder=tmp_path_factory.mktemp("demo")) as process:
-        address = r"algorithms connect to +(ws://[\d.:]+)/v2/iex,"
+        address = r"(ws://[\d.:]+)/v2/iex"
         wait_for(lambda: re.search(address, process.text), lambda: process.text, START_SECONDS)
         match = re.search(address, process.text)
         assert match is not None
