@@ -335,8 +335,43 @@ def test_every_logged_event_is_documented() -> None:
 
 
 def test_every_test_that_a_page_names_exists() -> None:
-    named = {name for page in PAGES for name in re.findall(r"`([a-z_/]+\.py::test_\w+)`", page.read_text("utf-8"))}
+    named = {name for page in PAGES for name in re.findall(r"`([a-z_/]+\.py::\w+)`", page.read_text("utf-8"))}
     assert named
     for name in named:
         path, _, test = name.partition("::")
-        assert f"def {test}(" in (ROOT / "tests" / path).read_text("utf-8"), name
+        source = (ROOT / "tests" / path).read_text("utf-8")
+        assert f"def {test}(" in source or f"\n{test} = " in source, name
+
+
+# The architecture
+
+
+def test_every_module_that_the_architecture_names_exists_and_has_the_functions_named_beside_it() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    modules = set(re.findall(r"(?<![\w/])([a-z_]+/[a-z_]+\.py)(?!::)", text))
+    assert len(modules) > 30
+    assert [name for name in modules if not (ROOT / "proxy" / name).exists() and not (ROOT / name).exists()] == []
+    functions = re.findall(r"([a-z_]+/[a-z_]+\.py):(?:<br>| )(\w+)(?=<br>|\"|,|$)", text, re.MULTILINE)
+    assert ("routing/router.py", "take") in functions
+    for module, function in functions:
+        assert f"def {function}(" in (ROOT / "proxy" / module).read_text("utf-8"), f"{module}: {function}"
+
+
+def test_every_call_that_the_architecture_draws_exists() -> None:
+    """In the sequence, an arrow's first word is a method of the module that it points to."""
+    [drawing] = [block for block in blocks(ROOT / "docs" / "architecture.md", "mermaid") if "sequence" in block]
+    modules = dict(re.findall(r"participant (\w) as (\S+\.py)$", drawing, re.MULTILINE))
+    calls = [(at, name) for at, name in re.findall(r"->>(\w): ([a-z_]+)(?=[:\s]|$)", drawing) if at in modules]
+    assert ("R", "next_request") in calls
+    for at, name in calls:
+        if name not in ("subscribe", "subscription"):  # messages
+            assert f"def {name}(" in (ROOT / "proxy" / modules[at]).read_text("utf-8"), f"{modules[at]}: {name}"
+
+
+def test_everything_that_is_deliberate_names_its_test() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    sections = text.partition("## Invariants")[2].partition("## What looks like a bug and is deliberate")
+    for section in (sections[0], sections[2]):
+        entries = re.findall(r"^- .+(?:\n  .+)*", section, re.MULTILINE)
+        assert len(entries) > 10
+        assert [entry for entry in entries if ".py::" not in entry] == []
