@@ -14,26 +14,30 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from docs import make_configuration
-from proxy.cli import main, overview
+from proxy.cli import demonstration, main, overview
 from proxy.cli.parser import parser
 from proxy.config import model as configuration
 from proxy.observe import metrics
 from proxy.observe.version import __version__
 from proxy.simulator.fault_settings import FaultSettings
 from tests.harness import Harness
+from tests.sdk.replays.peers import CSHARP, GO
+from tests.sdk.sdks import SDKS, WEBSOCAT
 from tests.snapshots import feed, snapshot
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+EXAMPLES = ROOT / "examples"
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), EXAMPLES / "README.md"])
 FIRST = "python3 build_zipapp.py && python3 alpaca-proxy.pyz demo"
 TESTS = "python3 -m venv .venv && .venv/bin/pip install -r tests/requirements.txt && .venv/bin/pytest"
 ENVIRON = {"APCA_API_KEY_ID": "PKAAAABBBB1111", "APCA_API_SECRET_KEY": "canary", "MOMENTUM_SECRET": "canary"}
-FOLDERS = ("proxy", "tests", "config", "docs", "benchmarks", r"\.ci")
+FOLDERS = ("proxy", "tests", "config", "docs", "benchmarks", "examples", r"\.ci")
 
-each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -187,9 +191,74 @@ def test_the_faults_of_every_page_are_those_of_the_simulator() -> None:
         r"^\| `--([a-z-]+) ?([^`]*)` \| `([a-z-]+)=([^`]+)` \|", (ROOT / "docs/rehearse.md").read_text(), re.M
     )
     assert [(name, value or "on") for name, value, _, _ in rows] == [(name, value) for _, _, name, value in rows]
+    for name, value, _, _ in rows:
+        assert is_valid(["simulate", f"--{name}", *value.split()]), name
     settings = FaultSettings().changed({name: value for _, _, name, value in rows})
     defaults = FaultSettings().document()
     assert all(value != defaults[name] for name, value in settings.document().items())
+
+
+# Examples
+
+
+def test_the_examples_are_those_that_their_page_lists() -> None:
+    files = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*") if path.is_file()}
+    listed = re.findall(r"^\| \[([^]]+)\]\(\1\) \|", (EXAMPLES / "README.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted([*listed, "README.md", "tls.yaml"]) == sorted(files)
+
+
+def test_the_examples_install_the_releases_that_the_tests_run() -> None:
+    """Those that tests/sdk installs; of Go and .NET, those whose sessions tests/sdk/replays plays."""
+    python = next(sdk.version for sdk in SDKS if sdk.name == "alpaca-py")
+    older = next(sdk.version for sdk in SDKS if sdk.name == "alpaca-trade-api")
+    javascript = {sdk.version[0]: sdk.version for sdk in SDKS if sdk.name == "javascript"}
+    installed = {
+        "alpaca_py.py": f"alpaca-py=={python}",
+        "trade_api.py": f"alpaca-trade-api=={older}",
+        "javascript-4.js": f"@alpacahq/alpaca-trade-api@{javascript['4']}",
+        "javascript-3.js": f"@alpacahq/alpaca-trade-api@{javascript['3']}",
+        "websocat.sh": WEBSOCAT.requirements[0],
+        "go/main.go": f"v3@v{GO.partition('APCA-GO/')[2].split()[0]}",
+        "csharp/Program.cs": f"--version {CSHARP.partition('dotNET-SDK/')[2].split()[0]}.0",
+    }
+    page = (EXAMPLES / "README.md").read_text("utf-8")
+    for name, requirement in installed.items():
+        line = rf"Install: .*{re.escape(requirement)}(?![.\d]*\d)"
+        assert re.search(line, (EXAMPLES / name).read_text("utf-8")), name
+        version = re.split(r"[@= ]v?", requirement)[-1]
+        assert re.search(rf"\]\({re.escape(name)}\) \| [^|]*\b{re.escape(version)}\b", page), name
+
+
+def test_the_examples_have_the_address_and_a_client_of_the_demo() -> None:
+    assert "momentum: {{key: momentum, secret: momentum," in demonstration.CONFIG
+    for name in re.findall(r"^\| \[([^]]+)\]", (EXAMPLES / "README.md").read_text("utf-8"), re.MULTILINE):
+        program = (EXAMPLES / name).read_text("utf-8")
+        for setting, default in (
+            ("URL", r"(ws|http)://127\.0\.0\.1:8765"),
+            ("KEY", "momentum"),
+            ("SECRET", "momentum"),
+        ):
+            assert re.search(rf'ALPACA_PROXY_{setting}\b"?(\)? \?\? "|, "|:-){default}["}}]', program), (name, setting)
+
+
+def test_the_examples_page_has_readmes_command_for_a_certificate() -> None:
+    [command] = [block for block in blocks(ROOT / "README.md", "sh") if block.startswith("openssl")]
+    assert command in (EXAMPLES / "README.md").read_text("utf-8")
+
+
+# The checks before a commit
+
+
+def test_the_hooks_before_a_commit_run_the_static_checks_of_ci() -> None:
+    """With the tools of .venv, so that no version is written down a second time."""
+    [section] = re.findall(
+        r"^say 'format, lint, .*\n((?:\.venv.*\n)+)", (ROOT / ".ci" / "run").read_text("utf-8"), re.M
+    )
+    [repo] = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))["repos"]
+    assert repo["repo"] == "local"
+    assert [hook["entry"] for hook in repo["hooks"]] == section.splitlines()
+    for hook in repo["hooks"]:
+        assert (hook["language"], hook["always_run"], hook["pass_filenames"]) == ("system", True, False)
 
 
 # Reference and operations
@@ -281,8 +350,43 @@ def test_every_logged_event_is_documented() -> None:
 
 
 def test_every_test_that_a_page_names_exists() -> None:
-    named = {name for page in PAGES for name in re.findall(r"`([a-z_/]+\.py::test_\w+)`", page.read_text("utf-8"))}
+    named = {name for page in PAGES for name in re.findall(r"`([a-z_/]+\.py::\w+)`", page.read_text("utf-8"))}
     assert named
     for name in named:
         path, _, test = name.partition("::")
-        assert f"def {test}(" in (ROOT / "tests" / path).read_text("utf-8"), name
+        source = (ROOT / "tests" / path).read_text("utf-8")
+        assert f"def {test}(" in source or f"\n{test} = " in source, name
+
+
+# The architecture
+
+
+def test_every_module_that_the_architecture_names_exists_and_has_the_functions_named_beside_it() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    modules = set(re.findall(r"(?<![\w/])([a-z_]+/[a-z_]+\.py)(?!::)", text))
+    assert len(modules) > 30
+    assert [name for name in modules if not (ROOT / "proxy" / name).exists() and not (ROOT / name).exists()] == []
+    functions = re.findall(r"([a-z_]+/[a-z_]+\.py):(?:<br>| )(\w+)(?=<br>|\"|,|$)", text, re.MULTILINE)
+    assert ("routing/router.py", "take") in functions
+    for module, function in functions:
+        assert f"def {function}(" in (ROOT / "proxy" / module).read_text("utf-8"), f"{module}: {function}"
+
+
+def test_every_call_that_the_architecture_draws_exists() -> None:
+    """In the sequence, an arrow's first word is a method of the module that it points to."""
+    [drawing] = [block for block in blocks(ROOT / "docs" / "architecture.md", "mermaid") if "sequence" in block]
+    modules = dict(re.findall(r"participant (\w) as (\S+\.py)$", drawing, re.MULTILINE))
+    calls = [(at, name) for at, name in re.findall(r"->>(\w): ([a-z_]+)(?=[:\s]|$)", drawing) if at in modules]
+    assert ("R", "next_request") in calls
+    for at, name in calls:
+        if name not in ("subscribe", "subscription"):  # messages
+            assert f"def {name}(" in (ROOT / "proxy" / modules[at]).read_text("utf-8"), f"{modules[at]}: {name}"
+
+
+def test_everything_that_is_deliberate_names_its_test() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    sections = text.partition("## Invariants")[2].partition("## What looks like a bug and is deliberate")
+    for section in (sections[0], sections[2]):
+        entries = re.findall(r"^- .+(?:\n  .+)*", section, re.MULTILINE)
+        assert len(entries) > 10
+        assert [entry for entry in entries if ".py::" not in entry] == []

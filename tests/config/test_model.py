@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,7 +22,7 @@ from proxy.config import yamlfile
 from proxy.config.errors import ConfigError
 from proxy.config.model import Config
 from proxy.config.secret import Secret
-from proxy.routing.allowlists import OnOutage, WhenSlow, digest
+from proxy.routing.allowlists import Client, OnOutage, WhenSlow, digest
 
 ROOT = Path(__file__).parent.parent.parent
 DATA = Path(__file__).parent / "data"
@@ -399,6 +400,14 @@ def test_full_configuration() -> None:
     secrets = ("account-secret", "other-secret", "client-secret", "secret-token", "PKAAAABBBB1111")
     for text in (*secrets, "redis-password", "the-secret-of-the-cluster"):
         assert text not in repr(found) + str(found) + repr(directory) + repr(found.model_dump())
+
+
+def test_every_setting_of_a_client_is_handed_on() -> None:
+    """`Config.directory` does so; FULL has a value for each setting that is not the default."""
+    settings = {*config.ClientEntry.model_fields} - {"key", "secret", "account", "allow"}
+    assert settings == {field.name for field in fields(Client)} - {"name", "key", "digest", "accounts", "allow"}
+    one, two = parsed(json.dumps(FULL)).directory  # the second has the defaults
+    assert [name for name in settings if getattr(one, name) == getattr(two, name)] == []
 
 
 @pytest.mark.parametrize("path", list(scalar_paths(FULL)), ids=yamlfile.dotted)

@@ -77,6 +77,21 @@ def test_plan_lists_the_changes_and_nothing_else(old: str, new: str, lines: list
     assert steps.lines() == lines
 
 
+def test_every_setting_is_compared() -> None:
+    """Not `listen.insecure`: it permits an address, and that needs a restart. `listen.tls` has tests of its own."""
+    before = read(BEFORE)
+    changed = {name: before.model_copy(update={name: object()}) for name in ("log", "limits", "default_feed")}
+    for section in ("listen", "admin"):
+        found = getattr(before, section)
+        for name in {*type(found).model_fields} - {"insecure", "tls"}:
+            copy = found.model_copy(update={name: object()})
+            changed[f"{section}.{name}"] = before.model_copy(update={section: copy})
+    apart = {"listen", "admin", "accounts", "clients", "record", "cluster"}  # compared above, below, or one by one
+    assert {name for name in changed if "." not in name} == {*Config.model_fields} - apart
+    for name, after in changed.items():
+        assert make_plan(before, after).lines()[0].startswith(name)
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [

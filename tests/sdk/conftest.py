@@ -255,7 +255,14 @@ def start_installing_early(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("environments")
 
 
-MODULES = ("streams", "refusals", "together", "recipes", "programs")  # run in this order, after those that need no SDK
+MODULES = (
+    "streams",
+    "refusals",
+    "together",
+    "recipes",
+    "programs",
+    "examples",
+)  # run in this order, after those that need no SDK
 
 
 @pytest.hookimpl(tryfirst=True)

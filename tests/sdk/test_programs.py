@@ -5,8 +5,6 @@ A program is started once for each of its streams, with the address at which it 
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -14,6 +12,7 @@ import gevent
 import pytest
 
 from tests.sdk.environments import Environments
+from tests.sdk.program import Program
 from tests.sdk.sdks import PROGRAMS, Sdk
 from tests.sdk.stand import SECONDS, Stand, wait_for
 from tests.sdk.tape import STREAMS, Message
@@ -32,42 +31,10 @@ PATHS = {
 CASES = [pytest.param(sdk, stream, id=f"{sdk.name} {stream}") for sdk in PROGRAMS for stream in sdk.streams]
 
 
-class Program:
-    """A running program; `output` has what it printed."""
-
-    def __init__(self, environments: Environments, sdk: Sdk, stream: str, url: str, key: str, secret: str) -> None:
-        driver = environments.driver(sdk)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("APCA_", "PYTHON"))}
-        self.popen = subprocess.Popen(
-            [*driver.command, stream, url, key, secret],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**kept, **driver.variables},
-        )
-        self.output: list[str] = []
-        self._reader = gevent.spawn(self._read)
-
-    def _read(self) -> None:
-        assert self.popen.stdout is not None
-        for line in self.popen.stdout:
-            self.output.append(line)
-
-    def story(self) -> str:
-        return f"it has printed only {self.output[-20:]}"
-
-    def has_printed(self, *words: str) -> bool:
-        """Whether a line contains all of these."""
-        return any(all(word in line for word in words) for line in self.output)
-
-    def close(self) -> None:
-        self.popen.kill()
-        self.popen.wait()
-        self._reader.join()
-        for pipe in (self.popen.stdin, self.popen.stdout):
-            assert pipe is not None
-            pipe.close()
+def started(environments: Environments, sdk: Sdk, stream: str, url: str, key: str, secret: str) -> Program:
+    """The program on one of its streams."""
+    driver = environments.driver(sdk)
+    return Program([*driver.command, stream, url, key, secret], driver.variables)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +51,7 @@ def programs(environments: Environments, stand: Stand) -> Iterator[dict[tuple[Sd
         for sdk in PROGRAMS:
             for stream in sdk.streams:
                 url = stand.url + PATHS.get((sdk.name, stream), STREAMS[stream].path)
-                running[sdk, stream] = Program(environments, sdk, stream, url, "algo", "algo-secret")
+                running[sdk, stream] = started(environments, sdk, stream, url, "algo", "algo-secret")
                 stack.callback(running[sdk, stream].close)
         yield running
 
@@ -123,7 +90,7 @@ def test_ccxt_after_an_error(environments: Environments, stand: Stand) -> None:
     Its receive loop ends with the error. No call is told.
     """
     [ccxt] = [sdk for sdk in PROGRAMS if sdk.name == "ccxt"]
-    program = Program(environments, ccxt, "refused", f"{stand.url}/v1beta2/crypto", "narrow", "narrow")
+    program = started(environments, ccxt, "refused", f"{stand.url}/v1beta2/crypto", "narrow", "narrow")
     try:
         number = 1000
 
