@@ -1,7 +1,7 @@
 """The programs of `examples`, unchanged, against the demo: each prints what it receives.
 
-For the program that needs TLS it is the simulator and a proxy with `examples/tls.yaml`. Go and .NET are not installed
-here; tests/sdk/replays has what their SDKs send.
+For the program that needs TLS it is the simulator and a proxy with `examples/tls.yaml`. The programs in Go and C# are
+not built; tests/sdk/replays has what their SDKs send.
 """
 
 from __future__ import annotations

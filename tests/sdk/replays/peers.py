@@ -1,4 +1,4 @@
-"""Clients that replay SDKs that cannot run here, with equally strict decoding.
+"""Clients that replay SDKs that the tests do not install, with equally strict decoding.
 
 They follow the sources of the Go, C# and Java SDKs. Go: each reply within 3 seconds, an array of exactly one; `T` is
 the first key of every map; integers where it declares integers. C#: JSON in binary frames, two documents in one message
