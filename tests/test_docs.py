@@ -18,7 +18,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from docs import make_configuration
-from proxy.cli import demonstration, main, overview
+from proxy.cli import demonstration, main, overview, sdk_lines
 from proxy.cli.parser import parser
 from proxy.config import model as configuration
 from proxy.observe import metrics
@@ -120,6 +120,33 @@ def test_the_example_of_explain_prints_the_output_shown(
         monkeypatch.setenv(name, value)
     assert main(shlex.split(command)[2:]) == 1
     assert f"# {capsys.readouterr().out}" == f"{output}\n"
+
+
+# SDKs
+
+
+def test_the_lines_that_init_prints_for_each_sdk_are_those_of_the_documentation() -> None:
+    """The SDK's row in README or docs/sdks.md has each argument word for word, with HOST in place of the address."""
+    documented = "".join((ROOT / name).read_text("utf-8") for name in ("README.md", "docs/sdks.md"))
+    name = ""
+    printed: dict[str, list[str]] = {}
+    for line in sdk_lines.OTHERS.replace(sdk_lines.ADDRESS, "HOST:8765").splitlines():
+        name, argument = line[:20].strip() or name, line[20:].strip(" ,")
+        printed.setdefault(name, []).append(argument.removeprefix("Stream(…, "))
+    printed["alpaca-trade-api"][-1] = printed["alpaca-trade-api"][-1].removesuffix(")")  # of Stream(…)
+    assert len(printed) == 5
+    for name, arguments in printed.items():
+        rows = re.findall(rf"^\| {name.replace(' ', ' v?')}(?!\w).*", documented, re.MULTILINE)
+        assert any(all(argument in row for argument in arguments) for row in rows), name
+
+
+def test_the_lines_that_init_prints_for_alpaca_py_have_the_classes_and_paths_of_readme() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert 'StockDataStream(KEY, SECRET, url_override="ws://HOST:8765/v2/iex")' in text
+    for feed_name in ("iex", "crypto", "news", "opra", "trading"):
+        printed = sdk_lines.alpaca_py("momentum", "secret", [feed_name])
+        [(name, path)] = re.findall(r' = (\w+)\(KEY, SECRET, url_override=URL \+ "(/[\w/]+)"\)$', printed)
+        assert re.search(rf"`{name}\b[^|]{{0,60}}{path}\b", text), (name, path)
 
 
 # CHANGELOG
