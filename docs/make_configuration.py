@@ -24,22 +24,23 @@ BEGINNING = """\
 
 <!-- Made by `python3 docs/make_configuration.py`; tests/test_docs.py keeps it current. -->
 
-One YAML file: `-c FILE`, else `$ALPACA_PROXY_CONFIG`, else `config/proxy.yaml`. Only `accounts` and `clients` are
-needed, one of each at least. [config/proxy.yaml](../config/proxy.yaml) shows every setting with its default; `init`
-writes a small one, `check` says all that is wrong with one, each problem with its line and column.
+This page describes every setting. The configuration is one YAML file: `-c FILE`, else `$ALPACA_PROXY_CONFIG`, else
+`config/proxy.yaml`. Only `accounts` and `clients` are needed, at least one of each.
+[config/proxy.yaml](../config/proxy.yaml) shows every setting with its default; `init` writes a small file, and `check`
+lists all problems of a file, each with its line and column.
 
-- **Texts stay texts.** `ON`, `NO`, `TRUE`, `1E5` and `7203` are symbols and not booleans or numbers; a setting decides
-  by itself what it takes.
-- **References** stand inside of any value: `${NAME}` is an environment variable (unset is an error), the same with a
-  default is `${NAME:-default}`, the text of a file `${file:PATH}` (relative to the configuration's folder), and a
-  literal `${` is `$${`. They are resolved after parsing, so what they bring is never YAML. Inside of `[ ]` and `{ }`
-  they need quotes.
+- **Texts stay texts.** `ON`, `NO`, `TRUE`, `1E5` and `7203` are symbols, not booleans or numbers: each setting has its
+  own type.
+- **References** are possible in any value: `${NAME}` is an environment variable (unset is an error), `${NAME:-default}`
+  the same with a default, `${file:PATH}` the text of a file (relative to the configuration's folder), and `$${` a
+  literal `${`. They are resolved after parsing, so their text is never read as YAML. Inside of `[ ]` and `{ }` they
+  need quotes.
 - **Sizes** are plain bytes, or in `KB`, `MB`, `GB` (thousands), `KiB`, `MiB`, `GiB`.
-- **Mistakes are errors**: an unknown key, a duplicate key, a client's key that is used twice, an account that is not
-  there, anchors and tags.
-- **The verb `reload`**, or SIGHUP, has it read again, all or nothing; see
-  [operations.md](operations.md#change-the-configuration). An address that the proxy listens on takes a restart, and so
-  does `cluster`.
+- **Mistakes are errors**: an unknown key, a duplicate key, a client's key that is used twice, an account that does not
+  exist, anchors and tags.
+- **A reload** (the verb `reload`, or SIGHUP) reads the file again, all or nothing:
+  [operations.md](operations.md#change-the-configuration). A change of an address that the proxy listens on, or of
+  `cluster`, takes a restart.
 """
 
 ALLOW = """\

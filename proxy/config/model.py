@@ -283,8 +283,8 @@ class Record(Section):
 
 
 class Cluster(Section):
-    """Several proxies, the nodes, that share one connection to Alpaca for each account and feed of market data. The
-    settings are the same on every node, except `listen` and `url`."""
+    """Several proxies, the nodes, that share one connection to Alpaca for each account and feed. The settings are the
+    same on every node, except `listen` and `url`."""
 
     redis: Redis
     """Redis or Valkey, through which the nodes find each other: redis://HOST:PORT/DATABASE, rediss:// for TLS,
