@@ -356,7 +356,7 @@ def test_the_documented_alerts_are_those_of_alerts_yml() -> None:
 def test_every_documented_event_is_logged() -> None:
     sources = "\n".join(path.read_text("utf-8") for path in (ROOT / "proxy").rglob("*.py"))
     events = re.findall(
-        r"`((?:proxy|session|upstream|gateway|listener|outbox|recording|cluster|node)\.[a-z_]+)`",
+        r"`((?:proxy|session|upstream|orders|gateway|listener|outbox|recording|cluster|node)\.[a-z_]+)`",
         (ROOT / "docs" / "operations.md").read_text(),
     )
     assert events
