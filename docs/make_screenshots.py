@@ -33,7 +33,9 @@ def main() -> None:
             for tab in tabs.values():
                 tab.go(url)
                 tab.wait("!document.getElementById('content').hidden")
-            time.sleep(WARM_SECONDS)
+            for _ in range(WARM_SECONDS):
+                time.sleep(1)
+                tabs["light"].run("1")  # reads the events of the browser, which would close an idle connection
             for theme, tab in tabs.items():
                 tab.screenshot(ROOT / "docs" / f"status-{theme}.png")
             browser.close()
