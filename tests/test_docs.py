@@ -207,6 +207,13 @@ def test_lines_are_not_too_long(page: Path) -> None:
     assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_each_page_begins_with_its_purpose(page: Path) -> None:
+    heading, first = re.sub("<!--.*?-->\n\n", "", page.read_text("utf-8")).split("\n\n")[:2]
+    assert heading.startswith("# ")
+    assert first.startswith("This page ")
+
+
 def test_the_faults_of_every_page_are_those_of_the_simulator() -> None:
     """Each `curl` to `/faults`, and each row of the table; every setting has a row."""
     text = "\n".join(page.read_text("utf-8") for page in PAGES)
