@@ -155,18 +155,21 @@ class Market:
         trades = {(kind, symbol) for kind in "tcx" for symbol in ("AAPL", "MSFT")}
         return cls(
             "A simulated market",
-            Simulator(market=SimulatedMarket()),
+            Simulator(market=SimulatedMarket(foreign_orders=0)),  # else their owners would be looked up all the time
             [
                 Algorithm("momentum", momentum, {*trades, ("b", "*"), ("order", "*")}),
                 Algorithm("meanrev", meanrev, {("q", "SPY"), ("q", "BTC/USD"), ("q", "ETH/USD")}),
             ],
             {
                 "momentum": "trades of AAPL and MSFT, all bars, and its own orders",
-                "meanrev": "quotes of SPY, BTC/USD and ETH/USD",
+                "meanrev": "quotes of SPY, BTC/USD and ETH/USD, and its own orders",
             },
             {
                 "momentum": '{iex: {trades: [AAPL, MSFT], bars: ["*"]}, trading: {trade_updates: ["momentum-*"]}}',
-                "meanrev": "{iex: {quotes: [SPY]}, crypto: {quotes: [BTC/USD, ETH/USD]}}",
+                "meanrev": (
+                    "{iex: {quotes: [SPY]}, crypto: {quotes: [BTC/USD, ETH/USD]}, "
+                    'trading: {trade_updates: ["meanrev-*"]}}'
+                ),
                 "demo": '{iex: "*", crypto: "*", news: "*"}',
             },
         )

@@ -28,13 +28,15 @@ class Market:
     """Activity of the market.
 
     `rate` is ticks a second on each feed, `bar_seconds` the span of a bar (a minute at Alpaca), `news_seconds` the
-    average time between articles and `order_seconds` that between steps of an order.
+    average time between articles and `order_seconds` that between steps of an order. `foreign_orders` is the share of
+    orders whose client_order_id is not a strategy's.
     """
 
     rate: float = 20
     bar_seconds: float = 60
     news_seconds: float = 20
     order_seconds: float = 1
+    foreign_orders: float = 0.1
 
 
 class Walk:

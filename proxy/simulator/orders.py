@@ -28,6 +28,7 @@ class OrderTape:
 
     def __init__(self, market: Market, rng: Random, now: int) -> None:
         self._step_seconds = market.order_seconds
+        self._foreign_orders = market.foreign_orders
         self._rng = rng
         self._scenarios = (self._filled, self._canceled, self._replaced, self._bracket)
         self._started = 0
@@ -124,7 +125,7 @@ class OrderTape:
         stamp = timestamps.rfc3339(now)
         symbol = symbol or self._rng.choice(list(STOCKS))
         kind = "limit" if limit else "market"
-        foreign = generated_id or self._rng.random() < 0.1
+        foreign = generated_id or self._rng.random() < self._foreign_orders
         return {
             "asset_class": "us_equity",
             "asset_id": self._uuid(),
