@@ -220,5 +220,5 @@ REFUSALS = {
     "402": "`auth failed`",
     "404": "`auth timeout`",
     "406": "`connection limit exceeded`",
-    "409": "feed not had",
+    "409": "feed not allowed",
 }
