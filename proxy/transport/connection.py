@@ -9,6 +9,7 @@ import contextlib
 import socket
 import ssl
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -58,6 +59,9 @@ class ClientConnection:
         self.tls = isinstance(sock, ssl.SSLSocket)
         self._socket = sock
         self._raw = sock._sock  # gevent's own name for the non-blocking socket under its cooperative one
+        # Writes as much as the kernel takes now; returns the number of bytes. None for TLS. It raises OSError, and
+        # BlockingIOError where `try_send` returns 0, which costs a call of Python for each frame and client.
+        self.send_now: Callable[[bytes], int] | None = None if self.tls else self._raw.send
         self._rfile = rfile
         self._is_shut = False
         self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,16 +1,17 @@
 """The work for a message from Alpaca's socket to the clients' sockets.
 
-It is counted instead of timed. Everything between the sockets is real; the sockets are replaced. The tests count calls
-of Python and C functions, and sends: both are the same on every machine, and each additional step increases them. Raise
-a bound only on purpose, after `benchmarks/run.py` has shown the cost of the new step.
+It is counted instead of timed. Everything between the sockets is real; those of the clients are replaced. The tests
+count calls of Python and C functions, and sends: both are the same on every machine, and each additional step increases
+them. Raise a bound only on purpose, after `benchmarks/run.py` has shown the cost of the new step.
 """
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from typing import Any
 
 import gevent
 import msgspec
@@ -31,17 +32,6 @@ from proxy.upstream.websocket import UpstreamConnection
 
 SYMBOLS = [f"S{number}" for number in range(100)]
 WAITING = 40  # frames that are ready in Alpaca's socket together
-
-
-class AlpacaSocket:
-    """A socket that returns all its data in one piece."""
-
-    def __init__(self) -> None:
-        self.data = b""
-
-    def recv(self, size: int) -> bytes:
-        data, self.data = self.data, b""
-        return data
 
 
 class ClientSocket:
@@ -88,9 +78,10 @@ class Pipeline:
         self.members = members
         self.router = Router(iex, source)
         self._source = source
-        self._alpaca = AlpacaSocket()
+        self._alpaca, sock = socket.socketpair()
+        self._alpaca.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
         self._connection = UpstreamConnection(lambda *_: None)
-        self._connection.sock = cast(Any, self._alpaca)
+        self._connection.begin(sock, b"")
         login = Login("main", "wss://nowhere", "key", "secret")
         settings = FeedSettings(login, source)
         self._feed = AlpacaConnection(iex, settings, lambda: 0.0)
@@ -107,7 +98,7 @@ class Pipeline:
         """
         opcode = frames.TEXT if self._source.text else frames.BINARY
         messages = [trade(self._source, number) for number in range(batch)]
-        self._alpaca.data = frames.encode(opcode, self._source.encode(messages)) * count
+        self._alpaca.sendall(frames.encode(opcode, self._source.encode(messages)) * count)
         before, calls = self.router.received, 0
 
         def count_call(frame: object, event: str, argument: object) -> None:
@@ -121,6 +112,10 @@ class Pipeline:
         finally:
             sys.setprofile(None)
         return calls
+
+    def close(self) -> None:
+        self._connection.free()
+        self._alpaca.close()
 
     @property
     def sends(self) -> int:
@@ -140,6 +135,7 @@ def opened(
             stack.callback(writer.kill)
         gevent.sleep(0)
         pipeline = Pipeline(source, members, subscription)
+        stack.callback(pipeline.close)
         pipeline.deliver(2, 100)  # fills the cache of routes
         yield pipeline
 
