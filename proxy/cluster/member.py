@@ -486,6 +486,8 @@ class Member:
                 reason = str(error)
             connection.close()
             wait = backoff.next(refusal)
+            if refusal == SLOT_TAKEN and self._host.clock() - self._led_since < SLOT_SECONDS:
+                wait = min(wait, SLOT_RETRY_SECONDS)
             self._log.warning("not_live_yet", reason=reason, hint=HINTS.get(refusal or 0), retry_in=wait)
             gevent.sleep(wait)
         self._attempt = None

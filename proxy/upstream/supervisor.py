@@ -42,7 +42,7 @@ from proxy.routing.router import Delivery, Routing
 from proxy.routing.subscriber import Error, PendingRequest, RequestOutcome, Subscriber
 from proxy.transport import frames
 from proxy.transport.errors import ConnectionLost, UpgradeRefused
-from proxy.transport.time_slice import TimeSlice
+from proxy.transport.time_slice import YIELD_SECONDS, TimeSlice
 from proxy.upstream.feed_stats import FeedStats
 from proxy.upstream.silence import SilenceDetector
 from proxy.upstream.source import FeedSettings, FeedSource, LoginRefused, MakeSource
@@ -438,10 +438,11 @@ class FeedSupervisor:
             time_slice.pause()
 
     def _take(self, source: FeedSource, received: list[bytes]) -> None:
-        """The data path, from frames to outboxes; never blocks.
+        """The data path, from frames to outboxes; never blocks for data.
 
         It does not stop in between when its time slice is over, since each flush costs one send to each client. The
-        frames of one call are bounded (`websocket.MERGE_BYTES`).
+        frames of one call are bounded (`websocket.MERGE_BYTES`). After an answer it yields once if sessions wait to be
+        told: a turn of the hub of its own for their joins, before more data is routed.
         """
         router = self.router
         for frame in received:
@@ -458,6 +459,8 @@ class FeedSupervisor:
                 if control is not None:
                     self._deliver(router.flush())
                     self._handle(source, source.handle(control))
+                    if self._teller is not None:  # sessions of this answer receive what follows it
+                        gevent.sleep(YIELD_SECONDS)
         self._deliver(router.flush())
 
     def _take_large(self, source: FeedSource, frame: bytes, time_slice: TimeSlice) -> None:

@@ -82,8 +82,7 @@ def test_a_signal_drains_the_proxy(file: Path, alpaca: Simulator, number: signal
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_right_after_the_port_opens(file: Path, number: signal.Signals) -> None:
     """Once a port is open, SIGHUP must not end the proxy and SIGTERM must drain it."""
-    with socket.create_server(("127.0.0.1", 0)) as holder:
-        address = holder.getsockname()
+    address = "127.0.0.1", free_port()
     file.write_text(file.read_text().replace("admin: {port: 0}", f"admin: {{port: {address[1]}}}"))
     with Process("-c", str(file), folder=file.parent) as process, socket.socket() as probe:
         wait_for(lambda: probe.connect_ex(address) == 0)

@@ -21,6 +21,7 @@ from proxy.alpaca.client_protocol import Phase
 from proxy.cli import running, status
 from tests.cli.conftest import Call, Write
 from tests.harness import Harness, wait_for
+from tests.ports import free_port
 
 Start = Callable[..., Harness]
 
@@ -150,8 +151,7 @@ def test_unspecified_address_and_host_name(start: Start, write: Write, call: Cal
 
 @pytest.mark.parametrize("verb", ["status", "healthcheck", "reload"])
 def test_no_proxy(write: Write, call: Call, verb: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as holder:
-        port = holder.getsockname()[1]
+    port = free_port()
     path = write(f"admin: {{port: {port}}}{BROKEN}")
     result = call(verb, "-c", path)
     assert (result.code, result.out) == (1, "")
@@ -277,8 +277,6 @@ def test_healthcheck_exit_status(start: Start, write: Write, call: Call) -> None
 
 
 def test_healthcheck_live_fails_without_a_proxy(write: Write, call: Call) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as holder:
-        port = holder.getsockname()[1]
-    result = call("healthcheck", "--live", "-c", write(f"admin: {{port: {port}}}"))
+    result = call("healthcheck", "--live", "-c", write(f"admin: {{port: {free_port()}}}"))
     assert result.code == 1
     assert result.err.startswith("no proxy is running at ")

@@ -37,7 +37,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Account:
-    """Return the faults of a sequence of numbers."""
+    """The faults of a sequence of numbers."""
 
     twice: int = 0
     out_of_order: int = 0

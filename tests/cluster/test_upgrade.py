@@ -7,7 +7,6 @@ list of versions of the node dialect. Alpaca sends 2,000 numbered messages a sec
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import subprocess
 import tarfile
@@ -16,12 +15,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import NoReturn
 
 import gevent
 import pytest
 
 from proxy.cluster import dialect
+from tests.absent import absent
 from tests.cluster.clients import settled
 from tests.cluster.numbered import FEED
 from tests.cluster.stand import IN_FLIGHT_SECONDS, Node, Outage, Stand
@@ -80,13 +79,6 @@ def commits() -> list[str]:
     return [
         each for each in log.stdout.decode().split() if not git("cat-file", "-e", f"{each}:proxy/cluster").returncode
     ]
-
-
-def absent(reason: str) -> NoReturn:
-    """Skip the test, or fail in CI."""
-    if "CI" in os.environ:
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def start(node: Node, tree: Path) -> None:

@@ -334,11 +334,17 @@ def test_an_acknowledgement_in_one_frame_with_data(start: Start, path: str) -> N
     assert client.numbers("A", 2) == [1, 2]
 
 
+@pytest.mark.parametrize("held", [1, 8000])
 @pytest.mark.parametrize("path", [IEX, SIP])
-def test_data_of_a_new_topic_in_one_frame_with_its_acknowledgement(start: Start, path: str) -> None:
-    """A message that follows the acknowledgement in its frame is delivered."""
+def test_data_of_a_new_topic_in_one_frame_with_its_acknowledgement(start: Start, path: str, held: int) -> None:
+    """A message that follows the acknowledgement in its frame is delivered.
+
+    An acknowledgement names all topics of the connection, so it takes long to read if another client holds thousands.
+    """
     alpaca = ScriptedAlpaca()
-    client = start(alpaca).client("alpha", path)
+    proxy = start(alpaca)
+    proxy.client("beta", path).subscribe(trades=[f"S{number}" for number in range(held)])
+    wait_for(lambda: len(proxy.upstream(FEEDS[path]).acked) == held)
 
     def answer(peer: Peer, request: Request) -> None:
         peer.apply(request)
@@ -346,6 +352,7 @@ def test_data_of_a_new_topic_in_one_frame_with_its_acknowledgement(start: Start,
         peer.publish(trade("B", 2))
 
     alpaca.answer = answer
+    client = proxy.client("alpha", path)
     assert client.subscribe(trades=["B"])["trades"] == ["B"]
     assert client.numbers("B", 2) == [1, 2]
 

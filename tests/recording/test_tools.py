@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from proxy.recording.files import RecordedFile
+from tests.absent import absent
 from tests.harness import ROOT
 from tests.recording.recordings import MORNING, body, messages_of, record
 from tests.recording.test_replay import MINUTE
@@ -46,7 +47,7 @@ def messages() -> list[dict[str, Any]]:
 def test_zstdcat_and_jq(folder: Path) -> None:
     for program in ("zstdcat", "jq"):
         if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed: apt-get install jq zstd")
+            absent(f"{program} is not installed: apt-get install jq zstd")
     command = next(line for line in examples("sh").splitlines() if line.startswith("zstdcat"))
     shown = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=True).stdout
     trades = [m for m in messages() if m["T"] == "t" and m["S"] == "AAPL"]

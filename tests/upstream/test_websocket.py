@@ -26,6 +26,7 @@ from proxy.transport.errors import ConnectionLost, UpgradeRefused
 from proxy.transport.frames import BINARY, CLOSE, PING, PONG, TEXT
 from proxy.upstream import websocket
 from proxy.upstream.websocket import UpstreamConnection, dial
+from tests.ports import free_port
 
 SECONDS = 5
 HERE = "127.0.0.1"
@@ -219,9 +220,8 @@ def test_a_frame_that_arrives_in_pieces(pair: Pair) -> None:
 @pytest.mark.parametrize("size", [125, 126, 65535, 65536, 1 << 20, LIMIT])
 def test_messages_of_every_size_up_to_the_limit(pair: Pair, size: int) -> None:
     writer = gevent.spawn(pair.send, frame(BINARY, b"x" * size))
-    [(text, payload)] = pair.receive()
+    [payload] = pair.receive()
     writer.join()
-    assert not text
     assert payload == b"x" * size
 
 
@@ -589,10 +589,8 @@ def test_frames_right_behind_the_response_are_not_lost(serve: Callable[..., Serv
 
 
 def test_a_port_without_a_listener() -> None:
-    with socket.create_server((HERE, 0)) as listening:
-        port = listening.getsockname()[1]
     with pytest.raises(ConnectionLost, match="refused"):
-        dial(f"ws://{HERE}:{port}", {}, no_reply)
+        dial(f"ws://{HERE}:{free_port()}", {}, no_reply)
 
 
 @pytest.mark.parametrize(
