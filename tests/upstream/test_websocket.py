@@ -202,7 +202,7 @@ def test_more_data_than_the_kernels_buffer_holds(pair: Pair) -> None:
     writer = gevent.spawn(pair.send, b"".join(frame(BINARY, payload) for payload in payloads))
     received: list[bytes] = []
     while len(received) < len(payloads):
-        received += [payload for payload in pair.receive()]
+        received += pair.receive()
     writer.join()
     assert received == payloads
 
