@@ -192,6 +192,7 @@ def _command(bench: Bench, contender: str, upstream: int) -> list[str]:
         "naive": [bench.python, str(HERE / "peers" / "naive.py")],
         "broadcast": [bench.python, str(HERE / "peers" / "broadcast.py")],
         "picows": [bench.python, str(HERE / "peers" / "picows_relay.py")],
+        "gevent": [bench.python, str(HERE / "peers" / "gevent_relay.py")],
         "receive": [bench.python, str(HERE / "receive.py"), "product"],
         "stock": [bench.python, str(HERE / "receive.py"), "stock"],
         "node": ["node", str(HERE / "peers" / "ws_relay.js")],

@@ -10,8 +10,9 @@
    than `window` bytes ahead of what the clients have counted, as no proxy here may lose anything: the real one would
    disconnect a client that falls megabytes behind, the others would grow without bound.
 
-   A message is a trade of Alpaca's, as long as every other (JSON 117 bytes). How many should come out is known, as it is
-   known which client asked for which symbol; so `lost` is exact. */
+   A message is a trade of Alpaca's, as long as every other (JSON 117 bytes), or for `quotes` percent of them a quote
+   (JSON only). From `surge_from` seconds on, for `surge_seconds`, the rate is `surge` times as high. How many should
+   come out is known, as it is known which client asked for which symbol; so `lost` is exact. */
 
 #include "ws.h"
 #include <ctype.h>
@@ -24,8 +25,8 @@
 enum { READ_BYTES = 256 * 1024, RING_BYTES = 8 << 20, PIECE_BYTES = 128 * 1024, LATENCIES = 1 << 20, OPENING = 32 };
 
 static struct {
-    int clients, batch, symbols, per_client, slow, direct, tls, json_up, json_down;
-    double rate, seconds, warm;
+    int clients, batch, symbols, per_client, slow, direct, tls, json_up, json_down, quotes;
+    double rate, seconds, warm, surge, surge_from, surge_seconds;
     long window;
     const char *path;
 } option = {.clients = 100, .batch = 10, .symbols = 8000, .json_up = 1, .json_down = 1, .seconds = 3, .warm = 0.5,
@@ -82,10 +83,14 @@ static const char shape[] = "{\"T\":\"t\",\"S\":\"AAAA\",\"i\":1000000000,\"x\":
                             "\"t\":\"2026-01-02T03:04:05.123456789Z\",\"c\":[\"@\"],\"z\":\"C\"}";
 enum { SYMBOL_AT = 14, NUMBER_AT = 24, TIME_AT = 67, JSON_BYTES = sizeof shape - 1 };
 
+static const char quote_shape[] = "{\"T\":\"q\",\"S\":\"AAAA\",\"bx\":\"U\",\"bp\":126.55,\"bs\":1,\"ax\":\"X\",\"ap\":126.57,"
+                                  "\"as\":4,\"t\":\"2026-01-02T03:04:05.123456789Z\",\"c\":[\"R\"],\"z\":\"C\"}";
+enum { QUOTE_TIME_AT = 81, QUOTE_BYTES = sizeof quote_shape - 1 };
+
 static char clock_text[32];
 static int64_t clock_minute = -1;
 
-static void stamp_json(char *message, int64_t now)
+static void stamp_json(char *t, int64_t now)
 {
     int64_t minute = now / 60000000000LL;
     if (minute != clock_minute) {
@@ -93,7 +98,6 @@ static void stamp_json(char *message, int64_t now)
         strftime(clock_text, sizeof clock_text, "%Y-%m-%dT%H:%M:", gmtime(&seconds));
         clock_minute = minute;
     }
-    char *t = message + TIME_AT;
     memcpy(t, clock_text, 17);
     uint32_t second = (uint32_t)(now / 1000000000LL % 60), fraction = (uint32_t)(now % 1000000000LL);
     t[17] = (char)('0' + second / 10), t[18] = (char)('0' + second % 10);
@@ -107,8 +111,16 @@ static size_t json_message(char *out, int symbol, uint32_t number, int64_t now)
     symbol_text(symbol, out + SYMBOL_AT);
     for (int i = NUMBER_AT + 9; i > NUMBER_AT; i--)
         out[i] = (char)('0' + number % 10), number /= 10;
-    stamp_json(out, now);
+    stamp_json(out + TIME_AT, now);
     return JSON_BYTES;
+}
+
+static size_t json_quote(char *out, int symbol, int64_t now)
+{
+    memcpy(out, quote_shape, QUOTE_BYTES);
+    symbol_text(symbol, out + SYMBOL_AT);
+    stamp_json(out + QUOTE_TIME_AT, now);
+    return QUOTE_BYTES;
 }
 
 static const char packed_shape[] = "\x89\xa1T\xa1t\xa1S\xa4" "AAAA\xa1i\xce\0\0\0\0\xa1x\xa1" "D\xa1p\xcb\x40\x5f\xa3\x33"
@@ -145,7 +157,10 @@ static size_t data_frame(uint8_t *out, uint64_t *due)
         *due += holders[symbol];
         if (option.json_up) {
             *p++ = i ? ',' : '[';
-            p += json_message((char *)p, symbol, number++, now);
+            if (option.quotes && (int)dice(100) < option.quotes)
+                p += json_quote((char *)p, symbol, now);
+            else
+                p += json_message((char *)p, symbol, number++, now);
         } else {
             p += packed_message((char *)p, symbol, number++, now);
         }
@@ -215,7 +230,7 @@ static void say_auth(struct client *client)
 static void say_subscribe(struct client *client)
 {
     int count = option.per_client ? option.per_client : 1;
-    char *text = malloc((size_t)count * 8 + 64), *p = text, symbol[4];
+    char *text = malloc((size_t)count * 16 + 128), *p = text, symbol[4];
     uint8_t *chosen = calloc(1, (size_t)option.symbols);
     if (option.json_down)
         p += sprintf(p, "{\"action\":\"subscribe\",\"trades\":[");
@@ -240,6 +255,12 @@ static void say_subscribe(struct client *client)
             p += sprintf(p, "%s\"%.*s\"", i ? "," : "", length, option.per_client ? symbol : "*");
         else
             *p++ = (char)(0xA0 | length), memcpy(p, option.per_client ? symbol : "*", (size_t)length), p += length;
+    }
+    if (option.json_down && option.quotes) { /* the same symbols on the other channel */
+        char *list = strchr(text, '['), *end = p;
+        p += sprintf(p, "],\"quotes\":");
+        memcpy(p, list, (size_t)(end - list));
+        p += end - list;
     }
     if (option.json_down)
         p += sprintf(p, "]}");
@@ -594,7 +615,7 @@ static size_t ring_frames, ring_size, ring_frame, ring_at;
 static int running, stuck;
 static uint8_t pending[2 << 20];
 static size_t pending_size, pending_at;
-static int64_t next_due;
+static int64_t next_due, surge_begins, surge_ends;
 
 static void build_ring(void)
 {
@@ -652,9 +673,9 @@ static void pump(struct upstream *up, uint64_t window)
 static void trickle(int64_t now)
 {
     struct upstream *up = upstreams[0];
-    int64_t interval = (int64_t)(1e9 * option.batch / option.rate);
     while (running && next_due <= now) {
-        next_due += interval;
+        int surging = option.surge && next_due >= surge_begins && next_due < surge_ends;
+        next_due += (int64_t)(1e9 * option.batch / (surging ? option.rate * option.surge : option.rate));
         offered += (uint64_t)option.batch;
         if (pending_size)
             continue;
@@ -755,6 +776,10 @@ static void read_options(int count, char **words)
         else if (!strcmp(name, "rate")) option.rate = number;
         else if (!strcmp(name, "seconds")) option.seconds = number;
         else if (!strcmp(name, "warm")) option.warm = number;
+        else if (!strcmp(name, "quotes")) option.quotes = (int)number;
+        else if (!strcmp(name, "surge")) option.surge = number;
+        else if (!strcmp(name, "surge_from")) option.surge_from = number;
+        else if (!strcmp(name, "surge_seconds")) option.surge_seconds = number;
         else if (!strcmp(name, "window")) option.window = (long)number;
         else if (!strcmp(name, "path")) option.path = value;
         else if (!strcmp(name, "upstream")) option.json_up = !strcmp(value, "json");
@@ -763,6 +788,8 @@ static void read_options(int count, char **words)
     }
     if (option.symbols > 456976 || option.per_client > option.symbols || option.batch > 4000)
         die("too many symbols, or messages a frame");
+    if (option.quotes && !(option.json_up && option.json_down && option.rate > 0))
+        die("quotes are JSON, at a rate");
 #ifndef WITH_TLS
     if (option.tls)
         die("built without TLS");
@@ -831,6 +858,8 @@ int main(int count, char **words)
     uint64_t delivered_before = delivered, frames_before = frames_heard, offered_before = offered;
     uint64_t sent_before = sent;
     int64_t from = now_ns(CLOCK_MONOTONIC);
+    surge_begins = from + (int64_t)(option.surge_from * 1e9);
+    surge_ends = surge_begins + (int64_t)(option.surge_seconds * 1e9);
     double before = proxy_nanoseconds(&system_before);
     run_until(from + (int64_t)(option.seconds * 1e9), window);
     double after = proxy_nanoseconds(&system_after);

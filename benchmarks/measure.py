@@ -40,12 +40,12 @@ def run(
     client: str = "", more: str = "", launcher: Sequence[str] = ("-m", "proxy"),
     during: Callable[[Running], None] | None = None,
 ) -> Figures:  # fmt: skip
-    """Run the load once against a contender.
+    """Run the load once against a contender, for so many seconds unless the load says for how many.
 
     The contender `proxy tls` is the product with TLS toward its clients, `direct` is no proxy at all. `during` is
     called while data flows and may inspect the proxy. Raises BenchError.
     """
-    options = {**load, "seconds": seconds}
+    options = {"seconds": seconds, **load}
     if contender == "direct":
         options["direct"] = 1
     tls = contender == "proxy tls"
@@ -60,7 +60,7 @@ def run(
         assert generator.stdout is not None
         port = int(generator.stdout.readline().split()[1])
         if contender == "direct":
-            out, errors = generator.communicate(f"{port}\n", timeout=90 + seconds)
+            out, errors = generator.communicate(f"{port}\n", timeout=120 + seconds)
         else:
             with start(
                 bench, contender, port, codec=codec, tls=tls, client=client, more=more, launcher=launcher
@@ -73,7 +73,7 @@ def run(
                     order = ""
                     if generator.stdout.readline():
                         during(running)
-                out, errors = generator.communicate(order, timeout=90 + seconds)
+                out, errors = generator.communicate(order, timeout=120 + seconds)
     finally:
         if generator.poll() is None:
             generator.kill()

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import rates
 from contenders import ROOT, Bench
 from growth import Growth
 
@@ -24,9 +25,17 @@ contender, one after the other, on this machine:
 {rounds} rounds, {seconds:g} s measured in each run. The proxy ran as the product it is, with authentication, bounds,
 metrics and logs, alone on its core; the stand-in for Alpaca and the clients, one C program, on the other. `C frame` is
 a relay that sends each frame to each client, `C chunk` one that sends whatever it has read (up to 256 KiB), both
-without looking at the data; `naive` is asyncio, `websockets` and json; `broadcast` that library's broadcast with
+without looking at the data; `gevent` is the least that such a relay costs in Python under gevent, without any
+feature; `naive` is asyncio, `websockets` and json; `broadcast` that library's broadcast with
 orjson; `picows` runs on uvloop; `node` is `ws`. In saturation the sender is never more than 256 KiB ahead of what the
 clients have read, so that no message is lost and queues stay short. [SOAK.md](SOAK.md) has the results of a long run.
+"""
+
+_CHART = """\
+<picture>
+  <source media="(prefers-color-scheme: dark)" srcset="rates-dark.svg">
+  <img alt="Processor time for each delivered message against messages a second" src="rates-light.svg">
+</picture>
 """
 
 
@@ -52,6 +61,7 @@ class Report:
     machine: str = ""
     lines: list[Line] = field(default_factory=list)
     growths: list[tuple[Growth, list[list[str]]]] = field(default_factory=list)
+    series: rates.Series = field(default_factory=dict)
 
     @property
     def reached(self) -> bool:
@@ -71,8 +81,18 @@ class Report:
         print(_table(growth, rows), flush=True)
         self.growths.append((growth, rows))
 
+    def add_rates(self, series: rates.Series) -> None:
+        print(_table_of(rates.table(series)), flush=True)
+        self.series = series
+
     def write(self, path: Path) -> None:
+        """Write the results, and the charts beside them."""
         parts = [_HEAD.format(machine=self.machine, rounds=self.rounds, seconds=self.seconds)]
+        if self.series:
+            rates.write_charts(self.series, path.parent)
+            parts.append(
+                f"\n## rates\n\n{_CHART}\n{rates.TEXT}\n\n{_table_of(rates.table(self.series))}\n\n{rates.NOTE}\n"
+            )
         title = ""
         for line in self.lines:
             if line.text != title:
@@ -85,8 +105,11 @@ class Report:
 
 
 def _table(growth: Growth, rows: list[list[str]]) -> str:
-    titles = [growth.varied, *(column.title for column in growth.columns)]
-    lines = [titles, ["---:"] * len(titles), *rows]
+    return _table_of([[growth.varied, *(column.title for column in growth.columns)], *rows])
+
+
+def _table_of(rows: list[list[str]]) -> str:
+    lines = [rows[0], ["---:"] * len(rows[0]), *rows[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 PEERS = ("broadcast", "picows", "node")
+FLOOR = "gevent"  # a relay in pure Python under gevent, without any feature
 
 
 class Figure(Enum):
@@ -43,7 +44,7 @@ class Target:
 class Row:
     """One row: `load` holds load.c's options, `codec` is that of the upstream.
 
-    `ours` is the contender that the others are compared with.
+    It may have a time of its own. `ours` is the contender that the others are compared with.
     """
 
     name: str
@@ -59,6 +60,30 @@ def _cheaper(peer: str, times: float) -> Target:
     return Target(Figure.CPU, peer, Bound.LEAST, times)
 
 
+def _real_day(
+    name: str, text: str, load: dict[str, object], peers: tuple[str, ...] = (), targets: tuple[Target, ...] = ()
+) -> tuple[Row, Row]:
+    """A load of real days, where a relay that does not merge costs least; and the same with msgpack from Alpaca."""
+    picows = (
+        _cheaper("picows", 1),
+        Target(Figure.P50, "picows", Bound.MOST, 1.1),
+        Target(Figure.P99, "picows", Bound.MOST, 1),
+    )
+    return (
+        Row(name, text, load, (*peers, "naive", FLOOR, *PEERS), (*picows, *targets)),
+        Row(
+            f"{name}-msgpack",
+            f"{text}, msgpack from Alpaca, JSON to clients",
+            {**load, "upstream": "msgpack"},
+            ("naive",),
+            (),
+            codec="msgpack",
+        ),
+    )
+
+
+_LIGHT: dict[str, object] = {"clients": 10, "batch": 1, "rate": 2_000}
+_SURGE = {"seconds": 30, "surge": 20, "surge_from": 10, "surge_seconds": 5}
 _SHARDED = {"clients": 100, "symbols": 8000, "per_client": 80}
 
 ROWS = (
@@ -76,12 +101,31 @@ ROWS = (
         ("C chunk", "C frame", "naive", *PEERS),
         (_cheaper("naive", 50), _cheaper("C chunk", 0.15)),
     ),
-    Row(
+    *_real_day("light", "wildcard, 10 clients, 1 message a frame, 2,000 messages a second", _LIGHT, ("C frame",)),
+    *_real_day(
+        "typical",
+        "10 clients with 20 of 200 symbols each, 5 messages a frame, 5,000 messages a second",
+        {"clients": 10, "symbols": 200, "per_client": 20, "batch": 5, "rate": 5_000},
+    ),
+    *_real_day(
+        "sharded-steady",
+        "50 clients with 20 of 1,000 symbols each, 20 messages a frame, 20,000 messages a second",
+        {"clients": 50, "symbols": 1000, "per_client": 20, "batch": 20, "rate": 20_000},
+    ),
+    *_real_day(
         "steady",
         "wildcard, 50 clients, 20 messages a frame, 10,000 messages a second",
         {"clients": 50, "batch": 20, "rate": 10_000},
-        ("C frame", "naive", *PEERS),
-        (_cheaper("naive", 12),),
+        ("C frame",),
+        (_cheaper("naive", 12), _cheaper("C frame", 1 / 1.15)),
+    ),
+    Row(
+        "open",
+        "an opening bell: 10 clients with 100 of 1,000 symbols each, 90 % quotes, 5 messages a frame; 4,000 messages a "
+        "second, 80,000 for 5 of 30 seconds",
+        {"clients": 10, "symbols": 1000, "per_client": 100, "batch": 5, "quotes": 90, "rate": 4_000, **_SURGE},
+        ("picows",),
+        (),
     ),
     Row(
         "sharded-10",
@@ -123,7 +167,7 @@ ROWS = (
     Row(
         "added",
         "wildcard, 10 clients, 1 message a frame, 2,000 messages a second",
-        {"clients": 10, "batch": 1, "rate": 2_000},
+        _LIGHT,
         ("direct", "C frame"),
         (Target(Figure.P50, "direct", Bound.ADDED, 500),),
     ),

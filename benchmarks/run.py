@@ -15,13 +15,14 @@ import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+import rates
 import report
 from cluster import measure_cluster
 from contenders import HERE, Bench, BenchError
 from growth import GROWTHS, measure_growth, spread
 from joins import measure_joins
 from measure import Figures, run
-from rows import ROWS, Bound, Row, Target
+from rows import FLOOR, ROWS, Bound, Row, Target
 
 IDLE_SECONDS = 12
 
@@ -52,7 +53,7 @@ def describe(figures: Figures) -> str:
     text = f"{figures.cpu:,.0f} ns/message, {figures.delivered:,.0f} messages/s, {figures.frame:.1f} a frame"
     text += f", core {figures.share:.0%}, {figures.mib:.0f} MiB"
     if figures.p50:
-        text += f", p50 {figures.p50:,.0f} p99 {figures.p99:,.0f} max {figures.max:,.0f} us"
+        text += f", p50 {figures.p50:,.0f} p99 {figures.p99:,.0f} p99.9 {figures.p999:,.0f} max {figures.max:,.0f} us"
     if figures.lost or figures.unsent or figures.disconnected:
         text += f"; lost {figures.lost}, not taken {figures.unsent}, {figures.disconnected} clients disconnected"
     return text
@@ -122,6 +123,18 @@ def transcode(bench: Bench, rounds: int, seconds: float) -> list[report.Line]:
     return lines
 
 
+def ingest(bench: Bench, rounds: int, seconds: float) -> list[report.Line]:
+    text = "one client with 10 of 1,000 symbols, 10 messages a frame, saturated: what one core takes in and routes"
+    load = {"clients": 1, "symbols": 1000, "per_client": 10, "batch": 10}
+    lines = []
+    for contender in ("proxy", FLOOR, "picows", "naive"):
+        if bench.has(contender):
+            runs = [run(bench, contender, load, seconds) for _ in range(rounds)]
+            taken = [figures.offered / figures.share for figures in runs]
+            lines.append(report.Line("ingest", text, f"{contender}: {spread(taken)} messages a second of one core"))
+    return lines
+
+
 def longest(turns: list[tuple[float, str]]) -> float:
     """Return the longest turn of the hub, without those of the feed's reader, which delivers data in them."""
     return max((took for took, name in turns if not name.startswith("FeedSupervisor._run")), default=0.0)
@@ -171,13 +184,14 @@ def _verdict_word(good: bool) -> str:
 SPECIAL: dict[str, Callable[[Bench, int, float], list[report.Line]]] = {
     "joins": joins,
     "idle": idle,
+    "ingest": ingest,
     "transcode": transcode,
     "cluster": cluster,
 }
 
 
 def main() -> int:
-    names = [row.name for row in ROWS] + [*SPECIAL] + [growth.name for growth in GROWTHS]
+    names = ["rates", *(row.name for row in ROWS), *SPECIAL] + [growth.name for growth in GROWTHS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help="of " + " ".join(names))
     parser.add_argument("--rounds", type=int, default=3)
@@ -196,6 +210,8 @@ def main() -> int:
     try:
         bench = Bench(options.against)
         results.machine = report.machine(bench)
+        if chosen("rates"):
+            results.add_rates(rates.measure_rates(bench, options.rounds, options.seconds))
         for row in ROWS:
             if chosen(row.name):
                 results.add(against_peers(bench, row, options.rounds, options.seconds, options.only))

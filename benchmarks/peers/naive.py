@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from datetime import datetime
 from typing import Any
 
 import msgpack
@@ -25,6 +26,10 @@ async def converse(client: ServerConnection) -> None:
             await client.send('[{"T":"subscription"}]')
 
 
+def time_text(time: datetime) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
 async def relay(port: int) -> None:
     async with connect(f"ws://127.0.0.1:{port}/v2/iex", compression=None, max_size=None) as upstream:
         await upstream.recv()
@@ -34,7 +39,7 @@ async def relay(port: int) -> None:
         await upstream.recv()
         async for frame in upstream:
             for message in json.loads(frame) if isinstance(frame, str) else msgpack.unpackb(frame, timestamp=3):
-                text = json.dumps([message], default=str)
+                text = json.dumps([message], default=time_text)
                 for client, symbols in clients:
                     if "*" in symbols or message["S"] in symbols:
                         await client.send(text)

@@ -108,7 +108,7 @@ class Algorithm:
             connection.write(frames.TEXT, JSON.encode(request))
             while True:
                 for frame in connection.receive():
-                    self._read(json.loads(frame.payload))
+                    self._read(json.loads(frame))
         except ProxyError as error:
             self.lost = f"{path}: {error}"
 

@@ -42,7 +42,7 @@ def _log_in(name: str, account: Account, feed: str) -> str | None:
         with gevent.Timeout(ANSWER_SECONDS, ConnectionLost(f"no reply within {ANSWER_SECONDS:.0f} s")):
             while True:
                 for frame in connection.receive():
-                    for body in _bodies(codec, target.dialect, frame.payload):
+                    for body in _bodies(codec, target.dialect, frame):
                         match connection.handle(body):
                             case LoggedIn():
                                 return None

@@ -29,7 +29,7 @@ from proxy.transport.connection import outlast_cuts
 from proxy.transport.errors import ConnectionLost, UpgradeRefused
 from proxy.upstream.connection import SourceConnection
 from proxy.upstream.source import FeedSettings, LoginRefused
-from proxy.upstream.websocket import Frame, dial
+from proxy.upstream.websocket import dial
 
 DIAL_SECONDS = 1.0
 LOGIN_SECONDS = 1.0
@@ -104,7 +104,7 @@ class LeaderLink(SourceConnection):
         self._on_state = on_state
         self._orders = orders
         self._claim: Claim | None = None
-        self._unread: deque[Frame] = deque()  # received while it was not live
+        self._unread: deque[bytes] = deque()  # received while it was not live
         self._id = 0  # of the last request
         self._blamed: tuple[int, ...] = ()
         self._pings: dict[bytes, float] = {}
@@ -127,7 +127,7 @@ class LeaderLink(SourceConnection):
             raise self._ended(Gone.REJECTED, f"not the dialect of nodes: {error}") from error
         self._on_state()
 
-    def receive(self) -> list[Frame]:
+    def receive(self) -> list[bytes]:
         """Return the messages that have arrived; block until there is one. Raises LeaderGone."""
         if self._unread:
             received = [*self._unread]
@@ -296,9 +296,9 @@ class LeaderLink(SourceConnection):
         while not self._unread:
             self._unread.extend(self.receive())
         frame = self._unread.popleft()
-        if len(frame.payload) > dialect.LOGIN_BYTES:
+        if len(frame) > dialect.LOGIN_BYTES:
             raise Malformed("too large a message")
-        bodies = self._codec.items_of(frame.payload)
+        bodies = self._codec.items_of(frame)
         if len(bodies) != 1:
             raise Malformed("not one message")
         return dialect.leader_message(self._codec, bodies[0])

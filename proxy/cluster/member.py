@@ -498,7 +498,7 @@ class Member:
         """Read until the log-in is accepted. Raises LoginRefused or ConnectionLost."""
         while not connection.live:
             for frame in connection.receive():
-                for event in self._events(connection, frame.payload):
+                for event in self._events(connection, frame):
                     match event:
                         case Refused(code) if code == SLOT_TAKEN and self.keeps_trying():
                             gevent.sleep(RETRY_SECONDS)

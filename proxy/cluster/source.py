@@ -19,7 +19,6 @@ from proxy.cluster.leader_link import Gone, LeaderGone, LeaderLink
 from proxy.routing.request_builder import UpstreamRequest
 from proxy.transport.errors import ConnectionLost
 from proxy.upstream.alpaca_connection import AlpacaConnection
-from proxy.upstream.websocket import Frame
 
 SLOT_TAKEN = 406
 DENIED = (Gone.REFUSED, Gone.NOT_LEADING)  # ends of a link after which its leader does not lead
@@ -129,7 +128,7 @@ class ClusterSource:
                 self.unopened = not self.cause
                 raise
 
-    def receive(self) -> list[Frame]:
+    def receive(self) -> list[bytes]:
         assert self.inner is not None
         try:
             return self.inner.receive()

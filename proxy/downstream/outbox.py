@@ -98,7 +98,7 @@ class Outbox:
         self._rest = b""  # of a frame that was sent in part: no other bytes may come before it
         self._sending = 0  # the number of messages in `_rest`, or in the batch that is being sent
         self._urgent: dict[int, bytes] = {}  # the newest ping and pong, sent before everything else
-        self._waiting = False  # whether the writer waits for a frame
+        self._send_now: Callable[[bytes], int] | None = None  # while nothing is pending and the writer waits
         self._conflates = False
         self._backlog: Backlog | None = None  # what comes after `_queue`, for a client with conflation that is behind
         outboxes.open.add(self)
@@ -132,13 +132,12 @@ class Outbox:
 
         Its bytes may be shared with other outboxes.
         """
-        if self.closing is not None:
-            self.lost += messages
-            return
-        if not self.pending and self._waiting and not self._connection.tls:
+        if (send := self._send_now) is not None:
             try:
-                sent = self._connection.try_send(frame)
-            except ConnectionLost:
+                sent = send(frame)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
                 self.lost += messages
                 self._connection.shut()
                 return
@@ -151,6 +150,9 @@ class Outbox:
                 self._queue.put_nowait((b"", 0))  # wakes the writer
                 self._outboxes.enforce_limit()
                 return
+        if self.closing is not None:
+            self.lost += messages
+            return
         if self._conflates and (self._backlog or (self.pending and self.pending + len(frame) > BACKLOG_BYTES)):
             self._conflate(frame, messages)
         else:
@@ -239,7 +241,7 @@ class Outbox:
         except ConnectionLost:
             self._connection.shut()
         finally:
-            self._waiting = False
+            self._send_now = None
             self.closing = self.closing or (frames.NORMAL, "the client is gone")  # nothing is accepted any more
             self._discard()
             self.lost += self._sending
@@ -253,9 +255,9 @@ class Outbox:
         """
         if self._backlog and self._queue.empty():
             self._refill(self._backlog)
-        self._waiting = True
+        self._send_now = self._connection.send_now if not self.pending and self.closing is None else None
         queued, messages = self._queue.get()
-        self._waiting = False
+        self._send_now = None
         frame = queued if isinstance(queued, bytes) else self._computed(queued)
         batch = [self._rest, frame]
         size = len(self._rest) + len(frame)
@@ -331,6 +333,7 @@ class Outbox:
         self._count(backlog.size - before)
 
     def _count(self, size: int) -> None:
+        self._send_now = None
         self.pending += size
         self._outboxes.pending += size
 

@@ -9,6 +9,7 @@ import contextlib
 import socket
 import ssl
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -58,6 +59,10 @@ class ClientConnection:
         self.tls = isinstance(sock, ssl.SSLSocket)
         self._socket = sock
         self._raw = sock._sock  # gevent's own name for the non-blocking socket under its cooperative one
+        # Writes as many bytes as the kernel takes at once; returns their number. Raises OSError (BlockingIOError for
+        # none). The socket's own method, since a method here would be one call more for each frame and client. None for
+        # TLS, whose records are written whole.
+        self.send_now: Callable[[bytes], int] | None = None if self.tls else self._raw.send
         self._rfile = rfile
         self._is_shut = False
         self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -80,30 +85,18 @@ class ClientConnection:
             raise ConnectionLost(str(error)) from error
         return data
 
-    def try_send(self, data: bytes) -> int:
-        """Write as much as the kernel takes now; return the number of bytes.
-
-        Never blocks. Not for TLS.
-        """
-        try:
-            sent: int = self._raw.send(data)
-        except BlockingIOError:
-            return 0
-        except OSError as error:
-            raise ConnectionLost(str(error)) from error
-        return sent
-
     def send(self, data: bytes, seconds: float | None = None) -> bool:
         """Write all of `data`; return False if that takes longer than `seconds`, if they are given.
 
         Part of a frame may have been sent then, so the connection can only be closed.
         """
         try:
-            if not self.tls:
-                sent = self.try_send(data)
-                if sent == len(data):
-                    return True
-                data = data[sent:]
+            if self.send_now is not None:
+                with contextlib.suppress(BlockingIOError):
+                    sent = self.send_now(data)
+                    if sent == len(data):
+                        return True
+                    data = data[sent:]
             with gevent.Timeout(seconds, False):
                 self._socket.sendall(data)
                 return True

@@ -14,7 +14,7 @@ from proxy.alpaca.client_protocol import Phase
 from proxy.routing.request_builder import UpstreamRequest
 from proxy.transport import frames
 from proxy.transport.errors import ConnectionLost
-from proxy.upstream.websocket import Frame, UpstreamConnection
+from proxy.upstream.websocket import UpstreamConnection
 
 CLOSE_FRAME_SECONDS = 1.0
 
@@ -52,7 +52,7 @@ class SourceConnection:
         """Whether requests can be sent: logged in, and not ending."""
         return self.phase is Phase.LIVE and not self.cause
 
-    def receive(self) -> list[Frame]:
+    def receive(self) -> list[bytes]:
         """Return the messages that have arrived; block until there is one.
 
         The list is empty after a ping or a pong. Raises ConnectionLost.

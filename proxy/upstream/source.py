@@ -16,7 +16,6 @@ from proxy.alpaca.endpoints import Endpoint
 from proxy.alpaca.topics import Topic
 from proxy.routing.request_builder import UpstreamRequest
 from proxy.transport.errors import ProxyError
-from proxy.upstream.websocket import Frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ class FeedSource(Protocol):
         Raises ConnectionLost, UpgradeRefused or LoginRefused.
         """
 
-    def receive(self) -> list[Frame]:
+    def receive(self) -> list[bytes]:
         """Return the messages that have arrived; block until there is one. Raises ConnectionLost."""
 
     def handle(self, body: Raw | bytes) -> FeedEvent:

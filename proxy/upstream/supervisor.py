@@ -42,11 +42,10 @@ from proxy.routing.router import Delivery, Routing
 from proxy.routing.subscriber import Error, PendingRequest, RequestOutcome, Subscriber
 from proxy.transport import frames
 from proxy.transport.errors import ConnectionLost, UpgradeRefused
-from proxy.transport.time_slice import SLICE_SECONDS, YIELD_SECONDS, TimeSlice
+from proxy.transport.time_slice import YIELD_SECONDS, TimeSlice
 from proxy.upstream.feed_stats import FeedStats
 from proxy.upstream.silence import SilenceDetector
 from proxy.upstream.source import FeedSettings, FeedSource, LoginRefused, MakeSource
-from proxy.upstream.websocket import Frame
 
 IDLE_SECONDS = STABLE_SECONDS = 10.0
 # For which a state that changes nothing is not taken for the answer to the request under way: another proxy also sends
@@ -423,22 +422,22 @@ class FeedSupervisor:
 
         It yields by time, since `receive` does not block while data is ready.
         """
-        time_slice, done = TimeSlice(self._clock), self._clock()
+        time_slice, loop = TimeSlice(self._clock), gevent.get_hub().loop
         while True:
+            polls = loop.iteration
             received = source.receive()
-            if source.received_at - done >= SLICE_SECONDS:
-                time_slice.begin(source.received_at)  # `receive` has blocked
-            if received and len(received[-1].payload) > LARGE_FRAME_BYTES:  # a large frame is always the last one
+            if loop.iteration != polls:  # `receive` has blocked, and others have run
+                time_slice.begin(source.received_at)
+            if received and len(received[-1]) > LARGE_FRAME_BYTES:  # a large frame is always the last one
                 self._take(source, received[:-1])
                 self._take_large(source, received[-1], time_slice)
             else:
                 self._take(source, received)
+            if source.received_at >= self.stats.due and received and len(received[0]) <= LARGE_FRAME_BYTES:
+                self.stats.sample(received[0], self.codec, source.received_at)
             time_slice.pause()
-            done = self._clock()
-            if done >= self.stats.due and received and len(received[0].payload) <= LARGE_FRAME_BYTES:
-                self.stats.sample(received[0].payload, self.codec, source.received_at)
 
-    def _take(self, source: FeedSource, received: list[Frame]) -> None:
+    def _take(self, source: FeedSource, received: list[bytes]) -> None:
         """The data path, from frames to outboxes; never blocks for data.
 
         It does not stop in between when its time slice is over, since each flush costs one send to each client. The
@@ -447,12 +446,12 @@ class FeedSupervisor:
         """
         router = self.router
         for frame in received:
-            rest: bytes | None = frame.payload
+            rest: bytes | None = frame
             while rest is not None:
                 try:
                     control, rest = router.take(rest)
                 except Malformed:
-                    if (error := source.foreign_error(frame.payload)) is None:
+                    if (error := source.foreign_error(frame)) is None:
                         self.malformed += 1
                     else:
                         self._handle(source, error)
@@ -464,12 +463,12 @@ class FeedSupervisor:
                         gevent.sleep(YIELD_SECONDS)
         self._deliver(router.flush())
 
-    def _take_large(self, source: FeedSource, frame: Frame, time_slice: TimeSlice) -> None:
+    def _take_large(self, source: FeedSource, frame: bytes, time_slice: TimeSlice) -> None:
         """Deliver a large frame in pieces, and yield by time between them."""
         try:
-            for piece in self.router.pieces(frame.payload):
+            for piece in self.router.pieces(frame):
                 if piece is not None:
-                    self._take(source, [Frame(frame.text, piece)])
+                    self._take(source, [piece])
                 time_slice.pause()
         except Malformed:
             self.malformed += 1

@@ -17,7 +17,6 @@ from proxy.transport.frames import CLOSE, PING, PONG, TEXT
 from proxy.upstream import alpaca_connection
 from proxy.upstream.alpaca_connection import AlpacaConnection
 from proxy.upstream.source import FeedSettings
-from proxy.upstream.websocket import Frame
 
 
 class StuckWebSocket:
@@ -168,7 +167,7 @@ def test_a_lost_connection_takes_no_requests(scene: Scene, monkeypatch: pytest.M
     """Its close takes up to a second; a request that was never sent must not count as one that failed."""
     connection = scene.log_in()
 
-    def lost() -> list[Frame]:
+    def lost() -> list[bytes]:
         raise ConnectionLost("reset")
 
     monkeypatch.setattr(scene.socket, "receive", lost, raising=False)

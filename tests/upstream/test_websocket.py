@@ -25,7 +25,7 @@ from proxy.transport import frames
 from proxy.transport.errors import ConnectionLost, UpgradeRefused
 from proxy.transport.frames import BINARY, CLOSE, PING, PONG, TEXT
 from proxy.upstream import websocket
-from proxy.upstream.websocket import Frame, UpstreamConnection, dial
+from proxy.upstream.websocket import UpstreamConnection, dial
 from tests.ports import free_port
 
 SECONDS = 5
@@ -120,8 +120,8 @@ class Pair:
         self.sock.sendall(data)
         return self
 
-    def receive(self) -> list[tuple[bool, bytes]]:
-        return [(frame.text, frame.payload) for frame in self.connection.receive()]
+    def receive(self) -> list[bytes]:
+        return self.connection.receive()
 
     def lost(self) -> str:
         """Expect ConnectionLost; return its text."""
@@ -178,16 +178,16 @@ def no_reply(_: int, __: bytes) -> None:
 
 def test_one_receive_returns_all_messages_that_have_arrived(pair: Pair) -> None:
     pair.send(frame(TEXT, b"a") + frame(BINARY, b"\xff") + frame(TEXT))
-    assert pair.receive() == [(True, b"a"), (False, b"\xff"), (True, b"")]
+    assert pair.receive() == [b"a", b"\xff", b""]
     pair.send(frame(TEXT, "aß€\U0010ffff".encode()))
-    assert pair.receive() == [(True, "aß€\U0010ffff".encode())]
+    assert pair.receive() == ["aß€\U0010ffff".encode()]
 
 
 def test_receive_returns_at_most_256_messages(pair: Pair) -> None:
     pair.send(b"".join(frame(BINARY, b"%d" % n) for n in range(800)))
     received = [pair.receive() for _ in range(4)]
     assert [len(messages) for messages in received] == [256, 256, 256, 32]
-    assert [payload for messages in received for _, payload in messages] == [b"%d" % n for n in range(800)]
+    assert [payload for messages in received for payload in messages] == [b"%d" % n for n in range(800)]
 
 
 def test_receive_stops_after_merge_bytes(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +202,7 @@ def test_more_data_than_the_kernels_buffer_holds(pair: Pair) -> None:
     writer = gevent.spawn(pair.send, b"".join(frame(BINARY, payload) for payload in payloads))
     received: list[bytes] = []
     while len(received) < len(payloads):
-        received += [payload for _, payload in pair.receive()]
+        received += pair.receive()
     writer.join()
     assert received == payloads
 
@@ -213,36 +213,35 @@ def test_a_frame_that_arrives_in_pieces(pair: Pair) -> None:
         assert not waiting.ready()
         pair.send(bytes((byte,)))
         gevent.sleep(0)
-    assert waiting.get(timeout=SECONDS) == [(True, b"x" * 200)]
-    assert pair.send(b"y").receive() == [(True, b"y")]
+    assert waiting.get(timeout=SECONDS) == [b"x" * 200]
+    assert pair.send(b"y").receive() == [b"y"]
 
 
 @pytest.mark.parametrize("size", [125, 126, 65535, 65536, 1 << 20, LIMIT])
 def test_messages_of_every_size_up_to_the_limit(pair: Pair, size: int) -> None:
     writer = gevent.spawn(pair.send, frame(BINARY, b"x" * size))
-    [(text, payload)] = pair.receive()
+    [payload] = pair.receive()
     writer.join()
-    assert not text
     assert payload == b"x" * size
 
 
 def test_fragments_are_joined(pair: Pair) -> None:
     pair.send(fragments(TEXT, b"a", b"", b"b") + frame(BINARY, b"c") + fragments(BINARY, b"\xff", b"\xfe"))
     assert [pair.receive(), pair.receive(), pair.receive()] == [
-        [(True, b"ab")],
-        [(False, b"c")],
-        [(False, b"\xff\xfe")],
+        [b"ab"],
+        [b"c"],
+        [b"\xff\xfe"],
     ]
 
 
 def test_a_character_may_be_split_between_fragments(pair: Pair) -> None:
-    assert pair.send(fragments(TEXT, EURO[:1], EURO[1:])).receive() == [(True, EURO)]
+    assert pair.send(fragments(TEXT, EURO[:1], EURO[1:])).receive() == [EURO]
 
 
 def test_the_limit_holds_for_all_fragments_together(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket, "UPSTREAM_MESSAGE_BYTES", 40_000)
     for _ in range(2):
-        assert pair.send(fragments(BINARY, *[b"x" * 100] * 400)).receive() == [(False, b"x" * 40_000)]
+        assert pair.send(fragments(BINARY, *[b"x" * 100] * 400)).receive() == [b"x" * 40_000]
     assert pair.send(fragments(BINARY, *[b"x" * 100] * 401)).lost() == "message over 40000 bytes"
 
 
@@ -263,13 +262,13 @@ def test_receive_returns_after_a_pong(pair: Pair) -> None:
 
 def test_a_ping_between_messages_keeps_its_position(pair: Pair) -> None:
     pair.send(frame(TEXT, b"a") + frame(PING, b"p") + frame(TEXT, b"b"))
-    assert [pair.receive(), pair.receive(), pair.receive()] == [[(True, b"a")], [], [(True, b"b")]]
+    assert [pair.receive(), pair.receive(), pair.receive()] == [[b"a"], [], [b"b"]]
     assert pair.replies == [(PONG, b"p")]
 
 
 def test_a_ping_between_fragments(pair: Pair) -> None:
     pair.send(frame(TEXT, b"a", fin=False) + frame(PING, b"p") + frame(CONTINUATION, b"b"))
-    assert [pair.receive(), pair.receive()] == [[], [(True, b"ab")]]
+    assert [pair.receive(), pair.receive()] == [[], [b"ab"]]
     assert pair.replies == [(PONG, b"p")]
     assert pair.silent()
 
@@ -313,7 +312,7 @@ def test_frames_that_end_the_connection(pair: Pair, data: bytes, reason: str, co
 @pytest.mark.parametrize("data", [case for case, _, _ in LOST.values()], ids=LOST.keys())
 def test_whole_messages_before_the_end_are_returned(pair: Pair, data: bytes) -> None:
     pair.send(frame(TEXT, b"a") + frame(BINARY, b"b") + data)
-    assert pair.receive() == [(True, b"a"), (False, b"b")]
+    assert pair.receive() == [b"a", b"b"]
     pair.lost()
 
 
@@ -327,7 +326,7 @@ def test_a_message_that_begins_inside_another_ends_the_connection(pair: Pair, pi
 
 def test_an_end_without_a_close_frame(pair: Pair) -> None:
     pair.send(frame(TEXT, b"a") + frame(TEXT, b"b")[:-1]).sock.shutdown(socket.SHUT_WR)
-    assert pair.receive() == [(True, b"a")]
+    assert pair.receive() == [b"a"]
     assert pair.lost() == "closed by the other side, no close frame"
     assert pair.replies == []
 
@@ -402,10 +401,11 @@ def test_a_server_reads_the_written_frame(pair: Pair, opcode: int, payload: byte
 
 
 class PiecewiseSocket:
-    """A socket that returns a stream in given pieces, and then its end."""
+    """A socket that returns a stream in given pieces, and then its end; it is always readable."""
 
-    def __init__(self, pieces: Iterable[bytes]) -> None:
+    def __init__(self, pieces: Iterable[bytes], readable: socket.socket) -> None:
         self._pieces = iter([piece for piece in pieces if piece])
+        self.fileno, self.settimeout = readable.fileno, readable.settimeout
 
     def recv(self, size: int) -> bytes:
         piece = next(self._pieces, b"")
@@ -421,10 +421,10 @@ PAYLOADS = st.one_of(
 
 
 @st.composite
-def streams(draw: st.DrawFn) -> tuple[bytes, list[Frame], list[bytes]]:
+def streams(draw: st.DrawFn) -> tuple[bytes, list[bytes], list[bytes]]:
     """Generate a valid stream of frames, with its messages and its pings."""
     stream = b""
-    messages: list[Frame] = []
+    messages: list[bytes] = []
     pings: list[bytes] = []
     for text, payload in draw(st.lists(PAYLOADS, max_size=6)):
         cuts = sorted(draw(st.lists(st.integers(0, len(payload)), max_size=3)))
@@ -434,13 +434,13 @@ def streams(draw: st.DrawFn) -> tuple[bytes, list[Frame], list[bytes]]:
                 pings += [data] if opcode == PING else []
             first = TEXT if text else BINARY
             stream += frame(CONTINUATION if at else first, payload[begin:end], fin=at == len(cuts))
-        messages.append(Frame(text, payload))
+        messages.append(payload)
     return stream, messages, pings
 
 
 @given(streams(), st.data())
 def test_the_messages_of_a_stream_do_not_depend_on_its_pieces(
-    expected: tuple[bytes, list[Frame], list[bytes]], data: st.DataObject
+    expected: tuple[bytes, list[bytes], list[bytes]], data: st.DataObject
 ) -> None:
     stream, messages, pings = expected
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8), label="cuts"))
@@ -459,18 +459,23 @@ def test_any_bytes_raise_connection_lost_at_the_most(parts: Sequence[bytes], dat
     assert received([stream[begin:end] for begin, end in pairwise([0, *cuts, len(stream)])]) == received([stream])
 
 
-def received(pieces: Iterable[bytes]) -> tuple[list[Frame], list[bytes], str]:
+def received(pieces: Iterable[bytes]) -> tuple[list[bytes], list[bytes], str]:
     """Return the messages, the pings and the error's text for a stream in pieces."""
     replies: list[tuple[int, bytes]] = []
     connection = UpstreamConnection(lambda opcode, payload: replies.append((opcode, payload)))
-    connection.sock = PiecewiseSocket(pieces)  # type: ignore[assignment]
     connection.connected = True
-    messages: list[Frame] = []
-    try:
-        while True:
-            messages += connection.receive()
-    except ConnectionLost as lost:
-        return messages, [payload for opcode, payload in replies if opcode == PONG], str(lost)
+    messages: list[bytes] = []
+    ends = socket.socketpair()
+    with ends[0], ends[1]:
+        ends[1].send(b"x")
+        connection.begin(PiecewiseSocket(pieces, ends[0]), b"")  # type: ignore[arg-type]
+        try:
+            while True:
+                messages += connection.receive()
+        except ConnectionLost as lost:
+            return messages, [payload for opcode, payload in replies if opcode == PONG], str(lost)
+        finally:
+            connection._readable.close()
 
 
 # Opening a connection
@@ -487,7 +492,7 @@ def test_the_upgrade_request(serve: Callable[..., Server]) -> None:
     server = serve(script)
     connection = dial(server.url, {"Content-Type": "application/msgpack", "User-Agent": "alpaca-proxy"}, no_reply)
     try:
-        assert connection.receive() == [Frame(True, b"right behind the head")]
+        assert connection.receive() == [b"right behind the head"]
         assert connection.sock is not None
         assert connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
     finally:
@@ -579,7 +584,7 @@ def test_an_endless_response(serve: Callable[..., Server], response: bytes, erro
 def test_frames_right_behind_the_response_are_not_lost(serve: Callable[..., Server]) -> None:
     server = serve(answering(lambda upgrade: accept(upgrade) + b"\x81\x05hello"))
     connection = dial(server.url, {}, no_reply)
-    assert connection.receive() == [Frame(True, b"hello")]
+    assert connection.receive() == [b"hello"]
     connection.free()
 
 
@@ -625,7 +630,7 @@ def test_an_open_connection_may_be_silent(serve: Callable[..., Server], monkeypa
         sock.recv(1)
 
     connection = dial(serve(script).url, {}, no_reply)
-    assert connection.receive() == [Frame(True, b"late")]
+    assert connection.receive() == [b"late"]
     connection.free()
 
 
@@ -684,7 +689,7 @@ def test_a_trusted_certificate(secure: Server, certificate: tuple[Path, Path], m
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
     monkeypatch.setattr(websocket, "tls_context", ssl.create_default_context)
     connection = dial(secure.url, {}, no_reply)
-    messages: list[Frame] = []
+    messages: list[bytes] = []
     while len(messages) < 10:
         messages += connection.receive()
     connection.write(TEXT, b"x")
@@ -692,7 +697,7 @@ def test_a_trusted_certificate(secure: Server, certificate: tuple[Path, Path], m
     with pytest.raises(ConnectionLost):
         connection.receive()
     connection.free()
-    assert messages == [Frame(False, b"x" * 30_000)] * 10
+    assert messages == [b"x" * 30_000] * 10
 
 
 def test_a_certificate_of_another_host(
