@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 from tests.observe.web.browser import Browser  # noqa: E402
 
 WARM_SECONDS = 75  # the page draws a minute
-WIDTH, HEIGHT = 1100, 700  # CSS pixels
+WIDTH, HEIGHT = 1100, 1125  # CSS pixels: down to the clients
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
                 time.sleep(1)
                 tabs["light"].run("1")  # reads the events of the browser, which would close an idle connection
             for theme, tab in tabs.items():
-                tab.screenshot(ROOT / "docs" / f"status-{theme}.png")
+                tab.screenshot(ROOT / "docs" / f"status-{theme}.png", WIDTH, HEIGHT)
             browser.close()
     finally:
         demo.send_signal(signal.SIGINT)

@@ -81,15 +81,21 @@ def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) < 400
 
 
-def test_readme_begins_with_the_two_commands() -> None:
-    assert [block.strip() for block in blocks(ROOT / "README.md", "sh")[:2]] == [FIRST, TESTS]
+def test_readme_has_the_two_commands() -> None:
+    """The first one first, the tests' under "Develop"."""
+    shown = [block.strip() for block in blocks(ROOT / "README.md", "sh")]
+    assert shown[0] == FIRST
+    assert TESTS in shown
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert text.index("\n## Develop\n") < text.index(TESTS)
 
 
 def test_readme_keeps_its_order() -> None:
     """The headings are in the order in which a reader needs them."""
     text = (ROOT / "README.md").read_text("utf-8")
-    order = ["Point your SDK here", "Configure", "Allowlists and keys", "Run it on a VPS", "Watch it",
-             "What happens when …", "Limits", "What it costs", "Questions", "Develop", "License"]  # fmt: skip
+    order = ["Try it", "Three steps to your own", "Point your SDK here", "Configure", "Allowlists and keys",
+             "Run it on a VPS", "Watch it", "What happens when …", "Limits", "What it costs", "Questions", "Develop",
+             "License"]  # fmt: skip
     positions = [text.index(f"\n## {heading}\n") for heading in order]
     assert positions == sorted(positions)
 
@@ -113,8 +119,7 @@ def test_the_example_of_explain_prints_the_output_shown(
 ) -> None:
     [example] = [block for block in blocks(ROOT / "README.md", "sh") if " explain " in block]
     command, output = example.splitlines()
-    (tmp_path / "config").mkdir()
-    (tmp_path / "config" / "proxy.yaml").write_text(blocks(ROOT / "README.md", "yaml")[0])
+    (tmp_path / "my-proxy.yaml").write_text(blocks(ROOT / "README.md", "yaml")[0])
     monkeypatch.chdir(tmp_path)
     for name, value in ENVIRON.items():
         monkeypatch.setenv(name, value)
@@ -275,8 +280,8 @@ def test_the_examples_have_the_address_and_a_client_of_the_demo() -> None:
             assert re.search(rf'ALPACA_PROXY_{setting}\b"?(\)? \?\? "|, "|:-){default}["}}]', program), (name, setting)
 
 
-def test_the_examples_page_has_readmes_command_for_a_certificate() -> None:
-    [command] = [block for block in blocks(ROOT / "README.md", "sh") if block.startswith("openssl")]
+def test_the_examples_page_has_the_same_command_for_a_certificate() -> None:
+    [command] = [block for block in blocks(ROOT / "docs" / "sdks.md", "sh") if block.startswith("openssl")]
     assert command in (EXAMPLES / "README.md").read_text("utf-8")
 
 

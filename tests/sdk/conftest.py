@@ -135,7 +135,7 @@ class Certificate:
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    """A certificate made with README's command."""
+    """A certificate made with the command of docs/sdks.md."""
     folder = tmp_path_factory.mktemp("tls")
     command = [word for word in shlex.split(recipe("sh", "openssl")) if word != "\n"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
@@ -143,9 +143,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 
 def recipe(language: str, word: str) -> str:
-    """README's code block in this language that begins with this word."""
-    readme = (ROOT / "README.md").read_text("utf-8")
-    [block] = re.findall(rf"^```{language}\n({re.escape(word)}.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    """The code block of docs/sdks.md in this language that begins with this word."""
+    page = (ROOT / "docs" / "sdks.md").read_text("utf-8")
+    [block] = re.findall(rf"^```{language}\n({re.escape(word)}.*?)^```", page, re.MULTILINE | re.DOTALL)
     code: str = block
     return code
 

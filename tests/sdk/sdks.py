@@ -20,7 +20,7 @@ class Sdk:
     leaky: leaves a connection behind whenever it reconnects.
     gives_up: the refusals of a stream's log-in after which it does not retry, at Alpaca neither.
     tls: connects with TLS only.
-    note: shown to its users in README.
+    note: shown to its users in docs/sdks.md.
     """
 
     name: str
@@ -182,7 +182,7 @@ def _backtrader() -> Sdk:
     )
 
 
-SDKS = (  # in the order of README's table
+SDKS = (  # in the order of the table in docs/sdks.md
     _alpaca_py("0.44.0"),
     _alpaca_py("0.43.2", "websockets"),
     _alpaca_py("0.30.1", "websockets<14"),  # later ones have another client

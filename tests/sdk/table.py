@@ -1,7 +1,7 @@
 """The table of SDKs and streams, built from the outcomes of the tests.
 
-A cell is ✓ if every test of that SDK on that stream passed, and ? if none was run. README has the exact table of a run
-in which all tests pass; docs/sdks.md has the table of how each SDK handles refusals.
+A cell is ✓ if every test of that SDK on that stream passed, and ? if none was run. docs/sdks.md has the exact table of
+a run in which all tests pass, and that of how each SDK handles refusals.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""README's exact recipe for JavaScript 2 and 3.
-
-It has two objects, TLS, and a certificate made with README's command.
-"""
+"""The exact recipe of docs/sdks.md for JavaScript 2 and 3: two objects, TLS, and a certificate made by its command."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
 
 SECONDS = 15.0
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -65,7 +65,7 @@ class Browser:
             time.sleep(0.02)
         self._stack = ExitStack()
         socket = connect(f"ws://127.0.0.1:{lines[0]}{lines[1]}", max_size=None, proxy=None, close_timeout=1)
-        self._connection: ClientConnection = self._stack.enter_context(socket)
+        self._connection = self._stack.enter_context(socket)
         self._numbers = itertools.count(1)
         self._tabs: dict[str, Tab] = {}
 
@@ -193,7 +193,8 @@ class Tab:
         """Disable the Content-Security-Policy of the next page, which would refuse a test's own script."""
         self._call("Page.setBypassCSP", enabled=True)
 
-    def screenshot(self, path: Path) -> None:
-        """Save the whole page as a PNG."""
-        picture = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+    def screenshot(self, path: Path, width: int, height: int) -> None:
+        """Save the page, down to this height, as a PNG."""
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        picture = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
         path.write_bytes(base64.b64decode(picture["data"]))
