@@ -22,13 +22,14 @@ contender, one after the other, on this machine:
 
 {machine}
 
-{rounds} rounds, {seconds:g} s measured in each run. The proxy ran as the product it is, with authentication, bounds,
-metrics and logs, alone on its core; the stand-in for Alpaca and the clients, one C program, on the other. `C frame` is
-a relay that sends each frame to each client, `C chunk` one that sends whatever it has read (up to 256 KiB), both
-without looking at the data; `gevent` is the least that such a relay costs in Python under gevent, without any
-feature; `naive` is asyncio, `websockets` and json; `broadcast` that library's broadcast with
-orjson; `picows` runs on uvloop; `node` is `ws`. In saturation the sender is never more than 256 KiB ahead of what the
-clients have read, so that no message is lost and queues stay short. [SOAK.md](SOAK.md) has the results of a long run.
+{rounds} rounds, {seconds:g} s measured in each run; 5 rounds of 3 s for `light`, `typical`, `sharded-steady` and
+`steady`. The proxy ran as the product it is, with authentication, bounds, metrics and logs, alone on its core; the
+stand-in for Alpaca and the clients, one C program, on the other. `C frame` is a relay that sends each frame to each
+client, `C chunk` one that sends whatever it has read (up to 256 KiB), both without looking at the data; `gevent` is the
+least that such a relay costs in Python under gevent, without any feature; `naive` is asyncio, `websockets` and json;
+`broadcast` that library's broadcast with orjson; `picows` runs on uvloop; `node` is `ws`. In saturation the sender is
+never more than 256 KiB ahead of what the clients have read, so that no message is lost and queues stay short.
+[SOAK.md](SOAK.md) has the results of a long run.
 """
 
 _CHART = """\

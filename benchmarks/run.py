@@ -33,7 +33,7 @@ def against_peers(bench: Bench, row: Row, rounds: int, seconds: float, only: Col
     if bench.other is not None and row.ours == "proxy":
         peers.append("other")
     runs: dict[str, list[Figures]] = {contender: [] for contender in (row.ours, *peers)}
-    for number in range(rounds):
+    for number in range(max(rounds, row.rounds)):
         for contender in runs:
             figures = run(bench, contender, row.load, seconds, codec=row.codec)
             runs[contender].append(figures)

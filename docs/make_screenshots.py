@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,8 +28,7 @@ def main() -> None:
     assert demo.stdout is not None
     try:
         url = next(match[0] for line in demo.stdout if (match := re.search(r"http://\S+", line)))
-        with tempfile.TemporaryDirectory() as folder:
-            browser = Browser(Path(folder))
+        with tempfile.TemporaryDirectory() as folder, closing(Browser(Path(folder))) as browser:
             tabs = {theme: browser.tab(WIDTH, HEIGHT, dark=theme == "dark") for theme in ("light", "dark")}
             for tab in tabs.values():
                 tab.go(url)
@@ -38,7 +38,6 @@ def main() -> None:
                 tabs["light"].run("1")  # reads the events of the browser, which would close an idle connection
             for theme, tab in tabs.items():
                 tab.screenshot(ROOT / "docs" / f"status-{theme}.png", WIDTH, HEIGHT)
-            browser.close()
     finally:
         demo.send_signal(signal.SIGINT)
         demo.communicate()
