@@ -22,14 +22,14 @@ class TimeSlice:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self.begin(clock())
+        self.begin()
 
     def __repr__(self) -> str:
         return f"<TimeSlice until {self._ends}>"
 
-    def begin(self, now: float) -> None:
+    def begin(self, now: float | None = None) -> None:
         """Begin anew, after the greenlet has waited for something and others have run."""
-        self._ends = now + SLICE_SECONDS
+        self._ends = (self._clock() if now is None else now) + SLICE_SECONDS
 
     def over(self) -> bool:
         """Return whether the greenlet should yield."""
@@ -43,4 +43,4 @@ class TimeSlice:
     def yield_to_hub(self) -> None:
         """Let other greenlets run, then begin anew."""
         gevent.sleep(YIELD_SECONDS)
-        self.begin(self._clock())
+        self.begin()

@@ -83,7 +83,10 @@ class FeedSource(Protocol):
         """
 
     def receive(self) -> list[bytes]:
-        """Return the messages that have arrived; block until there is one. Raises ConnectionLost."""
+        """Return the messages that have arrived; block until there is one. Raises ConnectionLost.
+
+        Yields to the hub by time, since it does not block while data is ready.
+        """
 
     def handle(self, body: Raw | bytes) -> FeedEvent:
         """Return the event of a control message; what belongs to the log-in is done."""

@@ -418,24 +418,16 @@ class FeedSupervisor:
             source.close()
 
     def _read_frames(self, source: FeedSource) -> None:
-        """Read until the connection is lost.
-
-        It yields by time, since `receive` does not block while data is ready.
-        """
-        time_slice, loop = TimeSlice(self._clock), gevent.get_hub().loop
+        """Read until the connection is lost. `receive` yields by time."""
         while True:
-            polls = loop.iteration
             received = source.receive()
-            if loop.iteration != polls:  # `receive` has blocked, and others have run
-                time_slice.begin(source.received_at)
             if received and len(received[-1]) > LARGE_FRAME_BYTES:  # a large frame is always the last one
                 self._take(source, received[:-1])
-                self._take_large(source, received[-1], time_slice)
+                self._take_large(source, received[-1])
             else:
                 self._take(source, received)
             if source.received_at >= self.stats.due and received and len(received[0]) <= LARGE_FRAME_BYTES:
                 self.stats.sample(received[0], self.codec, source.received_at)
-            time_slice.pause()
 
     def _take(self, source: FeedSource, received: list[bytes]) -> None:
         """The data path, from frames to outboxes; never blocks for data.
@@ -463,8 +455,9 @@ class FeedSupervisor:
                         gevent.sleep(YIELD_SECONDS)
         self._deliver(router.flush())
 
-    def _take_large(self, source: FeedSource, frame: bytes, time_slice: TimeSlice) -> None:
+    def _take_large(self, source: FeedSource, frame: bytes) -> None:
         """Deliver a large frame in pieces, and yield by time between them."""
+        time_slice = TimeSlice(self._clock)
         try:
             for piece in self.router.pieces(frame):
                 if piece is not None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import gevent
 import pytest
-from gevent.event import AsyncResult
+from gevent.event import AsyncResult, Event
 from hypothesis import given
 from hypothesis import strategies as st
 from wsproto.frame_protocol import FrameProtocol, Opcode
@@ -24,11 +24,13 @@ from wsproto.frame_protocol import FrameProtocol, Opcode
 from proxy.transport import frames
 from proxy.transport.errors import ConnectionLost, UpgradeRefused
 from proxy.transport.frames import BINARY, CLOSE, PING, PONG, TEXT
+from proxy.transport.time_slice import TimeSlice
 from proxy.upstream import websocket
 from proxy.upstream.websocket import UpstreamConnection, dial
 from tests.ports import free_port
 
 SECONDS = 5
+RECORDS = 300
 HERE = "127.0.0.1"
 CONTINUATION = 0
 LIMIT = websocket.UPSTREAM_MESSAGE_BYTES
@@ -698,6 +700,45 @@ def test_a_trusted_certificate(secure: Server, certificate: tuple[Path, Path], m
         connection.receive()
     connection.free()
     assert messages == [b"x" * 30_000] * 10
+
+
+def test_waiting_tls_records_are_read_in_one_time_slice(
+    serve: Callable[..., Server], certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one for each turn of the hub, in which every other greenlet works for a time slice."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    sent = Event()
+
+    def script(sock: socket.socket) -> None:
+        sock.sendall(accept(head(sock)))
+        for number in range(RECORDS):
+            sock.sendall(frame(BINARY, b"%200d" % number))
+        sent.set()
+        sock.recv(1)
+
+    def work() -> None:
+        time_slice = TimeSlice()
+        while True:
+            if time_slice.over():
+                turns.append(1)
+                time_slice.yield_to_hub()
+
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    monkeypatch.setattr(websocket, "tls_context", ssl.create_default_context)
+    connection = dial(serve(script, tls=context).url, {}, no_reply)
+    assert sent.wait(SECONDS)
+    turns: list[int] = []
+    messages: list[bytes] = []
+    workers = [gevent.spawn(work) for _ in range(3)]
+    try:
+        while len(messages) < RECORDS:
+            messages += connection.receive()
+    finally:
+        gevent.killall(workers)
+        connection.free()
+    assert messages == [b"%200d" % number for number in range(RECORDS)]
+    assert len(turns) < RECORDS / 2, f"{len(turns)} turns of others"
 
 
 def test_a_certificate_of_another_host(
