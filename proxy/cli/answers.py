@@ -12,6 +12,7 @@ from proxy.alpaca.endpoints import WILDCARD, endpoint
 from proxy.config import symbols, values
 from proxy.config.values import Fault, Unsuitable
 from proxy.config.yamlfile import Items, Table, Text, quoted
+from proxy.routing.allowlists import TRADING
 
 CHANNELS = ("trades", "quotes", "bars", "news")  # those that an algorithm may see without `--client`
 
@@ -96,12 +97,22 @@ def market_entries(feed: str, text: str) -> tuple[str, ...]:
     return entries(feed, next(iter(market(feed, ())[feed]), WILDCARD), text)
 
 
+def market_feed(text: str) -> str:
+    """Return the name of a feed of market data, which may be typed in capitals."""
+    return values.market_feed(text.lower())
+
+
 def client(text: object) -> ClientTopics:
     """Return the value of `--client`."""
     parts = values.text(text).split(":", 3)
     if len(parts) < 4:
         raise Unsuitable(Fault("should be NAME:FEED:CHANNEL:SYMBOLS, as in momentum:iex:trades:AAPL,MSFT"))
     name, feed, channel, listed = parts
+    if (fault := _name_fault(name)) is not None:
+        raise Unsuitable(fault)
+    found = endpoint(feed)
+    if found is not None and feed != TRADING and channel not in (*found.channels, WILDCARD):
+        raise Unsuitable(Fault(f"{quoted(channel)} is no channel of {feed}", values.nearest(channel, found.channels)))
     return ClientTopics(values.name(name), feed, channel, entries(feed, channel, listed))
 
 

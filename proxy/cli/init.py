@@ -22,7 +22,6 @@ from proxy.cli.config_file import config_path
 from proxy.cli.keygen import NewClient
 from proxy.cli.starter import SCHEMA_FILE, allowed, starter
 from proxy.cli.terminal import Exit, command, fail, print_err
-from proxy.config import values
 from proxy.config.values import Unsuitable
 
 T = TypeVar("T")
@@ -92,11 +91,13 @@ def _make_folder(folder: Path, read: Callable[[], str]) -> bool:
 def _finished(path: Path, given: Answers, clients: list[NewClient]) -> str:
     """Return the lines to paste and the next steps."""
     blocks = []
+    listed: list[str] = []
     for client in clients:
         feeds = allowed(client.name, given.clients[client.name])
         blocks.append(f"# {client.name}\n{sdk_lines.alpaca_py(client.key, client.secret, feeds)}")
+        listed += feeds
     names = {"path": shlex.quote(str(path)), "schema": shlex.quote(str(path.with_name(SCHEMA_FILE)))}
-    return FINISHED.format(clients="\n\n".join(blocks), others=sdk_lines.OTHERS, command=command(), **names)
+    return FINISHED.format(clients="\n\n".join(blocks), others=sdk_lines.others(listed), command=command(), **names)
 
 
 def write(path: Path, text: str) -> None:
@@ -129,7 +130,7 @@ def ask(default: Answers, read: Callable[[], str], *, clients: bool = True) -> A
     feed, listed = "iex", answers.examples("iex")
     for name in _ask("Names of your algorithms, with commas between them?", "momentum", read, answers.names):
         before = feed
-        feed = _ask(f"Feed of market data for {name} (iex, sip, crypto, …)?", before, read, values.market_feed)
+        feed = _ask(f"Feed of market data for {name} (iex, sip, crypto, …)?", before, read, answers.market_feed)
         listed = listed if feed == before else answers.examples(feed)
         question = f"Symbols that {name} may see (* for all)?"
         listed = _ask(question, " ".join(listed), read, partial(answers.market_entries, feed))
@@ -138,7 +139,7 @@ def ask(default: Answers, read: Callable[[], str], *, clients: bool = True) -> A
 
 
 def _ask(question: str, default: str, read: Callable[[], str], decode: Callable[[str], T]) -> T:
-    """Ask until the answer is valid. A proposal for an invalid answer is the default of the next attempt."""
+    """Ask until the answer is valid. A valid proposal for an invalid answer is the next default."""
     while True:
         print(f"{question} [{default}] ", end="", file=sys.stderr, flush=True)
         line = read()
@@ -148,4 +149,8 @@ def _ask(question: str, default: str, read: Callable[[], str], decode: Callable[
             return decode(line.strip() or default)
         except Unsuitable as error:
             print_err(f"  {error}")
-            default = next((fault.hint for fault in error.faults if fault.hint), default)
+            for hint in filter(None, (fault.hint for fault in error.faults)):
+                with contextlib.suppress(Unsuitable):
+                    decode(hint)
+                    default = hint
+                    break

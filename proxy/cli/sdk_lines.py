@@ -11,13 +11,15 @@ from proxy.routing.allowlists import TRADING
 
 ADDRESS = f"{LOOPBACK}:{LISTEN_PORT}"
 
-OTHERS = f"""\
-  alpaca-trade-api  Stream(…, data_stream_url="ws://{ADDRESS}",
-                           base_url="http://{ADDRESS}")
-  JavaScript 4      stockStream({{ url: "ws://{ADDRESS}/v2/iex" }})
-  Go 3              stream.WithBaseURL("ws://{ADDRESS}/v2")
-  C#                ApiEndpoint = new Uri("ws://{ADDRESS}/v2/iex")
-  backtrader        DATA_PROXY_WS=http://{ADDRESS}"""
+OTHERS = """\
+  alpaca-trade-api  Stream(…, data_stream_url="ws://{address}",
+                           base_url="http://{address}")
+  JavaScript 4      stockStream({{ url: "ws://{address}{path}" }})
+  Go 3              stream.WithBaseURL("ws://{address}{folder}")
+  C#                ApiEndpoint = new Uri("ws://{address}{path}")
+  backtrader        DATA_PROXY_WS=http://{address}"""
+ELSEWHERE = """\
+  README has the line of each SDK, under "Point your SDK here"."""
 
 
 def alpaca_py(key: str, secret: str, feeds: Iterable[str]) -> str:
@@ -30,6 +32,15 @@ def alpaca_py(key: str, secret: str, feeds: Iterable[str]) -> str:
         for found in endpoints
     )
     return "\n".join([*imports, *(f'{name} = "{value}"' for name, value in constants.items()), *streams])
+
+
+def others(feeds: Iterable[str]) -> str:
+    """Return the lines for other SDKs, with the first of these feeds that is one of stocks; or where they stand."""
+    endpoints = filter(None, map(endpoint, feeds))
+    stocks = next((found for found in endpoints if _stream_class(found)[1] == "StockDataStream"), None)
+    if stocks is None:
+        return ELSEWHERE
+    return OTHERS.format(address=ADDRESS, path=stocks.path, folder=stocks.path.rpartition("/")[0])
 
 
 def _variable(found: Endpoint) -> str:

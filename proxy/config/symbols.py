@@ -9,6 +9,8 @@ from proxy.config.values import Fault
 from proxy.config.yamlfile import quoted
 from proxy.routing.allowlists import SYMBOL, TRADING
 
+_FOREIGN = re.compile(r"[^A-Za-z0-9./-]")  # in the symbol of no feed: BRK.B, BTC/USD, BTC-PERP
+_LONGEST = 24  # characters; those of options have 21
 _CONTRACT = re.compile(r"[A-Z0-9.]+[0-9]{6}[CP][0-9]{8}")  # OCC: root, date, call or put, price
 _PAIR_WITHOUT_SLASH = re.compile(r"([A-Z0-9]{2,})(USDT|USDC|USD|BTC)")
 
@@ -23,6 +25,13 @@ def unlikely(feed: str, entry: str) -> Fault | None:
     if found is None or not entry.startswith(start) or entry == WILDCARD:
         return None
     symbol = entry.removeprefix(start)
+    name = symbol.removesuffix(WILDCARD)
+    if (foreign := _FOREIGN.search(name)) is not None:
+        rest = [part for part in _FOREIGN.split(name) if part]
+        hint = start + rest[0] if len(rest) == 1 else None
+        return Fault(f"{quoted(symbol)} has {quoted(foreign[0])}, which no symbol has", hint)
+    if len(name) > _LONGEST:
+        return Fault(f"{quoted(symbol)} is longer than any symbol")
     if symbol != symbol.upper():
         return Fault(f"{quoted(symbol)} is in lower case, and symbols are in upper case", start + symbol.upper())
     if feed == TRADING or "news" in found.channels:

@@ -114,10 +114,14 @@ def test_clients_for_scripts(working_directory: Path, call: Call) -> None:
     ("value", "sentence"),
     [
         ("one", "should be NAME:FEED:CHANNEL:SYMBOLS, as in momentum:iex:trades:AAPL,MSFT"),
-        ("my algo:iex:trades:AAPL", "cannot be a name; use letters, digits, dots, dashes and underscores, 64 at most; "
-         'did you mean "my-algo"?'),
+        ("my algo:iex:trades:AAPL", '"my algo" cannot be a name; use letters, digits, dots, dashes and underscores, '
+         '64 at most; did you mean "my-algo"?'),
         ("one:iexx:trades:AAPL", 'unknown feed; did you mean "iex"?'),
-        ("one:iex:trade:AAPL", 'unknown channel of iex; did you mean "trades"?'),
+        ("one:iex:trade:AAPL", '"trade" is no channel of iex; did you mean "trades"?'),
+        ("one:iex:trades:AAPL;MSFT", '"AAPL;MSFT" has ";", which no symbol has'),
+        ("one:iex:trades:$AAPL", '"$AAPL" has "$", which no symbol has; did you mean "AAPL"?'),
+        ("one:iex:trades:???", '"???" has "?", which no symbol has'),
+        (f"one:iex:trades:{'A' * 25}", f'"{"A" * 25}" is longer than any symbol'),
         ("one:iex:trades:", "should be one symbol at least"),
         ("one:iex:trades:aapl,X", '"aapl" is in lower case, and symbols are in upper case; did you mean "AAPL X"?'),
         ("one:crypto:trades:BTCUSD", '"BTCUSD" is no pair, such as BTC/USD; did you mean "BTC/USD"?'),
@@ -261,6 +265,12 @@ def test_invalid_answers_are_explained_in_one_sentence(capsys: pytest.CaptureFix
         '"aapl" is in lower case, and symbols are in upper case; did you mean "AAPL MSFT"?',
         '"BTCUSD" is no pair, such as BTC/USD; did you mean "BTC/USD"?',
     ]
+
+
+def test_a_proposal_that_is_invalid_itself_is_no_default() -> None:
+    assert typed("paper", "one", "crypto", "aapl", "") == Answers(
+        "paper", {"one": market("crypto", ("BTC/USD", "ETH/USD"))}
+    )
 
 
 # Written file
