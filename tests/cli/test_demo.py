@@ -10,8 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.harness import ROOT
 from tests.terminal import Terminal
+
+pytestmark = pytest.mark.slow
 
 TO_PASTE = [
     "from alpaca.data.live import StockDataStream",
