@@ -36,7 +36,7 @@ def messages(wire: Wire) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("packed", [False, long(True)])
 @pytest.mark.parametrize("upstream", [long("json"), "msgpack"])
-@pytest.mark.parametrize("patterns", ["[AAPL]", "[AA*, TSLA]"])
+@pytest.mark.parametrize("patterns", [long("[AAPL]"), "[AA*, TSLA]"])
 def test_unknown_kinds(target: Start, tmp_path: Path, patterns: str, upstream: str, packed: bool) -> None:
     """Unknown kinds are received if the channel `*` permits the symbol.
 

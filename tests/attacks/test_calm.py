@@ -134,6 +134,7 @@ def test_a_flood_of_log_lines_to_a_slow_reader(target: Start) -> None:
         reading.kill()
 
 
+@pytest.mark.long
 def test_joins_and_leaves_of_thousands_of_symbols(target: Start, alpaca: Simulator) -> None:
     proxy = target(alpaca.url)
     done = 0

@@ -146,7 +146,7 @@ def floods(proxy: Target, kind: str, sockets: int, seconds: float, key: str = ""
     ("kind", "sockets"),
     [
         long("bad JSON", 50),
-        ("bad JSON", 250),
+        long("bad JSON", 250),
         long("empty pings", 250),
         long("long integers", 50),
         long("long fractions", 50),

@@ -74,7 +74,7 @@ def keys_in(kind: str) -> bytes:
         long("time"),
         long("unknown kind"),
         long("message"),
-        "order book",
+        long("order book"),
         long("time of an order book"),
     ],
 )
@@ -230,7 +230,7 @@ def full_frame(kind: str) -> bytes:
         long("conditions", "/v2/iex", "trades", False),
         long("unknown kind", "/v2/iex", "trades", False),
         long("symbols of news", "/v1beta1/news", "news", False),
-        ("levels", CRYPTO, "orderbooks", False),
+        long("levels", CRYPTO, "orderbooks", False),
         ("legs", TRADING, "", False),
         long("relatives", TRADING, "", False),
     ],
