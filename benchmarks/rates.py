@@ -17,9 +17,8 @@ from measure import run
 TEXT = "Wildcard, 10 clients, 1 message a frame, at rising rates: processor time for each delivered message."
 NOTE = """\
 A contender has no figure at the rates that it does not keep up with. What costs at low rates is that each message wakes
-an idle process: the same code takes four times as long half a millisecond after it last ran as it does in a row, since
-the caches hold other data by then. Where messages come faster than they are sent, the proxy sends those together that
-wait together."""
+an idle process, whose code and data the caches no longer hold. Where messages come faster than they are sent, the proxy
+sends those together that wait together."""
 CONTENDERS = {"proxy": "alpaca-proxy", "picows": "picows", "C frame": "C relay", "naive": "naive"}
 RATES = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)  # messages a second
 CLIENTS = 10

@@ -90,7 +90,7 @@ class UpstreamConnection(websocket.WebSocket):
             if self._at == len(self._data):
                 self._fill()
             while not (messages := self._whole_messages()):
-                head = self._head(self._at)
+                head = self._head()
                 if head is None:
                     self._fill()
                 elif head[0] in _WHOLE and not self._fragments:
@@ -146,7 +146,7 @@ class UpstreamConnection(websocket.WebSocket):
             return messages
         try:
             while self._at < available and size < MERGE_BYTES and len(messages) < MERGE_FRAMES:
-                head = self._head(self._at)
+                head = self._head()
                 if head is None:
                     break
                 first, start, end = head
@@ -198,7 +198,7 @@ class UpstreamConnection(websocket.WebSocket):
 
         A close frame is answered with its own code (RFC 6455 §5.5.1); the library would always send 1000.
         """
-        while (head := self._head(self._at)) is None:
+        while (head := self._head()) is None:
             self._fill()
         first, start, end = head
         if first not in _VALID or (first in _CONTROL and end - start > 125):
@@ -212,12 +212,12 @@ class UpstreamConnection(websocket.WebSocket):
             raise ConnectionLost(f"closed by the other side with {code} {reason}".strip())
         return frame
 
-    def _head(self, at: int) -> _Head | None:
-        """Return the first byte of the frame at a position of the buffer, and the bounds of its payload.
+    def _head(self) -> _Head | None:
+        """Return the first byte of the next frame and the bounds of its payload.
 
         None if its header is incomplete.
         """
-        data = self._data
+        data, at = self._data, self._at
         if len(data) < at + 2:
             return None
         first, size = data[at], data[at + 1]

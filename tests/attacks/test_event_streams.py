@@ -68,7 +68,6 @@ def test_readers_that_do_not_read(target: Start, alpaca: Simulator) -> None:
             assert [int(event["order"]["id"]) for event in reader.events] == [*range(len(reader.events))]
 
 
-@pytest.mark.long
 def test_two_hundred_idle_streams(target: Start, alpaca: Simulator) -> None:
     """They cost memory as sessions do; every update reaches each of them."""
     proxy = target(alpaca.url, clients=READER)
